@@ -9,6 +9,10 @@ VENV ?= .venv
 JOBS ?= 2
 UV ?= uv
 ARGS ?=
+# The peers need PyTorch, so the benchmarks have an environment of their own. TORCH may add an index:
+#   make bench TORCH="torch==2.13.0 --index-url INDEX-OF-CPU-BUILDS"
+BENCH ?= .venv-bench
+TORCH ?= torch==2.13.0
 
 BIN := $(VENV)/bin
 LOCK := requirements/dev.txt
@@ -17,7 +21,7 @@ LOCK := requirements/dev.txt
 PARALLEL := -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format docs bench install lock clean
+.PHONY: help demo test test-slow lint format docs bench bench-full install lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -44,8 +48,13 @@ docs: install ## build the documentation, warnings are errors
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
 
-bench: install ## run the benchmarks
-	$(BIN)/python -m benchmarks $(ARGS)
+bench: $(BENCH)/.installed ## the benchmarks beside the peers, short form (about 15 minutes)
+	$(BENCH)/bin/python -m benchmarks --short --output benchmarks/results $(ARGS)
+	$(BENCH)/bin/python -m benchmarks render
+
+bench-full: $(BENCH)/.installed ## the benchmarks beside the peers, all sizes (hours; goes on where it stopped)
+	$(BENCH)/bin/python -m benchmarks --output benchmarks/results $(ARGS)
+	$(BENCH)/bin/python -m benchmarks render
 
 install: $(VENV)/.installed ## the virtual environment, if it is missing or out of date
 
@@ -64,11 +73,28 @@ $(VENV)/.installed: $(VENV)/.locked pyproject.toml
 	  --no-deps --no-build-isolation --editable .
 	@touch $@
 
+# No dependencies: the lock has them all, and those of torch come with torch.
+$(BENCH)/.locked: requirements/bench.txt
+	@$(BENCH)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes \
+	  --no-deps -r requirements/bench.txt
+	@touch $@
+
+$(BENCH)/.installed: $(BENCH)/.locked pyproject.toml
+	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --no-deps --no-build-isolation --editable .
+	@touch $@
+
 lock: ## resolve the requirements again (needs uv; UPGRADE=1 takes the newest versions)
 	$(UV) pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) \
 	  --extra experiments --extra plots \
 	  --group test --group lint --group docs --group build -o $(LOCK)
+	$(UV) pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) \
+	  --no-emit-package torch --no-emit-package torchvision \
+	  --extra benchmarks --group build -o requirements/bench.txt
 
 clean: ## remove what was built (the virtual environments and runs stay)
 	rm -rf build dist docs/_build docs/api .pytest_cache .ruff_cache .hypothesis
