@@ -1,0 +1,124 @@
+"""Chunks of a trajectory, results of seeds: a stop at any point, and the same bits."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.lib.seeds import each_seed, load_arrays, save_arrays
+from experiments.lib.small import apply_mlp, init_mlp, shuffled_batches, small_data, stack_seeds
+from experiments.lib.trajectory import run_chunks
+from experiments.registry import ExperimentConfig
+
+
+class Stop(Exception):
+    pass
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def advance(state, steps):
+    def step(state, _):
+        x, key = state["x"], jax.random.wrap_key_data(state["key"])
+        key, draw = jax.random.split(key)
+        x = 0.9 * x + jax.random.normal(draw, x.shape)
+        return {"x": x, "key": jax.random.key_data(key)}, {"x": x, "norm": jnp.linalg.norm(x)}
+
+    return jax.lax.scan(step, state, length=steps)
+
+
+def start():
+    return {"x": jnp.ones(3), "key": jax.random.key_data(jax.random.key(1))}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return run_chunks(tmp_path_factory.mktemp("whole"), start(), advance, 7, 2)
+
+
+@pytest.mark.parametrize("calls", [0, 1, 3])
+def test_a_stopped_trajectory_ends_with_the_same_bits(tmp_path, whole, calls):
+    count = 0
+
+    def stopping(state, steps):
+        nonlocal count
+        count += 1
+        if count > calls:
+            raise Stop
+        return advance(state, steps)
+
+    with pytest.raises(Stop):
+        run_chunks(tmp_path, start(), stopping, 7, 2)
+    state, records = run_chunks(tmp_path, start(), advance, 7, 2)
+    jax.tree.map(np.testing.assert_array_equal, (state, records), whole)
+    assert records["x"].shape == (7, 3)
+
+
+def test_a_finished_trajectory_is_not_run_again(tmp_path, whole):
+    run_chunks(tmp_path, start(), advance, 4, 2)
+
+    def never(state, steps):
+        raise AssertionError
+
+    _, records = run_chunks(tmp_path, start(), never, 4, 2)
+    np.testing.assert_array_equal(records["x"], whole[1]["x"][:4])
+
+
+def test_seeds_may_come_first(tmp_path):
+    def two(state, steps):
+        state, records = advance(state, steps)
+        return state, {name: jnp.stack([a, -a]) for name, a in records.items()}
+
+    _, records = run_chunks(tmp_path, start(), two, 5, 2, axis=1)
+    assert records["x"].shape == (2, 5, 3)
+
+
+def test_a_seed_with_a_result_is_not_run_again(tmp_path):
+    config = ExperimentConfig(out=tmp_path, seeds=3, first_seed=4, quiet=True)
+    ran = []
+
+    def run_seed(seed, folder):
+        ran.append(seed)
+        if len(ran) == 2:
+            raise Stop
+        return {"seed": seed, "bad": float("nan")}
+
+    with pytest.raises(Stop):
+        each_seed(config, run_seed)
+    results = each_seed(config, run_seed)
+    assert ran == [4, 5, 5, 6]
+    assert results[6] == {"seed": 6, "bad": None}
+
+
+def test_arrays_come_back(tmp_path):
+    save_arrays(tmp_path / "a.npz", a=np.arange(3), b=np.eye(2))
+    found = load_arrays(tmp_path / "a.npz")
+    np.testing.assert_array_equal(found["a"], [0, 1, 2])
+    np.testing.assert_array_equal(found["b"], np.eye(2))
+
+
+def test_small_data_is_centred_and_its_noise_exact():
+    data = small_data("digits", seed=3, train_size=100, label_noise=0.25, test_size=50)
+    # float32 means of 100 numbers of order one
+    np.testing.assert_allclose(data.inputs.mean(0), 0, atol=1e-5)
+    assert data.noisy.sum() == 25
+    assert data.test_inputs.shape == (50, 64)
+    again = small_data("digits", seed=3, train_size=100, label_noise=0.25, test_size=50)
+    np.testing.assert_array_equal(data.targets, again.targets)
+    assert stack_seeds([data, again]).noisy.shape == (2, 100)
+    with pytest.raises(ValueError, match="none to test on"):
+        small_data("digits", seed=0, train_size=5000)
+
+
+def test_an_mlp_starts_at_its_scale():
+    params = init_mlp(jax.random.key(0), (64, 256, 10), scale=0.5)
+    kernel = params["layer_0"]["kernel"]
+    # 16,384 draws: the standard deviation is known to half a per cent
+    np.testing.assert_allclose(np.std(kernel) * 8, 0.5, rtol=0.03)
+    assert apply_mlp(params, jnp.ones((2, 64))).shape == (2, 10)
+
+
+def test_an_epoch_visits_every_example_once():
+    batches = shuffled_batches(jax.random.key(0), 12, 4)
+    assert sorted(np.ravel(batches)) == list(range(12))
