@@ -128,8 +128,8 @@ def spectrum(
        error comes only from what Q does not know.
     3. One more product a probe until the trace has reached ``trace_tol``.
 
-    Costs some 100 to 300 products, two programs that contain the model or fewer, ``num_steps +
-    probe_steps`` vectors of memory and two reads of them a step. One start vector sees one copy of
+    Costs some 100 to 300 products, two programs that contain the model or fewer, memory for the
+    vectors of the run (up to twice its steps) and of a probe, and two reads of them a step. One start vector sees one copy of
     a multiple eigenvalue; further copies are in the density and in the trace, and `eigsh` finds
     them one by one. Driven from the host: not for use inside ``jit``.
 
@@ -241,7 +241,7 @@ class _Collected:
         self.known_trace, self.known_square = (float(a) for a in jax.device_get(sums))
         self.product = loops.product(op)
         self.deflated = complement.Deflated(op, ritz.deflating(state))
-        self.images = ritz.images(state)
+        self.relation = ritz.relation
         self.numbers: list = []
         self.quadratures: list = []
         self.blocks: list = []
@@ -252,8 +252,10 @@ class _Collected:
         z = probes.probe(jax.random.fold_in(self.key, i), self.op.structure)
         y = complement.project(self.deflated.vectors, z)
         image = self.product(y)
-        numbers, rest = _numbers(self.run, y, image, self.ritz.vectors, self.images)
+        numbers, rest = _numbers(self.run, y, image, self.ritz.vectors, self.relation)
         self.numbers.append(numbers)
+        if self.groups is not None or self.sum_diagonal is not None:
+            rest = complement.rest(self.run, rest)
         if self.sum_diagonal is not None:
             self.sum_diagonal = _add_product(self.sum_diagonal, z, rest)
         return z, y, image, rest
@@ -381,11 +383,16 @@ def _known(state):
 
 
 @jax.jit
-def _numbers(run, y, image, vectors, images):
-    """The moments of a probe, and ``v . A y - y . A v`` for every Ritz vector with its image."""
+def _numbers(run, y, image, vectors, relation):
+    """The moments of a probe, and ``v . A y - y . A v`` for every Ritz vector v.
+
+    The products ``A v`` are those of the Lanczos relation, a multiple of v and one of the residual.
+    """
     found = complement.moments(run, y, image)
-    gaps = bases.coefficients(vectors, image)[0] - bases.coefficients(images, y)[0]
-    return (found.trace, found.square, gaps), found.rest
+    values, last = relation
+    known = values * bases.coefficients(vectors, y)[0] + last * trees.vdot(run.residual, y)
+    gaps = bases.coefficients(vectors, image)[0] - known
+    return (found.trace, found.square, gaps), found.image
 
 
 @jax.jit

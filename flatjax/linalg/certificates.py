@@ -1,5 +1,6 @@
 """True residuals and the noise floor of computed eigenpairs."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -28,12 +29,27 @@ class Certificate(NamedTuple):
 
 
 @jax.jit
-def _check(vectors, values, i, w, probe, probe_product):
+def _check(carry, vectors, values, i, w, probe, probe_product):
     y = bases.row(vectors, i)
     # A symmetric matrix has no gap; the noise e(y) of a product shows in it as probe . e(y), whose
     # mean square over standard normal probes is |e(y)|^2.
     gap = trees.vdot(probe, w) - trees.vdot(y, probe_product)
-    return trees.norm(trees.axpy(-values[i], y, w)), jnp.abs(gap)
+    residual = trees.norm(trees.axpy(-values[i], y, w))
+    return carry[0].at[i].set(residual), carry[1].at[i].set(jnp.abs(gap))
+
+
+@jax.jit
+def _floor(residuals, gaps, norm, estimates):
+    rounding = 8 * jnp.finfo(residuals.dtype).eps * norm
+    floor = jnp.maximum(rounding, 2 * jnp.sqrt(jnp.mean(gaps**2)))
+    if estimates is None:
+        return floor
+    return jnp.maximum(floor, jnp.max(jnp.where(residuals > 1.5 * estimates, residuals, 0)))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _zeros(k, dtype):
+    return jnp.zeros(k, dtype), jnp.zeros(k, dtype)
 
 
 _row = jax.jit(bases.row)
@@ -68,23 +84,17 @@ def certify(
     product = loops.product(op)
     probe = probes.probe(key, op.structure, "normal")
     probe_product = product(probe)
-    zero = jnp.zeros(k, values.dtype)
 
     def one(i, carry):
-        index = jnp.int32(i)
+        index = jnp.asarray(i, jnp.int32)
         w = product(_row(vectors, index))
-        residual, gap = _check(vectors, values, index, w, probe, probe_product)
-        return carry[0].at[index].set(residual), carry[1].at[index].set(gap)
+        return _check(carry, vectors, values, index, w, probe, probe_product)
 
-    carry = bases.vary_like((zero, zero), probe_product, vectors, values)
+    carry = bases.vary_like(_zeros(k, values.dtype), probe_product, vectors, values)
     if op.host_driven:
         with loops.device(False):
             residuals, gaps = loops.fori(k, one, carry)
     else:
         residuals, gaps = loops.fori(k, one, carry, like=probe_product)
-    rounding = 8 * jnp.finfo(values.dtype).eps * norm
-    noise = 2 * jnp.sqrt(jnp.mean(gaps**2))
-    floor = jnp.maximum(rounding, noise)
-    if estimates is not None:
-        floor = jnp.maximum(floor, jnp.max(jnp.where(residuals > 1.5 * estimates, residuals, 0)))
+    floor = _floor(residuals, gaps, norm, estimates)
     return Certificate(residuals, floor, k + 1)

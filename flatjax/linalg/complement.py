@@ -57,12 +57,12 @@ class Moments(NamedTuple):
       trace: the quadratic form ``x^T A x`` of the probe's part x in the complement; its mean over
         probes is the trace of A there.
       square: ``|A x|^2``; its mean is the trace of ``A^2`` there.
-      rest: the part of ``A x`` in the complement, for the traces of blocks and for the diagonal.
+      image: ``A x``; see `rest`.
     """
 
     trace: jax.Array
     square: jax.Array
-    rest: Tree
+    image: Tree
 
 
 def known(state: krylov.Krylov) -> Known:
@@ -73,11 +73,25 @@ def known(state: krylov.Krylov) -> Known:
     return Known(state.basis, alphas, betas, state.vector, state.step)
 
 
-def _project(run: Known, v: Tree) -> tuple[Tree, jax.Array]:
-    """``v`` less its part in the span of the run's vectors, and its coefficients there."""
+def _coefficients(run: Known, v: Tree) -> jax.Array:
     filled = jnp.arange(run.alphas.shape[0]) < run.steps
-    c = jnp.where(filled, bases.coefficients(run.basis, v)[0], 0)
-    return bases.subtract(v, bases.combine(run.basis, c)), c
+    return jnp.where(filled, bases.coefficients(run.basis, v)[0], 0)
+
+
+@jax.jit
+def rest(run: Known | None, image: Tree) -> Tree:
+    """The part of ``Moments.image`` in the complement, for the traces of blocks and the diagonal.
+
+    Args:
+      run: the run, or ``None`` for nothing known.
+      image: the image.
+
+    Returns:
+      A vector.
+    """
+    if run is None:
+        return image
+    return bases.subtract(image, bases.combine(run.basis, _coefficients(run, image)))
 
 
 @jax.jit
@@ -98,12 +112,15 @@ def moments(run: Known | None, y: Tree, image: Tree) -> Moments:
     """
     if run is None:
         return Moments(trees.vdot(y, image), trees.vdot(image, image), image)
-    x, c = _project(run, y)
+    c = _coefficients(run, y)
     inner = jnp.where(jnp.arange(c.shape[0]) < run.steps - 1, run.betas, 0)
     tc = (run.alphas * c).at[:-1].add(inner[:-1] * c[1:]).at[1:].add(inner[:-1] * c[:-1])
-    ax = bases.subtract(image, bases.combine(run.basis, tc))
+    # Both combinations in one pass over the basis.
+    known = bases.combine(run.basis, jnp.stack([c, tc], axis=1))
+    x = bases.subtract(y, bases.row(known, 0))
+    ax = bases.subtract(image, bases.row(known, 1))
     ax = trees.axpy(-run.betas[run.steps - 1] * c[run.steps - 1], run.residual, ax)
-    return Moments(trees.vdot(x, ax), trees.vdot(ax, ax), _project(run, ax)[0])
+    return Moments(trees.vdot(x, ax), trees.vdot(ax, ax), ax)
 
 
 @jax.jit
@@ -156,7 +173,7 @@ def block_moments(basis: Tree, z: Tree, rest: Tree, groups: tuple) -> tuple[dict
     Args:
       basis: the basis of a quadrature run, leading axis p.
       z: the probe.
-      rest: ``Moments.rest``.
+      rest: the part of the probe's image in the complement, of `rest`.
       groups: the name of the group of every leaf, in the order of the leaves.
 
     Returns:

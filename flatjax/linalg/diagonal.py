@@ -138,7 +138,8 @@ def _deflated(op, key, num_products):
 
     def sample(i):
         z = probes.probe(jax.random.fold_in(key, i + 1), op.structure)
-        return _entrywise(z, complement.moments(run, z, product(z)).rest)
+        image = complement.moments(run, z, product(z)).image
+        return _entrywise(z, complement.rest(run, image))
 
     mean, spread = _sampled(op, sample, count)
     known = complement.known_diagonal(run)

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flatjax import loops, trees
 from flatjax.linalg import arguments, krylov, power, ritz, thick_restart
@@ -167,16 +168,23 @@ def _traced(op: Operator, k: int, which: str, v0: Tree, steps: int, key: jax.Arr
     return values[index] * state.scale, vectors, estimates * state.scale, norm * state.scale
 
 
+@jax.jit
+def _judge(values, residuals, floor, tol):
+    size = jnp.abs(values)
+    return residuals <= jnp.maximum(tol * size, floor), size > floor
+
+
 def _result(values, vectors, certificate: Certificate, tol: float, spent: int) -> Eigenpairs:
-    bound = jnp.maximum(tol * jnp.abs(values), certificate.noise_floor)
+    residuals, floor = certificate.residual_norms, certificate.noise_floor
+    converged, resolved = _judge(values, residuals, floor, np.asarray(tol, values.dtype))
     return Eigenpairs(
         values=values,
         vectors=vectors,
-        residual_norms=certificate.residual_norms,
-        converged=certificate.residual_norms <= bound,
-        resolved=jnp.abs(values) > certificate.noise_floor,
+        residual_norms=residuals,
+        converged=converged,
+        resolved=resolved,
         num_products=spent + certificate.num_products,
-        noise_floor=certificate.noise_floor,
+        noise_floor=floor,
     )
 
 

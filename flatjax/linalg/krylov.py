@@ -15,7 +15,7 @@ import numpy as np
 from jax import lax
 
 from flatjax import loops, trees
-from flatjax.linalg import arguments
+from flatjax.linalg import arguments, probes
 from flatjax.linalg import basis as bases
 from flatjax.operators.base import Operator
 
@@ -143,8 +143,9 @@ def _step(state: Krylov, w: Tree, restart: bool) -> Krylov:
     beta = jnp.where(carry.broken, 0, jnp.sqrt(carry.squared))
     inverse = jnp.where(carry.broken, 0, 1 / jnp.where(carry.broken, 1, beta))
     q = trees.scale(inverse, carry.w)
-    key = jax.random.fold_in(state.key, j)
+    key = state.key
     if restart:
+        key = jax.random.fold_in(key, j)
         q = lax.cond(
             carry.broken & (j + 1 < trees.size(q)),
             lambda: bases.vary_like(_random_unit(state.basis, key, q), q),
@@ -192,25 +193,43 @@ def _random_unit(basis: Tree, key: jax.Array, like: Tree) -> Tree:
     return trees.scale(jnp.where(good, 1 / jnp.sqrt(jnp.where(good, squared, 1)), 0), w)
 
 
+_compiled_step = jax.jit(functools.partial(_step, restart=False), donate_argnums=0)
+
+
+@jax.jit
+def _before_injection(state: Krylov, before: jax.Array) -> tuple[Krylov, Krylov]:
+    """The state, less its basis, whose next step writes the row after ``before``; and a copy."""
+    small = state._replace(basis=None, vector=None)
+    cleared = small._replace(
+        vector=bases.row(state.basis, before),
+        betas=jnp.zeros_like(state.betas),
+        step=before,
+        norm=jnp.zeros_like(state.norm),
+        scale=jnp.ones_like(state.scale),
+    )
+    return cleared, small
+
+
 @functools.partial(jax.jit, donate_argnums=0)
+def _after_injection(small: Krylov, key: jax.Array, index: jax.Array) -> Krylov:
+    return small._replace(betas=small.betas.at[index - 1].set(0), step=index, key=key)
+
+
 def inject(state: Krylov, index: jax.Array) -> Krylov:
     """Continue from a random vector orthogonal to the basis, placed at row ``index`` > 0.
 
-    The off-diagonal before it is zero: what comes after is another Krylov space.
+    The rows from ``index`` on must be zero, as they are after a breakdown. The off-diagonal before it is zero: what comes after is another Krylov space. Zero where the
+    basis spans the whole space.
+
+    The compiled step itself makes it orthogonal, as if the random vector were the product of the
+    row before: a program of its own would compile for as long as the step's.
     """
     key = jax.random.fold_in(state.key, index)
-    basis = bases.set_row(state.basis, index, jax.tree.map(jnp.zeros_like, state.vector))
-    q = _random_unit(basis, key, state.vector)
-    return state._replace(
-        basis=bases.set_row(basis, index, q),
-        vector=q,
-        betas=state.betas.at[index - 1].set(0),
-        step=index,
-        key=key,
-    )
-
-
-_compiled_step = jax.jit(functools.partial(_step, restart=False), donate_argnums=0)
+    drawn = probes.probe(key, state.vector, "normal")
+    cleared, small = _before_injection(state, index - 1)
+    found = _compiled_step(cleared._replace(basis=state.basis), drawn)
+    small = _after_injection(small, key, index)
+    return small._replace(basis=found.basis, vector=found.vector)
 
 
 def run(op: Operator, state: Krylov, num_steps: int, w: Tree = None) -> tuple[Krylov, int]:
@@ -246,7 +265,7 @@ def run(op: Operator, state: Krylov, num_steps: int, w: Tree = None) -> tuple[Kr
             # Whatever followed was the product of a zero vector. Breakdowns come in series: look
             # after every step from here on.
             reached, interval = done + int(broken[0]) + 1, 1
-            state = inject(state, jnp.int32(reached))
+            state = inject(state, np.int32(reached))
         done = reached
     return state, spent
 

@@ -14,7 +14,10 @@ from flatjax.linalg.eigen import Eigenpairs
 from flatjax.operators.base import Operator
 
 Tree = Any
-FIRST = 32  # vectors allocated at first; doubled while a run needs more
+FIRST = 32  # vectors allocated at first
+# A buffer that is full is doubled, or replaced at once by the longest where that is small: a pass
+# reads the whole buffer, but every length compiles the step once more.
+_SMALL = 1 << 24  # numbers
 
 
 def converged(
@@ -55,8 +58,9 @@ def converged(
                 "use flatjax.eigsh, flatjax.trace and flatjax.spectral_density inside."
             )
         _, (v0, image) = normalized((v0, image))
+        first = last if num_steps is not None else min(last, FIRST)
         # The product that asked whether we are traced is the first of the run.
-        state, spent = krylov.run(op, krylov.start(v0, FIRST, key), 1, image)
+        state, spent = krylov.run(op, krylov.start(v0, first, key), 1, image)
     else:
         trees.check(resume.run.vector, op.structure, "resume")
         # A copy: the run consumes its buffers, and these are the caller's.
@@ -71,7 +75,8 @@ def converged(
             break
         room = state.alphas.shape[0] - step
         if room == 0:
-            state, room = _doubled(state), step
+            capacity = last if last * op.size <= _SMALL else min(last, 2 * step)
+            state, room = _grown(state, capacity), capacity - step
         chunk = min(room, last - step)
         if num_steps is None:
             chunk = min(chunk, krylov.CHECK_EVERY)
@@ -111,10 +116,10 @@ def _solved(state):
     return values * scale, np.abs(betas[-1] * s[-1]) * scale, s
 
 
-@jax.jit
-def _doubled(state):
+@functools.partial(jax.jit, static_argnums=1)
+def _grown(state, capacity):
     def grow(a):
-        return jnp.concatenate([a, jnp.zeros_like(a)])
+        return jnp.concatenate([a, jnp.zeros((capacity - a.shape[0], *a.shape[1:]), a.dtype)])
 
     # Row `step` is the vector to be multiplied next; beyond the old end it was not stored.
     return state._replace(
@@ -126,15 +131,6 @@ def _doubled(state):
 
 
 _combine = jax.jit(bases.combine)
-
-
-@jax.jit
-def _images(vectors, values, last, residual):
-    def leaf(v, q):
-        shape = (-1, *(1,) * q.ndim)
-        return values.reshape(shape).astype(v.dtype) * v + last.reshape(shape).astype(v.dtype) * q
-
-    return jax.tree.map(leaf, vectors, residual)
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -152,6 +148,8 @@ class Ritz:
 
     Attributes:
       vectors: those wanted, a tree with leading axis ``k + num_bottom``.
+      relation: numbers a and b of each, of the Lanczos relation ``A v = a v + b q`` with the next
+        vector q of the run.
       norm: the largest Ritz value in magnitude.
       num_deflated: how many pairs have converged, wanted or not.
       deflated_values: their values.
@@ -171,7 +169,7 @@ class Ritz:
         self._exact = s[:, exact]
         m = int(state.step)
         last = float(np.asarray(state.betas)[m - 1]) * float(state.scale)
-        self._last = last * s[-1, index]
+        self.relation = tuple(a.astype(self.dtype) for a in (self.values, last * s[-1, index]))
         self._rows = state.alphas.shape[0]
         self.vectors = _combine(state.basis, self._padded(s[:, index], len(index)))
         self._deflating: Tree = None
@@ -180,7 +178,7 @@ class Ritz:
         """Coefficients for the whole buffer, and as many columns as few programs will serve."""
         rows = self._rows - coefficients.shape[0]
         missing = columns - coefficients.shape[1]
-        return jnp.asarray(np.pad(coefficients, ((0, rows), (0, missing))), self.dtype)
+        return np.pad(coefficients, ((0, rows), (0, missing))).astype(self.dtype)
 
     def deflating(self, state: krylov.Krylov) -> Tree | None:
         """The vectors of the converged pairs; zero rows fill up to a multiple of 16."""
@@ -189,11 +187,6 @@ class Ritz:
         columns = -(-self.num_deflated // 16) * 16
         self._deflating = _combine(state.basis, self._padded(self._exact, columns))
         return self._deflating
-
-    def images(self, state: krylov.Krylov) -> Tree:
-        """The products with the wanted vectors, by the Lanczos relation."""
-        values, last = (jnp.asarray(a, self.dtype) for a in (self.values, self._last))
-        return _images(self.vectors, values, last, state.vector)
 
     def shares(self, groups: tuple) -> dict:
         """Per group of leaves, the squared norm of every converged vector there."""

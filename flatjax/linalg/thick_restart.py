@@ -45,23 +45,29 @@ class Solution(NamedTuple):
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _rotate(state: krylov.Krylov, coefficients: jax.Array) -> krylov.Krylov:
-    """Replace the basis by combinations of its rows, followed by ``state.vector``."""
-    kept = coefficients.shape[1]
+def _rotate(
+    state: krylov.Krylov, coefficients: jax.Array, kept: jax.Array, goes_on: jax.Array
+) -> krylov.Krylov:
+    """Replace the basis by ``kept`` combinations of its rows, followed by ``state.vector``.
+
+    Where the run does not go on from that vector, it is zero. Columns of coefficients beyond
+    ``kept`` are zero: one compiled program serves every restart.
+    """
     rows = bases.combine(state.basis, coefficients)
 
-    def leaf(b, new, x):
-        new = jnp.concatenate([new, x[None]])
+    def leaf(b, new):
         # Rows beyond must be zero, or they would enter the next Gram-Schmidt pass.
-        clean = jnp.zeros_like(b)
-        return jax.lax.dynamic_update_slice_in_dim(clean, new, 0, 0)
+        return jax.lax.dynamic_update_slice_in_dim(jnp.zeros_like(b), new, 0, 0)
 
+    basis = jax.tree.map(leaf, state.basis, rows)
+    vector = jax.tree.map(lambda x: jnp.where(goes_on, x, jnp.zeros_like(x)), state.vector)
     return state._replace(
-        basis=jax.tree.map(leaf, state.basis, rows, state.vector),
+        basis=bases.set_row(basis, kept, vector),
+        vector=vector,
         alphas=jnp.zeros_like(state.alphas),
         betas=jnp.zeros_like(state.betas),
         breakdown=jnp.zeros_like(state.breakdown),
-        step=jnp.int32(kept),
+        step=kept,
     )
 
 
@@ -71,9 +77,12 @@ _combine = jax.jit(bases.combine)
 class _Run:
     """The host's view of a run: the projected matrix and what is locked."""
 
-    def __init__(self, op: Operator, state: krylov.Krylov, w: Tree):
+    def __init__(self, op: Operator, state: krylov.Krylov, w: Tree, k: int):
         self.op, self.state, self.w = op, state, w
         self.capacity = state.alphas.shape[0]
+        # What is kept is also what the rotation needs beside the basis: k + 0.15 m vectors.
+        self.spare = max(2, int(0.15 * self.capacity))
+        self.most_kept = min(self.capacity, k + self.spare)
         self.matrix = np.zeros((self.capacity, self.capacity))
         self.beta = 0.0
         self.filled = self.locked = self.swept = self.products = 0
@@ -122,16 +131,19 @@ class _Run:
                 out[self.locked : self.filled, column] = self.coefficients[:, i - self.locked]
         return out
 
-    def _replace_basis(self, columns: np.ndarray) -> None:
-        scalar = self.state.alphas.dtype
-        self.state = _rotate(self.state, jnp.asarray(columns, scalar))
+    def _replace_basis(self, columns: np.ndarray, *, goes_on: bool) -> None:
+        kept = columns.shape[1]
+        padded = np.pad(columns, ((0, 0), (0, self.most_kept - kept)))
+        padded = padded.astype(self.state.alphas.dtype)
+        self.state = _rotate(self.state, padded, np.int32(kept), np.bool_(goes_on))
         self.matrix[:] = 0
-        self.filled = columns.shape[1]
+        self.filled = kept
 
     def restart(self, keep: np.ndarray) -> None:
         """Keep the locked pairs, these active pairs, and the residual vector."""
         locked = np.arange(self.locked)
-        self._replace_basis(self.columns(np.concatenate([locked, keep + self.locked])))
+        columns = self.columns(np.concatenate([locked, keep + self.locked]))
+        self._replace_basis(columns, goes_on=True)
         i = np.arange(self.locked, self.filled)
         self.matrix[i, i] = self.values[keep]
         arrow = self.beta * self.coefficients[-1, keep]
@@ -141,10 +153,10 @@ class _Run:
     def lock(self, index: np.ndarray) -> None:
         """Lock these candidates alone and go on from a random vector orthogonal to them."""
         values, residuals = self.candidates()
-        self._replace_basis(self.columns(index))
+        self._replace_basis(self.columns(index), goes_on=False)
         self.locked_values, self.locked_residuals = values[index], residuals[index]
         self.locked, self.swept = len(index), 0
-        self.state = krylov.inject(self.state, jnp.int32(self.filled))
+        self.state = krylov.inject(self.state, np.int32(self.filled))
 
 
 def solve(
@@ -172,7 +184,7 @@ def solve(
     Returns:
       A `Solution`.
     """
-    run = _Run(op, state, w)
+    run = _Run(op, state, w, k)
     scalar = state.alphas.dtype
     capacity, size = run.capacity, op.size
     interval = 1 if op.host_driven else krylov.CHECK_EVERY
@@ -203,7 +215,7 @@ def solve(
             keep = _keep(run, k, which)
             run.restart(keep)
     index = ritz.descending(values, index)
-    vectors = _combine(run.state.basis, jnp.asarray(run.columns(index), scalar))
+    vectors = _combine(run.state.basis, run.columns(index).astype(scalar))
     return Solution(values[index], vectors, residuals[index], run.norm, run.products)
 
 
@@ -215,10 +227,7 @@ def _needs_sweep(k: int, which: str) -> bool:
 def _keep(run: _Run, k: int, which: str) -> np.ndarray:
     """The active Ritz pairs to keep at a restart: the wanted ones and a few beyond."""
     active = len(run.values)
-    # What is kept is also what the rotation needs beside the basis: k + 0.15 m vectors.
-    count = k + max(2, int(0.15 * run.capacity))
-    if run.locked:
-        count = max(2, int(0.15 * run.capacity))
+    count = run.spare if run.locked else k + run.spare
     count = max(1, min(count, active - 1, (active + k) // 2))
     return np.sort(ritz.wanted(run.values, count, which))
 

@@ -19,9 +19,13 @@ LEAST = {"hutchinson": 2, "hutch++": 6, "xtrace": 4, "xnystrace": 2, "deflated":
 _DEFAULT = 40
 _ADAPTIVE = 1000  # most products where a tolerance decides
 # Every pair of probes enters two samples of a leave-one-out estimator, so their spread gives a
-# variance too small: by up to 2 to second order, by 1 to 1.8 (XTrace) and 1.1 to 2.4 (XNysTrace)
-# where it was measured (spectra flat, with outliers, and of power laws, 20 to 60 probes).
-_SHARED = {"xtrace": 1.6, "xnystrace": 2.0}
+# variance too small, and the more so the more probes there are. Measured on spectra flat, with
+# outliers, and of power laws: XTrace by 1.0 to 1.6 with 20 probes and 1.3 to 1.9 with 40,
+# XNysTrace by 1.1 to 2.4 with 20 to 60.
+_SHARED = {
+    "xtrace": lambda count: 1.5 * (count / 20) ** 0.25,
+    "xnystrace": lambda count: 2.0,
+}
 # A negative eigenvalue of the small matrix is rounding up to so many units.
 _INDEFINITE = 1e4
 # A stopping rule that looks at a standard error from fewer samples stops by luck.
@@ -245,5 +249,5 @@ def _xnystrace(op, key, num_products, tol, block):
 def _leave_one_out(method, samples, size, spent, tol, scalar):
     count = samples.shape[0]
     mean = samples.mean()
-    error = _SHARED[method] * ((samples - mean) ** 2).sum() / (count * (count - 1))
+    error = _SHARED[method](count) * ((samples - mean) ** 2).sum() / (count * (count - 1))
     return from_spread(mean, error**0.5, count - 1, size, spent, tol, scalar)

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
@@ -47,8 +48,14 @@ def test_a_traced_run_holds_its_basis_once(m):
 def test_a_restart_needs_the_kept_vectors():
     keep = 12
     coefficients = jnp.zeros((M, keep))
-    compiled = thick_restart._rotate.lower(state_of(STRUCTURE, M), coefficients).compile()
+    arguments = state_of(STRUCTURE, M), coefficients, np.int32(keep - 2), np.bool_(True)
+    compiled = thick_restart._rotate.lower(*arguments).compile()
     assert vectors_beside(compiled) <= keep + 0.15 * M
+
+
+def test_a_random_vector_is_injected_in_place():
+    compiled = krylov._before_injection.lower(state_of(STRUCTURE, M), np.int32(3)).compile()
+    assert vectors_beside(compiled) <= 0.15 * M
 
 
 def test_the_basis_is_sharded_as_the_params_and_a_pass_is_one_reduction():
