@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from experiments import registry
+from experiments.lib import distributed
 
 _USAGE = """\
 usage: python -m experiments --list
@@ -32,13 +33,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     name, *options = arguments
     try:
+        distributed_options, options = distributed.take_options(options)
+    except distributed.CannotJoin as error:
+        print(error, file=sys.stderr)
+        return 2
+    try:
         experiment, documentation = registry.load(name)
     except registry.UnknownExperiment as error:
         close = difflib.get_close_matches(name, registry.summaries(), n=1)
         print(f"{error}{f' (did you mean {close[0]}?)' if close else ''}", file=sys.stderr)
         return 2
-    config = _parse(name, experiment, documentation, options)
-    return _run(experiment, registry.with_folder(config, name))
+    config = registry.with_folder(_parse(name, experiment, documentation, options), name)
+    if distributed_options is None:
+        return _run(experiment, config)
+    try:
+        distributed.join(distributed_options)
+    except distributed.CannotJoin as error:
+        print(f"CannotJoin: {error}", file=sys.stderr)
+        return 1
+    return distributed.run(lambda: _run(experiment, config))
 
 
 def _run(experiment: registry.Experiment, config: registry.ExperimentConfig) -> int:

@@ -1,4 +1,4 @@
-"""Checkpoints through orbax v1: asynchronous, verified when read, the last and the best kept.
+"""Checkpoints through orbax: asynchronous, verified when read, the last and the best kept.
 
 Every checkpoint carries a checksum of its arrays, computed on the device when it was saved. What
 cannot be read back bit for bit is damaged: it is set aside and an older one is taken.
@@ -14,15 +14,18 @@ import shutil
 import sys
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as writing
 from orbax.checkpoint import v1 as ocp
 
-from experiments.lib.errors import CheckpointMismatch
+from experiments.lib import distributed
+from experiments.lib.errors import CheckpointMismatch, CheckpointNotWritten
 
 FORMAT = 1
 
@@ -45,8 +48,9 @@ class Checkpoints:
     """The checkpoints of one run, each in `folder/STEP`.
 
     Saving copies the arrays to the host before it returns, so that donating them afterwards is
-    safe, and writes in the background; a checkpoint counts once it is renamed into place. All
-    processes must call every method.
+    safe, and writes in the background; a checkpoint counts once it is renamed into place. Of
+    several processes the first one writes and each reads for itself, so that none waits in orbax
+    for another that is dead or cannot write; all must call every method.
     """
 
     def __init__(
@@ -62,7 +66,8 @@ class Checkpoints:
         self.folder = folder.absolute()
         self._keep_last, self._keep_best, self._best = keep_last, keep_best, best_metric
         self._primary = primary
-        self._orbax: Any = None
+        self._writer: Any = None
+        self._in_flight = False
 
     def save(
         self,
@@ -77,28 +82,65 @@ class Checkpoints:
 
         Args:
           step: the step; not before the newest one, which is written anew if it is this one.
-          state: a tree of arrays.
+          state: a tree of arrays; of several processes, each must have them whole.
           meta: JSON values.
-          iterator: a grain iterator, whose state is saved.
+          iterator: a grain iterator, whose state is saved; it is the same in all processes,
+            whatever their number.
           metrics: metrics of this very step, if it was evaluated: they decide the best.
+
+        Raises:
+          CheckpointNotWritten: this one could not be begun, or the one before not be finished.
         """
         described = dict(meta, format=FORMAT, step=step, structure=structure(state))
-        items = {"state": {"state": state, "checksum": checksum(state)}}
+        described["metrics"] = dict(metrics or {})
         if iterator is not None:
+            # Not an item of its own: grain writes one file for each process.
             described["data_state"] = iterator.get_state()
-            items["data"] = iterator
-        items["meta"] = {"crc32": _crc32(described), "content": described}
-        # On disk, not in orbax's list: that one also has the step still being written.
-        self.wait()
-        saved = self._open().save_checkpointables_async(
-            step,
-            items,
-            force=True,
-            overwrite=(self.folder / str(step)).exists(),
-            metrics=dict(metrics) if metrics else None,
-        )
-        if saved is None:
-            raise RuntimeError(f"orbax declined to save step {step}")
+        check = checksum(own(state))
+        state = jax.tree.map(_copied, own(state)) if self._primary else None
+        self._on_writer(lambda: self._save(step, {"state": state, "checksum": check}, described))
+
+    def _save(self, step: int, state: Any, described: dict[str, Any]) -> None:
+        self._finish()
+        if self._writer is None:
+            self._writer = _writer()
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(unfinished)
+        meta = {"crc32": _crc32(described), "content": described}
+        state = {**state, "checksum": np.asarray(state["checksum"])}
+        args = writing.args
+        items = args.Composite(state=args.StandardSave(state), meta=args.JsonSave(meta))
+        self._writer.save(self.folder / str(step), items, force=True)
+        self._in_flight = True
+
+    def _finish(self) -> None:
+        """Waits for the save in the background and removes the checkpoints it supersedes."""
+        if not self._in_flight:
+            return
+        self._in_flight = False
+        self._writer.wait_until_finished()
+        steps = list_steps(self.folder)
+        kept = {*steps[-self._keep_last :], *_ranked(steps, self._best)[: self._keep_best]}
+        for path in steps:
+            if path not in kept:
+                shutil.rmtree(path)
+
+    def _on_writer(self, fn: Callable[[], None]) -> None:
+        """Calls `fn` where checkpoints are written; every process gets its error, in one line."""
+
+        def call():
+            try:
+                fn()
+            except (OSError, ValueError, RuntimeError, BaseExceptionGroup) as error:
+                last = next(reversed(list_steps(self.folder)), None)
+                raise CheckpointNotWritten(
+                    f"a checkpoint could not be written to {self.folder} ({_reason(error)}); "
+                    + (f"the last good one is {last}" if last else "there is none before it")
+                    + "; make room and run the same command to continue"
+                ) from error
+
+        distributed.on_primary(call)
 
     def restore(self, abstract: Any, *, iterator: Any = None) -> Restored | None:
         """Loads the newest sound checkpoint, setting damaged ones aside with a warning.
@@ -116,14 +158,20 @@ class Checkpoints:
         self.close()
         damaged: list[tuple[Path, Exception]] = []
         found = None
-        for path in reversed(list_steps(self.folder)):
+        # The first process's list: others may see a shared file system a little later.
+        names = distributed.on_primary(lambda: [path.name for path in list_steps(self.folder)])
+        for path in (self.folder / name for name in reversed(names)):
+            error: Exception = ValueError("another process could not read it")
             try:
                 found = self._read(path, abstract, iterator)
-                break
             except CheckpointMismatch:
                 raise
-            except Exception as error:
-                damaged.append((path, error))
+            except Exception as caught:
+                found, error = None, caught
+            if distributed.agree(found is not None):
+                break
+            found = None
+            damaged.append((path, error))
         for path, error in damaged:
             self._set_aside(path, error, found)
         return found
@@ -137,24 +185,22 @@ class Checkpoints:
                 f"checkpoint {path} holds {meta['structure']}, and this run needs "
                 f"{structure(abstract)}; it was written by other code: choose another folder"
             )
-        items = {"state": {"state": abstract, "checksum": _like_checksum(abstract)}}
-        if iterator is not None:
-            items["data"] = iterator
+        stored = jax.tree.map(_plain_abstract, abstract)
+        items = {"state": {"state": stored, "checksum": _like_checksum(abstract)}}
         with _context(), _abandoned_reads_unreported():
             loaded = ocp.load_checkpointables(path, items)
-        state = loaded["state"]["state"]
+        state = jax.tree.map(_typed, loaded["state"]["state"], abstract)
         if int(checksum(state)) != int(loaded["state"]["checksum"]):
             raise ValueError("the arrays do not match their checksum")
-        if iterator is not None and iterator.get_state() != meta["data_state"]:
-            raise ValueError("the data iterator's state does not match its copy")
+        if iterator is not None:
+            iterator.set_state(meta["data_state"])
         return Restored(int(path.name), state, meta)
 
     def _set_aside(self, path: Path, error: Exception, found: Restored | None) -> None:
         instead = f"{self.folder / str(found.step)}" if found else "the beginning: none is sound"
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         place = self.folder.parent / "damaged" / path.name
         warnings.warn(
-            f"checkpoint {path} is damaged ({reason[:200]}); it is moved to {place} and the run "
+            f"checkpoint {path} is damaged ({_reason(error)}); it is moved to {place} and the run "
             f"continues from {instead}",
             stacklevel=4,
         )
@@ -164,9 +210,12 @@ class Checkpoints:
             path.rename(place)
 
     def wait(self) -> None:
-        """Waits for the save in the background; raises what went wrong there."""
-        if self._orbax is not None:
-            self._orbax.wait()
+        """Waits for the save in the background.
+
+        Raises:
+          CheckpointNotWritten: it failed.
+        """
+        self._on_writer(self._finish)
 
     def latest(self) -> Path | None:
         """The folder of the newest complete checkpoint."""
@@ -175,34 +224,66 @@ class Checkpoints:
         return steps[-1] if steps else None
 
     def close(self) -> None:
-        """Waits for the save in the background and frees the threads."""
-        if self._orbax is not None:
-            self._orbax.close()
-            self._orbax = None
+        """Waits for the save in the background; a process may call it without the others."""
+        try:
+            self._finish()
+        finally:
+            if self._writer is not None:
+                self._writer.close()
+            self._writer = None
 
-    def _open(self) -> Any:
-        if self._orbax is None:
-            keep = ocp.training.preservation_policies
-            policies = [keep.LatestN(self._keep_last)]
-            if self._keep_best:
-                sign = best_sign(self._best)
-                policies.append(
-                    keep.BestN(
-                        get_metric_fn=lambda m: sign * m.get(self._best, -float("inf") * sign),
-                        n=self._keep_best,
-                        keep_checkpoints_without_metrics=False,
-                    )
-                )
-            # Every save is forced; the policy is named because the default one skips a save
-            # while another is being written.
-            self._orbax = ocp.training.Checkpointer(
-                self.folder,
-                context=_context(),
-                save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-                preservation_policy=keep.AnyPreservationPolicy(policies),
-                cleanup_tmp_directories=True,
-            )
-        return self._orbax
+
+def _writer() -> Any:
+    """Orbax's writer, for one process alone.
+
+    Of orbax's first interface: in the second one (v1) all processes of a run must save together,
+    and when one cannot, the others wait for it in a barrier.
+    """
+    logging.getLogger("absl").addFilter(_raised_anyway)
+    options = writing.options.MultiprocessingOptions()
+    if jax.process_count() > 1:
+        me = jax.process_index()
+        options = writing.options.MultiprocessingOptions(
+            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
+        )
+    handler = writing.CompositeCheckpointHandler(
+        state=writing.StandardCheckpointHandler(multiprocessing_options=options),
+        meta=writing.JsonCheckpointHandler(multiprocessing_options=options),
+        composite_options=writing.CompositeOptions(multiprocessing_options=options),
+    )
+    return writing.AsyncCheckpointer(handler, multiprocessing_options=options)
+
+
+def _copied(leaf: jax.Array) -> np.ndarray:
+    """The numbers on the host, in memory of their own: the next update frees the array."""
+    return np.array(_plain(leaf))
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _plain(leaf: Any) -> Any:
+    """Keys as they are stored, the other arrays as they are."""
+    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
+
+
+def _plain_abstract(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    stored = jax.eval_shape(_plain, leaf)
+    return jax.ShapeDtypeStruct(stored.shape, stored.dtype, sharding=leaf.sharding)
+
+
+def _typed(leaf: jax.Array, abstract: jax.ShapeDtypeStruct) -> jax.Array:
+    if not _is_key(abstract):
+        return leaf
+    found = []  # `key_impl` takes arrays and tracers only
+    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), abstract)
+    return jax.random.wrap_key_data(leaf, impl=found[0])
+
+
+def _raised_anyway(record: logging.LogRecord) -> bool:
+    """Drops the pages that orbax logs, thread by thread, of a failed save that `wait` raises."""
+    return "raised an exception" not in record.getMessage() and not record.exc_info
 
 
 @contextlib.contextmanager
@@ -243,14 +324,23 @@ def best_step(folder: Path, metric: str) -> Path:
     Raises:
       FileNotFoundError: none was saved at an evaluation.
     """
-    scored = []
-    for path in list_steps(folder):
-        saved = path / "metrics" / "metrics"
-        if saved.exists() and metric in (values := json.loads(saved.read_text())):
-            scored.append((best_sign(metric) * values[metric], int(path.name), path))
-    if not scored:
+    ranked = _ranked(list_steps(folder), metric)
+    if not ranked:
         raise FileNotFoundError(f"no checkpoint in {folder} was saved with a {metric!r}")
-    return max(scored)[2]
+    return ranked[0]
+
+
+def _ranked(steps: Iterable[Path], metric: str) -> list[Path]:
+    """Those saved with the metric, the best first, of equals the latest."""
+    scored = []
+    for path in steps:
+        try:
+            metrics = read_meta(path)["metrics"]
+        except Exception:  # damaged: told when it is to be restored
+            continue
+        if metric in metrics:
+            scored.append((best_sign(metric) * metrics[metric], int(path.name), path))
+    return [path for *_, path in sorted(scored, reverse=True)]
 
 
 def best_sign(metric: str) -> int:
@@ -276,12 +366,43 @@ def _crc32(values: Any) -> int:
 
 
 def _context() -> ocp.Context:
-    """Orbax's settings: `meta` as readable JSON, where dicts are stored as arrays by default."""
+    """Orbax's settings: `meta` as readable JSON, not as arrays; each process acts for itself."""
     registry = ocp.handlers.local_registry()
     registry.add(ocp.handlers.JsonHandler, checkpointable_name="meta")
     context = ocp.Context()
     context.checkpointables.registry = registry
+    if jax.process_count() > 1:
+        me = jax.process_index()
+        context.multiprocessing.primary_host = me
+        context.multiprocessing.active_processes = {me}
+        context.multiprocessing.barrier_sync_key_prefix = f"process{me}"
     return context
+
+
+def _reason(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return (str(error) or type(error).__name__).splitlines()[0][:300]
+
+
+def own(tree: Any) -> Any:
+    """The copy of a replicated tree that this process has on its first device.
+
+    Raises:
+      ValueError: an array is spread over several processes.
+    """
+    if jax.process_count() == 1:
+        return tree
+
+    def copy(path, x):
+        if not x.is_fully_replicated:
+            raise ValueError(
+                f"{jax.tree_util.keystr(path)} is spread over the processes: replicate it, or save "
+                "it with orbax directly"
+            )
+        return x.addressable_data(0)
+
+    return jax.tree_util.tree_map_with_path(copy, tree)
 
 
 def structure(tree: Any) -> str:

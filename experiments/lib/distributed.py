@@ -11,21 +11,25 @@ names it.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import signal
 import sys
+import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
+from experiments.lib import errors
 from experiments.lib.errors import ExperimentError
 
 HEARTBEAT_SECONDS = 30
 """After how long a silent process is taken for dead; all others then end too."""
+
+PREEMPTED = 75
+"""The exit status of a run that was stopped and that the same command continues."""
 
 _FLAGS = {
     "--coordinator": ("coordinator", str),
@@ -148,9 +152,8 @@ def is_distributed() -> bool:
 def run(main: Callable[[], int]) -> int:
     """Runs the whole program of a process that has joined others.
 
-    An error that all processes meet alike ends all of them with its exit status. After one that
-    this process meets alone it leaves at once: the usual way out waits for the others, and they
-    wait for this one.
+    The usual way out waits for the others. After an error it would do so in vain, for they wait for
+    this one somewhere else; so it leaves at once.
 
     Args:
       main: the program; returns the exit status.
@@ -160,20 +163,24 @@ def run(main: Callable[[], int]) -> int:
     """
     import jax
 
+    index, count = jax.process_index(), jax.process_count()
     try:
-        return main()
-    except ExperimentError:
-        raise
+        status = main()
     except BaseException:
         traceback.print_exc()
-        print(
-            f"process {jax.process_index()} of {jax.process_count()} failed; the others will stop "
-            "too. Run the same command again to continue from the last checkpoint.",
-            file=sys.stderr,
-        )
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(1)
+        status = 1
+    if status in (0, PREEMPTED):
+        return status
+    print(
+        f"process {index} of {count} ends with exit status {status}, and the others with it; the "
+        "same command continues from the last checkpoint",
+        file=sys.stderr,
+    )
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if index == 0:
+        time.sleep(1)  # its end is the end of the runtime: the others may speak first
+    os._exit(status)
 
 
 def agree(ok: bool) -> bool:
@@ -184,6 +191,7 @@ def agree(ok: bool) -> bool:
 def gather(number: int | bool) -> list[int]:
     """The number of every process, in order; every process must ask."""
     import jax
+    import numpy as np
     from jax.experimental import multihost_utils
 
     if jax.process_count() == 1:
@@ -220,13 +228,16 @@ def on_primary(fn: Callable[[], Any]) -> Any:
     if error is not None:
         raise error
     if "error" in told:
-        relayed = type(told["name"], (ExperimentError,), {"exit_status": told["status"]})
-        raise relayed(told["error"])
+        kind = getattr(errors, told["name"], ExperimentError)
+        relayed = kind.__new__(kind, told["error"])  # some take more arguments than the text
+        relayed.exit_status = told["status"]
+        raise relayed
     return told["value"]
 
 
 def _broadcast(value: Any) -> Any:
     """The JSON value of the first process."""
+    import numpy as np
     from jax.experimental import multihost_utils
 
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -247,14 +258,14 @@ class StopNotice:
     def __init__(self):
         self._asked = 0
 
-    def install(self) -> Callable[[], None]:
-        """Hands interrupts to the runtime; returns the function that undoes it."""
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Hands interrupts to the runtime."""
         before = signal.signal(signal.SIGINT, self._interrupt)
-
-        def undo() -> None:
+        try:
+            yield
+        finally:
             signal.signal(signal.SIGINT, before)
-
-        return undo
 
     def _interrupt(self, number, frame) -> None:
         del number, frame

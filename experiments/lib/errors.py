@@ -17,6 +17,14 @@ class RunLocked(ExperimentError):
     """Another process is working in the run's folder."""
 
 
+class CheckpointNotWritten(ExperimentError):
+    """A checkpoint could not be written; those before it are sound."""
+
+
+class DiskFull(ExperimentError):
+    """There is no room for the run's records."""
+
+
 class CheckpointMismatch(ExperimentError):
     """A checkpoint is sound but does not fit the state to be restored."""
 

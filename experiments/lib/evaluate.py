@@ -10,6 +10,7 @@ import numpy as np
 from experiments.lib import losses
 from experiments.lib.data import Split
 from experiments.lib.models import Model
+from experiments.lib.placement import Placement
 
 
 class Evaluation(NamedTuple):
@@ -49,15 +50,27 @@ class Evaluation(NamedTuple):
 class Evaluator:
     """Evaluates one network on any split with one compiled program."""
 
-    def __init__(self, model: Model, loss: str, *, batch_size: int = 512):
-        """Takes the loss by name; batches are padded to `batch_size` rows."""
-        self._batch_size = batch_size
+    def __init__(
+        self,
+        model: Model,
+        loss: str,
+        *,
+        batch_size: int = 512,
+        placement: Placement | None = None,
+    ):
+        """Takes the loss by name; batches are padded to at least `batch_size` rows.
+
+        Every process reads all examples, and the devices of `placement` share the work.
+        """
+        placement = placement or Placement(data_parallel=False)
+        self._batch_size = -(-batch_size // placement.devices) * placement.devices
         per_example = losses.per_example(loss)
 
         @jax.jit
         def evaluate_batch(params, model_state, inputs, targets):
+            inputs, targets = placement.spread((inputs, targets))
             logits, _ = model.apply(params, model_state, inputs, train=False)
-            return per_example(logits, targets), logits.argmax(-1)
+            return placement.collected((per_example(logits, targets), logits.argmax(-1)))
 
         self._evaluate_batch = evaluate_batch
 

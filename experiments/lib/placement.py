@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import numpy as np
+
+from experiments.lib import distributed
+from experiments.lib.errors import ExperimentError
+from flatjax import parallel
 
 
 class Placement:
@@ -16,15 +19,23 @@ class Placement:
     compiler places the reductions.
     """
 
-    def __init__(self, *, data_parallel: bool = False):
-        """Uses all devices if `data_parallel`, else the first one."""
+    def __init__(self, *, data_parallel: bool | None = None):
+        """Uses all devices if `data_parallel`, else the first one.
+
+        By default all of them in a distributed run and where there are several accelerators; the
+        devices of one CPU share its cores.
+        """
         self.process = (jax.process_index(), jax.process_count())
         self.primary = self.process[0] == 0
-        self._mesh = None
-        if data_parallel:
-            devices = np.array(jax.devices())
-            auto = (jax.sharding.AxisType.Auto,)
-            self._mesh = jax.sharding.Mesh(devices, ("data",), axis_types=auto)
+        if data_parallel is None:
+            accelerators = jax.default_backend() != "cpu" and jax.device_count() > 1
+            data_parallel = distributed.is_distributed() or accelerators
+        self._mesh = parallel.make_mesh() if data_parallel else None
+
+    @property
+    def devices(self) -> int:
+        """How many devices share a batch."""
+        return 1 if self._mesh is None else self._mesh.size
 
     @property
     def replicated(self) -> jax.sharding.Sharding:
@@ -40,9 +51,35 @@ class Placement:
         sharding = jax.sharding.NamedSharding(self._mesh, jax.P("data"))
         return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
+    def check_batch_size(self, size: int) -> None:
+        """Raises an `ExperimentError` unless a batch splits evenly over the devices."""
+        if size % self.devices:
+            raise ExperimentError(
+                f"a batch of {size} examples does not split over {self.devices} devices: choose a "
+                "multiple as batch size (or as train size, for full batches), or fewer devices"
+            )
+
+    def spread(self, tree: Any) -> Any:
+        """Inside a compiled function: rows that all processes have, split over the devices."""
+        return self._constrained(tree, jax.P("data"))
+
+    def collected(self, tree: Any) -> Any:
+        """Inside a compiled function: the opposite of `spread`."""
+        return self._constrained(tree, jax.P())
+
+    def _constrained(self, tree: Any, spec: jax.P) -> Any:
+        if self._mesh is None:
+            return tree
+        sharding = jax.sharding.NamedSharding(self._mesh, spec)
+        return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, sharding), tree)
+
+    def everywhere(self, tree: Any) -> Any:
+        """A state that this process has on one device, as the training step takes it."""
+        return tree if self._mesh is None else parallel.replicate(tree, self._mesh)
+
     def abstract(self, tree: Any) -> Any:
-        """The shapes, dtypes and shardings of a state, for restoring it."""
-        sharding = self.replicated
+        """The shapes and dtypes of a state, to be read by each process to one of its devices."""
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
         )

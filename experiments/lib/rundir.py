@@ -33,15 +33,12 @@ def read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, *, primary: bool = True) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Holds the folder for this process; the system frees it when the process dies.
 
     Raises:
       RunLocked: another process holds it.
     """
-    if not primary:
-        yield
-        return
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a") as handle:
         try:

@@ -1,4 +1,7 @@
-"""SIGTERM and interrupts: finish the update, save, and leave; at once during a measurement."""
+"""SIGTERM and interrupts: finish the update, save, and leave; at once during a measurement.
+
+Of several processes all leave at the same update, so a measurement is then finished first.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,8 @@ import signal
 import threading
 from collections.abc import Iterator
 from typing import ClassVar
+
+from experiments.lib import distributed
 
 
 class Interrupted(BaseException):
@@ -25,8 +30,10 @@ class Signals:
     }  # 75: EX_TEMPFAIL of sysexits.h
 
     def __init__(self):
+        """Takes the way of several processes where there are any."""
         self.exit_status: int | None = None
         self._interruptible = False
+        self._notice = distributed.StopNotice() if distributed.is_distributed() else None
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[Signals]:
@@ -34,12 +41,24 @@ class Signals:
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
+        if self._notice is not None:
+            with self._notice.installed():
+                yield self
+            return
         before = {number: signal.signal(number, self._handle) for number in self._STATUS}
         try:
             yield self
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def check(self) -> None:
+        """Between two updates: raises `Interrupted` if it is time to leave."""
+        if self._notice is not None and self._notice.reached():
+            self.exit_status = self._STATUS[signal.SIGTERM]
+            raise Interrupted
+        with self.interruptible():
+            pass
 
     @contextlib.contextmanager
     def interruptible(self) -> Iterator[None]:

@@ -10,6 +10,8 @@ and returns the result of one that is complete.
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -20,9 +22,9 @@ import jax
 import numpy as np
 import optax
 
-from experiments.lib import checkpoint, rundir
+from experiments.lib import checkpoint, distributed, rundir
 from experiments.lib.config import RunConfig, identity, to_dict
-from experiments.lib.errors import Preempted, TrainingDiverged
+from experiments.lib.errors import DiskFull, Preempted, TrainingDiverged
 from experiments.lib.evaluate import Evaluator
 from experiments.lib.ingredients import Ingredients, snapshot_of
 from experiments.lib.measurements import Measurement
@@ -32,6 +34,8 @@ from experiments.lib.placement import Placement
 from experiments.lib.progress import Progress, say
 from experiments.lib.signals import Interrupted, Signals
 from experiments.lib.step import TrainState, make_step, zero_totals
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class TrainResult(NamedTuple):
@@ -71,7 +75,7 @@ def train(
     optimizer: optax.GradientTransformation | None = None,
     measurements: Sequence[Measurement] = (),
     extra: Mapping[str, Any] | None = None,
-    data_parallel: bool = False,
+    data_parallel: bool | None = None,
     quiet: bool = False,
 ) -> TrainResult:
     """Trains a network, or continues, or returns the finished run in `folder`.
@@ -84,7 +88,8 @@ def train(
       measurements: what to measure on the way.
       extra: JSON values that belong to the run's identity, such as the parameters of `optimizer`
         and of `measurements`.
-      data_parallel: spread each batch over all devices of all processes.
+      data_parallel: spread each batch over all devices of all processes; by default where there are
+        several processes or accelerators.
       quiet: no progress bar, no messages.
 
     Returns:
@@ -94,18 +99,27 @@ def train(
       ConfigMismatch: the folder holds a run of another configuration.
       TrainingDiverged: the loss is no longer finite; names the update and the last checkpoint.
       Preempted: SIGTERM or an interrupt came; the state is saved.
+      CheckpointNotWritten, DiskFull: there is no room; what was saved before is sound.
       RunLocked: another process is at work in the folder.
       DatasetNotPrepared: the data are absent.
     """
     placement = Placement(data_parallel=data_parallel)
     folder = Path(folder)
-    with rundir.locked(folder, primary=placement.primary), Signals().installed() as signals:
+    with contextlib.ExitStack() as stack:
+        distributed.on_primary(lambda: stack.enter_context(rundir.locked(folder)))
+        signals = stack.enter_context(Signals().installed())
         run = _Run(folder, config, optimizer, tuple(measurements), placement, signals, quiet)
-        if placement.primary:
-            whole = {**to_dict(config), "extra": dict(extra or {})}
-            rundir.check_config(folder, whole, {**identity(config), "extra": dict(extra or {})})
+        whole = {**to_dict(config), "extra": dict(extra or {})}
+        own = {**identity(config), "extra": dict(extra or {})}
+        distributed.on_primary(lambda: rundir.check_config(folder, whole, own))
         try:
             result = run.result_if_complete() or run.run()
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise DiskFull(
+                f"{folder}: {error.strerror}; make room and run the same command to continue"
+            ) from error
         finally:
             run.checkpoints.close()
         if signals.exit_status is not None:  # it came when all was done
@@ -142,13 +156,16 @@ class _Run:
         self._pending: list[tuple[int, Any, float]] = []
 
     def restore(self, iterator: Any = None) -> checkpoint.Restored | None:
-        if not checkpoint.list_steps(self.checkpoints.folder):
+        if not distributed.on_primary(lambda: bool(checkpoint.list_steps(self.checkpoints.folder))):
             return None
         abstract = self.placement.abstract(jax.eval_shape(self.parts.initial))
-        return self.checkpoints.restore(abstract, iterator=iterator)
+        restored = self.checkpoints.restore(abstract, iterator=iterator)
+        if restored is None:
+            return None
+        return restored._replace(state=self.placement.everywhere(restored.state))
 
     def result_if_complete(self) -> TrainResult | None:
-        status = rundir.read_json(self.folder / "status.json") or {}
+        status = distributed.on_primary(lambda: rundir.read_json(self.folder / "status.json")) or {}
         if status.get("status") != "complete":
             return None
         restored = self.restore()
@@ -178,6 +195,7 @@ class _Run:
 
     def run(self) -> TrainResult:
         t = self.config.train
+        self.placement.check_batch_size(t.batch_size or len(self.parts.data.train))
         self.iterator = self.parts.data.batches(
             t.batch_size, seed=t.seed, reshuffle=t.reshuffle, process=self.placement.process
         )
@@ -200,7 +218,9 @@ class _Run:
         self._set_status("running", step)
         largest = max(len(self.parts.data.train), len(self.parts.data.test))
         batch_size = min(t.eval_batch_size, largest)
-        self.evaluate = Evaluator(self.parts.model, t.loss, batch_size=batch_size)
+        self.evaluate = Evaluator(
+            self.parts.model, t.loss, batch_size=batch_size, placement=self.placement
+        )
         self.progress = Progress(str(self.folder), self.parts.total_steps, step, enabled=self.loud)
         try:
             step, reason = self._loop(step, finished, events_done)
@@ -258,8 +278,7 @@ class _Run:
         finished = "steps" if step >= self.parts.total_steps else None
         carries, metrics = dict(self.carries), None
         try:
-            with self.signals.interruptible():
-                pass  # a signal that came during the update
+            self.signals.check()  # a signal that came during the update
             if step % t.eval_every == 0 or finished:
                 self._flush()
                 with self.signals.interruptible():
