@@ -218,8 +218,9 @@ def _after_injection(small: Krylov, key: jax.Array, index: jax.Array) -> Krylov:
 def inject(state: Krylov, index: jax.Array) -> Krylov:
     """Continue from a random vector orthogonal to the basis, placed at row ``index`` > 0.
 
-    The rows from ``index`` on must be zero, as they are after a breakdown. The off-diagonal before it is zero: what comes after is another Krylov space. Zero where the
-    basis spans the whole space.
+    The rows from ``index`` on must be zero, as they are after a breakdown. The off-diagonal before
+    it is zero: what comes after is another Krylov space. Zero where the basis spans the whole
+    space.
 
     The compiled step itself makes it orthogonal, as if the random vector were the product of the
     row before: a program of its own would compile for as long as the step's.
