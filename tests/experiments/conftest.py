@@ -43,7 +43,7 @@ def quick_compilation():
     """Programs compiled in a third of the time, and slow: for runs of a few steps."""
     import jax
 
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)

@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import optax
 import pytest
 
 from experiments import epoch_double_descent as experiment
@@ -22,7 +23,8 @@ def test_smoke_end_to_end(tmp_path, capsys):
     summary = rundir.read_json(tmp_path / "summary.json")
     assert [c["name"] for c in summary["claims"]] == list(experiment.CLAIMS)
     assert all(np.isfinite(c["measured"]) for c in summary["claims"])
-    assert (tmp_path / "epochs.png").exists() and (tmp_path / "report.html").exists()
+    assert (tmp_path / "epochs.png").exists()
+    assert (tmp_path / "report.html").exists()
     assert "second-descent" in capsys.readouterr().out
 
     # A second start shows the finished run without training again.
@@ -72,8 +74,6 @@ def test_verdicts_on_made_up_runs():
 def test_runs_stand_still_at_the_loss_they_stop_at(tmp_path):
     recipe = minibatch.Recipe(hidden=(8,), epochs=60, record_every=20, stop_loss=1.0, batch_size=20)
     data = minibatch.load_seeds("digits", [0, 1], train_size=40)
-    import optax
-
     found = minibatch.train_arm(
         tmp_path, recipe, data, [0, 1], lambda seed, rate: optax.sgd(rate), hyper=np.array([1.0, 0])
     )
@@ -82,4 +82,5 @@ def test_runs_stand_still_at_the_loss_they_stop_at(tmp_path):
     assert epochs[1].tolist() == [0, 20, 40, 60]
     assert 0 < epochs[0, -1] < 60
     loss = found.records["train_loss"]
-    assert loss[0, -1] <= 1.0 and loss[1, 0] == loss[1, -1]
+    assert loss[0, -1] <= 1.0
+    assert loss[1, 0] == loss[1, -1]
