@@ -21,13 +21,18 @@ LOCK := requirements/dev.txt
 PARALLEL := -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format docs bench bench-full install lock clean
+.PHONY: help demo experiments test test-slow lint format docs bench bench-full install lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
 
 demo: install ## train, measure and report: runs/quickstart/cpu (about 3 minutes)
 	$(BIN)/python -m experiments quickstart $(ARGS)
+
+experiments: install ## run and judge all experiments: runs/gallery.html (about 40 minutes; goes on where it stopped)
+	$(BIN)/python -m experiments report --names | xargs -P $(JOBS) -I NAME \
+	  env OMP_NUM_THREADS=1 $(BIN)/python -m experiments NAME --quiet $(ARGS)
+	$(BIN)/python -m experiments report
 
 test: install ## the fast tests, the doctests, and the examples of README and docs
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)

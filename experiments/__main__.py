@@ -15,6 +15,7 @@ _USAGE = """\
 usage: python -m experiments --list
        python -m experiments NAME --help
        python -m experiments NAME [--preset smoke|cpu|gpu|paper] [options]
+       python -m experiments report [--docs FOLDER]
 
 NAME is one of the list, or the dotted name of a module of your own.
 """
@@ -32,6 +33,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_list() if arguments[:1] == ["--list"] else f"{_USAGE}\n{_list()}")
         return 0
     name, *options = arguments
+    if name == "report":
+        from experiments.lib import gallery
+
+        return gallery.main(options)
     try:
         distributed_options, options = distributed.take_options(options)
     except distributed.CannotJoin as error:
