@@ -11,9 +11,11 @@ from flatjax.linalg import Eigenpairs as Eigenpairs
 from flatjax.linalg import Estimate as Estimate
 from flatjax.linalg import Lanczos as Lanczos
 from flatjax.linalg import SpectralDensity as SpectralDensity
+from flatjax.linalg import SplitEstimate as SplitEstimate
 from flatjax.linalg import diagonal as diagonal
 from flatjax.linalg import eigsh as eigsh
 from flatjax.linalg import extend as extend
+from flatjax.linalg import forms_over_batches as forms_over_batches
 from flatjax.linalg import frobenius_norm as frobenius_norm
 from flatjax.linalg import lanczos as lanczos
 from flatjax.linalg import logdet as logdet
@@ -21,6 +23,7 @@ from flatjax.linalg import power_iteration as power_iteration
 from flatjax.linalg import spectral_density as spectral_density
 from flatjax.linalg import trace as trace
 from flatjax.linalg import trace_of_function as trace_of_function
+from flatjax.linalg import trace_over_batches as trace_over_batches
 from flatjax.losses import OutputLoss as OutputLoss
 from flatjax.losses import sigmoid_binary_cross_entropy as sigmoid_binary_cross_entropy
 from flatjax.losses import softmax_cross_entropy as softmax_cross_entropy

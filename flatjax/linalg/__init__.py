@@ -12,5 +12,8 @@ from flatjax.linalg.functions import trace_of_function as trace_of_function
 from flatjax.linalg.lanczos import Lanczos as Lanczos
 from flatjax.linalg.lanczos import extend as extend
 from flatjax.linalg.lanczos import lanczos as lanczos
+from flatjax.linalg.population import SplitEstimate as SplitEstimate
+from flatjax.linalg.population import forms_over_batches as forms_over_batches
+from flatjax.linalg.population import trace_over_batches as trace_over_batches
 from flatjax.linalg.quadrature import SpectralDensity as SpectralDensity
 from flatjax.linalg.trace import trace as trace

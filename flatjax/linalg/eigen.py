@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatjax import loops, trees
-from flatjax.linalg import arguments, krylov, power, ritz, thick_restart
+from flatjax.linalg import arguments, block_lanczos, krylov, power, ritz, thick_restart
 from flatjax.linalg import basis as bases
 from flatjax.linalg.certificates import Certificate, certify
 from flatjax.operators.base import Operator, as_operator
@@ -54,6 +54,7 @@ def eigsh(
     max_products: int | None = None,
     max_basis: int | None = None,
     verify: bool = True,
+    block_size: int = 1,
     structure: Tree = None,
 ) -> Eigenpairs:
     r"""A few extreme eigenpairs of a symmetric operator.
@@ -65,6 +66,11 @@ def eigsh(
     of a multiple eigenvalue, with fresh random vectors (``verify``). Traced, it runs a fixed number
     of Lanczos steps in the working dtype, and sees further copies only where the Krylov space is
     exhausted.
+
+    With ``block_size`` b above 1 a block Lanczos run multiplies b vectors at once: it sees b copies
+    of an eigenvalue, and one wide product may be faster than b narrow ones, at b times the
+    intermediate values in memory. It converges in fewer blocks, but takes more products in all, and
+    looks for further copies only where the Krylov space is exhausted.
 
     An eigenvalue's error is at most the residual norm and, with a gap to its neighbours, about its
     square over the gap: far better than the bound.
@@ -82,9 +88,10 @@ def eigsh(
       tol: the tolerance on the residual norm relative to the value's magnitude.
       max_products: the most products to spend, certificate included. Traced, the number spent.
         Default: 10 times the basis; traced, the basis and the certificate.
-      max_basis: the most vectors to hold, at least k + 2. Default: 2k + 16 and at least 32,
-        rounded up to a multiple of 8.
+      max_basis: the most vectors to hold, at least k + 2; with blocks of b at least k + 2 b + 2.
+        Default: 2k + 16 and at least 32, rounded up to a multiple of 8; with blocks 4 b more.
       verify: whether to look for missed copies. Doubles the products at most.
+      block_size: how many vectors to multiply at once.
       structure: for a callable, a tree of arrays or ``jax.ShapeDtypeStruct`` like its vectors.
 
     Returns:
@@ -113,7 +120,8 @@ def eigsh(
     if k > op.size:
         raise ValueError(f"k={k} exceeds the dimension {op.size}; lower it.")
     arguments.check_tolerance(tol)
-    capacity = _capacity(op.size, k, max_basis)
+    arguments.check_count("block_size", block_size)
+    capacity = _capacity(op.size, k, max_basis, block_size)
     v0, key = arguments.start(op, key, v0)
     v0 = krylov.unit(v0)
     w = arguments.first_product(op, v0)
@@ -131,7 +139,11 @@ def eigsh(
                 f"{least} products and {spare} for their certificate, {least + spare} in all."
             )
     scalar = trees.dtype(op.structure)
-    if traced:
+    if block_size > 1:
+        bounds = (max_basis, capacity, budget)
+        found = _in_blocks(op, k, which, v0, key, block_size, tol, bounds, traced)
+        values, vectors, estimates, norm, spent = found
+    elif traced:
         steps = min(op.size, budget if max_basis is None else capacity)
         values, vectors, estimates, norm = _traced(op, k, which, v0, steps, key)
         spent = steps
@@ -146,16 +158,38 @@ def eigsh(
     return _result(values, vectors, certificate, tol, spent)
 
 
-def _capacity(size: int, k: int, max_basis: int | None) -> int:
+def _capacity(size: int, k: int, max_basis: int | None, block_size: int) -> int:
+    # With blocks rows beyond the dimension stay empty: whole blocks are simpler than parts.
+    blocks = block_size > 1
     if max_basis is None:
         # A multiple of 8, so that few values of k share their compiled programs.
-        return min(size, -(-max(2 * k + 16, 32) // 8) * 8)
+        default = -(-max(2 * k + 16, 32) // 8) * 8
+        return default + 4 * block_size if blocks else min(size, default)
     arguments.check_count("max_basis", max_basis)
-    if max_basis < min(size, k + 2):
-        raise ValueError(
-            f"max_basis={max_basis} is too small: {k} pairs need at least {min(size, k + 2)}."
-        )
-    return min(size, max_basis)
+    least = k + 2 * block_size + 2 if blocks else min(size, k + 2)
+    if max_basis < least:
+        raise ValueError(f"max_basis={max_basis} is too small: {k} pairs need at least {least}.")
+    return max_basis if blocks else min(size, max_basis)
+
+
+def _in_blocks(op, k, which, v0, key, block_size, tol, bounds, traced):
+    max_basis, capacity, budget = bounds
+    scalar = trees.dtype(op.structure)
+    key = jax.random.fold_in(key, 2)
+    if traced:
+        blocks = budget // block_size if max_basis is None else capacity // block_size - 1
+        blocks = max(1, min(-(-op.size // block_size), blocks))
+        if blocks * block_size < k:
+            raise ValueError(
+                f"{blocks} blocks of {block_size} vectors cannot hold k={k} pairs: raise max_basis."
+            )
+        found = block_lanczos.traced(op, k, which, v0, key, block_size, blocks)
+        return *found, blocks * block_size
+    found = block_lanczos.solve(op, k, which, v0, key, block_size, capacity, tol, budget - 1)
+    numbers = (found.values, found.residuals, found.norm)
+    values, estimates, norm = (jnp.asarray(a, scalar) for a in numbers)
+    # One more product has asked whether we are traced.
+    return values, found.vectors, estimates, norm, found.num_products + 1
 
 
 def _traced(op: Operator, k: int, which: str, v0: Tree, steps: int, key: jax.Array):

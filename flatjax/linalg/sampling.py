@@ -18,7 +18,8 @@ CHECK_EVERY = 8  # probes between two looks of an adaptive estimate at its sprea
 
 
 @jax.jit
-def _block_product(op, block):
+def block_product(op: Operator, block: Tree) -> Tree:
+    """The products with vectors stacked along a leading axis."""
     # vmap over tangents only: the primals are shared.
     return jax.vmap(op.mv)(block)
 
@@ -76,7 +77,7 @@ def sample(
             return jax.tree.map(lambda a: a[None], measure(z, product(z)))
         z = probes.block(keys(key, start + jnp.arange(size, dtype=jnp.int32)), op.structure, kind)
         z = z if basis is None else _project_block(basis, z)
-        return _over_block(measure)(z, _block_product(op, z))
+        return _over_block(measure)(z, block_product(op, z))
 
     whole, rest = divmod(count, block)
     begin = some(jnp.int32(first), block)

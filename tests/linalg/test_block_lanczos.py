@@ -1,0 +1,93 @@
+"""`eigsh` in blocks: the same answers as with single vectors, and several copies at once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flatjax.linalg import eigsh
+from tests.linalg.test_eigsh import check, solve
+from tests.problems import problem, spectra, zoo
+
+KEY = jax.random.key(0)
+
+
+@pytest.mark.parametrize(
+    ("name", "scale"), [(name, 1.0) for name in spectra()] + [("network", 1e-12), ("network", 1e12)]
+)
+def test_both_ends_of_every_spectrum(name, scale):
+    p = zoo(name, scale)
+    found = solve(p, 4, "BE", block_size=3)
+    check(p, found, 4, "BE")
+    assert np.asarray(found.converged).all()
+
+
+@pytest.mark.parametrize("which", ["LA", "SA", "LM"])
+def test_every_end(which):
+    p = zoo("network")
+    found = solve(p, 5, which, block_size=4)
+    check(p, found, 5, which)
+    assert np.asarray(found.converged).all()
+
+
+def test_restarts_keep_to_their_memory_and_converge():
+    p = problem(np.linspace(-1, 1, 100))
+    # 18 rows of 100, and some 50 products for pairs at relative gaps of 1 %: several restarts.
+    found = solve(p, 4, "LA", block_size=2, max_basis=18, max_products=2000)
+    check(p, found, 4, "LA")
+    assert np.asarray(found.converged).all()
+    assert found.num_products > 3 * 18
+
+
+def test_as_many_copies_as_the_block_has_vectors():
+    p = problem(np.concatenate([[5.0, 5.0, 5.0], np.linspace(-1, 1, 97)]))
+    found = solve(p, 3, "LA", block_size=3, max_products=25)
+    np.testing.assert_allclose(found.values, [5, 5, 5], rtol=1e-5)  # a few units of rounding
+
+
+def test_an_exhausted_space_goes_on_from_random_vectors():
+    # Rank 2, and each Krylov space of a block has at most 2 x 2 directions.
+    p = problem(np.concatenate([[3.0, 3.0, 3.0, 3.0, 3.0], np.ones(95)]))
+    found = solve(p, 5, "LA", block_size=2)
+    np.testing.assert_allclose(found.values, np.full(5, 3.0), rtol=1e-5)
+    zero = problem(np.zeros(100))
+    found = solve(zero, 3, "LA", block_size=2)
+    np.testing.assert_array_equal(found.values, np.zeros(3))
+
+
+def test_the_whole_space():
+    d = jnp.arange(1.0, 8.0)
+    found = eigsh(lambda v: d * v, 7, key=KEY, structure=d, block_size=3)
+    np.testing.assert_allclose(found.values, np.arange(7.0, 0.0, -1), rtol=1e-5)
+
+
+def test_traced_equals_eager():
+    p = zoo("network")
+
+    @jax.jit
+    def run(key):
+        return eigsh(p.op, 3, key=key, structure=p.structure, block_size=2, max_products=80)
+
+    found = run(KEY)
+    check(p, found, 3, "LA")
+    assert np.asarray(found.converged).all()
+    # 38 blocks and the certificate.
+    assert found.num_products == 80
+
+
+def test_a_traced_run_leaves_out_empty_rows():
+    d = jnp.array([2.0, -1.0, 0.5])
+    found = jax.jit(
+        lambda: eigsh(lambda v: d * v, 3, key=KEY, structure=d, block_size=2, max_products=12)
+    )()
+    np.testing.assert_allclose(found.values, [2, 0.5, -1], atol=1e-5)
+
+
+def test_bad_arguments_say_what_to_do():
+    d = jnp.arange(9.0)
+    with pytest.raises(ValueError, match="block_size must be"):
+        eigsh(lambda v: d * v, 2, key=KEY, structure=d, block_size=0)
+    with pytest.raises(ValueError, match="need at least 8"):
+        eigsh(lambda v: d * v, 2, key=KEY, structure=d, block_size=2, max_basis=7)
+    with pytest.raises(FloatingPointError, match="not finite"):
+        eigsh(lambda v: v * jnp.nan, 2, key=KEY, structure=d, block_size=2)
