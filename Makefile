@@ -99,7 +99,7 @@ lock: ## resolve the requirements again (needs uv; UPGRADE=1 takes the newest ve
 	$(UV) pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
 	  --no-emit-index-url --custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) \
 	  --no-emit-package torch --no-emit-package torchvision \
-	  --extra benchmarks --group build -o requirements/bench.txt
+	  --extra benchmarks --group test --group build -o requirements/bench.txt
 
 clean: ## remove what was built (the virtual environments and runs stay)
 	rm -rf build dist docs/_build docs/api .pytest_cache .ruff_cache .hypothesis

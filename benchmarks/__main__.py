@@ -1,25 +1,34 @@
 """``python -m benchmarks [NAME ...]``: run the benchmarks, all of them or those named.
 
-A benchmark is a module of this folder with a function ``main() -> dict``. Its docstring says what
-is measured; what it returns goes to ``runs/benchmarks/NAME.json`` with the versions and the
-machine, and ``--list`` shows the names.
+A benchmark is a module of this folder with a function ``main() -> dict``; it may take ``short``,
+whether to measure the short form, and ``rows``, which keeps every finished measurement. Its
+docstring says what is measured; what it returns goes to ``runs/benchmarks/NAME.json`` with the
+versions and the machine, and ``--list`` shows the names. A run that was stopped goes on where it
+was; ``--again`` measures anew. ``python -m benchmarks render`` writes ``docs/benchmarks.md`` and
+the table of the README from ``benchmarks/results/``.
 """
 
 import argparse
+import hashlib
 import importlib
+import importlib.metadata
+import inspect
 import json
 import os
 import pathlib
 import platform
+import shutil
 import sys
 import time
 
 import jax
 
 import flatjax
+from benchmarks import _render, _rows
 
 FOLDER = pathlib.Path(__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
+PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "optax", "torch", "matfree", "traceax")
 
 
 def environment() -> dict[str, object]:
@@ -30,15 +39,49 @@ def environment() -> dict[str, object]:
         "python": platform.python_version(),
         "devices": [device.device_kind for device in jax.devices()],
         "cores": os.cpu_count(),
+        "processor": processor(),
+        "packages": {name: version(name) for name in PACKAGES},
     }
+
+
+def processor() -> str:
+    """The processor's name."""
+    path = pathlib.Path("/proc/cpuinfo")
+    for line in path.read_text().splitlines() if path.exists() else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def version(package: str) -> str | None:
+    """The installed version, or ``None``."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def measure(name: str, module, short: bool, rows: _rows.Rows) -> dict[str, object]:
+    """The results of one benchmark."""
+    taken = inspect.signature(module.main).parameters
+    options = {"short": short, "rows": rows.room(name)}
+    passed = {key: value for key, value in options.items() if key in taken}
+    if "rows" in taken:
+        return module.main(**passed)
+    return rows.get(name, lambda: module.main(**passed))
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}")
     parser.add_argument("--list", action="store_true", help="show the names and stop")
+    parser.add_argument("--short", action="store_true", help="the short form")
+    parser.add_argument("--again", action="store_true", help="forget the finished measurements")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/benchmarks"))
     options = parser.parse_args()
+    if options.names == ["render"]:
+        _render.main()
+        return 0
     unknown = sorted(set(options.names) - set(NAMES))
     if unknown:
         parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(NAMES)}")
@@ -49,15 +92,23 @@ def main() -> int:
         for name, module in modules.items():
             print(f"{name:12} {(module.__doc__ or '').splitlines()[0]}")
         return 0
-    options.output.mkdir(parents=True, exist_ok=True)
+    # Measurements of other versions or of the other form are other measurements.
+    where = environment()
+    form = "short" if options.short else "full"
+    mark = hashlib.sha256(json.dumps(where, sort_keys=True).encode()).hexdigest()[:8]
+    rows = _rows.Rows(options.output / ".rows" / f"{form}-{mark}")
+    if options.again:
+        shutil.rmtree(rows.folder, ignore_errors=True)
     for name, module in modules.items():
-        print(f"== {name}: {(module.__doc__ or '').splitlines()[0]}")
-        begin = time.perf_counter()
-        results = module.main()
-        record = {"environment": environment(), "results": results}
+        print(f"== {name}: {(module.__doc__ or '').splitlines()[0]}", flush=True)
+        begin, load = time.perf_counter(), os.getloadavg()[0]
+        results = measure(name, module, options.short, rows)
+        run = {"form": form, "load": [round(load, 2), round(os.getloadavg()[0], 2)]}
+        record = {"environment": {**where, **run}, "results": results}
+        options.output.mkdir(parents=True, exist_ok=True)
         path = options.output / f"{name}.json"
-        path.write_text(json.dumps(record, indent=2) + "\n")
-        print(f"   {path}, {time.perf_counter() - begin:.1f} s")
+        path.write_text(json.dumps(record, indent=1) + "\n")
+        print(f"   {path}, {time.perf_counter() - begin:.1f} s", flush=True)
     return 0
 
 

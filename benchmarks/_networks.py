@@ -1,13 +1,12 @@
 """Networks of benchmark size: pure functions, params and a batch."""
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-
-import flatjax
 
 
 class Problem(NamedTuple):
@@ -25,11 +24,54 @@ class Problem(NamedTuple):
 
     def losses_fn(self, params, batch):
         """The per-example losses."""
+        import flatjax  # here, since the processes of other libraries use these networks too
+
         return flatjax.softmax_cross_entropy(self.model_fn(params, batch[0]), batch[1])
 
     def mean_loss(self, params, batch):
         """The mean loss."""
         return self.losses_fn(params, batch).mean()
+
+
+def mlp_model(params, x):
+    """Logits of a tanh network."""
+    for weight in params[:-1]:
+        x = jnp.tanh(x @ weight)
+    return x @ params[-1]
+
+
+def cnn_model(params, x):
+    """Logits of 3 x 3 convolutions, the third with stride 2, mean pooling and a linear layer."""
+    for i, kernel in enumerate(params["convolutions"]):
+        stride = 2 if i == 2 else 1
+        layout = ("NHWC", "HWIO", "NHWC")
+        x = jax.lax.conv_general_dilated(
+            x, kernel, (stride, stride), "SAME", dimension_numbers=layout
+        )
+        x = jnp.tanh(x)
+    return x.mean(axis=(1, 2)) @ params["out"]
+
+
+def _norm(x, scale):
+    x = x - x.mean(axis=-1, keepdims=True)
+    return scale * x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + 1e-6)
+
+
+def transformer_model(params, ids, heads):
+    """Logits of a causal pre-norm transformer, for every token."""
+    width = params["out"].shape[0]
+    mask = jnp.tril(jnp.ones((ids.shape[1], ids.shape[1]), bool))
+    x = params["embedding"][ids] + params["positions"]
+    for layer in params["layers"]:
+        h = _norm(x, layer["scales"][0]) @ layer["attention"]
+        q, k, v = (
+            a.reshape(*a.shape[:2], heads, -1).swapaxes(1, 2) for a in jnp.split(h, 3, axis=-1)
+        )
+        scores = q @ k.swapaxes(2, 3) / (width / heads) ** 0.5
+        mixed = jax.nn.softmax(jnp.where(mask, scores, -1e9)) @ v
+        x = x + mixed.swapaxes(1, 2).reshape(x.shape) @ layer["projection"]
+        x = x + jax.nn.gelu(_norm(x, layer["scales"][1]) @ layer["up"]) @ layer["down"]
+    return x @ params["out"]
 
 
 def _normal(key, *shape):
@@ -46,13 +88,8 @@ def mlp(width: int = 512, layers: int = 4, examples: int = 256) -> Problem:
     shapes = itertools.pairwise(widths)
     params = [_normal(key, *shape) for key, shape in zip(keys[2:], shapes, strict=True)]
 
-    def model_fn(params, x):
-        for weight in params[:-1]:
-            x = jnp.tanh(x @ weight)
-        return x @ params[-1]
-
     inputs = jax.random.normal(keys[0], (examples, width))
-    return Problem(model_fn, params, (inputs, _labels(keys[1], (examples,), 10)))
+    return Problem(mlp_model, params, (inputs, _labels(keys[1], (examples,), 10)))
 
 
 def cnn(channels: int = 32, examples: int = 32, image: int = 16) -> Problem:
@@ -65,22 +102,8 @@ def cnn(channels: int = 32, examples: int = 32, image: int = 16) -> Problem:
         "out": _normal(keys[6], 2 * c, 10),
     }
 
-    def model_fn(params, x):
-        for i, kernel in enumerate(params["convolutions"]):
-            stride = 2 if i == 2 else 1
-            x = jnp.tanh(
-                jax.lax.conv_general_dilated(
-                    x,
-                    kernel,
-                    (stride, stride),
-                    "SAME",
-                    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                )
-            )
-        return x.mean(axis=(1, 2)) @ params["out"]
-
     inputs = jax.random.normal(keys[0], (examples, image, image, 3))
-    return Problem(model_fn, params, (inputs, _labels(keys[1], (examples,), 10)))
+    return Problem(cnn_model, params, (inputs, _labels(keys[1], (examples,), 10)))
 
 
 def transformer(
@@ -108,26 +131,8 @@ def transformer(
         ],
         "out": _normal(next(keys), width, vocabulary),
     }
-    mask = jnp.tril(jnp.ones((positions, positions), bool))
-
-    def norm(x, scale):
-        x = x - x.mean(axis=-1, keepdims=True)
-        return scale * x * jax.lax.rsqrt(jnp.square(x).mean(axis=-1, keepdims=True) + 1e-6)
-
-    def model_fn(params, ids):
-        x = params["embedding"][ids] + params["positions"]
-        for layer in params["layers"]:
-            h = norm(x, layer["scales"][0]) @ layer["attention"]
-            q, k, v = (
-                a.reshape(*a.shape[:2], heads, -1).swapaxes(1, 2) for a in jnp.split(h, 3, axis=-1)
-            )
-            scores = q @ k.swapaxes(2, 3) / (width / heads) ** 0.5
-            mixed = jax.nn.softmax(jnp.where(mask, scores, -1e9)) @ v
-            x = x + mixed.swapaxes(1, 2).reshape(x.shape) @ layer["projection"]
-            x = x + jax.nn.gelu(norm(x, layer["scales"][1]) @ layer["up"]) @ layer["down"]
-        return x @ params["out"]
-
     ids = _labels(next(keys), (examples, positions + 1), vocabulary)
+    model_fn = functools.partial(transformer_model, heads=heads)
     return Problem(model_fn, params, (ids[:, :-1], ids[:, 1:]))
 
 

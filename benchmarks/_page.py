@@ -1,0 +1,373 @@
+"""The text of ``docs/benchmarks.md`` and of the README's table, from the results alone."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+Record = dict[str, Any]
+TITLES = {
+    "flatjax": "flatjax",
+    "pyhessian": "PyHessian",
+    "curvlinops": "curvlinops",
+    "eigenthings": "hessian-eigenthings",
+    "matfree": "matfree",
+    "traceax": "traceax",
+}
+QUANTITIES = {
+    "top1 0.01": "largest, 1 %",
+    "top1 0.001": "largest, 0.1 %",
+    "top 0.01": "top 10, 1 %",
+    "top 0.001": "top 10, 0.1 %",
+    "bottom 0.01": "bottom 2, 1 %",
+    "trace 0.01": "trace, 1 %",
+    "trace 0.001": "trace, 0.1 %",
+    "density 0.05": "density, 0.05",
+    "density 0.01": "density, 0.01",
+}
+NAMES = {"top": "top 10", "bottom": "bottom 2", "trace": "trace", "density": "density"}
+HEADLINE = ("pyhessian", "curvlinops")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
+def seconds(value: float | None) -> str:
+    """Seconds with two digits or three."""
+    if value is None:
+        return "not reached"
+    return (
+        f"{value:.3f} s" if value < 0.0995 else f"{value:.2f} s" if value < 10 else f"{value:.0f} s"
+    )
+
+
+def timed(summary: dict[str, float] | None) -> str:
+    """Median and spread."""
+    if not summary:
+        return "not reached"
+    low, high = (seconds(summary[k]).removesuffix(" s") for k in ("low", "high"))
+    return f"{seconds(summary['median'])} ({low} to {high})"
+
+
+def megabytes(value: float) -> str:
+    """Bytes as MB."""
+    return f"{value / 1e6:.0f} MB"
+
+
+def ratio(peer: dict[str, Any], own: dict[str, Any]) -> float | None:
+    """How many times the peer's seconds are ours."""
+    if not peer.get("seconds") or not own.get("seconds"):
+        return None
+    return peer["seconds"]["median"] / own["seconds"]["median"]
+
+
+def missing(all_round: dict[str, Any]) -> str:
+    """The quantities that a system does not reach."""
+    return ", ".join(NAMES[q] for q in all_round["missing"]) or "none"
+
+
+def networks(record: Record) -> dict[str, Any]:
+    """The networks of the comparison."""
+    return record["results"]
+
+
+def headline(record: Record, use: str) -> str:
+    """All at once, flatjax beside every other system."""
+    rows = []
+    for name, network in networks(record).items():
+        own = network["systems"]["flatjax"].get(use, {}).get("all", {})
+        for system, found in network["systems"].items():
+            answer = found.get(use, {}).get("all")
+            if answer is None:
+                rows.append([name, TITLES[system], failure(found), "", "", "", ""])
+                continue
+            factor = ratio(answer, own)
+            compared = "" if system == "flatjax" or factor is None else f"{factor:.1f} x"
+            products = f"{answer['products']:.0f}" if answer.get("seconds") else ""
+            rows.append(
+                [
+                    f"{name} ({network['params']})",
+                    TITLES[system],
+                    timed(answer.get("seconds")),
+                    compared,
+                    products,
+                    missing(answer),
+                    answer.get("method", ""),
+                ]
+            )
+    head = ["network (params)", "system", "median (spread)", "over flatjax", "products"]
+    return table([*head, "not reached", "calls"], rows)
+
+
+def failure(found: dict[str, Any]) -> str:
+    """Why there is no number."""
+    return "did not run: " + str(found.get("failure") or "no method ran")[:80].replace("|", "/")
+
+
+def singles(record: Record, use: str) -> str:
+    """Every quantity and target alone: seconds and products."""
+    parts = []
+    for name, network in networks(record).items():
+        systems = [s for s, found in network["systems"].items() if use in found]
+        rows = []
+        for key, title in QUANTITIES.items():
+            cells = []
+            for system in systems:
+                found = network["systems"][system][use]["single"].get(key)
+                if found is None:
+                    cells.append("not reached")
+                else:
+                    median = seconds(found["seconds"]["median"])
+                    cells.append(f"{median}, {found['products']:.0f}")
+            rows.append([title, *mark(cells, network, systems, use, key)])
+        parts.append(f"**{name}**\n\n" + table(["", *(TITLES[s] for s in systems)], rows))
+    return "\n".join(parts)
+
+
+def mark(cells, network, systems, use, key):
+    """The cells with the fastest in bold."""
+    medians = {}
+    for i, system in enumerate(systems):
+        found = network["systems"][system][use]["single"].get(key)
+        if found is not None:
+            medians[i] = found["seconds"]["median"]
+    if not medians:
+        return cells
+    fastest = min(medians, key=lambda i: medians[i])
+    return [f"**{cell}**" if i == fastest else cell for i, cell in enumerate(cells)]
+
+
+def wins(record: Record, use: str) -> str:
+    """Where a peer is faster than flatjax, in one line each."""
+    lines = []
+    for name, network in networks(record).items():
+        own = network["systems"]["flatjax"].get(use, {}).get("single", {})
+        for key, title in QUANTITIES.items():
+            mine = own.get(key)
+            for system, found in network["systems"].items():
+                theirs = found.get(use, {}).get("single", {}).get(key)
+                if system == "flatjax" or theirs is None:
+                    continue
+                if mine is None:
+                    lines.append(f"- {name}, {title}: {TITLES[system]} reaches it, flatjax not.")
+                elif theirs["seconds"]["median"] < mine["seconds"]["median"]:
+                    factor = mine["seconds"]["median"] / theirs["seconds"]["median"]
+                    count = f"{theirs['products']:.0f} products against {mine['products']:.0f}"
+                    lines.append(
+                        f"- {name}, {title}: {TITLES[system]} by {theirs['method'].split(' (')[0]},"
+                        f" {factor:.1f} x ({count})."
+                    )
+    return "\n".join(lines) + "\n" if lines else "None.\n"
+
+
+def truths(record: Record) -> str:
+    """The reference and its own error."""
+    rows = []
+    for name, network in networks(record).items():
+        truth = network["truth"]
+        kind = "dense" if truth["dense"] else "eigsh to 1e-10, quadrature"
+        numbers = [f"{truth[k]:.0e}" for k in ("eigenvalue_error", "trace_error", "density_error")]
+        rows.append([name, str(network["params"]), kind, *numbers])
+    return table(
+        ["network", "params", "float64 reference", "eigenvalues", "trace", "density"], rows
+    )
+
+
+def colds(record: Record) -> str:
+    """Cold start and memory."""
+    rows = []
+    for name, systems in record["results"].items():
+        for system, row in systems.items():
+            if "failure" in row:
+                rows.append([name, TITLES[system], row["failure"][:60], "", "", "", "", "", ""])
+                continue
+            times = [seconds(row[k]) for k in ("import", "setup", "first", "second", "total")]
+            cached = seconds(row["cached_total"]) if "cached_total" in row else "-"
+            memory = [megabytes(row[k]) for k in ("imported_bytes", "peak_bytes")]
+            rows.append([name, TITLES[system], *times, cached, *memory])
+    head = ["network", "system", "import", "setup", "first answer", "second answer", "cold total"]
+    return table([*head, "total with cache", "memory after import", "peak"], rows)
+
+
+def accuracies(record: Record) -> str:
+    """Errors at rising numbers of products."""
+    parts = []
+    for name, found in record["results"].items():
+        counts = [p["products"] for p in next(iter(found.values()))]
+        rows = [[e, *(f"{p['error']:.1e}" for p in points)] for e, points in found.items()]
+        head = [name, *(f"{count} products" for count in counts)]
+        parts.append(table(head, rows))
+    return "\n".join(parts)
+
+
+def growths(record: Record) -> str:
+    """Exponents."""
+    rows = [
+        [
+            f["cost"],
+            f["against"],
+            f"{f['span'][0]} to {f['span'][1]}",
+            f"{f['fit']:.2f}",
+            f["expected"],
+        ]
+        for f in record["results"]["fits"]
+    ]
+    return table(["cost", "against", "from, to", "fitted exponent", "expected"], rows)
+
+
+def transforms(record: Record) -> str:
+    """Steps over a plain gradient step."""
+    rows = []
+    networks = record["results"]
+    for name in next(iter(networks.values())):
+        cells = [name]
+        for found in networks.values():
+            cost = found[name]
+            cells += [f"{cost['gradients']:.2f}", f"{cost['memory_ratio']:.2f}"]
+            if "time_ratio" in next(iter(found.values())):
+                cells.append(f"{cost.get('time_ratio', float('nan')):.2f}")
+        rows.append(cells)
+    head = [""]
+    for name, found in networks.items():
+        head += [f"{name}: operations", "memory"]
+        if "time_ratio" in next(iter(found.values())):
+            head.append("time")
+    return table(head, rows)
+
+
+def machine(record: Record) -> str:
+    """Versions and hardware of a run."""
+    e = record["environment"]
+    packages = ", ".join(f"{k} {v}" for k, v in e.get("packages", {}).items() if v)
+    load = " to ".join(str(x) for x in e.get("load", []))
+    return (
+        f"{e.get('processor', '')}, {e['cores']} cores, Python {e['python']}, flatjax "
+        f"{e['flatjax']}, {packages}; {e.get('form', 'full')} form, load average {load}."
+    )
+
+
+def versions(record: Record) -> str:
+    """The peers that ran."""
+    network = next(iter(networks(record).values()))
+    rows = []
+    for system, found in network["systems"].items():
+        ran = found.get("version") or failure(found)
+        rows.append(
+            [
+                TITLES[system],
+                str(ran),
+                str(found.get("framework_version") or ""),
+                str(found.get("note") or ""),
+            ]
+        )
+    return table(["system", "version", "PyTorch or JAX", "note"], rows)
+
+
+def page(found: dict[str, Record]) -> str:
+    """The whole page."""
+    parts = [INTRODUCTION]
+    if "side_by_side" in found:
+        record = found["side_by_side"]
+        limit = next(iter(networks(record).values()))["seconds_allowed"]
+        parts += [
+            SIDE_BY_SIDE.format(limit=f"{limit:g}"),
+            versions(record),
+            "### One all-round answer\n",
+            ALL_ROUND,
+            headline(record, "documented"),
+            FIGURE.format(name="benchmarks_all_round", text="Seconds of one all-round answer"),
+            BEYOND,
+            headline(record, "any"),
+            "### Every quantity alone\n",
+            SINGLE,
+            singles(record, "documented"),
+            "### Where a peer is faster\n",
+            wins(record, "documented"),
+            WHY,
+            "### The truth\n",
+            truths(record),
+            machine(record) + "\n",
+        ]
+    sections = (
+        ("cold_start", "## Cold start and memory\n", COLD, colds),
+        ("accuracy", "## Accuracy against products\n", ACCURACY + ACCURACY_FIGURE, accuracies),
+        ("growth", "## Growth\n", GROWTH, growths),
+        ("transforms", "## The transforms\n", TRANSFORMS, transforms),
+    )
+    for name, title, text, write in sections:
+        if name in found:
+            parts += [title, text, write(found[name]), machine(found[name]) + "\n"]
+    return "\n".join(parts)
+
+
+def readme(found: dict[str, Record]) -> str:
+    """The short table: one all-round answer."""
+    if "side_by_side" not in found:
+        return ""
+    record = found["side_by_side"]
+    rows = []
+    for name, network in networks(record).items():
+        systems = network["systems"]
+        own = systems["flatjax"].get("documented", {}).get("all", {})
+        cells = [name, timed(own.get("seconds")).split(" (")[0]]
+        for system in HEADLINE:
+            answer = systems[system].get("documented", {}).get("all", {})
+            factor = ratio(answer, own)
+            if factor is None:
+                cells.append("did not run")
+                continue
+            without = f", without {missing(answer)}" if answer["missing"] else ""
+            cells.append(f"{seconds(answer['seconds']['median'])} ({factor:.1f} x{without})")
+        rows.append(cells)
+    return table(["", "flatjax", *(TITLES[s] for s in HEADLINE)], rows)
+
+
+INTRODUCTION = """# Benchmarks
+
+This page is written by `python -m benchmarks render` from the JSON files in `benchmarks/results/`;
+`make bench` measures the short form anew, `make bench-full` everything.
+"""
+SIDE_BY_SIDE = """## Side by side
+
+The same trained networks, with the same float32 weights and data, one process and one thread a
+system, each pinned to the same core. Every system first climbs the ladder of options of each of its
+methods until its true error (root mean square over three seeds, against the float64 truth below)
+has reached the target; then the cheapest calls that reached it run in turn, five rounds with a new
+seed each. So each system is shown with the least effort that would have been enough, which a user
+does not know beforehand; flatjax's own stopping rules are given no advantage. Numbers are medians,
+warm, with what is compiled compiled before. "Not reached": not with any option tried in calls of up
+to {limit} s. The largest eigenvalue, the ten largest, the two smallest (the worst of their relative
+errors counts), the trace, and the density, by the Wasserstein distance to the true spectrum in
+standard deviations of that spectrum.
+"""
+ALL_ROUND = """Top 10, bottom 2 and trace to 1 %, the density to a distance of 0.05: by one call of
+`flatjax.spectrum`, by the cheapest set of documented calls of the others. A quantity that a system
+does not reach is left out of its time, while flatjax's time is always that of the whole answer.
+"""
+BEYOND = """The same when results may be read beyond what they are documented for: the Lanczos
+nodes of PyHessian's and hessian-eigenthings' densities as eigenvalues and their mean as the trace,
+and curvlinops' internal Lanczos run as a density.
+"""
+SINGLE = """Seconds and products of the cheapest documented call, the fastest in bold.
+"""
+WHY = """Products in a batch (curvlinops, matfree and traceax multiply many probes at once) and
+plain Hutchinson estimates win where the spectrum is flat enough for them, and a compiled fixed
+number of steps where the certificates of `eigsh` (residuals, a noise floor) are not wanted: those
+cost products and dispatches that show on the smallest networks.
+"""
+COLD = """From the start of a fresh process to the first all-round answer (the trace of traceax),
+by the documented calls above. The cache is JAX's persistent compilation cache, filled by an earlier
+process. Memory is the largest resident set.
+"""
+ACCURACY = """Root mean square errors over five seeds on known spectra of 1024 eigenvalues: relative
+errors, for densities the distance above, for the diagonal the relative 2-norm.
+"""
+GROWTH = """The slope of the cost in a doubly logarithmic plot.
+"""
+TRANSFORMS = """A step (gradient and update) over the gradient alone: operations and temporary
+memory of the compiled programs. Below them `optax.contrib.sam` and the double backward that one
+would write.
+"""
+FIGURE = "![{text}](_static/{name}.png)\n"
+ACCURACY_FIGURE = "\n" + FIGURE.format(name="benchmarks_accuracy", text="Errors of the traces")

@@ -1,0 +1,1 @@
+"""The peers, each behind one small adapter of the same interface (`benchmarks.peers.adapter`)."""

@@ -1,0 +1,117 @@
+"""flatjax itself."""
+
+from benchmarks.peers.adapter import Adapter, Answer, Method, ends
+
+
+class Flatjax(Adapter):
+    """`flatjax.spectrum` for all at once, and the single estimators."""
+
+    package = "flatjax"
+    module = "flatjax"
+    framework = "jax"
+
+    def setup(self, task):
+        """The linearised Hessian of the mean loss."""
+        import jax
+
+        import flatjax
+        from benchmarks.peers import jax_model
+
+        self.lib, self.jax, self.task = flatjax, jax, task
+        model_fn, self.params, batch = jax_model.model_of(task)
+
+        def loss_fn(params, batch):
+            return jax_model.mean_loss(model_fn, params, batch)
+
+        self.hessian = flatjax.hessian(loss_fn, self.params, batch).linearize()
+
+    def product(self, vector):
+        """One product."""
+        flat, unravel = self.jax.flatten_util.ravel_pytree(self.params)
+        del flat
+        return self.jax.flatten_util.ravel_pytree(self.hessian @ unravel(vector))[0]
+
+    def methods(self):
+        """All at once, and one by one."""
+        depths = ((24, 2), (32, 2), (48, 2), (64, 4), (96, 8), (128, 16))
+        return {
+            "spectrum": Method(
+                self._spectrum,
+                [
+                    {"tol": 0.1, "num_probes": 2, "probe_steps": 20, "trace_tol": 1e-2},
+                    {"tol": 0.03, "num_probes": 2, "probe_steps": 40, "trace_tol": 8e-3},
+                    {"tol": 0.03, "num_probes": 4, "probe_steps": 40, "trace_tol": 8e-3},
+                    {},
+                    {"tol": 0.01, "num_probes": 4, "probe_steps": 64, "trace_tol": 6e-3},
+                    {"tol": 0.01, "num_probes": 8, "probe_steps": 96, "trace_tol": 6e-3},
+                ],
+                ("top1", "top", "bottom", "trace", "density"),
+            ),
+            "eigsh, k=1": Method(
+                self._eigsh_one, [{"tol": t} for t in (0.3, 0.1, 1e-2)], ("top1",)
+            ),
+            "eigsh, k=10": Method(self._eigsh, [{"tol": t} for t in (0.3, 0.1, 1e-2)], ("top",)),
+            "eigsh, smallest 2": Method(
+                self._bottom, [{"tol": t} for t in (0.3, 0.1, 1e-2)], ("bottom",)
+            ),
+            "trace, deflated": Method(
+                self._trace,
+                [{"num_products": n} for n in (20, 40, 80, 160, 320, 640)],
+                ("trace",),
+            ),
+            "trace, hutchinson": Method(
+                self._hutchinson,
+                [{"num_products": 64 * 2**i, "probe_block": 16} for i in range(10)],
+                ("trace",),
+            ),
+            "spectral_density": Method(
+                self._density,
+                [{"num_probes": p, "num_steps": m, "deflation_steps": m} for m, p in depths],
+                ("density",),
+            ),
+        }
+
+    def _key(self, seed):
+        return self.jax.random.key(seed)
+
+    def _spectrum(self, options, seed):
+        found = self.lib.spectrum(self.hessian, key=self._key(seed), **options)
+        top, bottom, total, density = self.jax.device_get(
+            (found.top.values, found.bottom.values, found.trace.value, found.density)
+        )
+        nodes, weights = density.atoms, density.weights
+        return Answer(found.num_products, top, bottom[::-1], total, nodes, weights)
+
+    def _eigsh_one(self, options, seed):
+        found = self.lib.eigsh(self.hessian, 1, key=self._key(seed), verify=False, **options)
+        return Answer(found.num_products, top=self.jax.device_get(found.values))
+
+    def _eigsh(self, options, seed):
+        found = self.lib.eigsh(self.hessian, 10, key=self._key(seed), verify=False, **options)
+        return Answer(found.num_products, top=self.jax.device_get(found.values))
+
+    def _bottom(self, options, seed):
+        found = self.lib.eigsh(
+            self.hessian, 2, which="SA", key=self._key(seed), verify=False, **options
+        )
+        return Answer(found.num_products, bottom=ends(self.jax.device_get(found.values))[1])
+
+    def _trace(self, options, seed):
+        found = self.lib.trace(self.hessian, key=self._key(seed), method="deflated", **options)
+        return Answer(found.num_products, trace=float(found.value))
+
+    def _hutchinson(self, options, seed):
+        found = self.lib.trace(self.hessian, key=self._key(seed), **options)
+        return Answer(found.num_products, trace=float(found.value))
+
+    def _density(self, options, seed):
+        found = self.jax.device_get(
+            self.lib.spectral_density(self.hessian, key=self._key(seed), **options)
+        )
+        spent = options["deflation_steps"] + options["num_probes"] * options["num_steps"]
+        return Answer(spent, nodes=found.atoms, weights=found.weights)
+
+
+def adapter() -> Adapter:
+    """The adapter."""
+    return Flatjax()

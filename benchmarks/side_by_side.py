@@ -1,0 +1,258 @@
+"""flatjax beside PyHessian, curvlinops, hessian-eigenthings, matfree and traceax.
+
+The same trained networks with the same float32 weights and data, one process a system, each on the
+same number of cores with as many threads. First every system is calibrated alone: each of its
+methods climbs its ladder of options until the true errors, the root mean square over three seeds
+against a float64 truth, have reached the targets. Every system so knows its cheapest way before
+the clock runs. Then the chosen calls of all systems run in turn, round by round; the tables show
+medians and spreads of these rounds. All is warm: what a call compiles is compiled before.
+"""
+
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+
+import numpy as np
+
+from benchmarks.peers import adapter, errors, plan, tasks, worker
+
+THREADS = 1
+SEEDS = (0, 1, 2)
+STORE = pathlib.Path("runs/benchmarks/tasks")
+# Seconds a call may take: what needs more is not reached.
+LIMITS = {"short": 2.0, "full": 10.0}
+ROUNDS = 5
+SHORT = ("mlp-small", "cnn-small", "transformer-small")
+
+
+def main(rows, short: bool = False) -> dict[str, object]:
+    """All networks; of the short form the small ones."""
+    names = SHORT if short else [n for n in tasks.NAMES if n != "cnn-large"]
+    limit = LIMITS["short" if short else "full"]
+    return {name: measure(name, rows, limit) for name in names}
+
+
+def prepared(name: str) -> tuple[pathlib.Path, dict[str, np.ndarray]]:
+    """The file of a task, and its truth; both are made once and kept."""
+    path, truth = STORE / f"{name}.npz", STORE / f"{name}-truth.npz"
+    if not path.exists():
+        tasks.save(path, tasks.create(name))
+    if not truth.exists():
+        command = [sys.executable, "-m", "benchmarks.peers.truth", str(path), str(truth)]
+        wide = {**os.environ, "JAX_ENABLE_X64": "1", "JAX_PLATFORMS": "cpu"}
+        subprocess.run(command, check=True, env=wide)
+    with np.load(truth) as file:
+        return path.resolve(), {key: file[key] for key in file.files}
+
+
+def measure(name: str, rows, limit: float) -> dict[str, object]:
+    """One network."""
+    path, truth = prepared(name)
+    systems = {}
+    for system in adapter.SYSTEMS:
+        key = f"{name}/{system}/calibration"
+        systems[system] = rows.get(key, lambda s=system: calibrate(s, path, truth, limit))
+        state = systems[system].get("failure", "")
+        print(
+            f"   {name} {system}: {len(systems[system].get('rungs', []))} rungs {state}", flush=True
+        )
+    timed = rows.get(f"{name}/rounds", lambda: rounds(systems, path, truth))
+    reference = {
+        key: float(truth[key])
+        for key in ("eigenvalue_error", "trace_error", "density_error", "dense", "trace")
+    }
+    reference["top"] = float(truth["top"][0])
+    return {
+        "params": int(truth["size"]),
+        "threads": THREADS,
+        "seconds_allowed": limit,
+        "truth": reference,
+        "systems": {
+            system: summarise(found, timed.get(system, {})) for system, found in systems.items()
+        },
+    }
+
+
+def calibrate(system: str, path, truth, limit: float) -> dict[str, object]:
+    """The true errors, warm times and products of every rung, until the targets are reached."""
+    try:
+        running = worker.Worker(system, THREADS)
+    except worker.Failure as failure:
+        return {"failure": str(failure), "rungs": []}
+    about = dict(running.ready)
+    rungs, notes = [], []
+    try:
+        methods = running.ask(do="setup", task=str(path))["methods"]
+        for method, facts in methods.items():
+            for index, options in enumerate(facts["ladder"]):
+                try:
+                    rung = climb(running, about["framework"], method, options, truth, limit)
+                except worker.Failure as failure:
+                    notes.append(f"{method} {options}: {failure}")
+                    if running.process.poll() is not None:
+                        running = worker.Worker(system, THREADS)
+                        running.ask(do="setup", task=str(path))
+                    break
+                place = {"method": method, "rung": index, "documented": facts["documented"]}
+                rungs.append({**place, **rung})
+                reached = [
+                    rung["errors"].get(q, 0.0) <= min(errors.TARGETS[q]) for q in facts["gives"]
+                ]
+                if all(reached) or rung["seconds"] > limit:
+                    break
+    except worker.Failure as failure:
+        return {**about, "failure": str(failure), "rungs": rungs}
+    finally:
+        running.close()
+    return {**about, "rungs": rungs, "notes": notes}
+
+
+def climb(running, framework, method, options, truth, limit) -> dict[str, object]:
+    """One rung."""
+
+    def call(seed):
+        request = {"method": method, "options": options, "seed": seed}
+        return running.ask(timeout=60 + 4 * limit, do="call", **request)
+
+    first = last = call(SEEDS[0])
+    if framework == "jax":  # compile, every shape that the seeds meet
+        for seed in SEEDS[1:]:
+            last = call(seed)
+    replies = [call(seed) for seed in SEEDS] if last["seconds"] < 2 * limit else [last]
+    found = [errors.errors(reply["answer"], truth) for reply in replies]
+    return {
+        "options": options,
+        "first_seconds": first["seconds"],
+        "seconds": statistics.median(r["seconds"] for r in replies),
+        "products": statistics.median(r["answer"]["products"] for r in replies),
+        "errors": {q: errors.root_mean_square([f[q] for f in found]) for q in found[0]},
+    }
+
+
+def chosen(system: str, found) -> dict[str, dict[str, object]]:
+    """What a system is timed with: by use of its methods, the calls for each target and for all."""
+    out = {}
+    for use in ("documented", "any"):
+        rungs = [r for r in found["rungs"] if use == "any" or r["documented"]]
+        single = {
+            f"{quantity} {target:g}": plan.best(rungs, quantity, target)
+            for quantity, targets in errors.TARGETS.items()
+            for target in targets
+        }
+        if system == "flatjax":  # the one call is what is shown
+            rungs = [r for r in rungs if r["method"] == "spectrum"]
+        out[use] = {"single": single, "all": plan.all_round(rungs, errors.ALL_ROUND)}
+    return out
+
+
+def calls_of(system: str, found) -> list[tuple[str, int]]:
+    """Every call of a system that the rounds time."""
+    calls = set()
+    for use in chosen(system, found).values():
+        calls |= {(r["method"], r["rung"]) for r in use["single"].values() if r is not None}
+        calls |= {(method, rung) for method, rung in use["all"]["calls"]}
+    if system == "flatjax":  # and as it is called without options
+        calls |= {(r["method"], r["rung"]) for r in found["rungs"] if r["options"] == {}}
+    return sorted(calls)
+
+
+def rounds(systems, path, truth) -> dict[str, dict[str, list[dict[str, object]]]]:
+    """Seconds and errors of the chosen calls, the systems in turn, with a new seed every round."""
+    running, calls, timed = {}, {}, {}
+    for system, found in systems.items():
+        if not found["rungs"]:
+            continue
+        running[system] = worker.Worker(system, THREADS)
+        running[system].ask(do="setup", task=str(path))
+        calls[system] = calls_of(system, found)
+        timed[system] = {f"{method}|{rung}": [] for method, rung in calls[system]}
+    options = {
+        (system, r["method"], r["rung"]): r["options"]
+        for system, found in systems.items()
+        for r in found["rungs"]
+    }
+
+    def ask(system, method, rung, seed):
+        request = {"method": method, "options": options[system, method, rung], "seed": seed}
+        return running[system].ask(do="call", **request)
+
+    for system in running:  # warm up: seeds of their own, as many as shapes may differ
+        for method, rung in calls[system]:
+            for seed in (100, 101, 102):
+                if ask(system, method, rung, seed)["seconds"] > 2:
+                    break
+    for turn in range(ROUNDS):
+        for system in running:
+            for method, rung in calls[system]:
+                reply = ask(system, method, rung, 200 + turn)
+                timed[system][f"{method}|{rung}"].append(
+                    {
+                        "seconds": reply["seconds"],
+                        "products": reply["answer"]["products"],
+                        "errors": errors.errors(reply["answer"], truth),
+                    }
+                )
+    for process in running.values():
+        process.close()
+    return timed
+
+
+def summarise(found, timed) -> dict[str, object]:
+    """What the tables need: for each target the best call, and all at once."""
+    about = {k: found.get(k) for k in ("version", "framework_version", "note", "notes", "failure")}
+    if not timed:
+        return about
+    system = "flatjax" if any(r["method"] == "spectrum" for r in found["rungs"]) else ""
+    for use, picked in chosen(system, found).items():
+        about[use] = {
+            "single": {
+                target: None if rung is None else described([rung], timed)
+                for target, rung in picked["single"].items()
+            },
+            "all": {
+                **picked["all"],
+                **(described(rungs_of(found, picked["all"]["calls"]), timed)),
+            },
+        }
+    plain = [r for r in found["rungs"] if r["method"] == "spectrum" and r["options"] == {}]
+    if plain:
+        about["plain"] = described(plain, timed)
+    about["rungs"] = [
+        {k: r[k] for k in ("method", "options", "seconds", "products", "errors")}
+        for r in found["rungs"]
+    ]
+    return about
+
+
+def rungs_of(found, calls):
+    """The rungs of some calls."""
+    wanted = {(method, rung) for method, rung in calls}
+    return [r for r in found["rungs"] if (r["method"], r["rung"]) in wanted]
+
+
+def described(rungs, timed) -> dict[str, object]:
+    """Method, options, seconds, products and errors of a set of calls made one after the other."""
+    if not rungs:
+        return {}
+    runs = [timed[f"{r['method']}|{r['rung']}"] for r in rungs]
+    together = list(zip(*runs, strict=True))
+    found: dict[str, float] = {}
+    for rows in runs:
+        for quantity in rows[0]["errors"]:
+            value = errors.root_mean_square([row["errors"][quantity] for row in rows])
+            found[quantity] = min(value, found.get(quantity, float("inf")))
+    return {
+        "method": " + ".join(f"{r['method']} {options_text(r['options'])}".strip() for r in rungs),
+        "seconds": errors.summary([sum(row["seconds"] for row in turn) for turn in together]),
+        "first_seconds": sum(r["first_seconds"] for r in rungs),
+        "products": statistics.median(sum(row["products"] for row in turn) for turn in together),
+        "errors": found,
+    }
+
+
+def options_text(options) -> str:
+    """``(a=1, b=2)``."""
+    inside = ", ".join(f"{key}={value}" for key, value in options.items())
+    return f"({inside})" if inside else ""

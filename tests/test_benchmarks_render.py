@@ -1,0 +1,44 @@
+"""The committed page and table are those of the committed results."""
+
+import pytest
+
+from benchmarks import _page, _render
+
+RESULTS = _render.results()
+
+
+@pytest.mark.skipif("side_by_side" not in RESULTS, reason="no results are committed")
+def test_the_page_is_that_of_the_results():
+    written = _render.PAGE.read_text()
+    assert written == _page.page(RESULTS), "run `python -m benchmarks render`"
+
+
+@pytest.mark.skipif("side_by_side" not in RESULTS, reason="no results are committed")
+def test_the_table_of_the_readme_is_that_of_the_results():
+    text = _render.README.read_text()
+    assert _render.BEGIN in text
+    assert text == _render.between(text, _page.readme(RESULTS)), "run `python -m benchmarks render`"
+
+
+def test_only_what_is_between_the_markers_is_replaced():
+    text = f"before\n{_render.BEGIN}\nold\n{_render.END}\nafter\n"
+    assert _render.between(text, "new\n") == text.replace("old", "new")
+    assert _render.between("no markers", "new") == "no markers"
+
+
+def answer(median, missing=()):
+    spread = {"median": median, "low": median, "high": median, "runs": 5}
+    return {"seconds": spread, "products": 10, "missing": list(missing), "method": "m"}
+
+
+def test_ratios_and_what_is_not_reached_are_shown():
+    systems = {
+        "flatjax": {"documented": {"all": answer(0.5)}},
+        "pyhessian": {"documented": {"all": answer(5.0, ["bottom"])}},
+        "curvlinops": {"failure": "ModuleNotFoundError"},
+    }
+    network = {"params": 7, "systems": systems}
+    record = {"results": {"mlp-small": network}}
+    table = _page.readme({"side_by_side": record})
+    assert "| mlp-small | 0.50 s | 5.00 s (10.0 x, without bottom 2) | did not run |" in table
+    assert "did not run: ModuleNotFoundError" in _page.headline(record, "documented")

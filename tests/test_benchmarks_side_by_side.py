@@ -1,0 +1,160 @@
+"""The comparison with the peers: its statistics, its choices, and flatjax's own adapter."""
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from benchmarks import side_by_side
+from benchmarks.peers import adapter, errors, plan, tasks, worker
+
+
+@pytest.fixture(scope="module")
+def task():
+    generator = np.random.default_rng(0)
+    shapes = [(6, 6), (6, 6), (6, 10)]
+    weights = [generator.normal(size=s).astype(np.float32) / s[0] ** 0.5 for s in shapes]
+    inputs = generator.normal(size=(40, 6)).astype(np.float32)
+    labels = generator.integers(0, 10, 40).astype(np.int32)
+    params = {str(i): w for i, w in enumerate(weights)}
+    return adapter.Task("mlp", 0, params, inputs, labels)
+
+
+@pytest.fixture(scope="module")
+def own(task):
+    found = adapter.load("flatjax")
+    found.setup(task)
+    return found
+
+
+@pytest.fixture(scope="module")
+def truth(own, task):
+    size = tasks.num_params(task)
+    matrix = np.stack([np.asarray(own.product(row)) for row in np.eye(size, dtype=np.float32)])
+    values = np.linalg.eigvalsh((matrix + matrix.T).astype(np.float64) / 2)
+    return {
+        "top": values[::-1][:10],
+        "bottom": values[:2],
+        "trace": values.sum(),
+        "nodes": values,
+        "weights": np.full(size, 1 / size),
+        "deviation": values.std(),
+    }
+
+
+def test_wasserstein_distance_is_that_of_scipy():
+    generator = np.random.default_rng(1)
+    u, v = generator.normal(size=20), generator.normal(size=31)
+    p, q = generator.dirichlet(np.ones(20)), generator.dirichlet(np.ones(31))
+    expected = scipy.stats.wasserstein_distance(u, v, p, q)
+    # Two float64 summations of some 50 terms.
+    np.testing.assert_allclose(errors.wasserstein(u, p, v, q), expected, rtol=1e-12)
+
+
+def test_errors_are_relative_and_the_worst_counts(truth):
+    exact = {"top": truth["top"], "bottom": truth["bottom"], "trace": truth["trace"]}
+    assert errors.errors(exact, truth) == {"top1": 0, "top": 0, "bottom": 0, "trace": 0}
+    off = np.array(truth["top"])
+    off[7] *= 1.02
+    found = errors.errors({"top": off, "trace": 0.9 * truth["trace"]}, truth)
+    assert found["top1"] == 0
+    np.testing.assert_allclose([found["top"], found["trace"]], [0.02, 0.1], rtol=1e-9)  # rounding
+
+
+def test_too_few_values_are_no_answer(truth):
+    found = errors.errors({"top": truth["top"][:1], "bottom": truth["bottom"][:1]}, truth)
+    assert found == {"top1": 0}
+
+
+def test_a_value_that_is_not_finite_reaches_nothing(truth):
+    assert errors.errors({"trace": float("nan")}, truth) == {"trace": float("inf")}
+
+
+def rung(method, index, seconds, documented=True, **found):
+    place = {"method": method, "rung": index, "documented": documented}
+    return {**place, "seconds": seconds, "errors": found}
+
+
+def test_the_cheapest_call_that_reaches_the_target_is_chosen():
+    rungs = [
+        rung("a", 0, 1.0, trace=0.1),
+        rung("a", 1, 2.0, trace=0.009),
+        rung("b", 0, 1.5, trace=0.01),
+        rung("b", 1, 0.5, trace=0.02),
+    ]
+    assert plan.best(rungs, "trace", 1e-2)["method"] == "b"
+    assert plan.best(rungs, "trace", 1e-3) is None
+
+
+def test_one_call_serves_several_quantities():
+    rungs = [
+        rung("lanczos", 0, 1.0, top=0.001, density=0.5),
+        rung("lanczos", 1, 3.0, top=0.001, density=0.01),
+        rung("eigsh", 0, 0.5, top=0.001),
+    ]
+    # The density needs the higher rung, which has the eigenvalues too: no second call.
+    found = plan.all_round(rungs, {"top": 1e-2, "density": 5e-2, "trace": 1e-2})
+    assert found["calls"] == [["lanczos", 1]]
+    assert found["missing"] == ["trace"]
+
+
+def test_every_method_of_flatjax_answers_what_it_says(own):
+    for name, method in own.methods().items():
+        assert method.ladder, name
+        assert set(method.gives) <= set(errors.TARGETS), name
+
+
+def test_one_spectrum_is_near_the_truth(own, truth):
+    found = own.methods()["spectrum"].call({}, 0).as_json()
+    wrong = errors.errors(found, truth)
+    assert set(wrong) == {"top1", "top", "bottom", "trace", "density"}
+    # Converged to residuals of 1e-3, whose squares over the gaps are the errors.
+    assert max(wrong["top1"], wrong["top"], wrong["bottom"]) < 1e-2
+    # Three times the standard error asked for.
+    assert wrong["trace"] < 3e-2
+    assert found["products"] > 30
+
+
+def test_a_network_is_measured_from_end_to_end(own, task, truth, monkeypatch):
+    class Inside:
+        """The worker's requests answered in this process."""
+
+        def __init__(self, system, threads):
+            del threads
+            self.ready, self.process = {"version": "0", "framework": "jax", "note": ""}, self
+            if system != "flatjax":
+                raise worker.Failure("ModuleNotFoundError: not here")
+
+        def ask(self, timeout=0, **request):
+            del timeout
+            if request["do"] == "setup":
+                method = own.methods()["spectrum"]
+                facts = {"ladder": [{}], "gives": list(method.gives), "documented": True}
+                return {"methods": {"spectrum": facts}}
+            found = own.methods()["spectrum"].call(request["options"], request["seed"])
+            return {"seconds": 1.0, "answer": found.as_json()}
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(worker, "Worker", Inside)
+    monkeypatch.setattr(side_by_side, "SEEDS", (0,))
+    monkeypatch.setattr(side_by_side, "ROUNDS", 1)
+    found = {s: side_by_side.calibrate(s, "-", truth, 5.0) for s in ("flatjax", "matfree")}
+    timed = side_by_side.rounds(found, "-", truth)
+    mine = side_by_side.summarise(found["flatjax"], timed["flatjax"])
+    assert mine["documented"]["single"]["top 0.01"]["seconds"]["median"] == 1.0
+    assert mine["plain"]["products"] > 30
+    # A peer that is not there gets a row that says so.
+    assert "not here" in side_by_side.summarise(found["matfree"], {})["failure"]
+
+
+def test_a_system_that_cannot_start_says_why():
+    with pytest.raises(worker.Failure, match="no system 'nothing'"):
+        worker.Worker("nothing")
+
+
+def test_tasks_survive_the_disk(task, tmp_path):
+    tasks.save(tmp_path / "t.npz", task)
+    again = tasks.read(tmp_path / "t.npz")
+    assert (again.kind, list(again.params)) == (task.kind, list(task.params))
+    np.testing.assert_array_equal(again.inputs, task.inputs)
