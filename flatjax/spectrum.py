@@ -7,33 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flatjax import loops, trees
-from flatjax.linalg import arguments, complement, krylov, lanczos_state, probes
-from flatjax.linalg import basis as bases
-from flatjax.linalg.density import run_probe, solved
+from flatjax.linalg import arguments, krylov, lanczos_state
+from flatjax.linalg.collected import Collected
+from flatjax.linalg.collected import LayerSpectrum as LayerSpectrum
 from flatjax.linalg.eigen import Eigenpairs
-from flatjax.linalg.estimate import DEFAULT_TOL, Estimate, from_samples
-from flatjax.linalg.quadrature import SpectralDensity, density_from_quadrature
-from flatjax.operators.base import Operator, as_operator
+from flatjax.linalg.estimate import Estimate, from_samples
+from flatjax.linalg.quadrature import SpectralDensity
+from flatjax.operators.base import as_operator
 from flatjax.operators.selection import group_names
 
 Tree = Any
-
-
-class LayerSpectrum(NamedTuple):
-    """The share of one group of params in the spectrum of the whole.
-
-    Attributes:
-      size: the number of params of the group.
-      trace: the trace of its diagonal block.
-      density: the local density ``tr(P f(A) P) / size`` for the projector P on the group: how much
-        of the eigenvectors lies in the group. Not the spectrum of the diagonal block. Quadrature
-        weights may be negative by chance.
-    """
-
-    size: int
-    trace: Estimate
-    density: SpectralDensity
 
 
 class SpectrumState(NamedTuple):
@@ -186,7 +169,7 @@ def spectrum(
     )
     ritz = lanczos_state.Ritz(state, k, num_bottom, tol, op.size)
     keep = SpectrumState(state, jnp.asarray(spent, jnp.int32))
-    collected = _Collected(op, state, ritz, probe_key, groups, diagonal)
+    collected = Collected(op, state, ritz, probe_key, groups, diagonal)
     for i in range(num_probes):
         spent += collected.density_probe(i, probe_steps)
     if trace_tol is not None:
@@ -230,176 +213,3 @@ def _check(op, k, num_bottom, tol, num_steps, max_steps, num_probes, probe_steps
         )
     if num_probes < 2:
         raise ValueError("num_probes must be at least 2: one probe has no standard error.")
-
-
-class _Collected:
-    """What the probes have said so far."""
-
-    def __init__(self, op: Operator, state, ritz, key, groups, diagonal):
-        self.op, self.ritz, self.key, self.groups = op, ritz, key, groups
-        self.run, sums = _known(state)
-        self.known_trace, self.known_square = (float(a) for a in jax.device_get(sums))
-        self.product = loops.product(op)
-        self.deflated = complement.Deflated(op, ritz.deflating(state))
-        self.relation = ritz.relation
-        self.numbers: list = []
-        self.quadratures: list = []
-        self.blocks: list = []
-        self.sum_diagonal = trees.zeros(op.structure) if diagonal else None
-
-    def _first(self, i):
-        """The probe, its product, and what every probe gives."""
-        z = probes.probe(jax.random.fold_in(self.key, i), self.op.structure)
-        y = complement.project(self.deflated.vectors, z)
-        image = self.product(y)
-        numbers, rest = _numbers(self.run, y, image, self.ritz.vectors, self.relation)
-        self.numbers.append(numbers)
-        if self.groups is not None or self.sum_diagonal is not None:
-            rest = complement.rest(self.run, rest)
-        if self.sum_diagonal is not None:
-            self.sum_diagonal = _add_product(self.sum_diagonal, z, rest)
-        return z, y, image, rest
-
-    def density_probe(self, i: int, steps: int) -> int:
-        """A probe with a quadrature; returns the products spent."""
-        z, y, image, rest = self._first(i)
-        basis, spent = jax.tree.map(lambda a: a[None], z), 1
-        if (room := self.op.size - self.ritz.num_deflated) > 0:
-            steps = min(steps, room)
-            length, (unit, first) = lanczos_state.normalized((y, image))
-            first = complement.project(self.deflated.vectors, first)
-            key = jax.random.fold_in(self.key, i)
-            start, spent = run_probe(self.deflated, unit, steps, key, first)
-            basis = start.basis
-            self.quadratures.append((start.alphas, start.betas, start.scale, length, steps))
-        if self.groups is not None:
-            self.blocks.append(complement.block_moments(basis, z, rest, self.groups))
-        return spent
-
-    def trace_probes(self, start: int, tol: float, most: int) -> int:
-        """More products, one a probe, until the trace is known to ``tol``; returns their number."""
-        spent = 0
-        while spent < most:
-            if len(self.numbers) >= 8 and bool(self.trace(0, tol).converged):
-                break
-            for _ in range(min(4, most - spent)):
-                z, _, _, rest = self._first(start + spent)
-                if self.groups is not None:
-                    one = jax.tree.map(lambda a: a[None], z)
-                    self.blocks.append(complement.block_moments(one, z, rest, self.groups))
-                spent += 1
-        return spent
-
-    def _fetched(self):
-        """Traces, squares and gaps of all probes, in float64 on the host."""
-        rows = jax.device_get(self.numbers)
-        return (np.stack([np.asarray(row[j], np.float64) for row in rows]) for j in range(3))
-
-    def trace(self, spent, tol):
-        """The trace, deflated by the whole run."""
-        traces, _, _ = self._fetched()
-        return self._estimate(traces, self.known_trace, spent, tol)
-
-    def _estimate(self, samples, exact, spent, tol):
-        exact = float(exact)
-        size = abs(exact) + np.abs(samples).mean()
-        return from_samples(samples, exact, size, spent, tol, self.run.alphas.dtype)
-
-    def frobenius_norm(self, spent):
-        """The Frobenius norm by the delta method from the estimate of its square."""
-        _, squares, _ = self._fetched()
-        square = self._estimate(squares, self.known_square, spent, None)
-        dtype = square.value.dtype
-        value = np.sqrt(max(float(square.value), 0))
-        error = float(square.standard_error) / (2 * value) if value else 0.0
-        ends = np.sqrt(np.maximum(np.asarray(square.interval, np.float64), 0))
-        return Estimate(
-            value=jnp.asarray(value, dtype),
-            standard_error=jnp.asarray(error, dtype),
-            interval=jnp.asarray(ends, dtype),
-            num_products=spent,
-            converged=jnp.asarray(error <= DEFAULT_TOL * value),
-        )
-
-    def noise(self):
-        """The noise floor, and the noise of the product with every Ritz vector."""
-        _, _, gaps = self._fetched()
-        rounding = 8 * float(jnp.finfo(self.run.alphas.dtype).eps) * self.ritz.norm
-        noise = np.sqrt(np.square(gaps).mean(axis=0))
-        return max(2 * float(np.sqrt(np.square(gaps).mean())), rounding), noise
-
-    def density(self, scale, num_points):
-        """The density of the whole."""
-        n, count = self.op.size, self.ritz.num_deflated
-        nodes, s, _ = solved(self.quadratures)
-        weights = np.square(s[:, 0]) * ((n - count) / n)
-        return self._density(np.full(count, 1 / n), nodes, weights, scale, num_points)
-
-    def _density(self, exact_weights, nodes, weights, scale, num_points):
-        return density_from_quadrature(
-            self.ritz.deflated_values,
-            exact_weights,
-            nodes,
-            weights,
-            scale=scale,
-            num_points=num_points,
-        )
-
-    def diagonal(self):
-        """The diagonal: what the run knows, and the mean over the probes of the rest."""
-        if self.sum_diagonal is None:
-            return None
-        return _diagonal(self.run, self.sum_diagonal, jnp.float32(1 / len(self.numbers)))
-
-    def layers(self, spent, tol, scale, num_points):
-        """Trace and local density of every group."""
-        if self.groups is None:
-            return None
-        known = jax.device_get(complement.block_known(self.run, self.groups))
-        shares = jax.device_get(self.ritz.shares(self.groups))
-        found = jax.device_get(self.blocks)
-        sizes: dict = {}
-        for name, leaf in zip(self.groups, jax.tree.leaves(self.op.structure), strict=True):
-            sizes[name] = sizes.get(name, 0) + leaf.size
-        nodes, s, lengths = solved(self.quadratures)
-        out = {}
-        for name, size in sizes.items():
-            samples = np.asarray([quad[name] for quad, _ in found], np.float64)
-            trace = self._estimate(samples, known[name], spent, tol)
-            steps = s.shape[-1]
-            inner = [np.asarray(rows[name], np.float64)[:steps] for _, rows in found[: len(s)]]
-            products = np.einsum("pj,pjk->pk", np.stack(inner), s)
-            weights = lengths[:, None] * s[:, 0] * products / size
-            exact = np.asarray(shares[name], np.float64) / size
-            density = self._density(exact, nodes, weights, scale, num_points)
-            out[name] = LayerSpectrum(size, trace, density)
-        return out
-
-
-@jax.jit
-def _known(state):
-    run = complement.known(state)
-    return run, (run.trace, run.squares)
-
-
-@jax.jit
-def _numbers(run, y, image, vectors, relation):
-    """The moments of a probe, and ``v . A y - y . A v`` for every Ritz vector v.
-
-    The products ``A v`` are those of the Lanczos relation, a multiple of v and one of the residual.
-    """
-    found = complement.moments(run, y, image)
-    values, last = relation
-    known = values * bases.coefficients(vectors, y)[0] + last * trees.vdot(run.residual, y)
-    gaps = bases.coefficients(vectors, image)[0] - known
-    return (found.trace, found.square, gaps), found.image
-
-
-@jax.jit
-def _add_product(total, z, rest):
-    return jax.tree.map(lambda t, a, b: t + a * b, total, z, rest)
-
-
-@jax.jit
-def _diagonal(run, total, factor):
-    return trees.axpy(factor, total, complement.known_diagonal(run))
