@@ -1,4 +1,4 @@
-"""What every product costs beside one gradient: flops, bytes, memory, programs, time.
+"""What products cost beside a gradient, and solvers beside their products.
 
 Flops, bytes and temporary memory are the compiler's analysis of straight-line programs: exact, and
 the same in every run on one version of JAX. Programs are counted from the first construction to the
@@ -9,6 +9,9 @@ The bound counts matrix products a layer: a gradient has 3 (one forward, two bac
 product has 8: 3 for the forward pass and its tangent, 5 for the backward pass of the activations
 and the tangents of both (the weight gradients themselves are not needed); linearised 6. A product
 with J' M J has 5: 3 forward and 2 backward; linearised 4.
+
+The second table holds 80 Lanczos steps against their bound and the first answer of a session
+against the compile time of a gradient; see `benchmarks/_solvers.py`.
 
 ``python -m benchmarks.costs --help`` for the options.
 """
@@ -25,7 +28,7 @@ import rich.console
 import rich.table
 
 import flatjax
-from benchmarks import _networks
+from benchmarks import _networks, _solvers
 from tests.compilations import count_compilations
 
 BOUNDS = {"hessian": (8 / 3, 2.0), "ggn": (5 / 3, 4 / 3), "covariance": (5 / 3, 4 / 3)}
@@ -49,11 +52,13 @@ class Config:
 
     Attributes:
       problems: of mlp, cnn, transformer.
+      solvers: of mlp, cnn, transformer, deep transformer.
       repeats: interleaved runs of which the median time is taken; 0 for no timing.
       output: a JSON file to write the results to.
     """
 
     problems: tuple[str, ...] = tuple(_networks.PROBLEMS)
+    solvers: tuple[str, ...] = tuple(_solvers.SIZES)
     repeats: int = 15
     output: pathlib.Path | None = None
 
@@ -136,20 +141,25 @@ def measure(name: str, repeats: int = 0) -> dict[str, dict[str, float]]:
     return results
 
 
+def _show(title: str, rows: dict[str, dict[str, float]], columns: dict[str, str]) -> None:
+    table = rich.table.Table(title=title, box=rich.box.SIMPLE)
+    for column in ("", *columns.values()):
+        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    for row, cost in rows.items():
+        table.add_row(row, *(f"{cost[c]:.3g}" if c in cost else "" for c in columns))
+    rich.console.Console(width=100).print(table)  # also where there is no terminal
+
+
 def main(config: Config | None = None) -> dict[str, dict[str, dict[str, float]]]:
     config = Config() if config is None else config
     results = {}
     for name in config.problems:
         results[name] = measure(name, config.repeats)
-        table = rich.table.Table(title=f"{name}: over one gradient", box=rich.box.SIMPLE)
-        for column in ("product", *COLUMNS.values()):
-            table.add_column(
-                column, justify="left" if column == "product" else "right", no_wrap=True
-            )
-        for row, cost in results[name].items():
-            shown = [f"{cost[c]:.3g}" if c in cost else "" for c in COLUMNS]
-            table.add_row(row, *shown)
-        rich.console.Console(width=100).print(table)  # also where there is no terminal
+        _show(f"{name}: over one gradient", results[name], COLUMNS)
+    for name in config.solvers:
+        for kind, measured in (("warm", _solvers.warm), ("cold", _solvers.cold)):
+            rows = results[f"{name}, {kind}"] = measured(name)
+            _show(f"{name}, {kind}", rows, {key: key for key in next(iter(rows.values()))})
     if config.output is not None:
         config.output.parent.mkdir(parents=True, exist_ok=True)
         config.output.write_text(json.dumps(results, indent=2) + "\n")

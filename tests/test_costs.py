@@ -5,8 +5,11 @@ import pytest
 from benchmarks import costs
 
 
-@pytest.mark.slow  # some twenty programs of a real network each
-@pytest.mark.parametrize("name", ["mlp", "cnn", "transformer"])
+@pytest.mark.parametrize(
+    "name",
+    # Some twenty programs of a real network each.
+    ["mlp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cnn", "transformer"))],
+)
 def test_products_cost_what_is_promised(name):
     for row, cost in costs.measure(name).items():
         # Flops of the compiled program are exact; the elementwise work of softmax, normalisation
