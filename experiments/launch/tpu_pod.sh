@@ -7,7 +7,7 @@
 # printed and not run. To install:
 #
 #   gcloud compute tpus tpu-vm ssh $TPU --zone $ZONE --worker=all \
-#     --command 'git clone REPOSITORY flatjax && pip install -e "flatjax[tpu,experiments]"'
+#     --command 'git clone REPOSITORY flatjax && pip install -e "flatjax[experiments]" "jax[tpu]"'
 set -eu
 
 if [[ $# -lt 1 ]]; then
