@@ -6,7 +6,7 @@ cannot be read back bit for bit is damaged: it is set aside and an older one is 
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import json
 import logging
 import re
@@ -14,7 +14,7 @@ import shutil
 import sys
 import warnings
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -187,7 +187,8 @@ class Checkpoints:
             )
         stored = jax.tree.map(_plain_abstract, abstract)
         items = {"state": {"state": stored, "checksum": _like_checksum(abstract)}}
-        with _context(), _abandoned_reads_unreported():
+        _leave_abandoned_unreported()
+        with _context():
             loaded = ocp.load_checkpointables(path, items)
         state = jax.tree.map(_typed, loaded["state"]["state"], abstract)
         if int(checksum(state)) != int(loaded["state"]["checksum"]):
@@ -239,7 +240,7 @@ def _writer() -> Any:
     Of orbax's first interface: in the second one (v1) all processes of a run must save together,
     and when one cannot, the others wait for it in a barrier.
     """
-    logging.getLogger("absl").addFilter(_raised_anyway)
+    _leave_abandoned_unreported()
     options = writing.options.MultiprocessingOptions()
     if jax.process_count() > 1:
         me = jax.process_index()
@@ -286,14 +287,14 @@ def _raised_anyway(record: logging.LogRecord) -> bool:
     return "raised an exception" not in record.getMessage() and not record.exc_info
 
 
-@contextlib.contextmanager
-def _abandoned_reads_unreported() -> Iterator[None]:
-    """Keeps quiet about reads that orbax leaves in flight when one of many fails.
+@functools.cache
+def _leave_abandoned_unreported() -> None:
+    """Keeps quiet about reads and writes that orbax leaves in flight when one of many fails.
 
     Each of them reports its own failure, or a closed event loop, pages of them and possibly much
     later; the failure itself is raised in the ordinary way.
     """
-    before, log = sys.unraisablehook, logging.getLogger("asyncio")
+    before = sys.unraisablehook
 
     def hook(unraisable):
         error = unraisable.exc_value
@@ -304,11 +305,8 @@ def _abandoned_reads_unreported() -> Iterator[None]:
         return "async_deserialize" not in record.getMessage()
 
     sys.unraisablehook = hook
-    log.addFilter(not_abandoned)
-    yield
-    # Only on success: after a failure reads may still be in flight.
-    sys.unraisablehook = before
-    log.removeFilter(not_abandoned)
+    logging.getLogger("asyncio").addFilter(not_abandoned)
+    logging.getLogger("absl").addFilter(_raised_anyway)
 
 
 def list_steps(folder: Path) -> list[Path]:
