@@ -13,6 +13,7 @@ ARGS ?=
 #   make bench TORCH="torch==2.13.0 --index-url INDEX-OF-CPU-BUILDS"
 BENCH ?= .venv-bench
 TORCH ?= torch==2.13.0
+SHORT := accuracy growth transforms side_by_side cold_start
 
 BIN := $(VENV)/bin
 LOCK := requirements/dev.txt
@@ -54,11 +55,11 @@ docs: install ## build the documentation, warnings are errors
 	@echo "open docs/_build/html/index.html"
 
 bench: $(BENCH)/.installed ## the benchmarks beside the peers, short form (about 15 minutes)
-	$(BENCH)/bin/python -m benchmarks --short --output benchmarks/results $(ARGS)
+	$(BENCH)/bin/python -m benchmarks --short --output benchmarks/results $(SHORT) $(ARGS)
 	$(BENCH)/bin/python -m benchmarks render
 
 bench-full: $(BENCH)/.installed ## the benchmarks beside the peers, all sizes (hours; goes on where it stopped)
-	$(BENCH)/bin/python -m benchmarks --output benchmarks/results $(ARGS)
+	$(BENCH)/bin/python -m benchmarks --output benchmarks/results $(SHORT) costs $(ARGS)
 	$(BENCH)/bin/python -m benchmarks render
 
 install: $(VENV)/.installed ## the virtual environment, if it is missing or out of date

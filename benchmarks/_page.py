@@ -236,6 +236,19 @@ def transforms(record: Record) -> str:
     return table(head, rows)
 
 
+def costs(record: Record) -> str:
+    """Products beside a gradient, solvers beside their products."""
+    parts = []
+    for name, rows in record["results"].items():
+        columns = list(dict.fromkeys(key for row in rows.values() for key in row))
+        body = [
+            [row, *(f"{cost[c]:.3g}" if c in cost else "" for c in columns)]
+            for row, cost in rows.items()
+        ]
+        parts.append(table([name, *columns], body))
+    return "\n".join(parts)
+
+
 def machine(record: Record) -> str:
     """Versions and hardware of a run."""
     e = record["environment"]
@@ -293,6 +306,7 @@ def page(found: dict[str, Record]) -> str:
         ("cold_start", "## Cold start and memory\n", COLD, colds),
         ("accuracy", "## Accuracy against products\n", ACCURACY + ACCURACY_FIGURE, accuracies),
         ("growth", "## Growth\n", GROWTH, growths),
+        ("costs", "## Products and solvers\n", COSTS, costs),
         ("transforms", "## The transforms\n", TRANSFORMS, transforms),
     )
     for name, title, text, write in sections:
@@ -365,8 +379,13 @@ errors, for densities the distance above, for the diagonal the relative 2-norm.
 """
 GROWTH = """The slope of the cost in a doubly logarithmic plot.
 """
+COSTS = """Over one gradient of the same network, by the compiler's analysis (exact) and by the clock:
+operations with their bound and goal, bytes, temporary memory, what a linearised product keeps,
+programs compiled for a first product and for one with new values. Then solvers beside their
+products.
+"""
 TRANSFORMS = """A step (gradient and update) over the gradient alone: operations and temporary
-memory of the compiled programs. Below them `optax.contrib.sam` and the double backward that one
+memory of the compiled programs, and the time, the least of several runs. Below them `optax.contrib.sam` and the double backward that one
 would write.
 """
 FIGURE = "![{text}](_static/{name}.png)\n"

@@ -15,11 +15,16 @@ TINY = {
 }
 
 
-@pytest.fixture(params=sorted(TINY))
-def task(request, monkeypatch):
-    monkeypatch.setitem(tasks.SIZES[request.param], "tiny", TINY[request.param])
-    monkeypatch.setattr(tasks, "TRAINING_STEPS", 2)
-    return tasks.create(f"{request.param}-tiny")
+# PyHessian keeps the graph of its gradient, against which PyTorch warns.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")
+
+
+@pytest.fixture(scope="module", params=sorted(TINY))
+def task(request):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(tasks.SIZES[request.param], "tiny", TINY[request.param])
+        patch.setattr(tasks, "TRAINING_STEPS", 2)
+        return tasks.create(f"{request.param}-tiny")
 
 
 def test_outputs_and_gradients_are_equal(task):
