@@ -379,14 +379,14 @@ errors, for densities the distance above, for the diagonal the relative 2-norm.
 """
 GROWTH = """The slope of the cost in a doubly logarithmic plot.
 """
-COSTS = """Over one gradient of the same network, by the compiler's analysis (exact) and by the clock:
+COSTS = """Over one gradient of the same network, by the compiler's analysis and by the clock:
 operations with their bound and goal, bytes, temporary memory, what a linearised product keeps,
 programs compiled for a first product and for one with new values. Then solvers beside their
 products.
 """
 TRANSFORMS = """A step (gradient and update) over the gradient alone: operations and temporary
-memory of the compiled programs, and the time, the least of several runs. Below them `optax.contrib.sam` and the double backward that one
-would write.
+memory of the compiled programs, and the time, the least of several runs. Below them
+`optax.contrib.sam` and the double backward that one would write.
 """
 FIGURE = "![{text}](_static/{name}.png)\n"
 ACCURACY_FIGURE = "\n" + FIGURE.format(name="benchmarks_accuracy", text="Errors of the traces")
