@@ -39,11 +39,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import spearmanr
 
 from experiments.lib import minibatch, penalty_arms
 from experiments.lib.claims import Claim, Figure, judge, run_folder, write_summary
-from experiments.lib.curves import by_seed, curve
+from experiments.lib.curves import by_seed, curve, rank_correlation
 from experiments.lib.figures import figure, style
 from experiments.lib.minibatch import Recipe
 from experiments.lib.progress import say
@@ -246,7 +245,7 @@ def numbers(runs: Runs, early_epochs: int) -> dict[str, np.ndarray]:
         "gp-between": (final["GP"] - final["baseline"]) / np.where(gain == 0, np.nan, gain),
         "gp-x-below-fp": final["FP"] - final["GP_x"],
         "early-trace-predicts": np.array(
-            [spearmanr(a, b).statistic for a, b in zip(early.T, ends.T, strict=True)]
+            [rank_correlation(a, b) for a, b in zip(early.T, ends.T, strict=True)]
         ),
     }
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from experiments.lib.figures import band, style
 
@@ -29,3 +30,11 @@ def mean_and_error(values: Any) -> tuple[float, float | None]:
     values = np.asarray(values, float)
     error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else None
     return float(values.mean()), None if error is None else float(error)
+
+
+def rank_correlation(x: Any, y: Any) -> float:
+    """Spearman's; NaN where one of the two does not vary."""
+    x, y = np.asarray(x, float), np.asarray(y, float)
+    if np.ptp(x) == 0 or np.ptp(y) == 0 or not (np.isfinite(x).all() and np.isfinite(y).all()):
+        return float("nan")
+    return float(spearmanr(x, y).statistic)

@@ -1,0 +1,69 @@
+"""The experiment runs end to end, its labels are random, and its claims can fail."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from experiments import random_labels as experiment
+from experiments.lib import rundir
+from experiments.lib.claims import judge
+from experiments.lib.curves import by_seed
+from experiments.lib.small import small_data
+
+CONFIG = experiment.Config()
+
+
+@pytest.fixture(autouse=True)
+def compile_quickly(quick_compilation):
+    """The numbers do not matter here."""
+
+
+def test_smoke_end_to_end(tmp_path):
+    config = dataclasses.replace(experiment.PRESETS["smoke"], out=tmp_path, quiet=True)
+    experiment.main(config)
+    summary = rundir.read_json(tmp_path / "summary.json")
+    assert [c["name"] for c in summary["claims"]] == list(experiment.CLAIMS)
+    by_name = {c["name"]: c for c in summary["claims"]}
+    assert by_name["fits-everything"]["measured"] < 0.99
+    # Twelve steps do not reach the loss: what is compared there is not measured.
+    assert by_name["sharper"]["verdict"] == "inconclusive"
+    assert (tmp_path / "fractions.png").exists()
+
+
+def test_labels_are_drawn_anew():
+    data = small_data("digits", seed=3, train_size=1000)
+    some = experiment.with_random_labels(data, 0.5, 3)
+    # Of 500 labels drawn anew 50 are right by chance, with a standard deviation of 6.7.
+    assert 500 - 50 - 4 * 6.7 < (some.targets != data.targets).sum() < 500 - 50 + 4 * 6.7
+    np.testing.assert_array_equal(some.inputs, data.inputs)
+    again = experiment.with_random_labels(data, 0.5, 3)
+    np.testing.assert_array_equal(some.targets, again.targets)
+
+
+def _verdicts(**changed):
+    rows = {
+        "reached": [True] * 5,
+        "train_accuracy": [1.0] * 5,
+        "test_accuracy": [0.95, 0.8, 0.6, 0.35, 0.1],
+        "epoch": [50, 150, 180, 190, 200],
+        "sharpness": [1.4, 1.6, 1.8, 2.0, 2.1],
+        "trace": [16, 30, 40, 48, 50],
+        "norm": [24, 29, 32, 34, 35],
+    } | changed
+    found = {k: np.tile(np.array(v), (3, 1)) for k, v in rows.items()}
+    values = experiment.numbers(CONFIG, found)
+    return {
+        name: judge(claim, by_seed(range(3), values[name])).verdict
+        for name, claim in experiment.CLAIMS.items()
+    }
+
+
+def test_verdicts_on_made_up_runs():
+    assert set(_verdicts().values()) == {"reproduced"}
+    unfitted = _verdicts(train_accuracy=[1, 1, 1, 1, 0.5], reached=[True] * 4 + [False])
+    assert unfitted["fits-everything"] == "not reproduced"
+    assert unfitted["sharper"] == "inconclusive"
+    flat = _verdicts(sharpness=[2, 2, 2, 2, 1], trace=[50, 48, 40, 30, 16], norm=[24] * 4 + [20])
+    failed = {name for name, verdict in flat.items() if verdict == "not reproduced"}
+    assert failed == {"sharper", "larger-trace", "trace-rises", "larger-norm"}
