@@ -8,6 +8,7 @@ resident set of the process, beside that after the import.
 
 import pathlib
 import tempfile
+from typing import Any
 
 from benchmarks import side_by_side
 from benchmarks.peers import adapter, worker
@@ -18,7 +19,7 @@ NETWORKS = {
 }
 
 
-def main(rows, short: bool = False) -> dict[str, dict[str, object]]:
+def main(rows, short: bool = False) -> dict[str, dict[str, Any]]:
     """By network and system."""
     limit = side_by_side.LIMITS["short" if short else "full"]
     known = rows.beside("side_by_side")
@@ -36,7 +37,7 @@ def main(rows, short: bool = False) -> dict[str, dict[str, object]]:
     return out
 
 
-def cold(system: str, found, path) -> dict[str, object]:
+def cold(system: str, found, path) -> dict[str, Any]:
     """One system; seconds of the import, the setup, the first and the second answer."""
     if not found["rungs"]:
         return {"failure": found.get("failure", "no method ran")}
@@ -58,7 +59,7 @@ def cold(system: str, found, path) -> dict[str, object]:
     return row
 
 
-def once(system, found, calls, path, environment) -> dict[str, float]:
+def once(system, found, calls, path, environment) -> dict[str, Any]:
     """A fresh process."""
     running = worker.Worker(system, side_by_side.THREADS, environment)
     options = {(r["method"], r["rung"]): r["options"] for r in found["rungs"]}

@@ -34,6 +34,8 @@ def product_cost(width: int, examples: int) -> dict[str, float]:
     seconds = best(lambda: compiled(hessian, problem.params))
     residuals = sum(x.nbytes for x in jax.tree.leaves(hessian))
     cost, memory = compiled.cost_analysis(), compiled.memory_analysis()
+    if cost is None or memory is None:
+        raise RuntimeError(f"{jax.default_backend()} does not report the cost of a program.")
     params = sum(x.size for x in jax.tree.leaves(problem.params))
     return {
         "params": params,

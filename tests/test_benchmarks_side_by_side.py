@@ -69,8 +69,8 @@ def test_a_value_that_is_not_finite_reaches_nothing(truth):
     assert errors.errors({"trace": float("nan")}, truth) == {"trace": float("inf")}
 
 
-def rung(method, index, seconds, documented=True, **found):
-    place = {"method": method, "rung": index, "documented": documented}
+def rung(method, index, seconds, **found):
+    place = {"method": method, "rung": index, "documented": list(found)}
     return {**place, "seconds": seconds, "errors": found}
 
 
@@ -95,6 +95,14 @@ def test_one_call_serves_several_quantities():
     found = plan.all_round(rungs, {"top": 1e-2, "density": 5e-2, "trace": 1e-2})
     assert found["calls"] == [["lanczos", 1]]
     assert found["missing"] == ["trace"]
+
+
+def test_what_is_read_beyond_the_documentation_counts_only_there():
+    beyond = rung("density", 0, 1.0, top=0.001, density=0.01)
+    beyond["documented"] = ["density"]
+    found = side_by_side.chosen("peer", {"rungs": [beyond]})
+    assert found["documented"]["single"]["top 0.01"] is None
+    assert found["any"]["single"]["top 0.01"]["method"] == "density"
 
 
 def test_every_method_of_flatjax_answers_what_it_says(own):
@@ -128,7 +136,8 @@ def test_a_network_is_measured_from_end_to_end(own, task, truth, monkeypatch):
             del timeout
             if request["do"] == "setup":
                 method = own.methods()["spectrum"]
-                facts = {"ladder": [{}], "gives": list(method.gives), "documented": True}
+                facts = {"ladder": [{}], "gives": list(method.gives)}
+                facts["documented"] = facts["gives"]
                 return {"methods": {"spectrum": facts}}
             found = own.methods()["spectrum"].call(request["options"], request["seed"])
             return {"seconds": 1.0, "answer": found.as_json()}

@@ -50,11 +50,11 @@ class Answer:
     """
 
     products: int
-    top: Sequence[float] | None = None
-    bottom: Sequence[float] | None = None
-    trace: float | None = None
-    nodes: Sequence[float] | None = None
-    weights: Sequence[float] | None = None
+    top: Any = None
+    bottom: Any = None
+    trace: Any = None
+    nodes: Any = None
+    weights: Any = None
 
     def as_json(self) -> dict[str, Any]:
         """Plain lists and numbers."""
@@ -73,14 +73,14 @@ class Method(NamedTuple):
       call: ``call(options, seed) -> Answer``.
       ladder: options of rising effort.
       gives: the quantities it answers, of ``top1``, ``top``, ``bottom``, ``trace``, ``density``.
-      documented: whether the system's documentation uses it so; otherwise its results are read
-        beyond what they are offered for.
+      documented: those of them that the system's documentation offers it for, all by default;
+        for the others its results are read beyond that.
     """
 
     call: Callable[[dict[str, Any], int], Answer]
     ladder: Sequence[dict[str, Any]]
     gives: tuple[str, ...]
-    documented: bool = True
+    documented: tuple[str, ...] | None = None
 
 
 class Adapter:

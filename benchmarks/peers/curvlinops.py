@@ -65,7 +65,7 @@ class Curvlinops(Adapter):
             ),
             "xtrace": Method(self._trace("xtrace"), [{"num_matvecs": n} for n in few], ("trace",)),
             "fast_lanczos": Method(
-                self._lanczos, [{"ncv": m, "num_repeats": r} for m, r in runs], ("density",), False
+                self._lanczos, [{"ncv": m, "num_repeats": r} for m, r in runs], ("density",), ()
             ),
             "lanczos_approximate_spectrum": Method(self._density, wide, ("density",)),
         }

@@ -47,9 +47,8 @@ class Eigenthings(Adapter):
             "lanczos, smallest 2": Method(self._lanczos(2, "SA"), steps, ("bottom",)),
             "trace, hutch++": Method(self._trace, [{"num_matvecs": n} for n in counts], ("trace",)),
             "trace, hutchinson": Method(self._trace, many, ("trace",)),
-            "spectral_density": Method(self._density, ladder, ("density",)),
-            "nodes of spectral_density": Method(
-                self._density, ladder, ("top1", "top", "bottom", "trace", "density"), False
+            "spectral_density": Method(
+                self._density, ladder, ("top1", "top", "bottom", "trace", "density"), ("density",)
             ),
         }
 

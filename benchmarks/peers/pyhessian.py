@@ -48,9 +48,8 @@ class PyHessian(Adapter):
             "eigenvalues(top_n=1)": Method(self._one, iterations, ("top1",)),
             "eigenvalues(top_n=10)": Method(self._ten, iterations, ("top",)),
             "trace": Method(self._trace, [{"maxIter": n} for n in probes], ("trace",)),
-            "density": Method(self._density, ladder, ("density",)),
-            "nodes of density": Method(
-                self._density, ladder, ("top1", "top", "bottom", "trace", "density"), False
+            "density": Method(
+                self._density, ladder, ("top1", "top", "bottom", "trace", "density"), ("density",)
             ),
         }
 

@@ -52,7 +52,7 @@ class Worker:
         self.start_seconds = time.perf_counter() - begin
 
     def _read(self):
-        for line in self.process.stdout:
+        for line in self.process.stdout or ():
             self.replies.put(json.loads(line))
         self.replies.put(None)
 
@@ -140,7 +140,11 @@ def answer(adapter, request: dict[str, Any]) -> dict[str, Any]:
         adapter.setup(task)
         seconds = time.perf_counter() - begin
         methods = {
-            name: {"ladder": list(m.ladder), "gives": list(m.gives), "documented": m.documented}
+            name: {
+                "ladder": list(m.ladder),
+                "gives": list(m.gives),
+                "documented": list(m.gives if m.documented is None else m.documented),
+            }
             for name, m in adapter.methods().items()
         }
         return {"seconds": seconds, "methods": methods, "peak_bytes": peak_bytes()}
