@@ -31,8 +31,45 @@ def draw(found, folder: pathlib.Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     if "side_by_side" in found:
         all_round(found["side_by_side"], folder / "benchmarks_all_round.png")
+        networks(found["side_by_side"], folder / "benchmarks_networks.png")
     if "accuracy" in found:
         accuracy(found["accuracy"], folder / "benchmarks_accuracy.png")
+
+
+def networks(record, path: pathlib.Path) -> None:
+    """On the networks: the error of the trace against products, the best method of each system."""
+    chosen = _page.networks(record)
+    figure, all_axes = plt.subplots(
+        1, len(chosen), figsize=(2.4 * len(chosen), 2.6), layout="constrained", sharey=True
+    )
+    for axes, (name, network) in zip(all_axes, chosen.items(), strict=True):
+        for (system, colour), marker in zip(COLOURS.items(), "osD^vP", strict=True):
+            rungs = network["systems"][system].get("rungs", [])
+            points = sorted(
+                (r["products"], r["errors"]["trace"]) for r in rungs if "trace" in r["errors"]
+            )
+            # The lower envelope: less error than everything that takes fewer products.
+            best, kept = float("inf"), []
+            for products, error in points:
+                if error < best:
+                    best = error
+                    kept.append((products, error))
+            if kept:
+                axes.loglog(
+                    *zip(*kept, strict=True),
+                    marker=marker,
+                    ms=3,
+                    lw=1,
+                    color=colour,
+                    label=_page.TITLES[system],
+                )
+        axes.set_title(name, fontsize=8)
+        axes.set_xlabel("products", fontsize=8)
+        axes.tick_params(labelsize=7)
+    all_axes[0].set_ylabel("relative error of the trace", fontsize=8)
+    all_axes[0].legend(fontsize=6, frameon=False)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def all_round(record, path: pathlib.Path) -> None:

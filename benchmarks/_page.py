@@ -295,6 +295,9 @@ def page(found: dict[str, Record]) -> str:
             "### Every quantity alone\n",
             SINGLE,
             singles(record, "documented"),
+            FIGURE.format(
+                name="benchmarks_networks", text="Error of the trace against products, by system"
+            ),
             "### Where a peer is faster\n",
             wins(record, "documented"),
             WHY,
