@@ -224,11 +224,13 @@ def train_arm(
         state, records = jax.lax.scan(block, state, length=steps)
         return state, {k: jnp.moveaxis(v, 0, 1) for k, v in records.items()}
 
+    still = jax.jit(jax.vmap(run.record))
+
     def advance(state, steps):
         if not bool(state["runs"]["reached"].all()):
             return moving(state, steps)
-        still = jax.jit(jax.vmap(run.record))(state["runs"], data)
-        return state, {k: jnp.repeat(v[:, None], steps, axis=1) for k, v in still.items()}
+        rest = still(state["runs"], data)
+        return state, {k: jnp.repeat(v[:, None], steps, axis=1) for k, v in rest.items()}
 
     chunk = chunk or -(-num_records // 4)
     state, records = run_chunks(
