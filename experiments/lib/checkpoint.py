@@ -10,7 +10,6 @@ import functools
 import json
 import logging
 import re
-import shutil
 import sys
 import warnings
 import zlib
@@ -26,6 +25,7 @@ from orbax.checkpoint import v1 as ocp
 
 from experiments.lib import distributed
 from experiments.lib.errors import CheckpointMismatch, CheckpointNotWritten
+from experiments.lib.paths import absolute, is_remote, remove_tree
 
 FORMAT = 1
 
@@ -63,7 +63,7 @@ class Checkpoints:
         primary: bool = True,
     ):
         """Nothing is opened or written until the first save; see `TrainConfig` for the options."""
-        self.folder = folder.absolute()
+        self.folder = absolute(folder)
         self._keep_last, self._keep_best, self._best = keep_last, keep_best, best_metric
         self._primary = primary
         self._writer: Any = None
@@ -106,7 +106,7 @@ class Checkpoints:
             self._writer = _writer()
             self.folder.mkdir(parents=True, exist_ok=True)
             for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(unfinished)
+                remove_tree(unfinished)
         meta = {"crc32": _crc32(described), "content": described}
         state = {**state, "checksum": np.asarray(state["checksum"])}
         args = writing.args
@@ -124,7 +124,7 @@ class Checkpoints:
         kept = {*steps[-self._keep_last :], *_ranked(steps, self._best)[: self._keep_best]}
         for path in steps:
             if path not in kept:
-                shutil.rmtree(path)
+                remove_tree(path)
 
     def _on_writer(self, fn: Callable[[], None]) -> None:
         """Calls `fn` where checkpoints are written; every process gets its error, in one line."""
@@ -206,7 +206,8 @@ class Checkpoints:
             stacklevel=4,
         )
         if self._primary:
-            shutil.rmtree(place, ignore_errors=True)
+            if place.exists():
+                remove_tree(place)
             place.parent.mkdir(exist_ok=True)
             path.rename(place)
 
@@ -310,10 +311,17 @@ def _leave_abandoned_unreported() -> None:
 
 
 def list_steps(folder: Path) -> list[Path]:
-    """The complete checkpoints of a folder, ascending; half-written ones have other names."""
+    """The complete checkpoints of a folder, ascending.
+
+    Half-written ones have other names; in a bucket, where nothing is renamed at once, they lack the
+    file that orbax writes last.
+    """
     if not folder.is_dir():
         return []
-    return sorted((p for p in folder.iterdir() if p.name.isdigit()), key=lambda p: int(p.name))
+    found = (p for p in folder.iterdir() if p.name.isdigit())
+    if is_remote(folder):
+        found = (p for p in found if (p / "commit_success.txt").exists())
+    return sorted(found, key=lambda p: int(p.name))
 
 
 def best_step(folder: Path, metric: str) -> Path:

@@ -12,6 +12,7 @@ from orbax.checkpoint import v1 as ocp
 from experiments.lib import checkpoint
 from experiments.lib.config import RunConfig, from_dict
 from experiments.lib.errors import ExperimentError
+from experiments.lib.paths import absolute, as_path
 
 
 class Loaded(NamedTuple):
@@ -46,12 +47,12 @@ def load_checkpoint(
     Raises:
       ExperimentError: there is no such checkpoint, or it is damaged.
     """
-    path = Path(path).expanduser()
+    path = as_path(path).expanduser()
     if not path.exists():
         raise ExperimentError(f"there is no checkpoint at {path}")
-    if path.is_file():
+    if not path.is_dir():
         return _from_msgpack(path)
-    chosen = _choose(path, step).absolute()
+    chosen = absolute(_choose(path, step))
     try:
         tree = _load_tree(chosen)
         own = "checksum" in tree and "state" in tree

@@ -6,6 +6,7 @@ resumes from are cut off, they come again, and a half-written last line is dropp
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from experiments.lib.paths import as_path, is_remote, write_text
 
 CLOCK_FIELDS = frozenset({"time", "seconds", "steps_per_second"})
 """The fields that differ between two identical runs."""
@@ -28,7 +31,7 @@ def read_metrics(path: str | os.PathLike[str], *, event: str | None = None, cloc
       event: only rows of this event: `train`, `eval` or a measurement's name.
       clock: keep the clock fields; without them the rows of identical runs are equal.
     """
-    path = Path(path)
+    path = as_path(path)
     rows = _parse(path / "metrics.jsonl" if path.is_dir() else path)
     kept = [row for row in rows if event is None or row["event"] == event]
     if clock:
@@ -39,7 +42,7 @@ def read_metrics(path: str | os.PathLike[str], *, event: str | None = None, cloc
 def _parse(path: Path) -> list[dict[str, Any]]:
     rows = []
     if path.exists():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        for line in path.read_bytes().decode("utf-8", errors="replace").splitlines():
             try:
                 row = json.loads(line)
             except json.JSONDecodeError:
@@ -82,16 +85,19 @@ class MetricsLog:
           folder: the run's folder.
           keep: the rows to begin with; all others in the file are dropped.
           resume_step: TensorBoard forgets events at this step and later.
-          tensorboard: whether to write TensorBoard events too.
+          tensorboard: whether to write TensorBoard events too; not into a bucket.
           primary: whether this process writes at all.
         """
-        self._file = self._board = None
+        self._file = self._board = self._remote = None
         if not primary:
             return
         path = folder / "metrics.jsonl"
-        rewritten = path.with_suffix(".tmp")
-        rewritten.write_text("".join(_line(row) for row in keep), encoding="utf-8")
-        os.replace(rewritten, path)
+        kept = "".join(_line(row) for row in keep)
+        write_text(path, kept)
+        if is_remote(path):  # nothing can be appended there: rows are kept, and written at `sync`
+            self._remote, self._file = path, io.StringIO()
+            self._file.write(kept)
+            return
         self._file = path.open("a", encoding="utf-8")
         if tensorboard:
             from tensorboardX import SummaryWriter
@@ -119,7 +125,9 @@ class MetricsLog:
 
     def sync(self) -> None:
         """Brings all rows to disk: before a checkpoint that counts on them."""
-        if self._file is not None:
+        if self._remote is not None:
+            write_text(self._remote, self._file.getvalue())
+        elif self._file is not None:
             self._file.flush()
             os.fsync(self._file.fileno())
         if self._board is not None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.lib.errors import ExperimentError
+from experiments.lib.paths import as_path, is_remote
 
 DATA_DIR_VARIABLE = "FLATJAX_DATA_DIR"
 
@@ -27,7 +28,7 @@ class DatasetNotPrepared(ExperimentError, FileNotFoundError):
 
 def data_directory(data_dir: str | os.PathLike[str] | None = None) -> Path:
     """Returns `data_dir`, else $FLATJAX_DATA_DIR, else `data` under the current directory."""
-    return Path(data_dir or os.environ.get(DATA_DIR_VARIABLE) or "data").expanduser()
+    return as_path(data_dir or os.environ.get(DATA_DIR_VARIABLE) or "data").expanduser()
 
 
 def open_builder(name: str, data_dir: str | os.PathLike[str] | None = None) -> Any:
@@ -98,7 +99,7 @@ def _ensure_digits(directory: Path) -> None:
     that every temporary folder left behind belongs to a killed process.
     """
     final = directory / "digits" / "1.0.0"
-    if final.exists():
+    if final.exists() or is_remote(directory):
         return
     directory.mkdir(parents=True, exist_ok=True)
     with _locked(directory / ".digits.lock") as alone:

@@ -30,6 +30,7 @@ from experiments.lib.ingredients import Ingredients, snapshot_of
 from experiments.lib.measurements import Measurement
 from experiments.lib.metrics import MetricsLog, read_metrics
 from experiments.lib.models import Model
+from experiments.lib.paths import as_path
 from experiments.lib.placement import Placement
 from experiments.lib.progress import Progress, say
 from experiments.lib.signals import Interrupted, Signals
@@ -81,7 +82,7 @@ def train(
     """Trains a network, or continues, or returns the finished run in `folder`.
 
     Args:
-      folder: the run's folder, made if absent.
+      folder: the run's folder, made if absent; `gs://...` is one in a bucket, without TensorBoard.
       config: the data, the network and the training.
       optimizer: used in place of `config.train.optimizer`; it gets flatjax's extra arguments, see
         `experiments.lib.step.make_step`.
@@ -104,7 +105,7 @@ def train(
       DatasetNotPrepared: the data are absent.
     """
     placement = Placement(data_parallel=data_parallel)
-    folder = Path(folder)
+    folder = as_path(folder)
     with contextlib.ExitStack() as stack:
         distributed.on_primary(lambda: stack.enter_context(rundir.locked(folder)))
         signals = stack.enter_context(Signals().installed())

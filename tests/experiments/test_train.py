@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import re
 import shutil
 import signal
@@ -16,8 +17,10 @@ from experiments.lib import errors
 from experiments.lib.config import OptimizerConfig
 from experiments.lib.load import load_checkpoint
 from experiments.lib.metrics import read_metrics
+from experiments.lib.paths import as_path, is_remote
 from experiments.lib.rundir import locked, read_json
 from experiments.lib.train import train
+from tests.experiments.bucket import buckets
 from tests.experiments.throwaway import small, tracker
 
 pytestmark = pytest.mark.usefixtures("data_dir")
@@ -62,7 +65,8 @@ def assert_same_run(folder, finished):
     a, b = (load_checkpoint(f) for f in (folder, finished.folder))
     jax.tree.map(np.testing.assert_array_equal, a.params, b.params)
     jax.tree.map(np.testing.assert_array_equal, a.model_state, b.model_state)
-    assert read_json(folder / "status.json") == read_json(finished.folder / "status.json")
+    status = read_json(as_path(folder) / "status.json")
+    assert status == read_json(finished.folder / "status.json")
 
 
 def test_a_run_leaves_its_record(finished):
@@ -256,3 +260,26 @@ def test_data_parallel_over_the_fake_devices_trains_the_same(finished, tmp_path)
     # The same batches; sums over the batch in another order, through 16 updates of Adam, whose
     # normalisation amplifies rounding: 1e-7 grows to the order of 1e-5.
     assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+def test_a_run_in_a_bucket_is_the_same(finished, tmp_path):
+    with buckets(tmp_path):
+        folder = "gs://runs/mine"
+        with pytest.raises(Stop):
+            train(folder, small(), measurements=[tracker(2, stop_at(14))], quiet=True)
+        checkpoints = tmp_path / "runs" / "mine" / "checkpoints"
+        assert sorted(p.name for p in checkpoints.iterdir()) == ["12", "8"]
+        # In a bucket a half-written checkpoint has the name of a whole one.
+        shutil.copytree(checkpoints / "12", checkpoints / "14")
+        (checkpoints / "14" / "commit_success.txt").unlink()
+        result = train(folder, small(), measurements=[tracker(2)], quiet=True)
+        assert str(result.folder) == folder
+        assert_same_run(folder, finished)
+        again = train(folder, small(), measurements=[tracker(2)], quiet=True)
+        assert again.was_complete
+
+
+def test_paths_into_buckets_survive_pathlib():
+    assert str(as_path(pathlib.Path("gs://runs/a") / "b")) == "gs://runs/a/b"
+    assert is_remote(as_path("gs://runs/a"))
+    assert not is_remote(as_path("gs/a"))

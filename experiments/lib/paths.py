@@ -1,0 +1,56 @@
+"""Folders on this machine, or in a bucket: `gs://BUCKET/runs/NAME` through etils.epath.
+
+What is in a bucket is read and written whole: an object cannot be appended to, locked or renamed
+in one step, and it is never half-written. Besides `google-cloud-storage` and `gcsfs` nothing is
+needed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+# `pathlib` makes one slash of two.
+_BUCKET = re.compile(r"(gs|s3):/+(?=[^/])")
+
+
+def as_path(path: str | os.PathLike[str]) -> Any:
+    """A `pathlib.Path`, or for a place in a bucket the `epath.Path`, which has the same methods."""
+    text = os.fspath(path)
+    found = _BUCKET.match(text)
+    if found is None:
+        return Path(text)
+    from etils import epath
+
+    return epath.Path(f"{found[1]}://{text[found.end() :]}")
+
+
+def is_remote(path: Any) -> bool:
+    """Whether a path of `as_path` lies in a bucket."""
+    return not isinstance(path, Path)
+
+
+def absolute(path: Any) -> Any:
+    """The same place, whatever the current directory."""
+    return path if is_remote(path) else path.absolute()
+
+
+def remove_tree(path: Any) -> None:
+    """Removes a folder with all that is in it."""
+    if is_remote(path):
+        path.rmtree()
+    else:
+        shutil.rmtree(path)
+
+
+def write_text(path: Any, text: str) -> None:
+    """Writes a file at once or not at all."""
+    if is_remote(path):
+        path.write_text(text)
+        return
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
