@@ -8,7 +8,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from flatjax import loops, trees
+from flatjax import collectives, loops, trees
+from flatjax.operators.data import check_arguments, num_examples
 
 Tree = Any
 
@@ -33,6 +34,8 @@ def loss_along(
     batch: Any,
     *args: Any,
     positions: Any,
+    weights: Any = None,
+    axis_name: collectives.AxisName = None,
 ) -> Line:
     r"""The mean loss $L(\theta + t\, d)$ at every $t$ of ``positions``.
 
@@ -49,13 +52,18 @@ def loss_along(
       batch: what the loss is evaluated on.
       *args: model state, anything else the loss takes.
       positions: ``t``, shape ``(m,)``.
+      weights: per-example weights or a padding mask, shape ``(n,)``; the loss must then be that of
+        each example.
+      axis_name: inside ``shard_map`` or ``pmap``, the mesh axis over which the batch is split; a
+        batch that is split over an Auto mesh outside of them needs none.
 
     Returns:
       A [`Line`][].
 
     Raises:
       TypeError: if the direction has another tree structure than the params.
-      ValueError: if a leaf has another shape, or ``positions`` is not one-dimensional.
+      ValueError: if a leaf has another shape, ``positions`` is not one-dimensional, or weights are
+        given with a scalar loss or in another number than there are examples.
 
     Example:
       >>> import jax.numpy as jnp
@@ -69,13 +77,14 @@ def loss_along(
     positions = jnp.asarray(positions, trees.dtype(params))
     if positions.ndim != 1:
         raise ValueError(f"positions must have shape (m,), got {positions.shape}.")
-    at = functools.partial(_loss_at, loss_fn, params, direction, batch, args)
+    weights = check_arguments(params, batch, weights, axis_name, None).weights
+    at = functools.partial(_loss_at, loss_fn, axis_name, params, direction, batch, args, weights)
     losses = loops.map_chunks(at, positions, 1) if positions.size else positions
     return Line(positions, losses)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _loss_at(loss_fn, params, direction, batch, args, position):
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _loss_at(loss_fn, axis_name, params, direction, batch, args, weights, position):
     # Sums in at least float32, or steps of a bfloat16 direction would be lost in rounding.
     moved = jax.tree.map(
         lambda p, d: (p.astype(position.dtype) + position[0] * d.astype(position.dtype)).astype(
@@ -84,4 +93,21 @@ def _loss_at(loss_fn, params, direction, batch, args, position):
         params,
         direction,
     )
-    return jnp.mean(loss_fn(moved, batch, *args)).astype(position.dtype)[None]
+    losses = jnp.asarray(loss_fn(moved, batch, *args)).astype(position.dtype)
+    if weights is None and axis_name is None:
+        return jnp.mean(losses)[None]
+    if losses.ndim == 0:
+        if weights is not None:
+            raise ValueError(
+                "weights need a loss_fn that returns the losses of the examples, shape (n,), and "
+                "it returned their mean."
+            )
+        count = jnp.asarray(num_examples(batch) or 1, position.dtype)
+        total = count * losses
+    else:
+        means = losses.reshape(losses.shape[0], -1).mean(1)
+        weights = jnp.ones_like(means) if weights is None else weights.astype(position.dtype)
+        # An example of weight zero does not count, even where its loss is infinite.
+        zero = jnp.zeros((), position.dtype)
+        total, count = jnp.sum(jnp.where(weights == 0, zero, weights * means)), jnp.sum(weights)
+    return collectives.weighted_mean(total, count, axis_name)[None]

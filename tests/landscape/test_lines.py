@@ -107,3 +107,24 @@ def test_bad_input(key):
         loss_along(losses_fn, w, jnp.ones(2), None, positions=[0.0])
     with pytest.raises(TypeError, match="direction must have the tree structure"):
         loss_along(losses_fn, w, [w], None, positions=[0.0])
+
+
+def test_padding_does_not_count(problem, dtype):
+    params, direction, batch = problem
+    padded = jax.tree.map(lambda a: jnp.concatenate([a, jnp.full_like(a[:2], jnp.inf)]), batch)
+    weights = jnp.array([1.0] * 6 + [0.0] * 2)
+    options = {"positions": [-1, 0, 1]}
+    line = loss_along(losses_fn, params, direction, padded, weights=weights, **options)
+    expected = loss_along(losses_fn, params, direction, batch, **options)
+    # The same sums, compiled differently: a few roundings.
+    rtol = 20 * jnp.finfo(dtype).eps
+    np.testing.assert_allclose(line.losses, expected.losses, rtol=rtol)
+
+
+def test_weights_need_a_loss_of_each_example(problem):
+    params, direction, batch = problem
+    mean = lambda *a: losses_fn(*a).mean()  # noqa: E731
+    with pytest.raises(ValueError, match="weights need a loss_fn that returns the losses"):
+        loss_along(mean, params, direction, batch, positions=[0.0], weights=jnp.ones(6))
+    with pytest.raises(ValueError, match="weights must have one entry an example"):
+        loss_along(losses_fn, params, direction, batch, positions=[0.0], weights=jnp.ones(5))
