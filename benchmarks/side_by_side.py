@@ -23,6 +23,11 @@ THREADS = 1
 SEEDS = (0, 1, 2, 3, 4)  # the first three for calls that take long
 # The small and medium tasks are committed, with their truth; the large ones are made on demand.
 KEPT, MADE = pathlib.Path("benchmarks/tasks"), pathlib.Path("runs/benchmarks/tasks")
+# What the calibration compiles is not compiled again for the rounds.
+CACHE = {
+    "JAX_COMPILATION_CACHE_DIR": str(pathlib.Path("runs/benchmarks/programs").resolve()),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
+}
 # Seconds a call may take: what needs more is not reached.
 LIMITS = {"short": 2.0, "full": 10.0}
 ROUNDS = 5
@@ -87,7 +92,7 @@ def measure(name: str, rows, limit: float) -> dict[str, Any]:
 def calibrate(system: str, path, truth, limit: float) -> dict[str, Any]:
     """The true errors, warm times and products of every rung, until the targets are reached."""
     try:
-        running = worker.Worker(system, THREADS)
+        running = worker.Worker(system, THREADS, CACHE)
     except worker.Failure as failure:
         return {"failure": str(failure), "rungs": []}
     about = dict(running.ready)
@@ -101,7 +106,7 @@ def calibrate(system: str, path, truth, limit: float) -> dict[str, Any]:
                 except worker.Failure as failure:
                     notes.append(f"{method} {options}: {failure}")
                     if running.process.poll() is not None:
-                        running = worker.Worker(system, THREADS)
+                        running = worker.Worker(system, THREADS, CACHE)
                         running.ask(do="setup", task=str(path))
                     break
                 place = {"method": method, "rung": index, "documented": facts["documented"]}
@@ -125,7 +130,7 @@ def climb(running, framework, method, options, truth, limit) -> dict[str, Any]:
         request = {"method": method, "options": options, "seed": seed}
         return running.ask(timeout=60 + 4 * limit, do="call", **request)
 
-    first = last = call(SEEDS[0])
+    last = call(SEEDS[0])
     if framework == "jax":  # compile, every shape that the seeds meet
         for seed in SEEDS[1:3]:
             last = call(seed)
@@ -134,7 +139,6 @@ def climb(running, framework, method, options, truth, limit) -> dict[str, Any]:
     found = [errors.errors(reply["answer"], truth) for reply in replies]
     return {
         "options": options,
-        "first_seconds": first["seconds"],
         "seconds": statistics.median(r["seconds"] for r in replies),
         "products": statistics.median(r["answer"]["products"] for r in replies),
         "errors": {q: errors.root_mean_square([f[q] for f in found]) for q in found[0]},
@@ -180,7 +184,7 @@ def rounds(systems, path, truth) -> dict[str, dict[str, list[dict[str, Any]]]]:
     for system, found in systems.items():
         if not found["rungs"]:
             continue
-        running[system] = worker.Worker(system, THREADS)
+        running[system] = worker.Worker(system, THREADS, CACHE)
         running[system].ask(do="setup", task=str(path))
         calls[system] = calls_of(system, found)
         timed[system] = {f"{method}|{rung}": [] for method, rung in calls[system]}
@@ -262,7 +266,6 @@ def described(rungs, timed) -> dict[str, Any]:
     return {
         "method": " + ".join(f"{r['method']} {options_text(r['options'])}".strip() for r in rungs),
         "seconds": errors.summary([sum(row["seconds"] for row in turn) for turn in together]),
-        "first_seconds": sum(r["first_seconds"] for r in rungs),
         "products": statistics.median(sum(row["products"] for row in turn) for turn in together),
         "errors": found,
     }

@@ -85,6 +85,11 @@ def test_the_cheapest_call_that_reaches_the_target_is_chosen():
     assert plan.best(rungs, "trace", 1e-3) is None
 
 
+def test_a_rung_that_is_good_by_chance_is_not_chosen():
+    chance = [rung("a", i, 1.0 + i, trace=e) for i, e in enumerate((0.005, 0.03, 0.008, 0.002))]
+    assert plan.best(chance, "trace", 1e-2)["rung"] == 2
+
+
 def test_one_call_serves_several_quantities():
     rungs = [
         rung("lanczos", 0, 1.0, top=0.001, density=0.5),
@@ -126,8 +131,8 @@ def test_a_network_is_measured_from_end_to_end(own, task, truth, monkeypatch):
     class Inside:
         """The worker's requests answered in this process."""
 
-        def __init__(self, system, threads):
-            del threads
+        def __init__(self, system, threads, environment):
+            del threads, environment
             self.ready, self.process = {"version": "0", "framework": "jax", "note": ""}, self
             if system != "flatjax":
                 raise worker.Failure("ModuleNotFoundError: not here")

@@ -12,11 +12,18 @@ Rung = dict[str, Any]
 
 
 def reaching(rungs: Iterable[Rung], quantity: str, target: float) -> dict[str, Rung]:
-    """By method, the lowest rung whose error is at most the target."""
+    """By method, the lowest rung from which on every error is at most the target.
+
+    One rung that is good by chance, with all higher ones worse, is none.
+    """
     found: dict[str, Rung] = {}
-    for rung in sorted(rungs, key=lambda r: r["rung"]):
-        if rung["errors"].get(quantity, float("inf")) <= target:
-            found.setdefault(rung["method"], rung)
+    missed: set[str] = set()
+    for rung in sorted(rungs, key=lambda r: -r["rung"]):
+        method = rung["method"]
+        if rung["errors"].get(quantity, float("inf")) > target:
+            missed.add(method)
+        elif method not in missed:
+            found[method] = rung
     return found
 
 
