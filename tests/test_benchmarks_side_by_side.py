@@ -79,7 +79,7 @@ def test_the_cheapest_call_that_reaches_the_target_is_chosen():
         rung("a", 0, 1.0, trace=0.1),
         rung("a", 1, 2.0, trace=0.009),
         rung("b", 0, 1.5, trace=0.01),
-        rung("b", 1, 0.5, trace=0.02),
+        rung("b", 1, 2.5, trace=0.004),
     ]
     assert plan.best(rungs, "trace", 1e-2)["method"] == "b"
     assert plan.best(rungs, "trace", 1e-3) is None
