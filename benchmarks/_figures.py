@@ -5,7 +5,9 @@ import pathlib
 import matplotlib
 
 matplotlib.use("Agg")
+import matplotlib.patches
 import matplotlib.pyplot as plt
+import matplotlib.ticker
 
 from benchmarks import _page
 
@@ -94,13 +96,16 @@ def all_round(record, path: pathlib.Path) -> None:
                 hatch=HATCHES[system],
                 edgecolor="white",
                 alpha=0.45 if answer["missing"] else 1,
-                label=_page.TITLES[system] if i == 0 else None,
                 error_kw={"lw": 0.8},
             )
     axes.set_yscale("log")
     axes.set_ylabel("seconds, all-round answer")
     axes.set_xticks(range(len(networks)), list(networks), fontsize=8)
-    axes.legend(fontsize=7, ncols=3, frameon=False)
+    shown = [
+        matplotlib.patches.Patch(facecolor=COLOURS[s], hatch=HATCHES[s], edgecolor="white")
+        for s in systems
+    ]
+    axes.legend(shown, [_page.TITLES[s] for s in systems], fontsize=7, ncols=3, frameon=False)
     axes.set_title("pale: some quantity not reached", fontsize=8, loc="left")
     figure.savefig(path, dpi=110)
     plt.close(figure)
@@ -109,13 +114,15 @@ def all_round(record, path: pathlib.Path) -> None:
 def accuracy(record, path: pathlib.Path) -> None:
     """Trace estimators, one pair of axes a spectrum."""
     results = record["results"]
+    names = dict.fromkeys(e for found in results.values() for e in found if e.startswith("trace"))
+    styles = dict(zip(names, zip(COLOURS.values(), "osD^vP", strict=True), strict=False))
     figure, all_axes = plt.subplots(
         1, len(results), figsize=(9, 2.6), layout="constrained", sharey=True
     )
-    cycle = list(COLOURS.values())
     for axes, (name, found) in zip(all_axes, results.items(), strict=True):
-        chosen = [e for e in found if e.startswith("trace")]
-        for colour, marker, estimator in zip(cycle, "osD^vP", chosen, strict=False):
+        for estimator, (colour, marker) in styles.items():
+            if estimator not in found:
+                continue
             points = found[estimator]
             axes.loglog(
                 [p["products"] for p in points],
@@ -128,6 +135,8 @@ def accuracy(record, path: pathlib.Path) -> None:
             )
         axes.set_title(name, fontsize=8)
         axes.set_xlabel("products", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.xaxis.set_minor_formatter(matplotlib.ticker.NullFormatter())
     all_axes[0].set_ylabel("relative error of the trace", fontsize=8)
     all_axes[0].legend(fontsize=6, frameon=False)
     figure.savefig(path, dpi=110)

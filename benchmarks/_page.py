@@ -76,28 +76,41 @@ def headline(record: Record, use: str) -> str:
     """All at once, flatjax beside every other system."""
     rows = []
     for name, network in networks(record).items():
+        title = f"{name} ({network['params']})"
         own = network["systems"]["flatjax"].get(use, {}).get("all", {})
         for system, found in network["systems"].items():
             answer = found.get(use, {}).get("all")
             if answer is None:
-                rows.append([name, TITLES[system], failure(found), "", "", "", ""])
+                rows.append([title, TITLES[system], failure(found), "", "", "", "", ""])
                 continue
-            factor = ratio(answer, own)
-            compared = "" if system == "flatjax" or factor is None else f"{factor:.1f} x"
-            products = f"{answer['products']:.0f}" if answer.get("seconds") else ""
+            factor = None if system == "flatjax" else ratio(answer, own)
+            # Against a single quantity the time of everything says nothing.
+            compared = factor is not None and len(answer["missing"]) < len(NAMES) - 1
             rows.append(
                 [
-                    f"{name} ({network['params']})",
+                    title,
                     TITLES[system],
                     timed(answer.get("seconds")),
-                    compared,
-                    products,
+                    f"{factor:.1f} x" if compared else "",
+                    *effort(answer),
                     missing(answer),
                     answer.get("method", ""),
                 ]
             )
-    head = ["network (params)", "system", "median (spread)", "over flatjax", "products"]
+            if "plain" in found:
+                plain = found["plain"]
+                took, calls = timed(plain["seconds"]), plain["method"] + " without options"
+                rows.append([title, "flatjax", took, "", *effort(plain), "", calls])
+    head = ["network (params)", "system", "median (spread)", "over flatjax", "products", "errors"]
     return table([*head, "not reached", "calls"], rows)
+
+
+def effort(answer: dict[str, Any]) -> list[str]:
+    """Products spent and errors met."""
+    if not answer.get("seconds"):
+        return ["", ""]
+    met = ", ".join(f"{answer['errors'][q]:.0e}" for q in NAMES if q in answer["errors"])
+    return [f"{answer['products']:.0f}", met]
 
 
 def failure(found: dict[str, Any]) -> str:
@@ -277,6 +290,17 @@ def versions(record: Record) -> str:
     return table(["system", "version", "PyTorch or JAX", "note"], rows)
 
 
+def unfinished(record: Record) -> str:
+    """Calls that raised or took too long."""
+    lines = [
+        f"- {name}, {TITLES[system]}: {note[:160]}"
+        for name, network in networks(record).items()
+        for system, found in network["systems"].items()
+        for note in found.get("notes") or ()
+    ]
+    return "Calls that did not finish:\n\n" + "\n".join(lines) + "\n" if lines else ""
+
+
 def page(found: dict[str, Record]) -> str:
     """The whole page."""
     parts = [INTRODUCTION]
@@ -286,6 +310,7 @@ def page(found: dict[str, Record]) -> str:
         parts += [
             SIDE_BY_SIDE.format(limit=f"{limit:g}"),
             versions(record),
+            unfinished(record),
             "### One all-round answer\n",
             ALL_ROUND,
             headline(record, "documented"),
@@ -361,6 +386,8 @@ Wasserstein distance to the true spectrum in standard deviations of that spectru
 ALL_ROUND = """Top 10, bottom 2 and trace to 1 %, the density to a distance of 0.05: by one call of
 `flatjax.spectrum`, by the cheapest set of documented calls of the others. A quantity that a system
 does not reach is left out of its time, while flatjax's time is always that of the whole answer.
+The errors are those met in the rounds: top 10, bottom 2, trace, density. A second row of flatjax is
+the call without options, which decides by its own certificates when to stop.
 """
 BEYOND = """The same when results may be read beyond what they are documented for: the Lanczos
 nodes of PyHessian's and hessian-eigenthings' densities as eigenvalues and their mean as the trace,

@@ -28,7 +28,8 @@ def test_only_what_is_between_the_markers_is_replaced():
 
 def answer(median, missing=()):
     spread = {"median": median, "low": median, "high": median, "runs": 5}
-    return {"seconds": spread, "products": 10, "missing": list(missing), "method": "m"}
+    found = {"seconds": spread, "products": 10, "errors": {"top": 1e-3, "trace": 0.004}}
+    return {**found, "missing": list(missing), "method": "m"}
 
 
 def test_ratios_and_what_is_not_reached_are_shown():
@@ -41,4 +42,5 @@ def test_ratios_and_what_is_not_reached_are_shown():
     record = {"results": {"mlp-small": network}}
     table = _page.readme({"side_by_side": record})
     assert "| mlp-small | 0.50 s | 5.00 s (10.0 x, without bottom 2) | did not run |" in table
+    assert "| 10.0 x | 10 | 1e-03, 4e-03 | bottom 2 | m |" in _page.headline(record, "documented")
     assert "did not run: ModuleNotFoundError" in _page.headline(record, "documented")
