@@ -378,10 +378,11 @@ its methods until its true error (root mean square over five seeds, three of slo
 the float64 truth below) has reached the target; then the cheapest calls that reached it run in
 turn, five rounds with a new seed each. So each system is shown with the least effort that would
 have been enough, which a user does not know beforehand; flatjax's own stopping rules are given no
-advantage. Numbers are medians, warm, with what is compiled compiled before. "Not reached": not
-with any option tried in calls of up to {limit} s. The largest eigenvalue, the ten largest, the
-two smallest (the worst of their relative errors counts), the trace, and the density, by the
-Wasserstein distance to the true spectrum in standard deviations of that spectrum.
+advantage. Numbers are medians, warm, with what is compiled compiled before. "Not reached": by no
+rung of any ladder; a ladder ends with the first rung that takes more than {limit} s. The largest
+eigenvalue, the ten largest, the two smallest (the worst of their relative errors counts), the
+trace, and the density, by the Wasserstein distance to the true spectrum in standard deviations of
+that spectrum.
 """
 ALL_ROUND = """Top 10, bottom 2 and trace to 1 %, the density to a distance of 0.05: by one call of
 `flatjax.spectrum`, by the cheapest set of documented calls of the others. A quantity that a system
