@@ -167,7 +167,7 @@ def train_arm(
     folder: Path,
     recipe: Recipe,
     data: SmallData,
-    seeds: Sequence[int],
+    seeds: Any,
     make_optimizer: MakeOptimizer,
     *,
     hyper: Any = None,
