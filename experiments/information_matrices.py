@@ -1,0 +1,237 @@
+"""Gradient covariance C, Hessian H and Fisher information F along training: alike in direction.
+
+Thomas et al. 2020, "On the Interplay between Noise and Curvature and its Effect on Optimization
+and Generalization". A small tanh network learns the digits with cross-entropy by full-batch
+gradient descent; C (uncentred), H and F (exact) of the training set are formed and compared by the
+ratio of their traces r(A, B), their cosine s(A, B) and the overlap of their top subspaces. They
+grow alike in direction early and stay so, but not in scale: r(C, F) goes to zero as the labels are
+fitted. And F is the second-order divergence: KL(p_w || p_(w+d)) = d'Fd / 2 for small d.
+
+    python -m experiments information_matrices
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+
+import flatjax
+from experiments.lib.claims import Claim, Figure, judge, run_folder, write_summary
+from experiments.lib.figures import figure, style
+from experiments.lib.seeds import each_seed, load_arrays, save_arrays
+from experiments.lib.small import FlatMlp, small_data
+from experiments.registry import Experiment, ExperimentConfig
+
+PAIRS = (("H", "C"), ("C", "F"), ("F", "H"))
+TOP = 9
+"""The top subspace: as many directions as classes but one."""
+DISTANCES = (1e-1, 1e-2, 1e-3)
+"""Lengths of the random d in the divergence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(ExperimentConfig):
+    """The options."""
+
+    seeds: int = 3
+    first_seed: int = 100
+
+    data: str = "digits"
+    """The data set."""
+
+    train_size: int = 200
+    """Training examples, all of them in every batch."""
+
+    width: int = 12
+    """Units of the hidden layer; the matrices have the square of the parameters."""
+
+    learning_rate: float = 0.3
+    """Of gradient descent."""
+
+    steps: tuple[int, ...] = (0, 20, 100, 500, 3000)
+    """The matrices are compared after so many steps."""
+
+
+PRESETS = {
+    "smoke": Config(seeds=1, train_size=30, width=3, steps=(0, 5, 20)),
+    "cpu": Config(),
+    "gpu": Config(train_size=1500, width=100, steps=(0, 100, 500, 2000, 10000)),
+    "paper": Config(
+        data="mnist", train_size=5000, width=20, steps=(0, 100, 500, 2000, 10000, 50000)
+    ),
+}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _descend(losses_fn, params, batch, rate, steps):
+    gradient = jax.grad(lambda p: losses_fn(p, batch).mean())
+    return jax.lax.fori_loop(0, steps, lambda _, p: p - rate * gradient(p), params)
+
+
+def matrices(net: FlatMlp, losses_fn: Any, params: jax.Array, batch: Any) -> dict[str, np.ndarray]:
+    """C, H and F as dense arrays, in float64."""
+    fisher = flatjax.fisher(net, flatjax.softmax_cross_entropy, params, batch)
+    found = {
+        "C": flatjax.gradient_covariance(losses_fn, params, batch, centered=False),
+        "H": flatjax.hessian(losses_fn, params, batch),
+        "F": fisher,
+    }
+    return {name: np.asarray(op.to_dense(), np.float64) for name, op in found.items()}
+
+
+def compare(found: dict[str, np.ndarray]) -> dict[str, float]:
+    """Ratios of traces, cosines and overlaps of the top subspaces of all pairs."""
+    size = len(found["H"])
+    tops = {
+        name: scipy.linalg.eigh(a, subset_by_index=(size - TOP, size - 1))[1]
+        for name, a in found.items()
+    }
+    numbers: dict[str, float] = {}
+    for a, b in PAIRS:
+        left, right = found[a], found[b]
+        numbers[f"r({a},{b})"] = float(np.trace(left) / np.trace(right))
+        norms = np.linalg.norm(left) * np.linalg.norm(right)
+        numbers[f"s({a},{b})"] = float(np.vdot(left, right) / norms)
+        numbers[f"overlap({a},{b})"] = float(np.square(tops[a].T @ tops[b]).sum() / TOP)
+    return numbers
+
+
+def divergences(net: FlatMlp, params: jax.Array, inputs: Any, key: jax.Array) -> list[float]:
+    """KL(p_w || p_(w+d)) over d'Fd / 2 for random d of all lengths; in float64."""
+    with jax.enable_x64(True):
+        params = jnp.asarray(np.asarray(params), jnp.float64)
+        inputs = jnp.asarray(np.asarray(inputs), jnp.float64)
+        labels = jnp.zeros(len(inputs), jnp.int32)  # the exact Fisher needs none
+        fisher = flatjax.fisher(net, flatjax.softmax_cross_entropy, params, (inputs, labels))
+        direction = jax.random.normal(key, params.shape, jnp.float64)
+        direction /= jnp.linalg.norm(direction)
+        form = jnp.vdot(direction, fisher @ direction)
+        before = jax.nn.log_softmax(net(params, inputs))
+        ratios = []
+        for distance in DISTANCES:
+            after = jax.nn.log_softmax(net(params + distance * direction, inputs))
+            divergence = (jnp.exp(before) * (before - after)).sum(-1).mean()
+            ratios.append(float(divergence / (distance**2 * form / 2)))
+        return ratios
+
+
+def run_seed(config: Config, net: FlatMlp, losses_fn: Any, seed: int, folder: Path) -> dict:
+    """The comparisons of one seed after every number of steps."""
+    data = small_data(config.data, seed=seed, train_size=config.train_size)
+    batch = (jnp.asarray(data.inputs), jnp.asarray(data.targets))
+    params, done = net.init(jax.random.key(seed)), 0
+    rows = []
+    path = folder / "params.npz"
+    if not path.exists():
+        kept = []
+        for step in config.steps:
+            params = _descend(losses_fn, params, batch, config.learning_rate, step - done)
+            kept.append(params)
+            done = step
+        save_arrays(path, params=np.stack(kept))
+    for step, params in zip(config.steps, load_arrays(path)["params"], strict=True):
+        params = jnp.asarray(params)
+        row = compare(matrices(net, losses_fn, params, batch))
+        row["step"] = step
+        row["loss"] = float(losses_fn(params, batch).mean())
+        row["accuracy"] = float(net.accuracy(params, *batch))
+        row["kl"] = divergences(net, params, batch[0], jax.random.key(seed))
+        rows.append(row)
+    return {"rows": rows}
+
+
+def _claim(name: str, statement: str, low: float | None, high: float | None) -> Claim:
+    return Claim(
+        name=name,
+        statement=statement,
+        paper="Thomas et al. 2020",
+        low=low,
+        high=high,
+        reason="set on seeds 0-4",
+    )
+
+
+CLAIMS = {
+    c.name: c
+    for c in (
+        _claim("fisher-like-hessian", "s(F, H) at the end.", 0.9, None),
+        _claim("covariance-like-fisher", "s(C, F) at the end.", 0.6, None),
+        _claim("hessian-like-covariance", "s(H, C) at the end.", 0.55, None),
+        _claim("cosines-grow", "Least growth of a cosine from first to last step.", 0.0, None),
+        _claim("same-top-directions", "Overlap of the top subspaces of F and H.", 0.8, None),
+        _claim(
+            "scales-part",
+            "r(C, F) at the end over r(C, F) at the first step.",
+            None,
+            0.3,
+        ),
+        Claim(
+            name="fisher-is-the-divergence",
+            statement="KL(p_w || p_(w+d)) over d'Fd / 2 at the smallest d, all steps: the ratio "
+            "farthest from 1.",
+            paper="Amari 1998",
+            low=0.99,
+            high=1.01,
+            reason="exact but for third order",
+        ),
+    )
+}
+
+
+def measure(results: dict[int, dict]) -> dict[str, dict[int, float]]:
+    """The number of every claim for every seed."""
+    found: dict[str, dict[int, float]] = {name: {} for name in CLAIMS}
+    for seed, result in results.items():
+        first, last = result["rows"][0], result["rows"][-1]
+        cosines = [f"s({a},{b})" for a, b in PAIRS]
+        found["fisher-like-hessian"][seed] = last["s(F,H)"]
+        found["covariance-like-fisher"][seed] = last["s(C,F)"]
+        found["hessian-like-covariance"][seed] = last["s(H,C)"]
+        found["cosines-grow"][seed] = min(last[c] - first[c] for c in cosines)
+        found["same-top-directions"][seed] = last["overlap(F,H)"]
+        found["scales-part"][seed] = last["r(C,F)"] / first["r(C,F)"]
+        ratios = [row["kl"][-1] for row in result["rows"]]
+        found["fisher-is-the-divergence"][seed] = max(ratios, key=lambda x: abs(x - 1))
+    return found
+
+
+def draw(path: Path, results: dict[int, dict]) -> None:
+    """Cosines, ratios of traces and overlaps along training; every seed a thin line."""
+    words = {"s": "cosine s", "r": "ratio of traces r", "overlap": "overlap of top subspaces"}
+    with figure(path, 1, 3, panel=(4.0, 3.2)) as panels:
+        for axes, (kind, label) in zip(panels, words.items(), strict=True):
+            for number, (a, b) in enumerate(PAIRS):
+                for i, result in enumerate(results.values()):
+                    steps = [row["step"] + 1 for row in result["rows"]]
+                    values = [row[f"{kind}({a},{b})"] for row in result["rows"]]
+                    axes.plot(steps, values, **style(number), label=f"{a}, {b}" if i == 0 else None)
+            axes.set(xlabel="step + 1", ylabel=label, xscale="log")
+            axes.legend()
+        panels[1].set_yscale("log")
+
+
+def main(config: Config) -> None:
+    """Runs the experiment, or shows the finished run."""
+    with run_folder(config) as out:
+        inputs = small_data(config.data, seed=0, train_size=config.train_size).inputs.shape[-1]
+        net = FlatMlp((inputs, config.width, 10))
+        losses_fn = net.losses("cross_entropy")
+        results = each_seed(config, functools.partial(run_seed, config, net, losses_fn))
+        draw(out / "matrices.png", results)
+        write_summary(
+            out,
+            config,
+            [judge(CLAIMS[name], values) for name, values in measure(results).items()],
+            [Figure("matrices.png", "C, H and F in pairs along training; every seed a line.")],
+            {"rows": {seed: result["rows"] for seed, result in results.items()}},
+        )
+
+
+EXPERIMENT = Experiment(main=main, presets=PRESETS)
