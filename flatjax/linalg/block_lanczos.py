@@ -90,10 +90,6 @@ class _Run:
             self.basis, column = subspace.append(self.basis, jnp.int32(after + i), w)
             columns.append(column)
         found = ritz.host_columns(columns)
-        if not np.isfinite(found).all():
-            raise FloatingPointError(
-                "a product of the operator is not finite: check the params, the batch and the loss."
-            )
         self.h[:, first:after] = found
         self.valid[after : after + self.block] = [
             found[after + i, i] > 0 for i in range(self.block)
@@ -172,12 +168,13 @@ def solve(
     while True:
         run.advance()
         run.solve()
-        norm = max(norm, np.abs(run.values).max(initial=0))
+        norm = np.maximum(norm, np.abs(run.values).max(initial=0))  # NaN stays
         index = ritz.wanted(run.values, k, which)
         small = ritz.rounding(norm, scalar)
         good = run.residuals[index] <= np.maximum(tol * np.abs(run.values[index]), small)
         enough = len(index) == k
-        if len(run.values) >= op.size or (run.products >= budget and enough):
+        spent = run.products >= budget and enough
+        if len(run.values) >= op.size or spent or not np.isfinite(norm):
             break
         exhausted = not run.valid[run.tail].any()
         if enough and good.all() and (not exhausted or sweeps > k):

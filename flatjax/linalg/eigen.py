@@ -20,7 +20,8 @@ class Eigenpairs(NamedTuple):
     r"""Eigenpairs and what is known about them.
 
     Attributes:
-      values: ``(k,)``, descending, always finite.
+      values: ``(k,)``, descending; finite, or NaN throughout (not converged, not resolved) where a
+        product was not finite.
       vectors: unit vectors, a tree with leading axis k.
       residual_norms: ``(k,)``, :math:`\|A v - \lambda v\|`, computed from one more product each:
         an eigenvalue of A lies within this distance of the value.
@@ -101,7 +102,6 @@ def eigsh(
       TypeError: if ``op`` is not callable or ``v0`` has another tree structure.
       ValueError: on arguments out of range, both or neither of ``key`` and ``v0``, or a callable
         without structure.
-      FloatingPointError: if a product is not finite.
 
     Example:
       >>> import jax, jax.numpy as jnp, flatjax.linalg

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatjax import loops, trees
-from flatjax.linalg import arguments, complement, krylov, probes
+from flatjax.linalg import arguments, complement, krylov, probes, ritz
 from flatjax.linalg.density import quadratures
 from flatjax.linalg.estimate import Estimate, from_samples, from_spread, student
 from flatjax.operators.base import as_operator
@@ -99,7 +99,7 @@ def _coarser(found, at):
     fewer = max(1, 3 * steps // 4)
     transposed = xp.swapaxes(found.vectors, 1, 2)
     matrices = (found.vectors * found.nodes[:, None, :]) @ transposed
-    nodes, s = xp.linalg.eigh(matrices[:, :fewer, :fewer])
+    nodes, s = ritz.eigh(matrices[:, :fewer, :fewer])
     return (s[:, 0] ** 2 * at(nodes)).sum(axis=1).mean()
 
 

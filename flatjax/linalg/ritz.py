@@ -21,8 +21,13 @@ def tridiagonal(alphas: Any, betas: Any) -> Any:
 
 
 def eigh(matrix: Any) -> tuple[Any, Any]:
-    """Ascending eigenvalues and eigenvectors in columns, float64 on the host where it can be."""
+    """Ascending eigenvalues and eigenvectors in columns, float64 on the host where it can be.
+
+    NaN throughout for a matrix that is not finite, on the host as on the device.
+    """
     if isinstance(matrix, np.ndarray):
+        if not np.isfinite(matrix).all():
+            return np.full(matrix.shape[:-1], np.nan), np.full(matrix.shape, np.nan)
         values, vectors = np.linalg.eigh(matrix)
         return values, vectors
     # The matrix is symmetric by construction; symmetrising it once more costs a transpose.

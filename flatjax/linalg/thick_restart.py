@@ -98,10 +98,6 @@ class _Run:
         self.filled += steps
         self.swept += steps
         alphas, betas, scale = ritz.to_host((self.state.alphas, self.state.betas, self.state.scale))
-        if not np.isfinite(alphas).all() or not np.isfinite(betas).all():
-            raise FloatingPointError(
-                "a product of the operator is not finite: check the params, the batch and the loss."
-            )
         for i in range(first, self.filled):
             self.matrix[i, i] = alphas[i] * scale
             if i + 1 < self.capacity:
@@ -112,7 +108,7 @@ class _Run:
         active = slice(self.locked, self.filled)
         self.values, self.coefficients = ritz.eigh(self.matrix[active, active])
         self.residuals = np.abs(self.beta * self.coefficients[-1])
-        self.norm = max(self.norm, np.abs(self.values).max())
+        self.norm = np.maximum(self.norm, np.abs(self.values).max())  # NaN stays
 
     def candidates(self) -> tuple[np.ndarray, np.ndarray]:
         """All Ritz values, locked ones first, and the estimates of their residuals."""
@@ -194,6 +190,8 @@ def solve(
         steps = min(interval, room, max(budget - run.products, 1))
         run.advance(steps)
         run.solve()
+        if not np.isfinite(run.norm):
+            return _not_finite(run, k)
         values, residuals = run.candidates()
         order = np.argsort(values, stable=True)
         index = order[ritz.wanted(values[order], k, which)]
@@ -217,6 +215,14 @@ def solve(
     index = ritz.descending(values, index)
     vectors = _combine(run.state.basis, run.columns(index).astype(scalar))
     return Solution(values[index], vectors, residuals[index], run.norm, run.products)
+
+
+def _not_finite(run: _Run, k: int) -> Solution:
+    """NaN in the place of every pair, after a product that was not finite."""
+    nothing = np.full(k, np.nan)
+    columns = np.full((run.capacity, k), np.nan, run.state.alphas.dtype)
+    vectors = _combine(run.state.basis, columns)
+    return Solution(nothing, vectors, nothing, np.nan, run.products)
 
 
 def _needs_sweep(k: int, which: str) -> bool:

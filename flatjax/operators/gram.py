@@ -291,6 +291,10 @@ def _eigh(matrix, k):
     if loops.is_traced(matrix):
         values, q = jnp.linalg.eigh(matrix)
         return values[::-1], q[:, ::-1][:, :k]
-    values, q = np.linalg.eigh(np.asarray(matrix, np.float64))
+    host = np.asarray(matrix, np.float64)
+    if np.isfinite(host).all():
+        values, q = np.linalg.eigh(host)
+    else:  # as on the device; NumPy's decomposition raises
+        values, q = np.full(len(host), np.nan), np.full(host.shape, np.nan)
     q = np.ascontiguousarray(q[:, ::-1][:, :k])
     return jnp.asarray(values[::-1], matrix.dtype), jnp.asarray(q, matrix.dtype)

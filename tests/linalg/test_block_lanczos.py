@@ -89,5 +89,3 @@ def test_bad_arguments_say_what_to_do():
         eigsh(lambda v: d * v, 2, key=KEY, structure=d, block_size=0)
     with pytest.raises(ValueError, match="need at least 8"):
         eigsh(lambda v: d * v, 2, key=KEY, structure=d, block_size=2, max_basis=7)
-    with pytest.raises(FloatingPointError, match="not finite"):
-        eigsh(lambda v: v * jnp.nan, 2, key=KEY, structure=d, block_size=2)

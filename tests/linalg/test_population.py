@@ -128,8 +128,6 @@ def test_bad_arguments_say_what_to_do():
         trace_over_batches([one, one], key=key, num_probes=1, structure=structure)
     with pytest.raises(ValueError, match="vectors"):
         forms_over_batches([one, one], jnp.eye(4), structure=structure)
-    sizes = (
-        flatjax.hessian(lambda w, x: x @ w**2, jnp.zeros(n), jnp.ones((1, n))) for n in (4, 5)
-    )
+    sizes = (flatjax.hessian(lambda w, x: x @ w**2, jnp.zeros(n), jnp.ones((1, n))) for n in (4, 5))
     with pytest.raises(ValueError, match="operator 1"):
         trace_over_batches(sizes, key=key)
