@@ -78,7 +78,9 @@ class Tracker:
             jax.random.normal(k, (self.k, *a.shape), a.dtype)
             for k, a in zip(keys, leaves, strict=True)
         ]
-        vectors, _ = _orthonormal(None, jax.tree.unflatten(treedef, draws))
+        # Spread over devices as the params are.
+        draws = trees.placed(jax.tree.unflatten(treedef, draws), structure)
+        vectors, _ = _orthonormal(None, draws)
         scalar = trees.dtype(structure)
         empty = jnp.full((self.k,), jnp.nan, scalar)
         zero = jnp.zeros((), jnp.int32)

@@ -50,9 +50,7 @@ def whole(command_line, tmp_path_factory):
     return folder
 
 
-def test_a_run_killed_three_times_and_terminated_ends_bitwise_the_same(
-    command_line, whole, tmp_path
-):
+def test_a_run_killed_three_times_ends_bitwise_the_same(command_line, whole, tmp_path):
     folder, delays = tmp_path / "run", random.Random(0)
     for row in (0, 5, 9):
         process = command_line(NAME, "--out", folder, "--pause", 0.3)
@@ -63,18 +61,8 @@ def test_a_run_killed_three_times_and_terminated_ends_bitwise_the_same(
         assert process.returncode == -signal.SIGKILL
         assert read_json(folder / "status.json")["status"] == "running"
 
-    process = command_line(NAME, "--out", folder, "--pause", 0.3)
-    wait_for_row(folder, process, 12)
-    process.terminate()
-    _, messages = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 75
-    assert re.search(r"continuing from step (4|8|12)\b", messages)
-    assert "Preempted" in messages
-    assert "Traceback" not in messages
-    saved_at = read_json(folder / "status.json")["step"]
-
     _, messages = finish(command_line(NAME, "--out", folder))
-    assert f"continuing from step {saved_at}" in messages
+    assert re.search(r"continuing from step (8|12)\b", messages)
     assert_same(folder, whole)
 
 

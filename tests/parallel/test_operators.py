@@ -69,14 +69,19 @@ def references():
         return one_device(products, params, batch), one_device(linearized, params, batch)
 
 
-@pytest.mark.parametrize("runner", RUNNERS)
+def runners(*fast):
+    slow = pytest.mark.slow
+    return [r if r in fast else pytest.param(r, marks=slow) for r in RUNNERS]
+
+
+@pytest.mark.parametrize("runner", runners("auto", "shard_map", "pmap"))
 def test_products(runner, x64, references):
     """1e-10: float64 sums in another order."""
     actual = over_devices(runner, products, *mlp())
     assert_close(actual, references[0], 1e-10)
 
 
-@pytest.mark.parametrize("runner", RUNNERS)
+@pytest.mark.parametrize("runner", runners("shard_map"))
 def test_linearized_products(runner, x64, references):
     actual = over_devices(runner, linearized, *mlp())
     assert_close(actual, references[1], 1e-10)

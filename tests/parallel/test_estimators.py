@@ -1,0 +1,159 @@
+"""Estimators, trackers and landscapes over four devices are those of one, padding included.
+
+Estimators take an operator, and test_operators.py has those; here are the whole chains. The
+measures are in tests/measures, the transforms in tests/transforms.
+"""
+
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+
+import flatjax
+from flatjax import parallel
+from tests.parallel.problems import (
+    assert_close,
+    loss_fn,
+    mlp,
+    model_fn,
+    one_device,
+    over_devices,
+    vector,
+)
+
+LOSS = flatjax.softmax_cross_entropy
+KEY = jax.random.key(0)
+
+
+def tracked(params, batch, weights, axis_name):
+    H = flatjax.hessian(loss_fn, params, batch, weights=weights, axis_name=axis_name)
+    tracker = flatjax.track(k=2)
+    state = tracker.init(params, KEY)
+    for _ in range(2):
+        state = tracker.update(H, state)
+    return {"values": state.values}
+
+
+def landscape(params, batch, weights, axis_name):
+    line = flatjax.loss_along(
+        loss_fn,
+        params,
+        vector(params),
+        batch,
+        positions=[-0.5, 0.0, 1.0],
+        weights=weights,
+        axis_name=axis_name,
+    )
+    return {"losses": line.losses}
+
+
+def eigenvalues(params, batch, weights, axis_name):
+    H = flatjax.hessian(loss_fn, params, batch, weights=weights, axis_name=axis_name)
+    return {"values": flatjax.eigsh(H, 2, key=KEY, max_products=16).values}
+
+
+def traces(params, batch, weights, axis_name):
+    H = flatjax.hessian(loss_fn, params, batch, weights=weights, axis_name=axis_name)
+    found = flatjax.trace(H, key=KEY, num_products=8)
+    return {"trace": found.value, "error": found.standard_error}
+
+
+def other_estimates(params, batch, weights, axis_name):
+    options = {"weights": weights, "axis_name": axis_name}
+    H = flatjax.hessian(loss_fn, params, batch, **options)
+    G = flatjax.damped(flatjax.ggn(model_fn, LOSS, params, batch, **options), 0.1)
+    return {
+        "deflated": flatjax.trace(H, key=KEY, method="deflated", num_products=12).value,
+        "diagonal": flatjax.diagonal(H, key=KEY, num_products=8).value,
+        "frobenius": flatjax.frobenius_norm(H, key=KEY, num_products=8).value,
+        "logdet": flatjax.logdet(G, key=KEY, num_probes=2, num_steps=8, deflation_steps=0).value,
+        "density": flatjax.spectral_density(
+            H, key=KEY, num_probes=2, num_steps=8, deflation_steps=0, num_points=16
+        ).weights,
+    }
+
+
+def whole_spectrum(params, batch, weights, axis_name):
+    del axis_name  # decides on the host, so not inside shard_map
+    H = flatjax.hessian(loss_fn, params, batch, weights=weights)
+    found = flatjax.spectrum(H, key=KEY, k=2, num_bottom=1, num_probes=2, trace_tol=None)
+    return {"top": found.top.values, "bottom": found.bottom.values, "trace": found.trace.value}
+
+
+# 1e-9, of Krylov methods 1e-7: float64 sums in another order, which iterations amplify.
+CHAINS = {
+    "tracked": (tracked, 1e-9),
+    "landscape": (landscape, 1e-10),
+    "eigenvalues": (eigenvalues, 1e-7),
+    "traces": (traces, 1e-10),
+    "other_estimates": (other_estimates, 1e-7),
+}
+slow = partial(pytest.param, marks=pytest.mark.slow)
+FAST = [("landscape", "shard_map"), ("traces", "shard_map")]
+ALL = [
+    (name, runner)
+    for name in CHAINS
+    for runner in ("auto", "shard_map", "shard_map_unchecked", "pmap")
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "runner"), FAST + [slow(*pair) for pair in ALL if pair not in FAST]
+)
+def test_over_devices(name, runner, x64):
+    chain, tolerance = CHAINS[name]
+    params, batch = mlp()
+    expected = one_device(chain, params, batch)
+    assert_close(over_devices(runner, chain, params, batch), expected, tolerance)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tracked", "eigenvalues", "other_estimates", "spectrum"])
+def test_eager_over_devices(name, x64):
+    """Not compiled as a whole: the estimators stop by themselves, here as on one device."""
+    chain, tolerance = CHAINS.get(name, (whole_spectrum, 1e-7))
+    params, batch = mlp()
+    expected = chain(params, batch, None, None)
+    assert_close(over_devices("eager", chain, params, batch), expected, tolerance)
+
+
+def pairs_of_examples(params, batch, weights, axis_name):
+    """The measures that compare examples with each other; they take no axis_name."""
+    del axis_name
+    classes = {"labels": batch[1], "num_classes": 3}
+    stiffness = flatjax.stiffness(loss_fn, params, batch, weights=weights, **classes)
+    confusion = flatjax.gradient_confusion(loss_fn, params, batch, weights=weights)
+    return {
+        "stiffness": (stiffness.cosine.within, stiffness.cosine.between),
+        "confusion": (confusion.value, confusion.min_cosine),
+    }
+
+
+def variance_of_examples(params, batch, weights, axis_name):
+    del weights, axis_name
+    V = flatjax.hessian_variance(loss_fn, params, batch)
+    return {"variance": V.mv(vector(params))}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("chain", "examples"), [(pairs_of_examples, 10), (variance_of_examples, 12)]
+)
+def test_measures_of_pairs_of_examples(chain, examples, x64):
+    params, batch = mlp(examples=examples)
+    expected = chain(params, batch, None, None)
+    # 1e-9: float64 sums in another order.
+    assert_close(over_devices("eager", chain, params, batch), expected, 1e-9)
+
+
+def test_a_tracker_lies_as_the_params_do():
+    mesh = parallel.make_mesh(4)
+    params = parallel.shard_params({"w": np.ones((8, 3), np.float32)}, mesh, min_size=0)
+    state = flatjax.track(k=2).init(params, KEY)
+    assert state.vectors["w"].sharding.spec == jax.P(None, "data")
+    alone = flatjax.track(k=2).init({"w": np.ones((8, 3), np.float32)}, KEY)
+    # The same span; its basis is any. 1e-6: float32 sums in another order.
+    both = (np.asarray(s.vectors["w"]).reshape(2, -1) for s in (state, alone))
+    ours, theirs = (v.T @ v for v in both)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
