@@ -1,0 +1,337 @@
+"""Along the sharpest directions SGD's step is too long, and training steers by them.
+
+Jastrzebski et al. 2019, "On the Relation Between the Sharpest Directions of DNN Loss and the SGD
+Step Length". A tanh network learns the digits with squared error by full-batch gradient descent.
+While the sharpness lambda_1 grows towards 2/eta the step along the top eigenvector e_1 becomes too
+long: the best multiple of it, measured by a line search on the loss along -<g, e_1> e_1 from the
+present point, falls below one, and with a small learning rate stays far above. "Nudged" descent
+multiplies the step's component in the span of the top K eigenvectors by gamma: a small gamma
+takes the brake off, and training runs into much sharper regions at the same loss.
+
+    python -m experiments sharpest_directions
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import flatjax
+from experiments.lib.claims import Claim, Figure, judge, run_folder, write_summary
+from experiments.lib.figures import figure, reference, style
+from experiments.lib.small import FlatMlp, small_data, stack_seeds
+from experiments.lib.trajectory import run_chunks
+from experiments.registry import Experiment, ExperimentConfig
+
+ARMS = {"large": 1.0, "small": 1.0, "gamma_0.1": 0.1, "gamma_0.01": 0.01}
+"""gamma of each arm; all but `small` take the large learning rate."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(ExperimentConfig):
+    """The options."""
+
+    seeds: int = 3
+    first_seed: int = 100
+
+    data: str = "digits"
+    """The data set."""
+
+    train_size: int = 300
+    """Examples, all of them in every batch."""
+
+    label_noise: float = 0.2
+    """Share of wrong labels."""
+
+    width: int = 64
+    """Units of each of the two hidden layers."""
+
+    large_rate: float = 0.2
+    """A learning rate that meets the sharpness, also that of nudged descent ..."""
+
+    small_rate: float = 0.02
+    """... and one that does not."""
+
+    top: int = 5
+    """K, the sharpest directions."""
+
+    steps: int = 1000
+    """Updates."""
+
+    every: int = 5
+    """Steps between two measurements; nudged descent keeps the directions as long."""
+
+    chunk: int = 500
+    """Steps between two saves."""
+
+
+PRESETS = {
+    "smoke": Config(seeds=1, train_size=40, width=8, steps=40, chunk=20, top=2),
+    "cpu": Config(),
+    "gpu": Config(data="cifar10", train_size=5000, width=200, large_rate=0.05, steps=10000),
+    "paper": Config(data="cifar10", train_size=45000, width=512, large_rate=0.01, steps=100000),
+}
+
+MULTIPLES = np.geomspace(0.05, 50, 32).astype("float32")
+"""Of the step along the top eigenvector, tried by the line search."""
+
+_SEEDS = "set on seeds 0-4"
+
+
+def _claim(name: str, statement: str, low: float | None, high: float | None) -> Claim:
+    return Claim(
+        name=name,
+        statement=statement,
+        paper="Jastrzebski et al. 2019",
+        low=low,
+        high=high,
+        reason=_SEEDS,
+    )
+
+
+CLAIMS = {
+    c.name: c
+    for c in (
+        _claim(
+            "step-too-long-at-the-edge",
+            "Median best multiple of the step along the top eigenvector where rate x sharpness is "
+            "at least 1.7 and a tenth of the squared gradient is along it.",
+            None,
+            0.65,
+        ),
+        _claim(
+            "step-too-short-at-a-small-rate",
+            "The same over the first 10 measurements with the small rate.",
+            3.0,
+            None,
+        ),
+        _claim(
+            "gradient-along-the-sharpest",
+            "Share of the gradient in the top directions over that of a random vector, mean over "
+            "training.",
+            20.0,
+            None,
+        ),
+        _claim(
+            "nudged-goes-sharper",
+            "Sharpness with gamma 0.01 over that with gamma 1 at equal loss.",
+            1.2,
+            None,
+        ),
+        _claim(
+            "mildly-nudged-goes-sharper",
+            "Sharpness with gamma 0.1 over that with gamma 1 at equal loss.",
+            1.1,
+            None,
+        ),
+    )
+}
+
+
+class State(NamedTuple):
+    """A state of training; with a leading axis of seeds."""
+
+    params: jax.Array
+    track: Any
+
+
+def first_root(x: jax.Array, values: jax.Array) -> jax.Array:
+    """Where linear interpolation of the values first falls to zero; an end of x if it does not."""
+    below = values <= 0
+    i = jnp.clip(below.argmax(), 1, len(x) - 1)
+    share = values[i - 1] / (values[i - 1] - values[i])
+    root = x[i - 1] + share * (x[i] - x[i - 1])
+    return jnp.where(below[0], x[0], jnp.where(below.any(), root, x[-1]))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 6))
+def _advance(losses_fn, tracker, every, rate_and_gamma, batch, state, blocks):
+    rate, gamma = rate_and_gamma
+
+    def block(batch, state, _):
+        def mean_loss(p):
+            return losses_fn(p, batch).mean()
+
+        operator = flatjax.hessian(losses_fn, state.params, batch)
+        track = jax.lax.fori_loop(0, 2, lambda _, t: tracker.update(operator, t), state.track)
+        loss, gradient = jax.value_and_grad(mean_loss)(state.params)
+        overlap = flatjax.subspace_overlap(gradient, track.vectors)
+        along = jnp.vdot(gradient, track.vectors[0]) * track.vectors[0]
+
+        def slope(multiple):
+            point = state.params - rate * multiple * along
+            return jax.jvp(mean_loss, (point,), (along,))[1]
+
+        # The slope, not the loss: where the gradient hardly has a component along the vector,
+        # the loss along it is flat to rounding.
+        slopes = jax.lax.map(slope, jnp.asarray(MULTIPLES))
+        found = {
+            "loss": loss,
+            "sharpness": track.values[0],
+            "last": track.values[-1],
+            "best_multiple": first_root(jnp.asarray(MULTIPLES), slopes),
+            "overlap_top": jnp.square(overlap.components[0])
+            / jnp.square(jnp.linalg.norm(gradient)),
+            "share_of_first": jnp.square(overlap.components[0]),
+            "overlap": overlap.value,
+        }
+
+        def update(_, p):
+            g = jax.grad(mean_loss)(p)
+            top = track.vectors.T @ (track.vectors @ g)
+            return p - rate * (g + (gamma - 1) * top)
+
+        return State(jax.lax.fori_loop(0, every, update, state.params), track), found
+
+    def one(batch, state):
+        return jax.lax.scan(functools.partial(block, batch), state, length=blocks)
+
+    return jax.vmap(one)(batch, state)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _settled(losses_fn, tracker, batch, params, keys):
+    """Vectors that already are eigenvectors: those of a tracker start at random."""
+
+    def one(batch, params, key):
+        operator = flatjax.hessian(losses_fn, params, batch)
+        start = tracker.init(params, key)
+        return jax.lax.fori_loop(0, 30, lambda _, t: tracker.update(operator, t), start)
+
+    return jax.vmap(one)(batch, params, keys)
+
+
+def run_arm(config: Config, out: Path, name: str, net: FlatMlp, losses_fn, data) -> dict[str, Any]:
+    """The records of one arm, (seeds, steps // every) each."""
+    tracker = flatjax.track(config.top, products=2)
+    params = net.init_seeds(config.seed_range())
+    keys = jax.random.split(jax.random.key(1), config.seeds)
+    batch = (jnp.asarray(data.inputs), jnp.asarray(data.targets))
+    start = State(params, _settled(losses_fn, tracker, batch, params, keys))
+    hyper = jnp.asarray([learning_rate(config, name), ARMS[name]], jnp.float32)
+    _, records = run_chunks(
+        out / name,
+        start,
+        lambda state, blocks: _advance(
+            losses_fn, tracker, config.every, hyper, batch, state, blocks
+        ),
+        config.steps // config.every,
+        max(config.chunk // config.every, 1),
+        axis=1,
+        quiet=config.quiet,
+    )
+    return records
+
+
+def learning_rate(config: Config, arm: str) -> float:
+    """The learning rate of an arm."""
+    return config.small_rate if arm == "small" else config.large_rate
+
+
+def at_equal_loss(a: dict[str, Any], b: dict[str, Any], seed: int) -> tuple[float, float]:
+    """Sharpness of two arms where each first has the larger of their last losses."""
+    level = max(a["loss"][seed, -1], b["loss"][seed, -1])
+    found = []
+    for records in (a, b):
+        reached = np.flatnonzero(records["loss"][seed] <= level)[0]
+        found.append(float(records["sharpness"][seed, max(reached - 2, 0) : reached + 3].mean()))
+    return found[0], found[1]
+
+
+def measure(config: Config, records: dict[str, dict[str, Any]], size: int) -> dict[str, dict]:
+    """The number of every claim for every seed."""
+    found: dict[str, dict[int, float | None]] = {name: {} for name in CLAIMS}
+    for i, seed in enumerate(config.seed_range()):
+        large, small = records["large"], records["small"]
+        edge = config.large_rate * large["sharpness"][i] >= 1.7
+        # Elsewhere there is no step along the vector to speak of.
+        edge &= large["share_of_first"][i] >= 0.1
+        found["step-too-long-at-the-edge"][seed] = (
+            float(np.median(large["best_multiple"][i][edge])) if edge.any() else None
+        )
+        found["step-too-short-at-a-small-rate"][seed] = float(
+            np.median(small["best_multiple"][i, :10])
+        )
+        found["gradient-along-the-sharpest"][seed] = float(
+            large["overlap"][i].mean() / (config.top / size)
+        )
+        nudged = at_equal_loss(records["gamma_0.01"], large, i)
+        found["nudged-goes-sharper"][seed] = nudged[0] / nudged[1]
+        mild = at_equal_loss(records["gamma_0.1"], large, i)
+        found["mildly-nudged-goes-sharper"][seed] = mild[0] / mild[1]
+    return found
+
+
+def draw(path: Path, config: Config, records: dict[str, dict[str, Any]]) -> None:
+    """The best multiple of the step against the product of rate and sharpness; sharpness."""
+    steps = config.every * np.arange(records["large"]["sharpness"].shape[1])
+    with figure(path, 1, 3, panel=(4.0, 3.3)) as (left, middle, right):
+        for number, name in enumerate(("large", "small")):
+            r = records[name]
+            product = learning_rate(config, name) * r["sharpness"][:, 5:]
+            look = style(number) | {"linestyle": "none", "markersize": 2.5}
+            left.plot(product.ravel(), r["best_multiple"][:, 5:].ravel(), **look, label=name)
+        line = np.geomspace(0.1, 2.5, 50)
+        left.plot(line, 1 / line, color="#555555", linewidth=1, label="1 / x (quadratic)")
+        left.set(
+            xscale="log",
+            yscale="log",
+            xlabel="rate x sharpness",
+            ylabel="best multiple of the step",
+        )
+        reference(left, 1.0, "the step itself", at="left")
+        for number, name in enumerate(("large", "gamma_0.1", "gamma_0.01")):
+            label = "gamma 1" if name == "large" else name.replace("_", " ")
+            for seed, row in enumerate(records[name]["sharpness"]):
+                look = style(number, markers=False) | {"linewidth": 1.1}
+                middle.plot(steps, row, **look, label=label if seed == 0 else None)
+        middle.set(xlabel="step", ylabel="sharpness", ylim=(0, None))
+        reference(middle, 2 / config.large_rate, "2 / learning rate")
+        for number, name in enumerate(("large", "small")):
+            overlap = records[name]["overlap"].mean(0)
+            right.plot(steps, overlap, **style(number, markers=False), label=name)
+        right.set(xlabel="step", ylabel=f"gradient in top {config.top} directions", ylim=(0, 1))
+        for axes in (left, middle, right):
+            axes.legend()
+
+
+def main(config: Config) -> None:
+    """Runs the experiment, or shows the finished run."""
+    with run_folder(config) as out:
+        data = stack_seeds(
+            [
+                small_data(
+                    config.data,
+                    seed=seed,
+                    train_size=config.train_size,
+                    label_noise=config.label_noise,
+                )
+                for seed in config.seed_range()
+            ]
+        )
+        net = FlatMlp((data.inputs.shape[-1], config.width, config.width, 10))
+        losses_fn = net.losses("squared_error")
+        records = {name: run_arm(config, out, name, net, losses_fn, data) for name in ARMS}
+        numbers = measure(config, records, net.size)
+        draw(out / "directions.png", config, records)
+        write_summary(
+            out,
+            config,
+            [judge(CLAIMS[name], values) for name, values in numbers.items()],
+            [
+                Figure(
+                    "directions.png",
+                    "Best multiple of the step along the top eigenvector; sharpness of nudged "
+                    "descent, every seed a line; share of the gradient, mean over seeds.",
+                )
+            ],
+        )
+
+
+EXPERIMENT = Experiment(main=main, presets=PRESETS)

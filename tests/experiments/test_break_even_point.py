@@ -1,0 +1,51 @@
+"""The break-even point: the smoke preset, and where it lies on made-up paths."""
+
+import dataclasses
+
+import numpy as np
+
+from experiments import break_even_point as experiment
+from experiments.lib.claims import judge
+from experiments.lib.rundir import read_json
+
+
+def made_up(level: float) -> dict[str, np.ndarray]:
+    """tr K rises linearly to a level; the predictions move away at a constant speed."""
+    rise = level * np.linspace(0, 1, 41)
+    return {
+        "trace_K": rise[None],
+        "accuracy": np.zeros((1, 41)),
+        "predictions": np.arange(41.0)[None, :, None, None] * np.ones((1, 1, 3, 2)),
+    }
+
+
+def test_the_smoke_preset_judges_all_claims(tmp_path):
+    config = dataclasses.replace(experiment.PRESETS["smoke"], out=tmp_path, quiet=True)
+    experiment.main(config)
+    summary = read_json(tmp_path / "summary.json")
+    assert {c["name"] for c in summary["claims"]} == set(experiment.CLAIMS)
+    assert all(c["measured"] is None or c["measured"] > 0 for c in summary["claims"])
+    assert {f["file"] for f in summary["figures"]} == {"growth.png", "paths.png"}
+
+
+def test_the_break_even_point_is_where_the_slow_path_passes_the_fast_ones_largest():
+    slow, fast = made_up(2.0), made_up(1.0)
+    # The fast path's smoothed end is a little below its level of 1; the slow one is there halfway.
+    assert experiment.break_even(slow, fast, 0) in (19, 20)
+    assert experiment.break_even(fast, slow, 0) is None
+    stays = fast | {"predictions": np.zeros((1, 41, 3, 2))}
+    # Distances 0..40 from a path that stays: mean of the second half over that of the first.
+    ratio = experiment.divergence(slow, stays, 0)
+    assert 2.5 < ratio < 3.5
+
+
+def test_smoothing_removes_a_spike_and_keeps_a_line():
+    line = np.arange(30.0)
+    spiked = line.copy()
+    spiked[15] = 1000
+    np.testing.assert_allclose(experiment.smooth(spiked)[10:20], line[10:20], atol=0.5)
+
+
+def test_made_up_curvature_that_does_not_depend_on_the_rate_is_refused():
+    claim = experiment.CLAIMS["rate-reduces-lambda-h"]
+    assert judge(claim, {0: 1.0, 1: 1.05, 2: 0.95}).verdict == "not reproduced"
