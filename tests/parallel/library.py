@@ -12,6 +12,11 @@ LOSS = flatjax.softmax_cross_entropy
 SPLIT = (6, 4)  # the examples of the first process, and of the second
 
 
+def sharded_params():
+    """Params split over all devices of all processes."""
+    return parallel.shard_params(mlp()[0], parallel.make_mesh(), min_size=0)
+
+
 def batches_of(batch, sizes):
     stops = np.cumsum(sizes)
     return [

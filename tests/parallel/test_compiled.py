@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import flatjax
+from benchmarks import scaling
 from flatjax import loops, parallel, trees
 from flatjax.linalg import basis as bases
 from flatjax.linalg import krylov, probes
@@ -97,6 +98,8 @@ def test_a_product_of_sharded_params_gathers_one_layer_at_a_time():
     gathered = [c.numbers for c in collectives(compiled) if c.kind == "all-gather"]
     # Of the layer, of its tangent, or of both at once; never all layers together.
     assert 0 < max(gathered) <= 2 * WIDTH * WIDTH < trees.size(op.structure)
+    # All in all what the cost model of the documentation has.
+    assert sum(gathered) <= scaling.GATHERS * trees.size(op.structure)
     assert spec_of(loops.product(op)(v)) == spec_of(v)
 
 

@@ -3,17 +3,25 @@
 import jax
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 
+from flatjax import parallel
 from tests.parallel import library
+from tests.parallel.problems import mlp
 from tests.parallel.processes import run_worker
 
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("library")
     run_worker("worker_library", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(folder):
     return [dict(np.load(folder / f"{i}.npz")) for i in range(2)]
 
 
@@ -39,3 +47,15 @@ def test_the_numbers_of_one_process(placement, results, reference):
 def test_every_process_has_the_same_numbers(results):
     for name, value in results[0].items():
         np.testing.assert_array_equal(value, results[1][name], err_msg=name)
+
+
+@pytest.mark.parametrize("devices", [4, 2])
+def test_params_that_two_processes_saved_are_restored_by_one(devices, folder, x64):
+    params, mesh = mlp()[0], parallel.make_mesh(devices)
+    layout = parallel.param_shardings(params, mesh, min_size=0)
+    abstract = jax.tree.map(
+        lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), params, layout
+    )
+    restored = ocp.load(folder / "params", abstract)
+    jax.tree.map(np.testing.assert_array_equal, restored, params)
+    assert jax.tree.map(lambda a: a.sharding, restored) == layout

@@ -1,7 +1,8 @@
 """One of several processes: operators over a batch of which every process has its own part.
 
 Run by test_processes.py with the coordinator's address, the number of processes, the index of this
-one and a folder, into which every process writes the numbers it got.
+one and a folder, into which every process writes the numbers it got, and all together params that
+are split over them.
 """
 
 import pathlib
@@ -9,6 +10,7 @@ import sys
 
 import jax
 import numpy as np
+from orbax.checkpoint import v1 as ocp
 
 from tests.parallel import library
 
@@ -19,6 +21,7 @@ def main(address, processes, index, folder):
     jax.distributed.initialize(address, int(processes), int(index))
     assert jax.device_count() == 2 * int(processes)
     results = library.over_processes(int(processes), int(index))
+    ocp.save(pathlib.Path(folder, "params"), library.sharded_params())
     flat = {
         jax.tree_util.keystr(path): np.asarray(leaf)
         for path, leaf in jax.tree_util.tree_leaves_with_path(results)
