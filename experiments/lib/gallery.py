@@ -158,7 +158,8 @@ def index(summaries: Sequence[Mapping[str, Any]]) -> str:
         "",
         "Claims of papers, each measured on a small network and judged by code. The accepted "
         "ranges were fixed on other seeds before the judged seeds were run, once; what was not "
-        "reproduced stands here too. `make experiments` runs them all.",
+        "reproduced stands here too. `make experiments` runs them all. Seconds are by the clock, "
+        "on a machine at work on other things too.",
         "",
         "| experiment | reproduced | not reproduced | inconclusive | seconds |",
         "|---|---|---|---|---|",
