@@ -43,7 +43,8 @@ def test_smoothing_removes_a_spike_and_keeps_a_line():
     line = np.arange(30.0)
     spiked = line.copy()
     spiked[15] = 1000
-    np.testing.assert_allclose(experiment.smooth(spiked)[10:20], line[10:20], atol=0.5)
+    # Next to the spike the medians are those of eight numbers and a larger one: half a step more.
+    np.testing.assert_allclose(experiment.smooth(spiked)[10:20], line[10:20], atol=1)
 
 
 def test_made_up_curvature_that_does_not_depend_on_the_rate_is_refused():

@@ -1,6 +1,7 @@
 """Loss change allocation: the smoke preset, and allocations that sum to the change of the loss."""
 
 import dataclasses
+import time
 
 import jax
 import numpy as np
@@ -50,3 +51,26 @@ def test_the_layers_are_those_of_the_network():
 def test_made_up_shares_are_refused():
     claim = experiment.CLAIMS["nearly-half-hurt"]
     assert judge(claim, {0: 0.01, 1: 0.02, 2: 0.01}).verdict == "not reproduced"
+
+
+@pytest.mark.slow
+def test_a_killed_run_ends_with_the_same_numbers(run, command_line, tmp_path):
+    command = ("loss_change_allocation", "--preset", "smoke", "--out", tmp_path, "--steps", 2000)
+    process = command_line(*command)
+    first = tmp_path / "sgd" / "checkpoints" / "10"
+    deadline = time.monotonic() + 240
+    while not first.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    assert not (tmp_path / "summary.json").exists()
+
+    process = command_line(*command)
+    output = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    config = dataclasses.replace(run, out=tmp_path / "whole", steps=2000)
+    experiment.main(config)
+    whole = read_json(config.out / "summary.json")
+    assert read_json(tmp_path / "summary.json")["claims"] == whole["claims"]
