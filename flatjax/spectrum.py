@@ -7,13 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flatjax.linalg import arguments, krylov, lanczos_state
+from flatjax import trees
+from flatjax.linalg import arguments, krylov, lanczos_state, packing
 from flatjax.linalg.collected import Collected
 from flatjax.linalg.collected import LayerSpectrum as LayerSpectrum
 from flatjax.linalg.eigen import Eigenpairs
 from flatjax.linalg.estimate import Estimate, from_samples
 from flatjax.linalg.quadrature import SpectralDensity
-from flatjax.operators.base import as_operator
+from flatjax.operators.base import Operator, as_operator
 from flatjax.operators.selection import group_names
 
 Tree = Any
@@ -160,12 +161,14 @@ def spectrum(
       the trace of a matrix inverse", SIAM J. Sci. Comput. 2017; Ubaru, Chen and Saad, "Fast
       estimation of tr(f(A)) via stochastic Lanczos quadrature", SIAM J. Matrix Anal. Appl. 2017.
     """
-    op = as_operator(op, structure)
+    plain = op = as_operator(op, structure)
     _check(op, k, num_bottom, tol, num_steps, max_steps, num_probes, probe_steps, trace_tol)
     groups = None if layers is None else tuple(group_names(op.structure, layers))
+    if groups is None and not diagonal:
+        op = packing.packed(op)
     start_key, probe_key = (jax.random.fold_in(key, i) for i in range(2))
     state, spent = lanczos_state.converged(
-        op, start_key, k, num_bottom, tol, num_steps, max_steps, resume
+        op, start_key, k, num_bottom, tol, num_steps, max_steps, _repacked(op, plain, resume)
     )
     ritz = lanczos_state.Ritz(state, k, num_bottom, tol, op.size)
     keep = SpectrumState(state, jnp.asarray(spent, jnp.int32))
@@ -177,8 +180,8 @@ def spectrum(
     floor, noise = collected.noise()
     top, bottom = ritz.pairs(floor, noise, tol, spent)
     return Spectrum(
-        top=top,
-        bottom=bottom,
+        top=top._replace(vectors=packing.unpack(op, top.vectors)),
+        bottom=bottom._replace(vectors=packing.unpack(op, bottom.vectors)),
         trace=collected.trace(spent, trace_tol),
         frobenius_norm=collected.frobenius_norm(spent),
         density=collected.density(scale, num_points),
@@ -189,6 +192,23 @@ def spectrum(
         size=op.size,
         state=keep,
     )
+
+
+def _repacked(op: Operator, plain: Operator, resume: SpectrumState | None) -> SpectrumState | None:
+    """An earlier state with its vectors as ``op`` has them, from whichever call it comes."""
+    if resume is None:
+        return None
+    run, packed = resume.run, packing.packed(plain)
+    is_packed = jax.tree.structure(run.vector) == jax.tree.structure(packed.structure)
+    if op is plain and packed is not plain and is_packed:
+        vectors = (packing.unpack(packed, a) for a in (run.basis, run.vector))
+    elif op is not plain and not is_packed:
+        trees.check(run.vector, plain.structure, "resume")
+        vectors = (packing.pack(op, a) for a in (run.basis, run.vector))
+    else:
+        return resume
+    basis, vector = vectors
+    return resume._replace(run=run._replace(basis=basis, vector=vector))
 
 
 def _check(op, k, num_bottom, tol, num_steps, max_steps, num_probes, probe_steps, trace_tol):

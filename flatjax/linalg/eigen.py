@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatjax import loops, trees
-from flatjax.linalg import arguments, block_lanczos, krylov, power, ritz, thick_restart
+from flatjax.linalg import arguments, block_lanczos, krylov, packing, power, ritz, thick_restart
 from flatjax.linalg import basis as bases
 from flatjax.linalg.certificates import Certificate, certify
 from flatjax.operators.base import Operator, as_operator
@@ -122,7 +122,12 @@ def eigsh(
     arguments.check_tolerance(tol)
     arguments.check_count("block_size", block_size)
     capacity = _capacity(op.size, k, max_basis, block_size)
-    v0, key = arguments.start(op, key, v0)
+    plain, op = op, packing.packed(op)
+    if v0 is None:
+        v0, key = arguments.start(op, key, v0)
+    else:
+        v0, key = arguments.start(plain, key, v0)
+        v0 = packing.pack(op, v0)
     v0 = krylov.unit(v0)
     w = arguments.first_product(op, v0)
     traced = loops.is_traced(w)
@@ -155,7 +160,7 @@ def eigsh(
         numbers = (found.values, found.residuals, found.norm)
         values, estimates, norm = (jnp.asarray(a, scalar) for a in numbers)
     certificate = certify(op, values, vectors, norm, jax.random.fold_in(key, 1), estimates)
-    return _result(values, vectors, certificate, tol, spent)
+    return _result(values, packing.unpack(op, vectors), certificate, tol, spent)
 
 
 def _capacity(size: int, k: int, max_basis: int | None, block_size: int) -> int:
