@@ -39,9 +39,9 @@ class Flatjax(Adapter):
                 self._spectrum,
                 [
                     {"tol": 0.1, "num_probes": 2, "probe_steps": 20, "trace_tol": 1e-2},
+                    {},
                     {"tol": 0.03, "num_probes": 2, "probe_steps": 40, "trace_tol": 8e-3},
                     {"tol": 0.03, "num_probes": 4, "probe_steps": 40, "trace_tol": 8e-3},
-                    {},
                     {"tol": 0.01, "num_probes": 4, "probe_steps": 64, "trace_tol": 6e-3},
                     {"tol": 0.01, "num_probes": 8, "probe_steps": 96, "trace_tol": 6e-3},
                 ],
