@@ -187,7 +187,7 @@ def train_arm(
       hyper: a tree of numbers with a leading axis of runs, or None.
       measure: `measure(params, data, key)` of one run, more to record.
       start: the first parameters; default `init_runs`.
-      chunk: records between two saves; default about a quarter of all.
+      chunk: records between two saves; default a quarter of all, or all of less than eight.
       quiet: no progress bar.
 
     Returns:
@@ -232,7 +232,7 @@ def train_arm(
         rest = still(state["runs"], data)
         return state, {k: jnp.repeat(v[:, None], steps, axis=1) for k, v in rest.items()}
 
-    chunk = chunk or -(-num_records // 4)
+    chunk = chunk or (num_records if num_records < 8 else -(-num_records // 4))
     state, records = run_chunks(
         folder, state, advance, chunk * -(-num_records // chunk), chunk, axis=1, quiet=quiet
     )
