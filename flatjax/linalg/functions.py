@@ -10,7 +10,7 @@ import numpy as np
 from flatjax import loops, trees
 from flatjax.linalg import arguments, complement, krylov, probes, ritz
 from flatjax.linalg.density import quadratures
-from flatjax.linalg.estimate import Estimate, from_samples, from_spread, student
+from flatjax.linalg.estimate import DEFAULT_TOL, Estimate, from_samples, student
 from flatjax.operators.base import as_operator
 
 Tree = Any
@@ -85,11 +85,21 @@ def trace_of_function(
         coarse = rest * _coarser(found, at)
     size = abs(known) + abs(samples).mean()
     value = from_samples(samples, known, size, found.num_products, tol, scalar)
-    xp = np if host else jnp
-    error = xp.hypot(xp.asarray(value.standard_error), abs(samples.mean() - coarse))
-    return from_spread(
-        known + samples.mean(), error, samples.shape[0] - 1, size, found.num_products, tol, scalar
-    )
+    return _widened(value, abs(samples.mean() - coarse), student(len(samples) - 1), tol)
+
+
+def _widened(value: Estimate, quadrature: Any, t: float, tol: float | None) -> Estimate:
+    """An estimate with the error of the quadrature beside that of the probes.
+
+    The interval keeps its skewness, which for powers above the first is large.
+    """
+    middle = value.value
+    quadrature = jnp.asarray(quadrature, middle.dtype)
+    error = jnp.hypot(value.standard_error, quadrature)
+    low, high = (jnp.hypot(end - middle, t * quadrature) for end in value.interval)
+    small = error <= (DEFAULT_TOL if tol is None else tol) * jnp.abs(middle)
+    ends = jnp.stack([middle - low, middle + high])
+    return value._replace(standard_error=error, interval=ends, converged=small)
 
 
 def _coarser(found, at):
@@ -213,7 +223,7 @@ def frobenius_norm(
     value = jnp.sqrt(jnp.maximum(estimate.value, 0))
     error = estimate.standard_error / (2 * jnp.where(value > 0, value, 1))
     half = student(len(samples) - 1) * error
-    small = error <= (0.05 if tol is None else tol) * value
+    small = error <= (DEFAULT_TOL if tol is None else tol) * value
     ends = jnp.stack([jnp.maximum(value - half, 0), value + half])
     return Estimate(value, error, ends, estimate.num_products, small)
 
