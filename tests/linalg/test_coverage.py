@@ -33,9 +33,6 @@ def _cases():
     fast = {("hutchinson", "power", 20), ("deflated", "mild", 40), ("xtrace", "power", 40)}
     for method in ("hutchinson", "deflated", "hutch++", "xtrace", "xnystrace"):
         for name in trace_spectra():
-            if (method, name) == ("xnystrace", "strong"):
-                # Traced, in float32, its error is below the noise floor of the small matrices.
-                continue
             # At least 20 probes each: deflated samples half of its products, Hutch++ a third.
             least = {"hutchinson": 20, "xnystrace": 20, "deflated": 40, "xtrace": 40}
             for num_products in (least.get(method, 60), 2 * least.get(method, 60)):
@@ -53,7 +50,10 @@ def test_intervals_cover_the_truth(method, name, num_products, seeds):
     value, error = np.asarray(found.value, float), np.asarray(found.standard_error, float)
     low, high = np.asarray(found.interval, float).T
     inside = np.mean((low <= exact) & (exact <= high))
-    assert 0.92 <= inside <= 0.99
+    # One factor for shared probes serves all spectra, and with strong outliers XNysTrace's intervals
+    # are too wide by it: 99.6 % with 40 products.
+    most = 1.0 if (method, name) == ("xnystrace", "strong") else 0.99
+    assert 0.92 <= inside <= most
     # Unbiased: the mean of all seeds is right within 4 of its own standard errors.
     spread = value.std(ddof=1)
     assert abs(value.mean() - exact) <= 4 * spread / np.sqrt(seeds)
