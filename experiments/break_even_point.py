@@ -10,7 +10,14 @@ pre-conditioning conjecture tr K / lambda_K is larger then. The break-even point
 is here the first measurement at which tr K exceeds the largest tr K of the large rate; from there
 its predictions on the test set leave the path of the large rate's.
 
-    python -m experiments break_even_point
+    python -m experiments break_even_point        # three seeds, 2 minutes of one core
+
+Found: a ten times smaller rate makes the largest lambda_H 3.9 times and tr K 1.6 times as large, a
+batch of 200 in place of 8 makes them 3.2 and 1.4 times as large; after the break-even point the
+paths are 1.5 times as far apart as before. Open remain lambda_K (1.2 times in both cases, with
+standard errors of 0.1 and 0.3: of 200 examples, a quarter of them with wrong labels, single ones
+decide it late in training) and with it the pre-conditioning conjecture: 14.3 against 10.7 in the
+paper, tr K / lambda_K does not differ beyond the noise here.
 """
 
 from __future__ import annotations

