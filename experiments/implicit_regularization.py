@@ -95,8 +95,8 @@ _LARGE = Recipe(hidden=(512, 512, 512), init_scale=0.6, batch_size=128, epochs=6
 
 PRESETS = {
     "smoke": Config(
-        preset="smoke", train_size=24, order_size=16, hidden=4, steps=(0.1, 0.05),
-        epoch_steps=(0.1, 0.05), horizon=0.2, factor=2,
+        preset="smoke", train_size=24, order_size=16, hidden=4, steps=(0.02, 0.01),
+        epoch_steps=(0.02, 0.01), horizon=0.2, factor=2,
         recipe=Recipe(hidden=(6,), batch_size=12, epochs=2, record_every=1),
     ),
     "cpu": Config(preset="cpu", seeds=3, first_seed=100),
