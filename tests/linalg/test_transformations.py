@@ -61,15 +61,20 @@ ROWS = np.random.default_rng(0).standard_normal((32, 20)).astype(np.float32)
 COVARIANCE = ROWS.T.astype(float) @ ROWS / 32
 
 
-def estimates(rows, axis_name):
-    """Top pairs and the trace of a matrix whose rows lie on several devices."""
+def over_devices(rows, axis_name):
+    """The product with a matrix whose rows lie on several devices."""
 
     def op(v):
         v = collectives.varying(v, axis_name)
         local = jnp.matmul(rows.T, jnp.matmul(rows, v, precision="highest"), precision="highest")
         return lax.psum(local, axis_name) / 32
 
-    like = jnp.zeros(20)
+    return op
+
+
+def estimates(rows, axis_name):
+    """Its top pairs and its trace."""
+    op, like = over_devices(rows, axis_name), jnp.zeros(20)
     pairs = eigsh(op, 2, key=KEY, structure=like)
     total = trace(op, key=KEY, method="deflated", structure=like, num_products=12)
     return pairs.values, pairs.converged, total.value, total.standard_error
@@ -92,6 +97,21 @@ def test_shard_map(check_vma):
         check_vma=check_vma,
     )
     assert_right(*jax.jit(body)(jnp.asarray(ROWS)))
+
+
+@pytest.mark.slow  # an unrolled block of products and orthogonalisations to compile
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_blocks_in_shard_map(check_vma):
+    def pairs(rows):
+        op = over_devices(rows, "data")
+        found = eigsh(op, 2, key=KEY, structure=jnp.zeros(20), block_size=2, max_products=27)
+        return found.values, found.converged
+
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    specs = {"in_specs": P("data"), "out_specs": P(), "check_vma": check_vma}
+    values, converged = jax.jit(jax.shard_map(pairs, mesh=mesh, **specs))(jnp.asarray(ROWS))
+    np.testing.assert_allclose(values, np.linalg.eigvalsh(COVARIANCE)[::-1][:2], rtol=1e-5)
+    assert np.asarray(converged).all()
 
 
 def test_pmap():
