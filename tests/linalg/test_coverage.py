@@ -50,8 +50,8 @@ def test_intervals_cover_the_truth(method, name, num_products, seeds):
     value, error = np.asarray(found.value, float), np.asarray(found.standard_error, float)
     low, high = np.asarray(found.interval, float).T
     inside = np.mean((low <= exact) & (exact <= high))
-    # One factor for shared probes serves all spectra, and with strong outliers XNysTrace's intervals
-    # are too wide by it: 99.6 % with 40 products.
+    # One factor for shared probes serves all spectra, and with strong outliers it makes XNysTrace's
+    # intervals too wide: 99.6 % with 40 products.
     most = 1.0 if (method, name) == ("xnystrace", "strong") else 0.99
     assert 0.92 <= inside <= most
     # Unbiased: the mean of all seeds is right within 4 of its own standard errors.
