@@ -11,6 +11,8 @@ Right for MLPs only: XLA's convolutions are slow inside loops on a CPU (see flat
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ import numpy as np
 
 from experiments.lib.checkpoint import Checkpoints
 from experiments.lib.errors import Preempted
+from experiments.lib.metrics import jsonable
 from experiments.lib.progress import Progress
 from experiments.lib.seeds import load_arrays, save_arrays
 from experiments.lib.signals import Interrupted, Signals
@@ -40,7 +43,8 @@ def run_chunks(
     """Advances a state and collects what is recorded; continues where an earlier start stopped.
 
     After every chunk the records and then the state are saved; a kill at any moment costs the
-    chunk it interrupts, and the same call ends with the same bits.
+    chunk it interrupts, and the same call ends with the same bits. At the end the scalars among the
+    records are written to `metrics.jsonl`, as lists over seeds if these come first.
 
     Args:
       folder: a folder of its own.
@@ -94,7 +98,24 @@ def run_chunks(
     finally:
         bar.close()
         checkpoints.close()
-    return state, _joined(parts, num_steps, axis)
+    records = _joined(parts, num_steps, axis)
+    if not (folder / "metrics.jsonl").exists():
+        _write_metrics(folder / "metrics.jsonl", records, num_steps, axis)
+    return state, records
+
+
+def _write_metrics(path: Path, records: Mapping[str, np.ndarray], num_steps: int, axis: int):
+    """At most a thousand rows, with a number for every record that has one a step and seed."""
+    rows = []
+    for step in range(0, num_steps, -(-num_steps // 1000)):
+        row: dict[str, Any] = {"step": step, "event": "trajectory"}
+        for name, values in records.items():
+            if values.ndim == axis + 1:
+                row[name] = jsonable(values.take(step, axis))
+        rows.append(json.dumps(row) + "\n")
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(rows), encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def _joined(parts: Path, num_steps: int, axis: int) -> dict[str, np.ndarray]:

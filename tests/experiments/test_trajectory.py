@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.lib.metrics import read_metrics
 from experiments.lib.seeds import each_seed, load_arrays, save_arrays
 from experiments.lib.small import apply_mlp, init_mlp, shuffled_batches, small_data, stack_seeds
 from experiments.lib.trajectory import run_chunks
@@ -72,6 +73,10 @@ def test_seeds_may_come_first(tmp_path):
 
     _, records = run_chunks(tmp_path, start(), two, 5, 2, axis=1)
     assert records["x"].shape == (2, 5, 3)
+    rows = read_metrics(tmp_path)
+    assert [row["step"] for row in rows] == list(range(5))
+    np.testing.assert_allclose(rows[3]["norm"], records["norm"][:, 3], rtol=1e-6)
+    assert "x" not in rows[3]
 
 
 def test_a_seed_with_a_result_is_not_run_again(tmp_path):
