@@ -149,6 +149,13 @@ def is_distributed() -> bool:
     return jax.distributed.is_initialized()
 
 
+def is_first() -> bool:
+    """Whether this process writes: it is alone, or the first of those that have joined."""
+    import jax
+
+    return not is_distributed() or jax.process_index() == 0
+
+
 def run(main: Callable[[], int]) -> int:
     """Runs the whole program of a process that has joined others.
 
@@ -213,7 +220,7 @@ def on_primary(fn: Callable[[], Any]) -> Any:
     """
     import jax
 
-    if jax.process_count() == 1:
+    if not is_distributed() or jax.process_count() == 1:
         return fn()
     told: Any = None
     error = None

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from experiments.lib import distributed
+
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
@@ -86,6 +88,8 @@ def figure(
             _thin_out(axes)
         if title:
             fig.suptitle(title, x=0.01, ha="left", fontweight="bold")
+        if not distributed.is_first():
+            return
         path = Path(path)
         temporary = path.with_name(path.name + ".tmp")
         fig.savefig(temporary, dpi=dpi, format="png", bbox_inches="tight")

@@ -17,6 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from experiments.lib import distributed
+
 
 class Heading(NamedTuple):
     """The title of a section."""
@@ -99,6 +101,8 @@ def write_report(path: str | os.PathLike[str], title: str, items: Sequence[Item]
     Raises:
       ValueError: a row of a table has another number of cells than it has columns.
     """
+    if not distributed.is_first():
+        return
     path = Path(path)
     body = "\n".join(_html(item) for item in items)
     page = (

@@ -1,4 +1,8 @@
-"""A run's folder: its lock, `config.json`, `env.json` and `status.json`."""
+"""A run's folder: its lock, `config.json`, `env.json` and `status.json`.
+
+Of several processes the first one reads and writes them, and all must call alike: all see what it
+sees, and a file that is written is there for all.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from experiments.lib import distributed
 from experiments.lib.config import differences
 from experiments.lib.errors import ConfigMismatch, RunLocked
 from experiments.lib.paths import is_remote, write_text
@@ -23,23 +28,31 @@ _PACKAGES = ("flatjax", "jax", "jaxlib", "optax", "flax", "orbax-checkpoint", "g
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a file at once or not at all."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    text = json.dumps(value, indent=2) + "\n"
+    distributed.on_primary(lambda: write_text(path, text))
 
 
 def read_json(path: Path) -> Any:
     """Reads a file, or None if there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    def read() -> Any:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    return distributed.on_primary(read)
 
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Holds the folder for this process; the system frees it when the process dies.
+    """Holds the folder for this run; the system frees it when the process dies.
+
+    Of several processes the first one holds it.
 
     Raises:
       RunLocked: another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if is_remote(folder):  # no locks in a bucket: trust the user
+    # There are no locks in a bucket: trust the user.
+    if is_remote(folder) or not distributed.is_first():
         yield
         return
     with open(folder / ".lock", "a") as handle:

@@ -112,7 +112,7 @@ def train(
         run = _Run(folder, config, optimizer, tuple(measurements), placement, signals, quiet)
         whole = {**to_dict(config), "extra": dict(extra or {})}
         own = {**identity(config), "extra": dict(extra or {})}
-        distributed.on_primary(lambda: rundir.check_config(folder, whole, own))
+        rundir.check_config(folder, whole, own)
         try:
             result = run.result_if_complete() or run.run()
         except OSError as error:
@@ -166,7 +166,7 @@ class _Run:
         return restored._replace(state=self.placement.everywhere(restored.state))
 
     def result_if_complete(self) -> TrainResult | None:
-        status = distributed.on_primary(lambda: rundir.read_json(self.folder / "status.json")) or {}
+        status = rundir.read_json(self.folder / "status.json") or {}
         if status.get("status") != "complete":
             return None
         restored = self.restore()
@@ -214,8 +214,7 @@ class _Run:
             say(f"{self.folder}: continuing from step {step}", enabled=self.loud)
         self.state, self.carries = both["train"], both["carries"]
         self.log = self._open_log(step, events_done)
-        if self.placement.primary:
-            rundir.record_environment(self.folder)
+        rundir.record_environment(self.folder)
         self._set_status("running", step)
         largest = max(len(self.parts.data.train), len(self.parts.data.test))
         batch_size = min(t.eval_batch_size, largest)
@@ -352,8 +351,7 @@ class _Run:
         )
 
     def _set_status(self, status: str, step: int, **more: Any) -> None:
-        if self.placement.primary:
-            rundir.write_json(self.folder / "status.json", {"status": status, "step": step, **more})
+        rundir.write_json(self.folder / "status.json", {"status": status, "step": step, **more})
 
     # Training metrics, read one row late so that the devices never wait for the host.
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.lib import rundir
+from experiments.lib import distributed, rundir
 from experiments.lib.progress import say
 from experiments.lib.report import Details, Heading, Picture, Text, print_table, write_report
 from experiments.quickstart import table
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def finished(folder: Path) -> bool:
     """Whether everything is there."""
     summary = rundir.read_json(folder / "summary.json")
-    return summary is not None and all(
-        (folder / name).exists() for name in [*summary["figures"], "report.html"]
+    return summary is not None and distributed.on_primary(
+        lambda: all((folder / name).exists() for name in [*summary["figures"], "report.html"])
     )
 
 

@@ -41,7 +41,7 @@ def launch(data_dir):
         joined = []
         if processes > 1:
             joined = ["--distributed", "--coordinator", f"127.0.0.1:{free_port()}"]
-            joined += ["--processes", processes, "--heartbeat", HEARTBEAT]
+            joined += ["--processes", processes, "--heartbeat", HEARTBEAT, "--join-timeout", 60]
         return [
             start(own + joined + (["--process", i] if joined else []), env=env, **options)
             for i in range(processes)
