@@ -19,8 +19,9 @@ cd "$(dirname "$0")/../.." || exit 1
 port=${PORT:-$("$python" -c 'import socket; s = socket.socket(); s.bind(("", 0)); print(s.getsockname()[1])')}
 
 children=()
+stopped=
 # One is enough: it tells the others. All, since one of them may be gone already.
-trap 'kill -TERM "${children[@]}" 2>/dev/null' TERM INT
+trap 'stopped=yes; kill -TERM "${children[@]}" 2>/dev/null' TERM INT
 for ((index = 0; index < processes; index++)); do
   devices=()
   if [[ -n ${GPUS_EACH:-} ]]; then
@@ -34,11 +35,14 @@ done
 
 status=0
 for child in "${children[@]}"; do
-  wait "$child"
-  found=$?
-  while kill -0 "$child" 2>/dev/null; do # a signal to this script ended the waiting
+  # A signal to this script ends the waiting, not the child: wait again.
+  found=0
+  while true; do
+    stopped=
     wait "$child"
-    found=$?
+    code=$?
+    [[ $code -eq 127 ]] || found=$code # 127: it has been waited for
+    [[ -n $stopped ]] || break
   done
   if [[ $found -ne 0 && ($status -eq 0 || $status -eq 75) ]]; then
     status=$found
