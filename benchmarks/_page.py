@@ -426,7 +426,9 @@ products.
 """
 TRANSFORMS = """A step (gradient and update) over the gradient alone: operations and temporary
 memory of the compiled programs, and the time, the least of several runs. Below them
-`optax.contrib.sam` and the double backward that one would write.
+`optax.contrib.sam` and the double backward that one would write. XLA's CPU backend runs a
+convolution inside a conditional slowly, which is what the times of `every=` on the convolutional
+network show; the operations are those of the table.
 """
 FIGURE = "![{text}](_static/{name}.png)\n"
 ACCURACY_FIGURE = "\n" + FIGURE.format(name="benchmarks_accuracy", text="Errors of the traces")
