@@ -55,7 +55,7 @@ def test_made_up_shares_are_refused():
 
 @pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_numbers(run, command_line, tmp_path):
-    command = ("loss_change_allocation", "--preset", "smoke", "--out", tmp_path, "--steps", 2000)
+    command = ("loss_change_allocation", "--preset", "smoke", "--out", tmp_path, "--steps", 200)
     process = command_line(*command)
     first = tmp_path / "sgd" / "checkpoints" / "10"
     deadline = time.monotonic() + 240
@@ -70,7 +70,7 @@ def test_a_killed_run_ends_with_the_same_numbers(run, command_line, tmp_path):
     process = command_line(*command)
     output = process.communicate(timeout=240)
     assert process.returncode == 0, output
-    config = dataclasses.replace(run, out=tmp_path / "whole", steps=2000)
+    config = dataclasses.replace(run, out=tmp_path / "whole", steps=200)
     experiment.main(config)
     whole = read_json(config.out / "summary.json")
     assert read_json(tmp_path / "summary.json")["claims"] == whole["claims"]
