@@ -134,7 +134,7 @@ def test_killed_stopped_out_of_room_damaged_and_resumed_by_one(launch, whole, tm
     statuses, outputs = ended(launch(folder, "--full-at", 10, processes=2))
     assert statuses == [1, 1], outputs
     for text in outputs:
-        assert re.search(r"CheckpointNotWritten: .* last good one is \S*/[48]; make room", text), (
+        assert re.search(r"CheckpointNotWritten: .* last good one is \S*/(4|8|12); make", text), (
             text
         )
         assert "Traceback" not in text
@@ -146,7 +146,7 @@ def test_killed_stopped_out_of_room_damaged_and_resumed_by_one(launch, whole, tm
     statuses, outputs = ended(both)
     assert statuses == [distributed.PREEMPTED] * 2, outputs
     assert all("Preempted" in text and "Traceback" not in text for text in outputs)
-    assert re.search(r"continuing from step [48]\b", outputs[0])
+    assert re.search(r"continuing from step (4|8|12)\b", outputs[0])
     stopped_at = read_json(folder / "status.json")["step"]
     assert 13 <= stopped_at < STEPS
 
