@@ -9,6 +9,7 @@ exhausted: the run goes on from a random vector orthogonal to the basis, with a 
 import functools
 from typing import Any, NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -215,7 +216,7 @@ def _after_injection(small: Krylov, key: jax.Array, index: jax.Array) -> Krylov:
     return small._replace(betas=small.betas.at[index - 1].set(0), step=index, key=key)
 
 
-def inject(state: Krylov, index: jax.Array) -> Krylov:
+def inject(state: Krylov, index: chex.Numeric) -> Krylov:
     """Continue from a random vector orthogonal to the basis, placed at row ``index`` > 0.
 
     The rows from ``index`` on must be zero, as they are after a breakdown. The off-diagonal before

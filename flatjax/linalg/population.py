@@ -123,7 +123,8 @@ def trace_over_batches(
     key = arguments.check_key(key)
     arguments.check_count("num_probes", num_probes, 2)
     keys = [jax.random.fold_in(key, i) for i in range(num_probes)]
-    columns = []
+    columns: list = []
+    dtype: Any = None
     for op in _first(ops, structure):
         product = loops.product(op)
         forms = []
@@ -188,6 +189,7 @@ def forms_over_batches(
       ([2.0, 2.0], 0.577)
     """
     columns: list = []
+    k, dtype = 0, None
     for op in _first(ops, structure):
         if not columns:
             k = _check_vectors(op, vectors)
