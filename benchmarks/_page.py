@@ -115,7 +115,8 @@ def effort(answer: dict[str, Any]) -> list[str]:
 
 def failure(found: dict[str, Any]) -> str:
     """Why there is no number."""
-    return "did not run: " + str(found.get("failure") or "no method ran")[:80].replace("|", "/")
+    why = str(found.get("failure") or "no method ran")[:80].replace("|", "/")
+    return why if why.startswith("not measured") else f"did not run: {why}"
 
 
 def singles(record: Record, use: str) -> str:
@@ -266,7 +267,7 @@ def machine(record: Record) -> str:
     """Versions and hardware of a run."""
     e = record["environment"]
     packages = ", ".join(f"{k} {v}" for k, v in e.get("packages", {}).items() if v)
-    load = " to ".join(str(x) for x in e.get("load", []))
+    load = " to ".join(str(x) for x in e.get("load", [])) or "not recorded (other work ran beside)"
     return (
         f"{e.get('processor', '')}, {e['cores']} cores, Python {e['python']}, flatjax "
         f"{e['flatjax']}, {packages}; {e.get('form', 'full')} form, load average {load}."
