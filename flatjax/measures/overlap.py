@@ -17,7 +17,7 @@ class SubspaceOverlap(NamedTuple):
         subspace.
       cosines: the cosines of the principal angles, descending: one number for a vector, shape
         ``(min(j, k),)`` for a subspace.
-      components: the inner products with the normalised directions, shape ``(k,)`` for a vector,
+      components: the cosines with each direction, both normalised: shape ``(k,)`` for a vector,
         ``(j, k)`` for a subspace.
       random: the expected value for random directions, $k / P$ or $\sqrt{j k} / P$.
     """
