@@ -30,7 +30,7 @@ help: ## this list
 demo: install ## train, measure and report: runs/quickstart/cpu (about 3 minutes)
 	$(BIN)/python -m experiments quickstart $(ARGS)
 
-experiments: install ## run and judge all experiments: runs/gallery.html (about 40 minutes; goes on where it stopped)
+experiments: install ## run and judge all experiments: runs/gallery.html (goes on where it stopped)
 	$(BIN)/python -m experiments report --names | xargs -P $(JOBS) -I NAME \
 	  env OMP_NUM_THREADS=1 $(BIN)/python -m experiments NAME --quiet $(ARGS)
 	$(BIN)/python -m experiments report
@@ -54,7 +54,7 @@ docs: install ## build the documentation, warnings are errors
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
 
-bench: $(BENCH)/.installed ## the benchmarks beside the peers, short form (about 15 minutes)
+bench: $(BENCH)/.installed ## the benchmarks beside the peers, short form
 	$(BENCH)/bin/python -m benchmarks --short --output benchmarks/results $(SHORT) $(ARGS)
 	$(BENCH)/bin/python -m benchmarks render
 

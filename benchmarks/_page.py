@@ -401,15 +401,13 @@ and curvlinops' internal Lanczos run as a density.
 """
 SINGLE = """Seconds and products of the cheapest documented call, the fastest in bold.
 """
-WHY = """Why. matfree runs a fixed number of Lanczos steps as one compiled program and looks at
-no residual; which number is enough it was told by the calibration. `eigsh` checks on
-the way, spends products on its certificates and is driven from the host, which shows
-where a product takes less than a millisecond. One probe that happens to be enough for
-a density of 0.05 is cheaper than the deflation and the two probes that give flatjax's
-density its error band. XTrace and Hutch++ in a batch of probes beat deflation where
-the spectrum is flat. On the medium networks, of some 30 000 params, the passes over
-the basis that `spectrum` makes cost nearly as much as its products, and its lead is
-smaller than on the small ones.
+WHY = """What differs, and may explain the rows above; none of it was profiled. matfree runs
+a fixed number of Lanczos steps as one compiled program and looks at no residual; which
+number is enough it was told by the calibration. `eigsh` checks on the way, spends
+products on its certificates and is driven from the host. One probe that happens to be
+enough for a density of 0.05 is cheaper than the deflation and the two probes that give
+flatjax's density its error band. `spectrum` reads its basis at every step, which grows
+with the network as its products do.
 """
 COLD = """From the start of a fresh process to the first all-round answer (the trace of traceax),
 by the documented calls above. The cache is JAX's persistent compilation cache, filled by an earlier
@@ -427,9 +425,9 @@ products.
 """
 TRANSFORMS = """A step (gradient and update) over the gradient alone: operations and temporary
 memory of the compiled programs, and the time, the least of several runs. Below them
-`optax.contrib.sam` and the double backward that one would write. XLA's CPU backend runs a
-convolution inside a conditional slowly, which is what the times of `every=` on the convolutional
-network show; the operations are those of the table.
+`optax.contrib.sam` and the double backward that one would write. On the convolutional network the
+times of `every=` are far above their operations; convolutions inside a conditional on XLA's CPU
+backend are suspected, and were not isolated.
 """
 FIGURE = "![{text}](_static/{name}.png)\n"
 ACCURACY_FIGURE = "\n" + FIGURE.format(name="benchmarks_accuracy", text="Errors of the traces")

@@ -156,7 +156,7 @@ def solve(
       block_size: the vectors multiplied at once.
       capacity: the vectors held, at least ``k + 2 block_size``.
       tol: the tolerance on the residual relative to the value.
-      budget: products that may be spent; a last block may exceed it.
+      budget: products that may be spent; exceeded only while there are fewer than k vectors.
 
     Returns:
       A `Solution`.
@@ -173,7 +173,7 @@ def solve(
         small = ritz.rounding(norm, scalar)
         good = run.residuals[index] <= np.maximum(tol * np.abs(run.values[index]), small)
         enough = len(index) == k
-        spent = run.products >= budget and enough
+        spent = enough and run.products + block_size > budget
         if len(run.values) >= op.size or spent or not np.isfinite(norm):
             break
         exhausted = not run.valid[run.tail].any()

@@ -43,6 +43,14 @@ def test_as_many_copies_as_the_block_has_vectors():
     p = problem(np.concatenate([[5.0, 5.0, 5.0], np.linspace(-1, 1, 97)]))
     found = solve(p, 3, "LA", block_size=3, max_products=25)
     np.testing.assert_allclose(found.values, [5, 5, 5], rtol=1e-5)  # a few units of rounding
+    assert found.num_products <= 25
+
+
+@pytest.mark.parametrize("max_products", [20, 21, 22])
+def test_a_budget_that_is_no_multiple_of_the_block_is_kept(max_products):
+    p = problem(np.linspace(-1, 1, 100))
+    found = solve(p, 2, "LA", block_size=3, max_products=max_products, tol=1e-9)
+    assert max_products - 3 < found.num_products <= max_products
 
 
 def test_an_exhausted_space_goes_on_from_random_vectors():
