@@ -1,10 +1,14 @@
 """The one place that decides how an iteration is driven.
 
-XLA's CPU backend runs convolutions inside ``while``/``scan``/``fori_loop`` bodies 20 to 90 times
-slower than outside (JAX issue 12868). An iteration over a user's model is therefore driven from
-the host over one compiled step, with asynchronous dispatch and no host synchronisation a step. A
-``lax`` loop is used in two cases only: when the iteration is itself being traced (by ``jit``,
-``vmap``, ``grad``, ``shard_map``), and when the caller asks for it with [`device`][].
+An iteration over a user's model is driven from the host over one compiled step, with asynchronous
+dispatch and no host synchronisation a step: it can stop early, stream batches and show its
+progress, and a product compiled once serves every method. A ``lax`` loop is used in two cases only:
+when the iteration is itself being traced (by ``jit``, ``vmap``, ``grad``, ``shard_map``), and when
+the caller asks for it with [`device`][].
+
+XLA's CPU backend runs convolutions of most layouts inside ``while``, ``scan``, ``fori_loop`` and
+``cond`` 20 to 90 times slower than outside (JAX issue 12868). Every ``lax`` loop here therefore goes
+through [`flatjax.convolutions.canonical`][], which keeps them fast.
 """
 
 import contextlib
@@ -18,6 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from flatjax import trees
+from flatjax.convolutions import canonical
 
 _DEVICE_LOOPS = contextvars.ContextVar("flatjax_device_loops", default=False)
 
@@ -26,8 +31,8 @@ _DEVICE_LOOPS = contextvars.ContextVar("flatjax_device_loops", default=False)
 def device(enable: bool = True) -> Iterator[None]:
     """Ask for ``lax`` loops on the device within this context.
 
-    Right for trajectories of thousands of cheap steps (an MLP of a few thousand parameters), where
-    the host's dispatch of some 100 microseconds a step dominates. Wrong for convolutions on a CPU.
+    Right for trajectories of thousands of cheap steps (a network of a few thousand parameters),
+    where the host's dispatch of some 100 microseconds a step dominates.
 
     Args:
       enable: ``False`` restores host-driven loops inside an outer ``device()``.
@@ -140,6 +145,11 @@ def product(op: Any) -> Callable[[Any], Any]:
     return jax.jit(op)
 
 
+def _compiled(loop, *args):
+    """A ``lax`` loop or conditional whose convolutions are as fast as outside."""
+    return canonical(lambda: loop(*args))()
+
+
 def fori(num_steps: int, body: Callable[[Any, Any], Any], carry: Any, *, like: Any = ()) -> Any:
     """``carry = body(i, carry)`` for ``i`` in ``range(num_steps)``.
 
@@ -158,11 +168,11 @@ def fori(num_steps: int, body: Callable[[Any, Any], Any], carry: Any, *, like: A
       6
     """
     if num_steps and on_device(carry, like):
-        return jax.lax.fori_loop(0, num_steps, body, carry)
+        return _compiled(jax.lax.fori_loop, 0, num_steps, body, carry)
     for i in range(num_steps):
         # A body that closes over a traced value shows it in its first output.
         if i == 1 and is_traced(carry):
-            return jax.lax.fori_loop(1, num_steps, body, carry)
+            return _compiled(jax.lax.fori_loop, 1, num_steps, body, carry)
         carry = body(i, carry)
     return carry
 
@@ -188,11 +198,59 @@ def until(
       16
     """
     if on_device(carry):
-        return jax.lax.while_loop(lambda c: ~done(c), body, carry)
+        return _compiled(jax.lax.while_loop, lambda c: ~done(c), body, carry)
     while not done(carry):
         for _ in range(check_every):
             carry = body(carry)
     return carry
+
+
+def cond(due: Any, true_fn: Callable[[], Any], false_fn: Callable[[], Any]) -> Any:
+    """``true_fn()`` if ``due`` else ``false_fn()``, of which only one is computed.
+
+    Under ``vmap`` with ``due`` mapped both are, as of every ``lax.cond``.
+
+    Args:
+      due: a boolean scalar.
+      true_fn: a traceable function without arguments.
+      false_fn: the same, with results of the same types.
+
+    Returns:
+      The result of one of the two.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flatjax import loops
+      >>> x = jnp.float32(3)
+      >>> float(loops.cond(x > 2, lambda: x, lambda: -x))
+      3.0
+    """
+    return _compiled(jax.lax.cond, due, true_fn, false_fn)
+
+
+def scan(
+    body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any = None,
+    length: int | None = None,
+) -> tuple[Any, Any]:  # fmt: skip
+    """``jax.lax.scan``, always a loop of the device: for the steps of a training run.
+
+    Args:
+      body: ``(carry, x) -> (carry, y)``.
+      carry: the initial carry.
+      xs: what is iterated over, a pytree with a leading axis, or ``None``.
+      length: the number of steps, where ``xs`` is ``None``.
+
+    Returns:
+      The final carry and the stacked ``y``.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flatjax import loops
+      >>> total, steps = loops.scan(lambda c, x: (c + x, c), 0, jnp.arange(4))
+      >>> int(total), steps.tolist()
+      (6, [0, 0, 1, 3])
+    """
+    return _compiled(jax.lax.scan, body, carry, xs, length)
 
 
 def map_chunks(fn: Callable[[Any], Any], tree: Any, chunk_size: int | None) -> Any:
@@ -235,7 +293,9 @@ def map_chunks(fn: Callable[[Any], Any], tree: Any, chunk_size: int | None) -> A
     head = jax.tree.map(
         lambda a: a[: whole * chunk_size].reshape(whole, chunk_size, *a.shape[1:]), tree
     )
-    out = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), jax.lax.map(fn, head))
+    out = jax.tree.map(
+        lambda a: a.reshape(-1, *a.shape[2:]), scan(lambda _, part: (None, fn(part)), None, head)[1]
+    )
     if rest:
         tail = fn(jax.tree.map(lambda a: a[whole * chunk_size :], tree))
         out = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), out, tail)

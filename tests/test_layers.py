@@ -9,6 +9,7 @@ import pytest
 from tests.repository import PACKAGE
 
 FLOORS = {
+    "convolutions": 0,
     "loops": 0,
     "trees": 0,
     "losses": 0,

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flatjax import collectives, trees
+from flatjax import collectives, loops, trees
 from flatjax.transforms import ascent as asc
 from flatjax.transforms import base
 from flatjax.transforms import perturbed as per
@@ -109,7 +109,7 @@ def looksam(
             return base.combine(1.0, g, factor, unit), state.direction, state.metrics
 
         due = state.count % jnp.asarray(every, state.count.dtype) == 0
-        out, direction, metrics = look() if base.always(every) else jax.lax.cond(due, look, reuse)
+        out, direction, metrics = look() if base.always(every) else loops.cond(due, look, reuse)
         base.check_points_uphill("looksam", g, out, gradient, params, state.count)
         return out, LookSAMState(base.advance(state.count), direction, metrics)
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flatjax import collectives, trees
+from flatjax import collectives, loops, trees
 from flatjax.transforms import ascent as asc
 from flatjax.transforms import base
 from flatjax.transforms import penalty as pen
@@ -94,7 +94,7 @@ def penalty_transform(
             kept = ()
         else:
             due = state.count % jnp.asarray(every, state.count.dtype) == 0
-            product, squared = jax.lax.cond(due, refresh, lambda: (state.product, state.penalty))
+            product, squared = loops.cond(due, refresh, lambda: (state.product, state.penalty))
             kept = product
         factor = 2 * base.at(coef, state.count, trees.dtype(params))
         out = base.combine(1.0, incoming, factor, trees.cast(product, incoming))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flatjax import collectives, trees
+from flatjax import collectives, loops, trees
 from flatjax.transforms import ascent as asc
 from flatjax.transforms import base
 from flatjax.transforms import groups as grp
@@ -79,7 +79,7 @@ def sam(
         default 1.
       second_order: add the derivative of the perturbation, which the paper drops: the update is
         then the exact gradient of $w \mapsto L(w + \epsilon(w))$.
-      every: perturb on every k-th step only (``lax.cond``: the other steps pay one gradient, and
+      every: perturb on every k-th step only (a conditional: the other steps pay one gradient, and
         pass it on; under ``vmap`` a cond computes both).
       mask: the leaves to perturb: a pytree prefix of booleans, or a function of the params. The
         gradient is still that of all leaves.
@@ -163,7 +163,7 @@ def sam(
             out, metrics = refresh()
         else:
             due = state.count % jnp.asarray(every, state.count.dtype) == 0
-            out, metrics = jax.lax.cond(due, refresh, lambda: (incoming, state.metrics))
+            out, metrics = loops.cond(due, refresh, lambda: (incoming, state.metrics))
         if gradient is not None:
             base.check_points_uphill("sam", incoming, out, gradient, params, state.count)
         return out, SAMState(base.advance(state.count), metrics)
