@@ -7,6 +7,7 @@ already sums over devices under ``check_vma=True``, and a later mean is silently
 number of devices.
 """
 
+import math
 from collections.abc import Hashable
 from typing import Any
 
@@ -138,6 +139,80 @@ def weighted_mean(tree: Any, weight: Any, axis_name: AxisName) -> Any:
     """
     tree, weight = total((tree, weight), axis_name)
     return jax.tree.map(lambda a: a / weight.astype(a.dtype), tree)
+
+
+def axis_size(axis_name: AxisName) -> int:
+    """How many devices the named axes have; 1 for ``None``.
+
+    Args:
+      axis_name: a name, a tuple of names, or ``None``.
+
+    Returns:
+      The product of the sizes.
+
+    Example:
+      >>> from flatjax import collectives
+      >>> collectives.axis_size(None)
+      1
+    """
+    return math.prod(lax.axis_size(name) for name in names(axis_name))
+
+
+def gathered(rows: jax.Array, axis_name: AxisName) -> jax.Array:
+    """The rows of all devices one after another, the same on every device.
+
+    As a sum of arrays that are zero but for the own rows, which JAX knows to be the same
+    everywhere, and which sends twice what an all-gather does: for small arrays.
+
+    Args:
+      rows: this device's rows, shape ``(n, ...)``, as many as on the others.
+      axis_name: a name, a tuple of names, or ``None``.
+
+    Returns:
+      An array of shape ``(n * axis_size, ...)``.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from flatjax import collectives
+      >>> rows = jnp.array([[1, 2], [3, 4]])  # of two devices
+      >>> jax.vmap(lambda r: collectives.gathered(r, "i"), axis_name="i")(rows).tolist()
+      [[1, 2, 3, 4], [1, 2, 3, 4]]
+    """
+    if axis_name is None:
+        return rows
+    everywhere = jnp.zeros((axis_size(axis_name), *rows.shape), rows.dtype)
+    placed = everywhere.at[lax.axis_index(axis_name)].set(rows)
+    return total(placed, axis_name).reshape(-1, *rows.shape[1:])
+
+
+def rows_to_columns(rows: jax.Array, axis_name: AxisName) -> jax.Array:
+    """A matrix that is split by rows over the devices, split by columns instead.
+
+    Sums over columns, such as all inner products of its rows, are then local sums and a
+    [`total`][]. One all-to-all, in which a device sends its rows once, however many devices there
+    are.
+
+    Args:
+      rows: this device's rows, shape ``(n, columns)``, as many as on the others.
+      axis_name: a name, a tuple of names, or ``None``.
+
+    Returns:
+      This device's columns of the rows of all devices, in their order, shape
+      ``(n * axis_size, ceil(columns / axis_size))``; columns that are missing are zero.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from flatjax import collectives
+      >>> rows = jnp.array([[[1, 2, 3]], [[4, 5, 6]]])  # one row on each of two devices
+      >>> split = jax.vmap(lambda r: collectives.rows_to_columns(r, "i"), axis_name="i")(rows)
+      >>> split.tolist()
+      [[[1, 2], [4, 5]], [[3, 0], [6, 0]]]
+    """
+    if axis_name is None:
+        return rows
+    missing = -rows.shape[1] % axis_size(axis_name)
+    padded = varying(jnp.pad(rows, ((0, 0), (0, missing))), axis_name)
+    return lax.all_to_all(padded, axis_name, split_axis=1, concat_axis=0, tiled=True)
 
 
 def example_index(n: int, axis_name: AxisName) -> jax.Array:

@@ -52,6 +52,34 @@ def test_without_an_axis():
     assert collectives.total(tree, None) is tree
     assert float(collectives.weighted_mean(jnp.float32(6.0), jnp.float32(4.0), None)) == 1.5
     assert collectives.example_index(3, None).tolist() == [0, 1, 2]
+    assert collectives.axis_size(None) == 1
+    assert collectives.gathered(X, None) is X
+    assert collectives.rows_to_columns(X, None) is X
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_gathered_rows_are_the_same_everywhere(run):
+    def f(x):
+        assert collectives.axis_size("data") == 4
+        places = jnp.arange(8, dtype=x.dtype)
+        # Right for an output that JAX takes for replicated, too.
+        return jnp.full_like(x, (places * collectives.gathered(x, "data")).sum())
+
+    np.testing.assert_array_equal(run(f, X), np.full(8, (np.arange(8.0) ** 2).sum()))
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_rows_to_columns(run):
+    matrix = np.random.default_rng(0).integers(-3, 4, size=(8, 5))  # 5 columns over 4 devices
+
+    def f(x):
+        rows = jnp.asarray(matrix)[collectives.example_index(2, "data")]
+        columns = collectives.rows_to_columns(rows, "data")
+        assert columns.shape == (8, 2)
+        gram = collectives.total(columns @ columns.T, "data")
+        return x + jnp.abs(gram - matrix @ matrix.T).sum().astype(x.dtype)
+
+    np.testing.assert_array_equal(run(f, X), X)
 
 
 @pytest.mark.parametrize("run", RUNS)

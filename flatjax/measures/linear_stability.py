@@ -8,11 +8,11 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from flatjax import loops, trees
+from flatjax import collectives, loops, trees
 from flatjax.linalg import eigsh
 from flatjax.measures import objective
 from flatjax.operators.base import Operator, operator, static
-from flatjax.operators.data import matmul_precision
+from flatjax.operators.data import matmul_precision, sliced
 
 
 class LinearStability(NamedTuple):
@@ -45,9 +45,11 @@ class HessianVariance(Operator):
     params: Any
     batch: Any
     args: tuple
+    weights: chex.Array
     loss_fn: Any = static()
     n: Any = static()
     chunk_size: Any = static()
+    axis_name: Any = static(default=None)
     precision: Any = static(default="highest")
 
     @property
@@ -72,27 +74,31 @@ class HessianVariance(Operator):
         total = _add_chunk(self, 0, v, offset, trees.zeros(self.structure), squared)
         body = lambda i, total: _add_chunk(self, i + 1, v, offset, total, squared)  # noqa: E731
         total = loops.fori(count - 1, body, total)
-        return trees.scale(1 / self.n, total)
+        return collectives.weighted_mean(total, self.weights.sum(), self.axis_name)
 
 
 @partial(jax.jit, static_argnums=5)
 def _add_chunk(op, index, v, offset, total, squared):
-    """Add ``H_i v`` or ``H_i (H_i v - offset)`` of the examples of a chunk."""
-    cut = lambda a: jax.lax.dynamic_slice_in_dim(a, index * op.chunk_size, op.chunk_size)  # noqa: E731
+    """Add the weighted ``H_i v`` or ``H_i (H_i v - offset)`` of the examples of a chunk."""
+    batch, weights = sliced((op.batch, op.weights), index * op.chunk_size, op.chunk_size)
+    params, v, offset = collectives.varying((op.params, v, offset), op.axis_name)
 
     def product(example, u):
         single = jax.tree.map(lambda a: a[None], example)
         gradient = jax.grad(lambda p: op.loss_fn(p, single, *op.args).sum())
         with matmul_precision(op.precision):
-            hvp = jax.jvp(gradient, (op.params,), (trees.cast(u, op.params),))[1]
+            hvp = jax.jvp(gradient, (params,), (trees.cast(u, params),))[1]
         return trees.cast(hvp, offset)
 
     def one(example):
         w = product(example, trees.cast(v, offset))
         return product(example, jax.tree.map(jnp.subtract, w, offset)) if squared else w
 
-    products = jax.vmap(one)(jax.tree.map(cut, op.batch))
-    return jax.tree.map(lambda t, a: t + a.sum(axis=0), total, products)
+    def add(t, products):
+        scale = weights.astype(products.dtype).reshape(-1, *(1,) * t.ndim)
+        return t + (scale * products).sum(axis=0)
+
+    return jax.tree.map(add, total, jax.vmap(one)(batch))
 
 
 def hessian_variance(
@@ -101,18 +107,21 @@ def hessian_variance(
     batch: Any,
     *args: Any,
     chunk_size: int | None = None,
+    weights: Any = None,
+    axis_name: collectives.AxisName = None,
     precision: str | None = "highest",
 ) -> HessianVariance:
     r"""The variance over the examples of their Hessians, as a product.
 
-    $$\Sigma = \frac{1}{n} \sum_i H_i^2 - H^2 = \frac{1}{n} \sum_i (H_i - H)^2,
-    \qquad H = \frac{1}{n} \sum_i H_i$$
+    $$\Sigma = \frac{1}{W} \sum_i w_i H_i^2 - H^2 = \frac{1}{W} \sum_i w_i (H_i - H)^2,
+    \qquad H = \frac{1}{W} \sum_i w_i H_i, \quad W = \sum_i w_i$$
 
-    (Wu, Ma & E 2018, NeurIPS). Symmetric and positive semi-definite; 0 where all examples have one
-    curvature, a *uniform* minimum.
+    (Wu, Ma & E 2018, NeurIPS, with equal weights). Symmetric and positive semi-definite; 0 where
+    all examples have one curvature, a *uniform* minimum.
 
     Cost: a product takes three Hessian products of the batch in flops, and the memory of
-    ``chunk_size`` vectors.
+    ``chunk_size`` vectors. Over several devices two all-reduces of P numbers, of $Hv$ and of the
+    answer.
 
     Args:
       loss_fn: ``loss_fn(params, batch, *args)``, the per-example losses or their mean; it is called
@@ -120,7 +129,10 @@ def hessian_variance(
       params: a pytree of floating arrays.
       batch: a pytree whose leaves share a leading axis of ``n`` examples.
       *args: anything else the loss takes.
-      chunk_size: examples at once, a divisor of ``n``; ``None`` for all.
+      chunk_size: examples at once, a divisor of ``n`` (of the device's own, with ``axis_name``);
+        ``None`` for all.
+      weights: per-example weights or a padding mask, shape ``(n,)``.
+      axis_name: the mesh axis over which the batch is split, inside ``shard_map`` or ``pmap``.
       precision: matmul precision of the products; ``None`` leaves the caller's default.
 
     Returns:
@@ -139,14 +151,17 @@ def hessian_variance(
       1.0
     """
     op = objective.mean_loss(
-        loss_fn, params, batch, args, weights=None, axis_name=None, precision=precision
+        loss_fn, params, batch, args, weights=weights, axis_name=axis_name, precision=precision
     )
     if op.n is None:
         raise ValueError("hessian_variance needs a batch of examples, got one without leaves.")
     size = op.n if chunk_size is None else min(chunk_size, op.n)
     if size < 1 or op.n % size:
         raise ValueError(f"chunk_size must divide the {op.n} examples, got {chunk_size}.")
-    return HessianVariance(op.params, op.batch, op.args, loss_fn, op.n, size, precision)
+    w = jnp.ones((op.n,), trees.dtype(op.params)) if op.weights is None else op.weights
+    return HessianVariance(
+        op.params, op.batch, op.args, w, loss_fn, op.n, size, axis_name, precision
+    )
 
 
 def linear_stability(
@@ -160,6 +175,8 @@ def linear_stability(
     tol: float = 1e-3,
     max_products: int | None = None,
     chunk_size: int | None = None,
+    weights: Any = None,
+    axis_name: collectives.AxisName = None,
     precision: str | None = "highest",
 ) -> LinearStability:
     r"""Whether SGD can stay at a minimum: sharpness and non-uniformity against their bound.
@@ -188,7 +205,11 @@ def linear_stability(
       key: a PRNG key of the starts.
       tol: the residual relative to each eigenvalue.
       max_products: a bound on the products for each.
-      chunk_size: examples at once in products of the variance, a divisor of ``n``.
+      chunk_size: examples at once in products of the variance, a divisor of ``n`` (of the
+        device's own, with ``axis_name``).
+      weights: a padding mask, shape ``(n,)``, or weights in both means; n counts those above zero.
+        Needs per-example losses.
+      axis_name: the mesh axis over which the batch is split, inside ``shard_map`` or ``pmap``.
       precision: matmul precision; ``None`` leaves the caller's default.
 
     Returns:
@@ -215,24 +236,21 @@ def linear_stability(
     """
     objective.check_number("learning_rate", learning_rate, above=0.0)
     objective.check_count("batch_size", batch_size)
-    op = objective.mean_loss(
-        loss_fn, params, batch, args, weights=None, axis_name=None, precision=precision
-    )
-    variance = hessian_variance(
-        loss_fn, params, batch, *args, chunk_size=chunk_size, precision=precision
-    )
-    if batch_size > variance.n:
-        raise ValueError(f"batch_size={batch_size} exceeds the {variance.n} examples.")
+    data = {"weights": weights, "axis_name": axis_name, "precision": precision}
+    op = objective.mean_loss(loss_fn, params, batch, args, **data)
+    variance = hessian_variance(loss_fn, params, batch, *args, chunk_size=chunk_size, **data)
+    n = _num_examples(variance, batch_size)
     options = {"which": "LA", "tol": tol, "max_products": max_products, "verify": False}
     first, second = jax.random.split(key)
     top = eigsh(op, 1, key=first, **options)
     spread = eigsh(variance, 1, key=second, **options)
     a, squared = top.values[0], jnp.maximum(spread.values[0], 0.0)
     eta = jnp.asarray(learning_rate).astype(a.dtype)
-    share = (variance.n - batch_size) / (batch_size * max(variance.n - 1, 1))
+    share = ((n - batch_size) / (batch_size * jnp.maximum(n - 1, 1))).astype(a.dtype)
     value = (1 - eta * a) ** 2 + eta**2 * share * squared
     room = jnp.maximum(1 - (1 - eta * a) ** 2, 0.0)
-    bound = jnp.where(room > 0, jnp.inf, 0.0) if share == 0 else jnp.sqrt(room / share) / eta
+    bound = jnp.sqrt(room / jnp.where(share > 0, share, 1.0)) / eta
+    bound = jnp.where(share > 0, bound, jnp.where(room > 0, jnp.inf, 0.0))
     return LinearStability(
         value=value,
         stable=value <= 1,
@@ -242,3 +260,12 @@ def linear_stability(
         sharpness_residual=top.residual_norms[0],
         variance_residual=spread.residual_norms[0],
     )
+
+
+def _num_examples(op, batch_size):
+    """The examples of positive weight on all devices, at least ``batch_size`` where it is known."""
+    n = collectives.total((op.weights > 0).sum(), op.axis_name)
+    most = op.n * collectives.axis_size(op.axis_name) if loops.is_traced(n) else int(n)
+    if batch_size > most:
+        raise ValueError(f"batch_size={batch_size} exceeds the {most} examples.")
+    return n

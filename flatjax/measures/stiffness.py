@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from flatjax import trees
+from flatjax import collectives, trees
 from flatjax.linalg.basis import gram
-from flatjax.operators.data import matmul_precision, num_examples
+from flatjax.operators.data import num_examples
 from flatjax.operators.per_example import per_example_gradients
 
 
@@ -71,6 +71,8 @@ def stiffness(
     num_classes: int | None = None,
     chunk_size: int | None = None,
     weights: Any = None,
+    other_weights: Any = None,
+    axis_name: collectives.AxisName = None,
     precision: str | None = "highest",
 ) -> Stiffness:
     r"""The stiffness of the gradients of pairs of examples, within and between classes.
@@ -85,7 +87,9 @@ def stiffness(
     Invariances: to the scale of every example's loss, and to rotations of the params.
 
     Cost: one gradient in flops and ``n P`` numbers of memory for the per-example gradients, and
-    their ``n x n`` Gram matrix.
+    their ``n x n`` Gram matrix. Over N devices each forms the gradients of its own examples and
+    sends them once, ``n P / N`` numbers in one all-to-all, for the products of all examples over an
+    N-th of the params; then the Gram matrix is added up over the devices, and every one holds it.
 
     Args:
       loss_fn: ``loss_fn(params, batch, *args)``, the per-example losses or their mean; it is called
@@ -101,6 +105,9 @@ def stiffness(
       chunk_size: gradients formed at once; ``None`` for all.
       weights: a mask or weights of the examples of ``batch``, shape ``(n,)``; a pair has the
         product.
+      other_weights: those of ``other``.
+      axis_name: the mesh axis over which the batch is split, and ``other`` with it, inside
+        ``shard_map`` or ``pmap``.
       precision: matmul precision of the gradients; ``None`` leaves the caller's default.
 
     Returns:
@@ -123,24 +130,31 @@ def stiffness(
     n = num_examples(batch)
     if n is None:
         raise ValueError("stiffness needs a batch of examples, got one without leaves.")
-    if other is None and other_labels is not None:
-        raise ValueError("other_labels are the classes of `other`: pass both or neither.")
+    for name, value in (("other_labels", other_labels), ("other_weights", other_weights)):
+        if other is None and value is not None:
+            raise ValueError(f"{name} are those of `other`: pass both or neither.")
     if other is not None and (labels is None) != (other_labels is None):
         raise ValueError("pass labels and other_labels together, or neither.")
+    dtype, over = trees.dtype(params), (loss_fn, params)
+    options = {"chunk_size": chunk_size, "axis_name": axis_name, "precision": precision}
     labels = _checked_labels("labels", labels, n)
-    with matmul_precision(precision):
-        gradients = per_example_gradients(loss_fn, params, batch, *args, chunk_size=chunk_size)
-        others, seconds = gradients, labels
-        if other is not None:
-            seconds = _checked_labels("other_labels", other_labels, num_examples(other))
-            others = per_example_gradients(loss_fn, params, other, *args, chunk_size=chunk_size)
+    w = _checked_weights("weights", weights, n, dtype)
+    gradients = _gradients(*over, batch, args, **options)
+    seconds, second_w, others = labels, w, None
+    if other is not None:
+        m = num_examples(other)
+        seconds = _checked_labels("other_labels", other_labels, m)
+        second_w = _checked_weights("other_weights", other_weights, m, dtype)
+        others = _gradients(*over, other, args, **options)
     if num_classes is None:
         if isinstance(labels, jax.core.Tracer) or isinstance(seconds, jax.core.Tracer):
             raise ValueError("under jit the number of classes is needed: pass num_classes=10.")
         num_classes = int(max(labels.max(), seconds.max())) + 1
-    w = _checked_weights(weights, n, trees.dtype(params))
-    products, norms, other_norms = _products(gradients, others)
-    return _stiffness(products, norms, other_norms, labels, seconds, w, num_classes, other is None)
+    labels, w, seconds, second_w = (
+        collectives.gathered(a, axis_name) for a in (labels, w, seconds, second_w)
+    )
+    products = _products(gradients, others, axis_name)
+    return _stiffness(*products, labels, seconds, w, second_w, num_classes, other is None)
 
 
 def gradient_confusion(
@@ -150,6 +164,7 @@ def gradient_confusion(
     *args: Any,
     chunk_size: int | None = None,
     weights: Any = None,
+    axis_name: collectives.AxisName = None,
     precision: str | None = "highest",
 ) -> GradientConfusion:
     r"""The gradient confusion of a batch.
@@ -163,7 +178,8 @@ def gradient_confusion(
 
     Invariances: to rotations of the params; it scales with the square of the loss.
 
-    Cost: one gradient in flops and ``n P`` numbers of memory, and the ``n x n`` Gram matrix.
+    Cost: one gradient in flops and ``n P`` numbers of memory, and the ``n x n`` Gram matrix. Over N
+    devices that of [`stiffness`][]: ``n P / N`` numbers sent by each, and the Gram matrix.
 
     Args:
       loss_fn: ``loss_fn(params, batch, *args)``, the per-example losses or their mean; it is called
@@ -173,6 +189,8 @@ def gradient_confusion(
       *args: anything else the loss takes.
       chunk_size: gradients formed at once; ``None`` for all.
       weights: a mask of the examples, shape ``(n,)``: those of weight zero are left out.
+      axis_name: the mesh axis over which the batch is split, inside ``shard_map`` or ``pmap``; the
+        ``pair`` then counts the examples of all devices.
       precision: matmul precision of the gradients; ``None`` leaves the caller's default.
 
     Returns:
@@ -190,19 +208,40 @@ def gradient_confusion(
       2.0
     """
     n = num_examples(batch)
-    if n is None or n < 2:
+    if n is None or n * collectives.axis_size(axis_name) < 2:
         raise ValueError(f"gradient_confusion needs at least two examples, got {n or 'none'}.")
-    with matmul_precision(precision):
-        gradients = per_example_gradients(loss_fn, params, batch, *args, chunk_size=chunk_size)
-    w = _checked_weights(weights, n, trees.dtype(params))
-    return _confusion(*_products(gradients, gradients), w)
+    w = _checked_weights("weights", weights, n, trees.dtype(params))
+    gradients = _gradients(
+        loss_fn, params, batch, args, chunk_size=chunk_size, axis_name=axis_name,
+        precision=precision,
+    )  # fmt: skip
+    products, norms, _ = _products(gradients, None, axis_name)
+    return _confusion(products, norms, collectives.gathered(w, axis_name))
 
 
-@jax.jit
-def _products(a, b):
-    """The inner products of two stacks of gradients, and the norms of each."""
-    square = lambda g: trees.vdot(g, g)  # noqa: E731
-    return gram(a, b), jnp.sqrt(jax.vmap(square)(a)), jnp.sqrt(jax.vmap(square)(b))
+def _gradients(loss_fn, params, batch, args, *, chunk_size, axis_name, precision):
+    """The gradient of every example of this device."""
+    # Cast, or the gradients with respect to replicated params are summed over the devices.
+    return per_example_gradients(
+        loss_fn, collectives.varying(params, axis_name), batch, *args, chunk_size=chunk_size,
+        precision=precision,
+    )  # fmt: skip
+
+
+@partial(jax.jit, static_argnums=2)
+def _products(a, b, axis_name):
+    """The inner products of two stacks of gradients (one for ``None``), and the norms of each."""
+
+    def columns(g):
+        return collectives.rows_to_columns(g.reshape(g.shape[0], -1), axis_name)
+
+    if axis_name is not None:
+        a, b = jax.tree.map(columns, (a, b))
+    squares = jax.vmap(lambda g: trees.vdot(g, g))
+    first = squares(a)
+    summed = gram(a, a if b is None else b), first, first if b is None else squares(b)
+    products, first, second = collectives.total(summed, axis_name)
+    return products, jnp.sqrt(first), jnp.sqrt(second)
 
 
 def _cosines(products, norms, other_norms):
@@ -211,12 +250,11 @@ def _cosines(products, norms, other_norms):
     return jnp.where(scale > 0, products / jnp.where(scale > 0, scale, 1.0), 0.0)
 
 
-@partial(jax.jit, static_argnums=(6, 7))
-def _stiffness(products, norms, other_norms, labels, others, w, num_classes, symmetric):
-    n, m = products.shape
-    pairs = w[:, None] * (w[None, :] if symmetric else jnp.ones((1, m), w.dtype))
+@partial(jax.jit, static_argnums=(7, 8))
+def _stiffness(products, norms, other_norms, labels, others, w, other_w, num_classes, symmetric):
+    pairs = w[:, None] * other_w[None, :]
     if symmetric:
-        pairs = pairs * (1 - jnp.eye(n, dtype=w.dtype))
+        pairs = pairs * (1 - jnp.eye(w.shape[0], dtype=w.dtype))
     same = (labels[:, None] == others[None, :]).astype(w.dtype)
     rows = jax.nn.one_hot(labels, num_classes, dtype=w.dtype)
     columns = jax.nn.one_hot(others, num_classes, dtype=w.dtype)
@@ -255,7 +293,7 @@ def _jackknife(total, weight, values, weights, axis, times):
 
 
 @jax.jit
-def _confusion(products, norms, _, w):
+def _confusion(products, norms, w):
     there = (w > 0)[:, None] & (w > 0)[None, :] & ~jnp.eye(w.shape[0], dtype=bool)
     inner = jnp.where(there, products, jnp.inf)
     cosines = jnp.where(there, _cosines(products, norms, norms), jnp.inf)
@@ -275,12 +313,12 @@ def _checked_labels(name, labels, n):
     return labels
 
 
-def _checked_weights(weights, n, dtype):
+def _checked_weights(name, weights, n, dtype):
     if weights is None:
         return jnp.ones((n,), dtype)
     weights = jnp.asarray(weights)
     if weights.shape != (n,):
         raise ValueError(
-            f"weights must have one entry an example, shape ({n},), got {weights.shape}."
+            f"{name} must have one entry an example, shape ({n},), got {weights.shape}."
         )
     return weights.astype(dtype)

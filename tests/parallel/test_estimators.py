@@ -118,35 +118,6 @@ def test_eager_over_devices(name, x64):
     assert_close(over_devices("eager", chain, params, batch), expected, tolerance)
 
 
-def pairs_of_examples(params, batch, weights, axis_name):
-    """The measures that compare examples with each other; they take no axis_name."""
-    del axis_name
-    classes = {"labels": batch[1], "num_classes": 3}
-    stiffness = flatjax.stiffness(loss_fn, params, batch, weights=weights, **classes)
-    confusion = flatjax.gradient_confusion(loss_fn, params, batch, weights=weights)
-    return {
-        "stiffness": (stiffness.cosine.within, stiffness.cosine.between),
-        "confusion": (confusion.value, confusion.min_cosine),
-    }
-
-
-def variance_of_examples(params, batch, weights, axis_name):
-    del weights, axis_name
-    V = flatjax.hessian_variance(loss_fn, params, batch)
-    return {"variance": V.mv(vector(params))}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("chain", "examples"), [(pairs_of_examples, 10), (variance_of_examples, 12)]
-)
-def test_measures_of_pairs_of_examples(chain, examples, x64):
-    params, batch = mlp(examples=examples)
-    expected = chain(params, batch, None, None)
-    # 1e-9: float64 sums in another order.
-    assert_close(over_devices("eager", chain, params, batch), expected, 1e-9)
-
-
 def test_a_tracker_lies_as_the_params_do():
     mesh = parallel.make_mesh(4)
     params = parallel.shard_params({"w": np.ones((8, 3), np.float32)}, mesh, min_size=0)
