@@ -2,9 +2,12 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 
 from experiments import break_even_point as experiment
+from experiments.break_even_point import conjectures
+from experiments.break_even_point.network import network
 from experiments.lib.claims import judge
 from experiments.lib.rundir import read_json
 
@@ -25,17 +28,17 @@ def test_the_smoke_preset_judges_all_claims(tmp_path):
     summary = read_json(tmp_path / "summary.json")
     assert {c["name"] for c in summary["claims"]} == set(experiment.CLAIMS)
     assert all(c["measured"] is None or c["measured"] > 0 for c in summary["claims"])
-    assert {f["file"] for f in summary["figures"]} == {"growth.png", "paths.png"}
+    assert {f["file"] for f in summary["figures"]} == {"growth.png", "paths.png", "batch_norm.png"}
 
 
 def test_the_break_even_point_is_where_the_slow_path_passes_the_fast_ones_largest():
     slow, fast = made_up(2.0), made_up(1.0)
     # The fast path's smoothed end is a little below its level of 1; the slow one is there halfway.
-    assert experiment.break_even(slow, fast, 0) in (19, 20)
-    assert experiment.break_even(fast, slow, 0) is None
+    assert conjectures.break_even(slow, fast, 0) in (19, 20)
+    assert conjectures.break_even(fast, slow, 0) is None
     stays = fast | {"predictions": np.zeros((1, 41, 3, 2))}
     # Distances 0..40 from a path that stays: mean of the second half over that of the first.
-    ratio = experiment.divergence(slow, stays, 0)
+    ratio = conjectures.divergence(slow, stays, 0)
     assert 2.5 < ratio < 3.5
 
 
@@ -44,9 +47,24 @@ def test_smoothing_removes_a_spike_and_keeps_a_line():
     spiked = line.copy()
     spiked[15] = 1000
     # Next to the spike the medians are those of eight numbers and a larger one: half a step more.
-    np.testing.assert_allclose(experiment.smooth(spiked)[10:20], line[10:20], atol=1)
+    np.testing.assert_allclose(conjectures.smooth(spiked)[10:20], line[10:20], atol=1)
 
 
 def test_made_up_curvature_that_does_not_depend_on_the_rate_is_refused():
     claim = experiment.CLAIMS["rate-reduces-lambda-h"]
     assert judge(claim, {0: 1.0, 1: 1.05, 2: 0.95}).verdict == "not reproduced"
+    claim = experiment.CLAIMS["norm-rate-reduces-lambda-b"]
+    assert judge(claim, {0: 1.0, 1: 1.05, 2: 0.95}).verdict == "not reproduced"
+
+
+def test_batch_norm_makes_the_network_blind_to_the_scale_of_its_inputs_and_weights():
+    net = network(3, 4, 1.0, True)
+    params = net.init(jax.random.key(0))
+    inputs = jax.random.normal(jax.random.key(1), (20, 3))
+    logits = net(params, inputs)
+    # float32, and epsilon = 1e-5 beside variances of about 1
+    np.testing.assert_allclose(net(params, 3 * inputs + 1), logits, atol=1e-4)
+    tree = net.unravel(params)
+    tree["layer_1"]["kernel"] *= 5
+    scaled = jax.flatten_util.ravel_pytree(tree)[0]
+    np.testing.assert_allclose(net(scaled, inputs), logits, atol=1e-4)

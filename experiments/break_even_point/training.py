@@ -1,0 +1,162 @@
+"""SGD with curvature and gradient noise measured on the way, all seeds side by side.
+
+The loops are compiled ones, for MLPs only; those whose number of steps is not known at compile
+time, or which keep a record of every step, are `jax.lax`'s own (see flatjax.loops).
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import flatjax
+from experiments.break_even_point.network import BatchNormMlp, losses_of, network
+from experiments.lib.small import SmallData
+from experiments.lib.trajectory import run_chunks
+from flatjax import loops
+
+if TYPE_CHECKING:
+    from experiments.break_even_point import Config
+
+Records = dict[str, np.ndarray]
+
+TRACKER = flatjax.track(1, products=2)
+SHOWN = 200
+"""Test examples whose predictions are recorded."""
+
+
+class Arm(NamedTuple):
+    """One way of training.
+
+    Attributes:
+      rate: the learning rate.
+      batch_size: examples an update.
+      steps: updates.
+      batch_norm: whether the network has batch normalisation.
+    """
+
+    rate: float
+    batch_size: int
+    steps: int
+    batch_norm: bool = False
+
+    def __str__(self) -> str:
+        """How it is named in figures."""
+        words = f"rate {self.rate:g}, batch {self.batch_size}"
+        return f"{words}, batch norm" if self.batch_norm else words
+
+
+def arms(config: Config) -> dict[str, Arm]:
+    """The arms by name: learning rates, batch sizes, and learning rates with batch norm."""
+    small, middle, large = config.batch_sizes
+
+    def plain(rate: float, batch_size: int) -> Arm:
+        return Arm(rate, batch_size, round(config.time / rate))
+
+    slowest = config.rates[-1]
+    return (
+        {f"rate_{rate:g}": plain(rate, middle) for rate in config.rates}
+        | {f"batch_{size}": plain(slowest, size) for size in (small, large)}
+        | {f"norm_rate_{r:g}": Arm(r, middle, config.norm_steps, True) for r in config.norm_rates}
+    )
+
+
+class State(NamedTuple):
+    """A state of training; with a leading axis of seeds."""
+
+    params: jax.Array
+    track: Any
+    key: jax.Array
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 6))
+def _advance(net, batch_size, examples, rate_and_every, data_and_groups, state, blocks):
+    rate, every = rate_and_every
+    data, groups = data_and_groups
+    losses_fn = losses_of(net)
+
+    def group_losses(params, batch):
+        return jax.vmap(lambda part: losses_fn(params, part).mean())(batch)
+
+    def block(data, state, _):
+        batch = (data.inputs, data.targets)
+
+        def update(_, carry):
+            params, key = carry
+            key, draw = jax.random.split(jax.random.wrap_key_data(key))
+            index = jax.random.choice(draw, batch[1].shape[0], (batch_size,), replace=False)
+            part = jax.tree.map(lambda a: a[index], batch)
+            gradient = jax.grad(lambda p: losses_fn(p, part).mean())(params)
+            return params - rate * gradient, jax.random.key_data(key)
+
+        params, key = jax.lax.fori_loop(0, every, update, (state.params, state.key))
+        operator = flatjax.hessian(losses_fn, params, batch)
+        track = loops.fori(3, lambda _, t: TRACKER.update(operator, t), state.track)
+        grouped = jax.tree.map(lambda a: a[groups], batch)
+        of_groups = jnp.linalg.eigvalsh(flatjax.gradient_gram(group_losses, params, grouped))
+        logits = net(params, data.test_inputs)
+        found = {
+            "lambda_H": track.values[0],
+            "lambda_B": of_groups[-1],
+            "trace_B": of_groups.sum(),
+            "loss": losses_fn(params, batch).mean(),
+            "accuracy": net.accuracy(params, *batch),
+            "test_accuracy": (logits.argmax(-1) == data.test_targets).mean(),
+        }
+        # With batch norm no example has a gradient of its own.
+        if not isinstance(net, BatchNormMlp):
+            some = jax.tree.map(lambda a: a[:examples], batch)
+            values = jnp.linalg.eigvalsh(flatjax.gradient_gram(losses_fn, params, some))
+            predictions = jax.nn.softmax(logits[:SHOWN]).astype(jnp.float16)
+            found |= {
+                "lambda_K": values[-1],
+                "trace_K": values.sum(),
+                "predictions": predictions,
+            }
+        return State(params, track, key), found
+
+    def one(data, state):
+        return jax.lax.scan(functools.partial(block, data), state, length=blocks)
+
+    return jax.vmap(one)(data, state)
+
+
+def groups_of(config: Config) -> np.ndarray:
+    """The batches whose gradients make K_B: (batches, size), every example in as many."""
+    size = config.batch_sizes[1]
+    each = config.train_size // size
+    rng = np.random.RandomState(0)
+    passes = -(-config.gradient_batches // each)
+    order = [rng.permutation(config.train_size)[: each * size] for _ in range(passes)]
+    return np.concatenate(order).reshape(-1, size)
+
+
+def run_arm(config: Config, out: Path, name: str, data: SmallData) -> Records:
+    """The records of one arm, (seeds, measurements) and more axes each."""
+    arm = arms(config)[name]
+    # Normalised layers do not know the scale of their weights: it only makes steps longer.
+    scale = 1.0 if arm.batch_norm else config.init_scale
+    net = network(data.inputs.shape[-1], config.width, scale, arm.batch_norm)
+    every = max(round(arm.steps / config.measurements), 1)
+    params = net.init_seeds(config.seed_range())
+    keys = jax.random.split(jax.random.key(1), config.seeds)
+    start = State(params, jax.vmap(TRACKER.init)(params, keys), jax.random.key_data(keys))
+    hyper = (jnp.float32(arm.rate), jnp.int32(every))
+    groups = jnp.asarray(groups_of(config))
+    _, records = run_chunks(
+        out / name,
+        start,
+        lambda state, blocks: _advance(
+            net, arm.batch_size, config.examples, hyper, (data, groups), state, blocks
+        ),
+        config.measurements,
+        config.chunk,
+        axis=1,
+        quiet=config.quiet,
+    )
+    return records | {"steps": every * np.arange(1, config.measurements + 1)}
