@@ -73,7 +73,8 @@ def canonical(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 def _rewritten(value):
     """A program with its convolutions replaced; the same object if there was nothing to replace."""
-    if isinstance(value, core.ClosedJaxpr):
+    # From JAX 0.12 on the two kinds of program are one, which is its own `jaxpr`.
+    if isinstance(value, core.ClosedJaxpr) and value.jaxpr is not value:
         inner = _rewritten(value.jaxpr)
         return value if inner is value.jaxpr else value.replace(jaxpr=inner)
     if isinstance(value, core.Jaxpr):
