@@ -22,7 +22,7 @@ def layouts(fn, *args):
     found = []
 
     def visit(value):
-        if hasattr(value, "jaxpr"):
+        if hasattr(value, "jaxpr") and value.jaxpr is not value:
             visit(value.jaxpr)
         elif hasattr(value, "eqns"):
             for equation in value.eqns:
