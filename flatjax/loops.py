@@ -7,8 +7,8 @@ when the iteration is itself being traced (by ``jit``, ``vmap``, ``grad``, ``sha
 the caller asks for it with [`device`][].
 
 XLA's CPU backend runs convolutions of most layouts inside ``while``, ``scan``, ``fori_loop`` and
-``cond`` 20 to 90 times slower than outside (JAX issue 12868). Every ``lax`` loop here therefore goes
-through [`flatjax.convolutions.canonical`][], which keeps them fast.
+``cond`` 20 to 90 times slower than outside (JAX issue 12868). Every ``lax`` loop here therefore
+goes through [`flatjax.convolutions.canonical`][], which keeps them fast.
 """
 
 import contextlib

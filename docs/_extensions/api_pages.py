@@ -24,8 +24,9 @@ ROOMS = [
     "trackers",
     "parallel",
     "loops",
+    "convolutions",
 ]
-PUBLIC_MODULES = ("losses", "loops")
+PUBLIC_MODULES = ("losses", "loops", "convolutions")
 
 
 def grouped_names() -> dict[str, dict[str, object]]:

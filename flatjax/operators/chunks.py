@@ -69,10 +69,9 @@ def chunked(op: Data, chunk_size: int | None) -> Data | Chunked:
     one overlaps the one before it and counts only the examples that are left. ``linearize()`` keeps
     nothing, because the residuals of all chunks are what there is no memory for.
 
-    Eager, chunks are driven from the host; traced, they are a loop on the device, in which XLA's
-    CPU backend is slow at convolutions. Inside ``shard_map`` and ``pmap`` a chunk is one of the
-    local examples. Model state in ``*args`` is not split. For data on the host or on disk see
-    [`over_batches`][].
+    Eager, chunks are driven from the host; traced, they are a loop on the device. Inside
+    ``shard_map`` and ``pmap`` a chunk is one of the local examples. Model state in ``*args`` is not
+    split. For data on the host or on disk see [`over_batches`][].
 
     Args:
       op: an operator over a batch, from [`hessian`][], [`ggn`][], [`fisher`][] or

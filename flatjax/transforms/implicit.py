@@ -146,7 +146,7 @@ def stochastic_implicit_gradient_regularization(
     mode: pen.Mode = "linearize",
     step: chex.Numeric = 1e-2,
     mask: asc.Mask | None = None,
-    group_mode: grp.GroupMode = "vmap",
+    group_mode: grp.GroupMode = "auto",
     axis_name: collectives.AxisName = None,
     diagnostics: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -168,7 +168,8 @@ def stochastic_implicit_gradient_regularization(
       mode: ``"linearize"``, ``"forward"`` or ``"central"``.
       step: the length of a finite-difference step.
       mask: the leaves that count in the norms.
-      group_mode: ``"vmap"``, or ``"loop"`` for the memory of one micro-batch at a time.
+      group_mode: ``"vmap"``: all at once; ``"loop"``: the memory of one micro-batch at a time;
+        ``"auto"``: a loop on a single CPU device, else all at once.
       axis_name: inside ``shard_map`` or ``pmap``, the axes of the batch.
       diagnostics: keep the mean squared norm in the state.
 

@@ -43,7 +43,7 @@ def sam_value_and_grad(
     mask: asc.Mask | None = None,
     groups: int = 1,
     batch_argnums: int | tuple[int, ...] = 1,
-    group_mode: grp.GroupMode = "vmap",
+    group_mode: grp.GroupMode = "auto",
     accumulate: int = 1,
     aux_reduction: AuxReduction = "mean",
     axis_name: collectives.AxisName = None,
@@ -80,7 +80,7 @@ def sam_value_and_grad(
       groups: m-sharpness: every group of the *global* batch has a perturbation of its own, whatever
         the number of devices. Typed keys among the arguments are folded with the group's index.
       batch_argnums: the arguments with a leading batch axis, cut by ``groups`` and ``accumulate``.
-      group_mode: ``"vmap"`` or ``"loop"``, see [`sam`][].
+      group_mode: ``"auto"``, ``"vmap"`` or ``"loop"``, see [`sam`][].
       accumulate: take every gradient as the mean over this many micro-batches, one after another:
         the perturbation is still that of the whole batch (of the group). ``optax.MultiSteps``
         around a SAM transform is no substitute, it keeps the last micro-batch only.
@@ -160,7 +160,7 @@ def penalty_value_and_grad(
     mask: asc.Mask | None = None,
     groups: int = 1,
     batch_argnums: int | tuple[int, ...] = 1,
-    group_mode: grp.GroupMode = "vmap",
+    group_mode: grp.GroupMode = "auto",
     accumulate: int = 1,
     aux_reduction: AuxReduction = "mean",
     axis_name: collectives.AxisName = None,
@@ -191,7 +191,7 @@ def penalty_value_and_grad(
       mask: the leaves that count in the norm.
       groups: see [`sam_value_and_grad`][]; so for the rest.
       batch_argnums: the arguments with a leading batch axis.
-      group_mode: ``"vmap"`` or ``"loop"``.
+      group_mode: ``"auto"``, ``"vmap"`` or ``"loop"``.
       accumulate: micro-batches a gradient.
       aux_reduction: ``"mean"`` or ``"concatenate"``.
       axis_name: inside ``shard_map`` or ``pmap``, the axes of the batch.

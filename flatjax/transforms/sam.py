@@ -47,7 +47,7 @@ def sam(
     mask: asc.Mask | None = None,
     groups: int | None = None,
     loss_fn: Callable[..., jax.Array] | None = None,
-    group_mode: grp.GroupMode = "vmap",
+    group_mode: grp.GroupMode = "auto",
     axis_name: collectives.AxisName = None,
     diagnostics: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -87,7 +87,8 @@ def sam(
         its own, whatever the number of devices. Needs ``loss_fn`` here and ``batch`` (and ``args``)
         in ``update``, unless ``groups`` is the number of devices of ``axis_name``.
       loss_fn: ``loss_fn(params, batch, *args)``, for ``groups``: the mean or per-example losses.
-      group_mode: ``"vmap"``, or ``"loop"`` for the memory of one group at a time.
+      group_mode: ``"vmap"``: all groups at once; ``"loop"``: the memory of one group at a time;
+        ``"auto"``: a loop on a single CPU device, else all at once.
       axis_name: inside ``shard_map`` or ``pmap``: the incoming gradient, ``grad_fn`` and ``batch``
         are those of this device, the outgoing update is the mean over all.
       diagnostics: keep [`SharpnessMetrics`][] in the state (two forward passes with ``value_fn``).
@@ -199,7 +200,7 @@ def asam(
     mask: asc.Mask | None = None,
     groups: int | None = None,
     loss_fn: Callable[..., jax.Array] | None = None,
-    group_mode: grp.GroupMode = "vmap",
+    group_mode: grp.GroupMode = "auto",
     axis_name: collectives.AxisName = None,
     diagnostics: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -221,7 +222,7 @@ def asam(
       mask: the leaves to perturb.
       groups: m-sharpness.
       loss_fn: the loss, for ``groups``.
-      group_mode: ``"vmap"`` or ``"loop"``.
+      group_mode: ``"auto"``, ``"vmap"`` or ``"loop"``.
       axis_name: inside ``shard_map`` or ``pmap``, the axes of the batch.
       diagnostics: keep [`SharpnessMetrics`][] in the state.
 

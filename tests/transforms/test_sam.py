@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import flatjax.transforms as ft
+from flatjax.transforms import groups
 from tests.transforms.zoo import (
     Dense,
     assert_close,
@@ -180,6 +181,20 @@ def test_groups_have_perturbations_of_their_own(net, loss, mode):
     points = [dense.w + 0.3 * unit(dense.grad(dense.w, b)) for b in parts]
     gaps = [dense.value(p, b) - dense.value(dense.w, b) for p, b in zip(points, parts, strict=True)]
     assert float(state.metrics.sharpness_gap) == pytest.approx(np.mean(gaps), rel=1e-9)
+
+
+@pytest.mark.parametrize(("devices", "calls"), [(1, 4), (2, 1)])
+def test_auto_goes_one_by_one_on_a_single_cpu_device(monkeypatch, devices, calls):
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
+    seen = []
+
+    def double(index, part):
+        seen.append(index)
+        return 2 * part
+
+    found = groups.map_groups(double, jnp.arange(8).reshape(4, 2), 4, "auto")
+    np.testing.assert_array_equal(found, 2 * np.arange(8).reshape(4, 2))
+    assert len(seen) == calls  # vmap calls once, with all groups
 
 
 def test_zero_gradient_gives_a_zero_update():
