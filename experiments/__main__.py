@@ -51,13 +51,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     config = registry.with_folder(_parse(name, experiment, documentation, options), name)
     if distributed_options is None:
         return _run(experiment, config)
-    if not experiment.distributed:
-        print(
-            f"{name} does not share its work among processes: run its seeds as runs of their own, "
-            "with --first-seed and --out",
-            file=sys.stderr,
-        )
-        return 2
     try:
         distributed.join(distributed_options)
     except distributed.CannotJoin as error:

@@ -35,6 +35,7 @@ authors' networks are convolutional; on a CPU those do not train inside a compil
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,6 +48,7 @@ from experiments.lib.figures import figure, style
 from experiments.lib.minibatch import Recipe
 from experiments.lib.progress import say
 from experiments.lib.report import print_table
+from experiments.lib.sharing import shared
 from experiments.registry import Experiment, ExperimentConfig
 
 Runs = dict[str, dict[str, np.ndarray]]
@@ -203,12 +205,13 @@ def run(config: Config, out: Path) -> Runs:
         "fp": {"FP": (small, config.fp)},
         "gp_r": {"GP_r": (small, config.gp_r)},
     }  # fmt: skip
-    runs: Runs = {}
-    for kind, arms in settings.items():
+
+    def train(kind: str) -> dict[str, np.ndarray]:
+        arms = settings[kind]
         say(" ".join(arms), enabled=not config.quiet)
         count = len(arms)
         table = np.tile(np.array(list(arms.values()), np.float32), (len(seeds), 1))
-        found = minibatch.train_arm(
+        return minibatch.train_arm(
             out / kind,
             config.recipe,
             minibatch.repeat(data, count),
@@ -217,10 +220,14 @@ def run(config: Config, out: Path) -> Runs:
             hyper={"rate": table[:, 0], "coef": table[:, 1]},
             measure=penalty_arms.measure(config.recipe),
             quiet=config.quiet,
-        )
-        for i, arm in enumerate(arms):
-            runs[arm] = {k: v[i::count] for k, v in found.records.items()}
-    return runs
+        ).records
+
+    found = shared({kind: functools.partial(train, kind) for kind in settings})
+    return {
+        arm: {k: v[i :: len(arms)] for k, v in found[kind].items()}
+        for kind, arms in settings.items()
+        for i, arm in enumerate(arms)
+    }
 
 
 def early_trace(records: dict[str, np.ndarray], epochs: int) -> np.ndarray:

@@ -51,6 +51,7 @@ from experiments.lib.minibatch import Recipe
 from experiments.lib.penalty_arms import NAMES
 from experiments.lib.progress import say
 from experiments.lib.report import print_table
+from experiments.lib.sharing import shared
 from experiments.lib.small import stack_seeds
 from experiments.registry import Experiment, ExperimentConfig
 
@@ -185,11 +186,11 @@ def run(config: Config, out: Path) -> Runs:
     load = functools.partial(minibatch.small_data, config.data, train_size=config.train_size)
     data = stack_seeds([load(seed=s, label_noise=n) for s in seeds for n in config.noises])
     coefs = {"fp": config.fp, "gp_r": config.gp_r, "gp_x": config.gp_x}
-    runs: Runs = {}
-    for arm in ARMS:
+
+    def train(arm: str) -> dict[str, np.ndarray]:
         say(NAMES[arm], enabled=not config.quiet)
         recipe = dataclasses.replace(config.recipe, mixup=config.mixup if arm == "mixup" else 0.0)
-        found = minibatch.train_arm(
+        return minibatch.train_arm(
             out / arm,
             recipe,
             data,
@@ -201,10 +202,14 @@ def run(config: Config, out: Path) -> Runs:
             },
             measure=functools.partial(measure, recipe),
             quiet=config.quiet,
-        )
-        for i, noise in enumerate(config.noises):
-            runs[arm, noise] = {k: v[i::count] for k, v in found.records.items()}
-    return runs
+        ).records
+
+    found = shared({arm: functools.partial(train, arm) for arm in ARMS})
+    return {
+        (arm, noise): {k: v[i::count] for k, v in records.items()}
+        for arm, records in found.items()
+        for i, noise in enumerate(config.noises)
+    }
 
 
 def at_best_epoch(records: dict[str, np.ndarray]) -> np.ndarray:

@@ -42,15 +42,17 @@ import numpy as np
 import optax
 
 import flatjax
-from experiments.lib import losses, rundir
+from experiments.lib import distributed, losses, rundir
 from experiments.lib.config import OptimizerConfig, RunConfig, TrainConfig, identity
 from experiments.lib.data import DataConfig, load_data
 from experiments.lib.figures import band, figure, style
 from experiments.lib.measurements import Measurement
 from experiments.lib.metrics import jsonable
 from experiments.lib.models import ModelConfig, make_model
+from experiments.lib.paths import as_path
 from experiments.lib.progress import say
 from experiments.lib.report import Picture, Table, Text, print_table, write_report
+from experiments.lib.sharing import shared
 from experiments.lib.train import train
 from experiments.registry import Experiment, ExperimentConfig
 
@@ -186,6 +188,7 @@ def _losses(model_fn, loss, params, batch, model_state):
 
 def run_arm(config: Config, out: Path, arm: str, seed: int) -> dict[int, dict[str, float]]:
     """Trains and measures one arm of one seed, or reads the finished run: numbers by step."""
+    say(f"{arm}, seed {seed}", enabled=not config.quiet)
     run = config.of_seed(seed)
     instrument: Instrument | None = None
 
@@ -318,14 +321,14 @@ def draw_bars(path: Path, summary: dict[str, Any]) -> None:
 def main(config: Config) -> None:
     """Runs the experiment, or shows the finished runs."""
     assert config.out is not None
-    out = Path(config.out)
+    out = as_path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     rundir.record_environment(out)
-    runs: dict[str, list[dict[int, dict]]] = {arm: [] for arm in COST}
-    for seed in config.seed_range():
-        for arm in COST:
-            say(f"{arm}, seed {seed}", enabled=not config.quiet)
-            runs[arm].append(run_arm(config, out, arm, seed))
+    seeds = list(config.seed_range())
+    found = shared(
+        {(a, s): functools.partial(run_arm, config, out, a, s) for s in seeds for a in COST}
+    )
+    runs = {arm: [found[arm, seed] for seed in seeds] for arm in COST}
     summary = summarise(config, runs)
     rundir.write_json(
         out / "summary.json", jsonable({"config": identity(config), "results": summary})
@@ -345,7 +348,8 @@ def main(config: Config) -> None:
             Picture(out / "flatness.png", "At the end; bars are two standard errors."),
         ],
     )
-    print(f"{out / 'report.html'}")
+    if distributed.is_first():
+        print(f"{out / 'report.html'}")
 
 
 EXPERIMENT = Experiment(main=main, presets=PRESETS)

@@ -46,6 +46,7 @@ from experiments.lib.figures import figure, style
 from experiments.lib.minibatch import Recipe
 from experiments.lib.progress import say
 from experiments.lib.seeds import each_seed
+from experiments.lib.sharing import shared
 from experiments.registry import Experiment, ExperimentConfig
 
 ARMS = ("large step", "small step", "explicit")
@@ -313,10 +314,11 @@ def train(config: Config, out: Path) -> dict[str, dict[str, np.ndarray]]:
         "small step": (slow, lambda seed, _: optax.sgd(small)),
         "explicit": (slow, explicit),
     }
-    found = {}
-    for arm, (recipe, make) in optimizers.items():
+
+    def one(arm: str) -> dict[str, np.ndarray]:
+        recipe, make = optimizers[arm]
         say(arm, enabled=not config.quiet)
-        found[arm] = minibatch.train_arm(
+        return minibatch.train_arm(
             out / arm.replace(" ", "_"),
             recipe,
             data,
@@ -325,7 +327,8 @@ def train(config: Config, out: Path) -> dict[str, dict[str, np.ndarray]]:
             measure=functools.partial(measure, recipe),
             quiet=config.quiet,
         ).records
-    return found
+
+    return shared({arm: functools.partial(one, arm) for arm in optimizers})
 
 
 def numbers(distances: list[dict[str, list[float]]], runs: dict[str, dict[str, np.ndarray]]):

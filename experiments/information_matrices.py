@@ -26,9 +26,11 @@ import numpy as np
 import scipy.linalg
 
 import flatjax
+from experiments.lib import distributed
 from experiments.lib.claims import Claim, Figure, judge, run_folder, write_summary
 from experiments.lib.figures import figure, style
-from experiments.lib.seeds import each_seed, load_arrays, save_arrays
+from experiments.lib.metrics import MetricsLog
+from experiments.lib.seeds import each_seed, kept_arrays
 from experiments.lib.small import FlatMlp, small_data
 from experiments.registry import Experiment, ExperimentConfig
 
@@ -129,24 +131,25 @@ def run_seed(config: Config, net: FlatMlp, losses_fn: Any, seed: int, folder: Pa
     """The comparisons of one seed after every number of steps."""
     data = small_data(config.data, seed=seed, train_size=config.train_size)
     batch = (jnp.asarray(data.inputs), jnp.asarray(data.targets))
-    params, done = net.init(jax.random.key(seed)), 0
     rows = []
-    path = folder / "params.npz"
-    if not path.exists():
-        kept = []
+
+    def trained() -> dict[str, np.ndarray]:
+        params, done, kept = net.init(jax.random.key(seed)), 0, []
         for step in config.steps:
             params = _descend(losses_fn, params, batch, config.learning_rate, step - done)
             kept.append(params)
             done = step
-        save_arrays(path, params=np.stack(kept))
-    for step, params in zip(config.steps, load_arrays(path)["params"], strict=True):
-        params = jnp.asarray(params)
-        row = compare(matrices(net, losses_fn, params, batch))
-        row["step"] = step
-        row["loss"] = float(losses_fn(params, batch).mean())
-        row["accuracy"] = float(net.accuracy(params, *batch))
-        row["kl"] = divergences(net, params, batch[0], jax.random.key(seed))
-        rows.append(row)
+        return {"params": np.stack(kept)}
+
+    kept = kept_arrays(folder / "params.npz", trained)["params"]
+    with MetricsLog(folder, primary=distributed.is_first()) as log:
+        for step, params in zip(config.steps, jnp.asarray(kept), strict=True):
+            row: dict[str, Any] = dict(compare(matrices(net, losses_fn, params, batch)))
+            row["loss"] = float(losses_fn(params, batch).mean())
+            row["accuracy"] = float(net.accuracy(params, *batch))
+            row["kl"] = divergences(net, params, batch[0], jax.random.key(seed))
+            log.write(step, "matrices", row)
+            rows.append(row | {"step": step})
     return {"rows": rows}
 
 

@@ -36,7 +36,7 @@ from experiments.lib.claims import Claim, Figure, judge, run_folder, write_summa
 from experiments.lib.curves import by_seed, curve, rank_correlation
 from experiments.lib.figures import figure, style
 from experiments.lib.minibatch import Recipe
-from experiments.lib.seeds import load_arrays, save_arrays
+from experiments.lib.seeds import kept_arrays
 from experiments.lib.small import SmallData, stack_seeds
 from experiments.registry import Experiment, ExperimentConfig
 
@@ -188,10 +188,9 @@ def run(config: Config, out: Path) -> Found:
         chunk=10,
         quiet=config.quiet,
     )
-    path = out / "curvature.npz"
-    if not path.exists():
-        save_arrays(path, **endpoint.curvature(config.recipe, trained.params, data))
-    found = load_arrays(path)
+    found = kept_arrays(
+        out / "curvature.npz", lambda: endpoint.curvature(config.recipe, trained.params, data)
+    )
     names = ("train_accuracy", "test_accuracy", "train_loss", "norm", "epoch")
     found |= {name: trained.records[name][:, -1] for name in names}
     found["reached"] = trained.reached

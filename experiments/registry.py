@@ -57,12 +57,10 @@ class Experiment(NamedTuple):
     Attributes:
       main: runs it, given its configuration with `out` filled in.
       presets: its configurations by preset.
-      distributed: whether several processes can share its work, see `experiments.lib.distributed`.
     """
 
     main: Callable[[Any], Any]
     presets: Mapping[str, ExperimentConfig]
-    distributed: bool = False
 
 
 class UnknownExperiment(LookupError):

@@ -34,7 +34,8 @@ from experiments.lib.curves import by_seed, curve, rank_correlation
 from experiments.lib.figures import figure
 from experiments.lib.minibatch import Recipe
 from experiments.lib.progress import say
-from experiments.lib.seeds import load_arrays, save_arrays
+from experiments.lib.seeds import kept_arrays
+from experiments.lib.sharing import shared
 from experiments.lib.small import SmallData, stack_seeds
 from experiments.registry import Experiment, ExperimentConfig
 
@@ -177,13 +178,15 @@ def run(config: Config, out: Path) -> Found:
     seeds, noises = list(config.seed_range()), config.noises
     load = functools.partial(minibatch.small_data, config.data, train_size=config.train_size)
     data = stack_seeds([load(seed=s, label_noise=n) for n in noises for s in seeds])
-    found: Found = {}
-    for kind, (p, settings) in arms(config).items():
+    kinds = arms(config)
+
+    def train(kind: str) -> dict[str, np.ndarray]:
+        p, settings = kinds[kind]
         say(", ".join(name for name, _ in settings), enabled=not config.quiet)
         count = len(settings)
         many = minibatch.repeat(data, count)
 
-        def optimizer(seed, rho, p=p, kind=kind):
+        def optimizer(seed, rho):
             head = optax.identity() if kind == "sgd" else flatjax.sam(rho, p=p)
             return optax.chain(head, optax.sgd(config.learning_rate))
 
@@ -197,16 +200,18 @@ def run(config: Config, out: Path) -> Found:
             chunk=8,
             quiet=config.quiet,
         )
-        path = out / kind / "end.npz"
-        if not path.exists():
-            save_arrays(path, **ends(config, trained.params, many))
-        end = load_arrays(path) | {"reached": trained.reached}
+        end = kept_arrays(out / kind / "end.npz", lambda: ends(config, trained.params, many))
+        end |= {"reached": trained.reached}
         names = ("test_accuracy", "train_loss", "noisy_fit", "epoch")
-        end |= {name: trained.records[name][:, -1] for name in names}
+        return end | {name: trained.records[name][:, -1] for name in names}
+
+    ended = shared({kind: functools.partial(train, kind) for kind in kinds})
+    found: Found = {}
+    for kind, (_, settings) in kinds.items():
         for i, (name, _) in enumerate(settings):
             found[name] = {
-                k: v[i::count].reshape(len(noises), len(seeds), *v.shape[1:])
-                for k, v in end.items()
+                k: v[i :: len(settings)].reshape(len(noises), len(seeds), *v.shape[1:])
+                for k, v in ended[kind].items()
             }
     return found
 

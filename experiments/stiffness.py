@@ -41,7 +41,8 @@ from experiments.lib.curves import by_seed, curve, rank_correlation
 from experiments.lib.figures import figure, style
 from experiments.lib.minibatch import Recipe
 from experiments.lib.progress import say
-from experiments.lib.seeds import load_arrays, save_arrays
+from experiments.lib.seeds import kept_arrays
+from experiments.lib.sharing import shared
 from experiments.registry import Experiment, ExperimentConfig
 
 Found = dict[str, dict[str, np.ndarray]]
@@ -231,8 +232,8 @@ def run_minima(config: Config, out: Path) -> Found:
     seeds, count = list(config.seed_range()), len(config.stable_rates)
     data = minibatch.load_seeds(config.data, seeds, train_size=config.stable_size)
     many = minibatch.repeat(data, count)
-    found: Found = {}
-    for size in config.batch_sizes:
+
+    def ends(size: int) -> dict[str, np.ndarray]:
         say(f"minima of SGD with batches of {size}", enabled=not config.quiet)
         epochs = max(1, config.stable_steps * size // config.stable_size)
         recipe = dataclasses.replace(
@@ -249,13 +250,15 @@ def run_minima(config: Config, out: Path) -> Found:
             chunk=3,
             quiet=config.quiet,
         )
-        path = folder / "stability.npz"
-        if not path.exists():
-            save_arrays(path, **stability(config, recipe, trained.params, many, size))
-        end = load_arrays(path) | {"reached": trained.reached}
+        end = kept_arrays(
+            folder / "stability.npz",
+            lambda: stability(config, recipe, trained.params, many, size),
+        )
+        end |= {"reached": trained.reached}
         end |= {k: trained.records[k][:, -1] for k in ("test_accuracy", "train_loss", "epoch")}
-        found[str(size)] = {k: v.reshape(len(seeds), count) for k, v in end.items()}
-    return found
+        return {k: v.reshape(len(seeds), count) for k, v in end.items()}
+
+    return shared({str(size): functools.partial(ends, size) for size in config.batch_sizes})
 
 
 def stability(config: Config, recipe: Recipe, params: Any, data: Any, size: int):

@@ -26,10 +26,13 @@ import numpy as np
 import scipy.stats
 
 import flatjax
+from experiments.lib import distributed
 from experiments.lib.claims import Claim, Figure, judge, run_folder, write_summary
 from experiments.lib.figures import figure, style
+from experiments.lib.metrics import MetricsLog
 from experiments.lib.progress import say
-from experiments.lib.seeds import load_arrays, save_arrays
+from experiments.lib.seeds import kept_arrays
+from experiments.lib.sharing import shared
 from experiments.lib.small import FlatMlp, shuffled_batches, small_data, stack_seeds
 from experiments.registry import Experiment, ExperimentConfig
 
@@ -145,8 +148,9 @@ def run_pair(
     config: Config, out: Path, rate: float, batch_size: int, net: FlatMlp, losses_fn: Any, data: Any
 ) -> dict[str, np.ndarray]:
     """What was measured at the end of one pair, (seeds,) each; kept in a file."""
-    path = out / f"rate_{rate:g}_batch_{batch_size}.npz"
-    if not path.exists():
+
+    def made() -> dict[str, Any]:
+        say(f"eta {rate:g}, S {batch_size}", enabled=not config.quiet)
         params = net.init_seeds(config.seed_range())
         keys = jax.random.split(jax.random.key(1), config.seeds)
         max_epochs = round(config.max_time / rate * batch_size / config.train_size)
@@ -161,9 +165,9 @@ def run_pair(
             data,
             keys,
         )
-        found |= _curvature(losses_fn, config.probes, found.pop("params"), data)
-        save_arrays(path, **found)
-    return load_arrays(path)
+        return found | _curvature(losses_fn, config.probes, found.pop("params"), data)
+
+    return kept_arrays(out / f"rate_{rate:g}_batch_{batch_size}.npz", made)
 
 
 def _claim(name: str, statement: str, low: float | None, high: float | None) -> Claim:
@@ -282,13 +286,18 @@ def main(config: Config) -> None:
         )
         net = FlatMlp((data.inputs.shape[-1], config.width, config.width, 10))
         losses_fn = net.losses("squared_error")
-        pairs = {}
-        for batch_size in config.batch_sizes:
-            for rate in config.rates:
-                say(f"eta {rate:g}, S {batch_size}", enabled=not config.quiet)
-                pairs[rate, batch_size] = run_pair(
-                    config, out, rate, batch_size, net, losses_fn, data
+        pairs = shared(
+            {
+                (rate, size): functools.partial(
+                    run_pair, config, out, rate, size, net, losses_fn, data
                 )
+                for size in config.batch_sizes
+                for rate in config.rates
+            }
+        )
+        with MetricsLog(out, primary=distributed.is_first()) as log:
+            for step, ((rate, size), found) in enumerate(pairs.items()):
+                log.write(step, "pair", {"rate": rate, "batch_size": size, **found})
         table = {f"{rate:g}/{size}": found for (rate, size), found in pairs.items()}
         draw(out / "ratio.png", config, pairs)
         write_summary(

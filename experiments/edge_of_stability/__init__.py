@@ -33,7 +33,8 @@ from experiments.edge_of_stability import dynamics, pictures
 from experiments.lib.claims import Claim, Figure, Verdict, judge, run_folder, write_summary
 from experiments.lib.errors import ExperimentError
 from experiments.lib.progress import say
-from experiments.lib.seeds import load_arrays, save_arrays
+from experiments.lib.seeds import kept_arrays
+from experiments.lib.sharing import shared
 from experiments.lib.small import FlatMlp, SmallData, small_data, stack_seeds
 from experiments.registry import Experiment, ExperimentConfig
 
@@ -294,11 +295,26 @@ def setup(config: Config, arm: str) -> tuple[dynamics.LossesFn, SmallData, jax.A
 
 def run_arm(config: Config, out: Path, arm: dynamics.Arm) -> tuple[jax.Array, dict[str, Any]]:
     """Trains one arm on all seeds: the last parameters, and what was recorded."""
+    say(arm.name, enabled=not config.quiet)
     return dynamics.train(
         out / arm.name,
         arm,
         *setup(config, arm.name),
         steps=config.steps,
+        every=config.every,
+        chunk=config.chunk,
+        quiet=config.quiet,
+    )
+
+
+def run_flow(config: Config, out: Path) -> dict[str, Any]:
+    """The gradient flow from the same start, beside gradient descent."""
+    say("gradient flow", enabled=not config.quiet)
+    return dynamics.gradient_flow(
+        out / "flow",
+        *setup(config, GD),
+        learning_rate=config.learning_rate,
+        steps=config.flow_steps,
         every=config.every,
         chunk=config.chunk,
         quiet=config.quiet,
@@ -313,8 +329,8 @@ def crossing(ratio: np.ndarray) -> int | None:
 
 def run_models(config: Config, out: Path, ratio: np.ndarray) -> dict[str, np.ndarray]:
     """The quadratic model before the edge and at it: (seeds, loss or model, steps)."""
-    path = out / "quadratic_model.npz"
-    if not path.exists():
+
+    def made() -> dict[str, np.ndarray]:
         losses_fn, data, params = setup(config, GD)
         found: dict[str, list] = {"before": [], "edge": []}
         for i, row in enumerate(ratio):
@@ -333,8 +349,9 @@ def run_models(config: Config, out: Path, ratio: np.ndarray) -> dict[str, np.nda
                     config.taylor_steps,
                 )
                 found[name].append(np.stack(values))
-        save_arrays(path, **{name: np.stack(values) for name, values in found.items()})
-    return load_arrays(path)
+        return {name: np.stack(values) for name, values in found.items()}
+
+    return kept_arrays(out / "quadratic_model.npz", made)
 
 
 def measure(
@@ -386,21 +403,11 @@ def measure(
 def main(config: Config) -> None:
     """Runs the experiment, or shows the finished run."""
     with run_folder(config) as out:
-        records, ratios = {}, {}
-        for name, arm in arms(config).items():
-            say(name, enabled=not config.quiet)
-            records[name] = run_arm(config, out, arm)[1]
-            ratios[name] = records[name]["sharpness"] / arm.threshold
-        say("gradient flow", enabled=not config.quiet)
-        flow = dynamics.gradient_flow(
-            out / "flow",
-            *setup(config, GD),
-            learning_rate=config.learning_rate,
-            steps=config.flow_steps,
-            every=config.every,
-            chunk=config.chunk,
-            quiet=config.quiet,
-        )
+        chosen = arms(config)
+        work = {name: lambda arm=arm: run_arm(config, out, arm)[1] for name, arm in chosen.items()}
+        records = shared(work | {"flow": lambda: run_flow(config, out)})
+        flow = records.pop("flow")
+        ratios = {name: records[name]["sharpness"] / chosen[name].threshold for name in records}
         models = run_models(config, out, ratios[GD])
         numbers = measure(config, records, ratios, flow, models)
         verdicts: list[Verdict] = [judge(CLAIMS[name], v) for name, v in numbers.items()]

@@ -23,9 +23,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from experiments.lib import report, rundir
+from experiments.lib import distributed, report, rundir
 from experiments.lib.config import identity
 from experiments.lib.metrics import jsonable
+from experiments.lib.paths import as_path
 from experiments.registry import ExperimentConfig
 
 Judgement = Literal["reproduced", "not reproduced", "inconclusive"]
@@ -129,10 +130,12 @@ def run_folder(config: ExperimentConfig) -> Iterator[Path]:
     """
     if config.out is None:
         raise ValueError("the configuration names no folder; see experiments.registry.with_folder")
-    folder = Path(config.out)
-    with rundir.locked(folder):
+    folder = as_path(config.out)
+    with contextlib.ExitStack() as stack:
+        distributed.on_primary(lambda: stack.enter_context(rundir.locked(folder)))
         rundir.check_config(folder, identity(config), identity(config))
         rundir.record_environment(folder)
+        # A path in a bucket has the methods of a `Path`.
         yield folder
 
 
@@ -181,7 +184,8 @@ def write_summary(
             report.Details("All numbers", summary),
         ],
     )
-    print(folder / "report.html")
+    if distributed.is_first():
+        print(folder / "report.html")
     return summary
 
 

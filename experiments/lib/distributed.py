@@ -20,7 +20,8 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
+from unittest import mock
 
 from experiments.lib import errors
 from experiments.lib.errors import ExperimentError
@@ -115,7 +116,9 @@ def join(options: Options) -> None:
     Raises:
       CannotJoin: the others were not found.
     """
+    global _client
     import jax
+    from jax._src import distributed as jax_runtime
 
     given = (options.coordinator, options.processes, options.process)
     try:
@@ -125,6 +128,7 @@ def join(options: Options) -> None:
             heartbeat_timeout_seconds=options.heartbeat,
             shutdown_timeout_seconds=options.heartbeat,
         )
+        _client = jax_runtime.global_state.client
     except (ValueError, TypeError) as error:
         missing = [
             flag
@@ -142,18 +146,59 @@ def join(options: Options) -> None:
         ) from error
 
 
+_by_itself = False
+_client: Any = None  # of the runtime's notes; `by_itself` hides it from others
+
+
+@contextlib.contextmanager
+def by_itself() -> Iterator[None]:
+    """Within it this process works and writes as if it had joined none; see `sharing`.
+
+    No computation may reach over the processes, and what was begun within must end within.
+    """
+    global _by_itself
+    import jax
+    from jax._src import distributed
+    from orbax.checkpoint._src.futures.signaling_client import get_signaling_client
+
+    jax.devices()  # the processes tell each other their devices at the first question
+    before, _by_itself = _by_itself, True
+    # Orbax has no option for a process that saves what the others do not know of: it numbers its
+    # operations alike everywhere, leaves notes about them for all, and has arrays on the host
+    # written by the first process only. So it is shown a process that is alone.
+    alone = {"process_index": lambda *_: 0, "process_count": lambda *_: 1}
+    hidden = mock.patch.object(distributed.global_state, "client", None)
+    get_signaling_client.cache_clear()
+    try:
+        with mock.patch.multiple(jax, **alone), hidden:
+            yield
+    finally:
+        get_signaling_client.cache_clear()
+        _by_itself = before
+
+
 def is_distributed() -> bool:
-    """Whether this process has joined others (or a run of one process has been set up so)."""
+    """Whether this process works with others that it has joined (even if it is the only one)."""
     import jax
 
-    return jax.distributed.is_initialized()
+    return not _by_itself and jax.distributed.is_initialized()
+
+
+def has_joined() -> bool:
+    """Whether this process has joined others, at work with them or by itself."""
+    return _by_itself or is_distributed()
+
+
+def position() -> tuple[int, int]:
+    """Which process this is, from 0, and of how many at work together."""
+    import jax
+
+    return (jax.process_index(), jax.process_count()) if is_distributed() else (0, 1)
 
 
 def is_first() -> bool:
-    """Whether this process writes: it is alone, or the first of those that have joined."""
-    import jax
-
-    return not is_distributed() or jax.process_index() == 0
+    """Whether this process writes: it is alone, or the first of those at work together."""
+    return position()[0] == 0
 
 
 def run(main: Callable[[], int]) -> int:
@@ -197,11 +242,10 @@ def agree(ok: bool) -> bool:
 
 def gather(number: int | bool) -> list[int]:
     """The number of every process, in order; every process must ask."""
-    import jax
     import numpy as np
     from jax.experimental import multihost_utils
 
-    if jax.process_count() == 1:
+    if position()[1] == 1:
         return [int(number)]
     return np.asarray(multihost_utils.process_allgather(np.int32(number))).tolist()
 
@@ -218,13 +262,12 @@ def on_primary(fn: Callable[[], Any]) -> Any:
     Raises:
       ExperimentError: of the same class, text and exit status on every process.
     """
-    import jax
-
-    if not is_distributed() or jax.process_count() == 1:
+    index, count = position()
+    if count == 1:
         return fn()
     told: Any = None
     error = None
-    if jax.process_index() == 0:
+    if index == 0:
         try:
             told = {"value": fn()}
         except ExperimentError as caught:
@@ -257,13 +300,17 @@ def _broadcast(value: Any) -> Any:
 class StopNotice:
     """A request to stop that reaches one process and is obeyed by all at the same update.
 
-    JAX's runtime catches SIGTERM, tells the other processes and finds the first update that none
-    of them has passed; an interrupt from the keyboard is treated likewise. Python's own handler of
-    SIGTERM must not be installed, or the runtime would not see it.
+    JAX's runtime catches SIGTERM, tells the other processes and finds the first question that none
+    of them has asked yet; an interrupt from the keyboard is treated likewise. Python's own handler
+    of SIGTERM must not be installed, or the runtime would not see it. A process by itself (see
+    `by_itself`) has no questions in step with the others': it obeys as soon as it has heard.
     """
 
+    _asked: ClassVar[int] = 0  # over all runs of this process: the runtime compares these numbers
+    _LISTEN_EVERY = 1.0  # seconds between two looks by a process by itself
+
     def __init__(self):
-        self._asked = 0
+        self._last_look = 0.0
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
@@ -283,6 +330,31 @@ class StopNotice:
         """Whether to stop now; all processes must ask equally often, and get the same answer."""
         from jax.experimental import multihost_utils
 
-        # Not the update's number: that starts again in the next run of the same process.
-        self._asked += 1
-        return multihost_utils.reached_preemption_sync_point(self._asked)
+        if not is_distributed():
+            if time.monotonic() - self._last_look < self._LISTEN_EVERY:
+                return False
+            self._last_look = time.monotonic()
+            return was_told_to_stop()
+        StopNotice._asked += 1
+        return multihost_utils.reached_preemption_sync_point(StopNotice._asked)
+
+
+def was_told_to_stop() -> bool:
+    """Whether a SIGTERM has reached any of the processes; the answers may differ for a moment."""
+    # The runtime's own note. There is no public way to read it without the others.
+    return read_note("RECEIVED_PREEMPTION_NOTICE") is not None
+
+
+def leave_note(name: str, text: str) -> None:
+    """Leaves a note for all processes."""
+    _client.key_value_set(name, text, allow_overwrite=True)
+
+
+def read_note(name: str) -> str | None:
+    """The note of this name, or None if there is none."""
+    try:
+        return _client.key_value_try_get(name)
+    except Exception as error:  # the runtime's own class, not public
+        if "NOT_FOUND" not in str(error):
+            raise
+        return None

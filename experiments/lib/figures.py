@@ -10,14 +10,15 @@ of colour blindness; every one comes with a marker and a line style of its own, 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments.lib import distributed
+from experiments.lib.paths import as_path, write_bytes
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
@@ -90,10 +91,9 @@ def figure(
             fig.suptitle(title, x=0.01, ha="left", fontweight="bold")
         if not distributed.is_first():
             return
-        path = Path(path)
-        temporary = path.with_name(path.name + ".tmp")
-        fig.savefig(temporary, dpi=dpi, format="png", bbox_inches="tight")
-        os.replace(temporary, path)
+        file = io.BytesIO()
+        fig.savefig(file, dpi=dpi, format="png", bbox_inches="tight")
+        write_bytes(as_path(path), file.getvalue())
 
 
 def _thin_out(axes: Any) -> None:

@@ -1,5 +1,7 @@
 """`metrics.jsonl`: one JSON object a line, each with `step` and `event`; and TensorBoard.
 
+TensorBoard gets every number of a row, and of a list of numbers, such as one a seed, each.
+
 The file is the record that figures are made from. It survives kills: rows beyond the step a run
 resumes from are cut off, they come again, and a half-written last line is dropped.
 """
@@ -17,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.lib.paths import as_path, is_remote, write_text
+from experiments.lib.paths import as_path, is_remote, remove_tree, write_text
 
 CLOCK_FIELDS = frozenset({"time", "seconds", "steps_per_second"})
 """The fields that differ between two identical runs."""
@@ -68,7 +70,10 @@ def jsonable(value: Any) -> Any:
 
 
 class MetricsLog:
-    """Appends rows to `metrics.jsonl` and scalars to TensorBoard; only in the first process."""
+    """Appends rows to `metrics.jsonl` and scalars to TensorBoard; only in the first process.
+
+    A context manager, which closes the files.
+    """
 
     def __init__(
         self,
@@ -84,7 +89,7 @@ class MetricsLog:
         Args:
           folder: the run's folder.
           keep: the rows to begin with; all others in the file are dropped.
-          resume_step: TensorBoard forgets events at this step and later.
+          resume_step: TensorBoard forgets events at this step and later; at 0 all there are.
           tensorboard: whether to write TensorBoard events too; not into a bucket.
           primary: whether this process writes at all.
         """
@@ -102,6 +107,8 @@ class MetricsLog:
         if tensorboard:
             from tensorboardX import SummaryWriter
 
+            if not resume_step and (folder / "tensorboard").exists():
+                remove_tree(folder / "tensorboard")
             # purge_step makes TensorBoard drop what a killed run wrote beyond the resumed step.
             # The suffix keeps apart the files of two starts within a second.
             self._board = SummaryWriter(
@@ -109,6 +116,14 @@ class MetricsLog:
                 purge_step=resume_step or None,
                 filename_suffix=f".{time.time_ns()}",
             )
+
+    def __enter__(self) -> MetricsLog:
+        """Returns the log."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Closes the files."""
+        self.close()
 
     def write(self, step: int, event: str, values: Mapping[str, Any], *, clock=None) -> None:
         """Writes one row; `clock` holds its clock fields, and `time` is added."""
@@ -120,8 +135,9 @@ class MetricsLog:
         self._file.flush()
         if self._board is not None:
             for name, value in row.items():
-                if name not in ("step", "time") and isinstance(value, (int, float)):
-                    self._board.add_scalar(f"{event}/{name}", value, step)
+                if name not in ("step", "time"):
+                    for suffix, number in _numbers(value):
+                        self._board.add_scalar(f"{event}/{name}{suffix}", number, step)
 
     def sync(self) -> None:
         """Brings all rows to disk: before a checkpoint that counts on them."""
@@ -140,6 +156,13 @@ class MetricsLog:
             self._file.close()
         if self._board is not None:
             self._board.close()
+
+
+def _numbers(value: Any) -> list[tuple[str, float]]:
+    """A number, or those in a list of numbers with their places."""
+    if isinstance(value, list):
+        return [(f"/{i}", v) for i, v in enumerate(value) if isinstance(v, (int, float))]
+    return [("", value)] if isinstance(value, (int, float)) else []
 
 
 def _line(row: Mapping[str, Any]) -> str:

@@ -234,7 +234,14 @@ def train_arm(
 
     chunk = chunk or (num_records if num_records < 8 else -(-num_records // 4))
     state, records = run_chunks(
-        folder, state, advance, chunk * -(-num_records // chunk), chunk, axis=1, quiet=quiet
+        folder,
+        state,
+        advance,
+        chunk * -(-num_records // chunk),
+        chunk,
+        axis=1,
+        logged=num_records,
+        quiet=quiet,
     )
     records = {k: v[:, :num_records] for k, v in records.items()}
     return Trained(state["runs"]["params"], records, np.asarray(state["runs"]["reached"]))

@@ -51,6 +51,14 @@ def write_text(path: Any, text: str) -> None:
     if is_remote(path):
         path.write_text(text)
         return
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Any, data: bytes) -> None:
+    """Writes a file at once or not at all."""
+    if is_remote(path):
+        path.write_bytes(data)
+        return
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_bytes(data)
     os.replace(temporary, path)

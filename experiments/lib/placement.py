@@ -25,12 +25,14 @@ class Placement:
         By default all of them in a distributed run and where there are several accelerators; the
         devices of one CPU share its cores.
         """
-        self.process = (jax.process_index(), jax.process_count())
-        self.primary = self.process[0] == 0
+        self.process = distributed.position()
+        self.primary = distributed.is_first()
+        together = distributed.is_distributed()
+        devices = jax.devices() if together else jax.local_devices()
         if data_parallel is None:
-            accelerators = jax.default_backend() != "cpu" and jax.device_count() > 1
-            data_parallel = distributed.is_distributed() or accelerators
-        self._mesh = parallel.make_mesh() if data_parallel else None
+            accelerators = jax.default_backend() != "cpu" and len(devices) > 1
+            data_parallel = together or accelerators
+        self._mesh = parallel.make_mesh(devices=devices) if data_parallel else None
 
     @property
     def devices(self) -> int:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from experiments.lib import distributed
+
 
 class Progress:
     """A rich progress bar on a terminal; nothing where output goes to a file."""
@@ -12,7 +14,7 @@ class Progress:
     def __init__(self, label: str, total: int, done: int, *, enabled: bool = True):
         """Shows `done` of `total` updates under a label."""
         self._bar: Any = None
-        if enabled and sys.stderr.isatty():
+        if enabled and sys.stderr.isatty() and distributed.is_first():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
             from rich.progress import Progress as Bar
@@ -41,6 +43,9 @@ class Progress:
 
 
 def say(message: str, *, enabled: bool = True) -> None:
-    """Prints a line to standard error, where it does not mix with an experiment's tables."""
-    if enabled:
+    """Prints a line to standard error, where it does not mix with an experiment's tables.
+
+    Of several processes at work together only the first one speaks.
+    """
+    if enabled and distributed.is_first():
         print(message, file=sys.stderr, flush=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.lib import distributed
+from experiments.lib.paths import as_path, write_text
 
 
 class Heading(NamedTuple):
@@ -103,7 +104,6 @@ def write_report(path: str | os.PathLike[str], title: str, items: Sequence[Item]
     """
     if not distributed.is_first():
         return
-    path = Path(path)
     body = "\n".join(_html(item) for item in items)
     page = (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -111,9 +111,7 @@ def write_report(path: str | os.PathLike[str], title: str, items: Sequence[Item]
         f"<title>{html.escape(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n"
         f"<h1>{html.escape(title)}</h1>\n{body}\n</body>\n</html>\n"
     )
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(as_path(path), page)
 
 
 def _html(item: Item) -> str:
@@ -124,7 +122,7 @@ def _html(item: Item) -> str:
     if isinstance(item, Table):
         return _table(item)
     if isinstance(item, Picture):
-        data = base64.b64encode(Path(item.path).read_bytes()).decode("ascii")
+        data = base64.b64encode(as_path(item.path).read_bytes()).decode("ascii")
         caption = html.escape(item.caption)
         return (
             f'<figure><img alt="{caption}" src="data:image/png;base64,{data}">'
@@ -150,7 +148,12 @@ def _table(table: Table) -> str:
 
 
 def print_table(table: Table, *, title: str = "") -> None:
-    """Prints a table to standard output; as wide as it must be where output goes to a file."""
+    """Prints a table to standard output; as wide as it must be where output goes to a file.
+
+    Of several processes at work together only the first one prints.
+    """
+    if not distributed.is_first():
+        return
     import sys
 
     from rich.console import Console

@@ -33,7 +33,7 @@ class Signals:
         """Takes the way of several processes where there are any."""
         self.exit_status: int | None = None
         self._interruptible = False
-        self._notice = distributed.StopNotice() if distributed.is_distributed() else None
+        self._notice = distributed.StopNotice() if distributed.has_joined() else None
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[Signals]:

@@ -1,7 +1,9 @@
 """Where prepared data sets lie, and how one is opened: TFDS without TensorFlow.
 
 Only array_record files are read: TFDS reads its older tfrecord files through TensorFlow. The
-digits are made on first use, offline; every other set is prepared once by whoever wants it.
+digits are made on first use, offline; every other set is prepared once by whoever wants it. A set
+in a bucket is copied to this machine when it is first opened, for array_record reads local files
+only.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from experiments.lib.errors import ExperimentError
 from experiments.lib.paths import as_path, is_remote
 
 DATA_DIR_VARIABLE = "FLATJAX_DATA_DIR"
+CACHE_DIR_VARIABLE = "FLATJAX_CACHE_DIR"
 
 
 class DatasetNotPrepared(ExperimentError, FileNotFoundError):
@@ -47,6 +50,9 @@ def open_builder(name: str, data_dir: str | os.PathLike[str] | None = None) -> A
     """
     directory = data_directory(data_dir)
     name, _, version = name.partition(":")
+    place = directory
+    if is_remote(directory):
+        directory, version = _copied(directory, name, version)
     if name == "digits":
         _ensure_digits(directory)
     import tensorflow_datasets as tfds
@@ -55,12 +61,40 @@ def open_builder(name: str, data_dir: str | os.PathLike[str] | None = None) -> A
     logging.getLogger("absl").addFilter(_not_about_opencv)
     folder = _version_folder(directory / name, version)
     if folder is None:
-        raise DatasetNotPrepared(_how_to_prepare(name, directory, "is not prepared"))
+        raise DatasetNotPrepared(_how_to_prepare(name, place, "is not prepared"))
     builder = tfds.builder_from_directory(folder)
     if builder.info.file_format is not tfds.core.FileFormat.ARRAY_RECORD:
         found = f"is prepared as {builder.info.file_format.value}, which needs TensorFlow to read,"
-        raise DatasetNotPrepared(_how_to_prepare(name, directory, found))
+        raise DatasetNotPrepared(_how_to_prepare(name, place, found))
     return builder
+
+
+def cache_directory() -> Path:
+    """Returns $FLATJAX_CACHE_DIR, else `.cache/flatjax` in the home directory."""
+    given = os.environ.get(CACHE_DIR_VARIABLE)
+    return Path(given).expanduser() if given else Path.home() / ".cache" / "flatjax"
+
+
+def _copied(bucket: Any, name: str, version: str) -> tuple[Path, str]:
+    """A local data directory with the bucket's set in it, if it has it; and which version that is.
+
+    A version is copied once: data sets do not change without a new one.
+    """
+    directory = cache_directory() / "data" / bucket.as_posix().replace("://", "-").replace("/", "-")
+    found = _version_folder(bucket / name, version)
+    if found is None:
+        return directory, version
+    place = directory / name / found.name
+    if not place.exists():
+        place.parent.mkdir(parents=True, exist_ok=True)
+
+        def copy(work: Path) -> None:
+            for file in found.iterdir():
+                with file.open("rb") as source, (work / file.name).open("wb") as target:
+                    shutil.copyfileobj(source, target, 2**24)
+
+        _appear(place, place.parent, copy)
+    return directory, found.name
 
 
 def _version_folder(folder: Path, version: str) -> Path | None:
@@ -92,27 +126,38 @@ def _how_to_prepare(name: str, directory: Path, found: str) -> str:
 
 
 def _ensure_digits(directory: Path) -> None:
-    """Makes the digits' files unless they are there; safe against kills and against company.
-
-    The files are made in a temporary folder beside their place and moved there by one rename, so
-    that no reader ever sees half a data set. A lock spares a crowd the work, and tells its holder
-    that every temporary folder left behind belongs to a killed process.
-    """
+    """Makes the digits' files unless they are there."""
     final = directory / "digits" / "1.0.0"
-    if final.exists() or is_remote(directory):
-        return
-    directory.mkdir(parents=True, exist_ok=True)
-    with _locked(directory / ".digits.lock") as alone:
+    if not final.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        _appear(final, directory, _build_digits, "digits/1.0.0")
+
+
+def _appear(final: Path, directory: Path, make: Callable[[Path], None], made: str = ".") -> None:
+    """Makes a folder unless it is there; safe against kills and against company.
+
+    The files are made in a temporary folder in `directory` and moved to their place by one rename,
+    so that no reader ever sees half a data set. A lock spares a crowd the work, and tells its
+    holder that every temporary folder left behind belongs to a killed process.
+
+    Args:
+      final: the folder.
+      directory: for the temporary folder; on the same file system.
+      make: makes the files, given the temporary folder.
+      made: where in the temporary folder what becomes `final` is then found.
+    """
+    name = final.parent.name
+    with _locked(directory / f".{name}.lock") as alone:
         if final.exists():
             return
         if alone:
-            for left_behind in directory.glob(".digits-*.tmp"):
+            for left_behind in directory.glob(f".{name}-*.tmp"):
                 shutil.rmtree(left_behind, ignore_errors=True)
-        work = Path(tempfile.mkdtemp(prefix=".digits-", suffix=".tmp", dir=directory))
+        work = Path(tempfile.mkdtemp(prefix=f".{name}-", suffix=".tmp", dir=directory))
         try:
-            _build_digits(work)
+            make(work)
             final.parent.mkdir(exist_ok=True)
-            os.rename(work / "digits" / "1.0.0", final)
+            os.rename(work / made, final)
         except OSError:
             if not final.exists():  # else another process won the race without the lock
                 raise

@@ -11,8 +11,7 @@ Right for MLPs only: XLA's convolutions are slow inside loops on a CPU (see flat
 
 from __future__ import annotations
 
-import json
-import os
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.lib import distributed
 from experiments.lib.checkpoint import Checkpoints
 from experiments.lib.errors import Preempted
-from experiments.lib.metrics import jsonable
+from experiments.lib.metrics import MetricsLog, read_metrics
 from experiments.lib.progress import Progress
 from experiments.lib.seeds import load_arrays, save_arrays
 from experiments.lib.signals import Interrupted, Signals
+
+MOST_ROWS = 500
+"""In `metrics.jsonl`: of longer trajectories every second step, every third, and so on."""
 
 Advance = Callable[[Any, int], tuple[Any, Mapping[str, Any]]]
 
@@ -38,13 +41,15 @@ def run_chunks(
     chunk: int,
     *,
     axis: int = 0,
+    logged: int | None = None,
     quiet: bool = True,
 ) -> tuple[Any, dict[str, np.ndarray]]:
     """Advances a state and collects what is recorded; continues where an earlier start stopped.
 
     After every chunk the records and then the state are saved; a kill at any moment costs the
-    chunk it interrupts, and the same call ends with the same bits. At the end the scalars among the
-    records are written to `metrics.jsonl`, as lists over seeds if these come first.
+    chunk it interrupts, and the same call ends with the same bits. The numbers among the records
+    are written to `metrics.jsonl` and TensorBoard too, as lists over seeds if these come first.
+    Several processes at work together all compute the whole, and the first one writes it.
 
     Args:
       folder: a folder of its own.
@@ -54,6 +59,7 @@ def run_chunks(
       num_steps: how many steps in all.
       chunk: steps between two saves; a last, shorter chunk is compiled anew.
       axis: the axis of the steps in the records: 1 behind a leading axis of vmapped seeds.
+      logged: the steps that get rows, where those at the end only fill up a chunk; default all.
       quiet: no progress bar.
 
     Returns:
@@ -66,27 +72,33 @@ def run_chunks(
     if num_steps < 1 or chunk < 1:
         raise ValueError(f"num_steps and chunk must be at least 1, got {num_steps}, {chunk}")
     parts = folder / "records"
-    parts.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(folder / "checkpoints", keep_last=2, keep_best=0)
+    primary = distributed.is_first()
+    if primary:
+        parts.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(folder / "checkpoints", keep_last=2, keep_best=0, primary=primary)
     state = jax.tree.map(jax.numpy.asarray, state)
     abstract = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state
     )
-    found = checkpoints.restore(abstract)
+    restored = checkpoints.restore(abstract)
     done = 0
-    if found is not None:
-        done, state = found.step, found.state
+    if restored is not None:
+        done, state = restored.step, restored.state
     bar = Progress(folder.name, num_steps, done, enabled=not quiet)
     signals = Signals()
     try:
-        with signals.installed():
+        with signals.installed(), contextlib.ExitStack() as stack:
+            if done < num_steps:
+                log = stack.enter_context(_open_log(folder, done))
             while done < num_steps:
                 signals.check()
                 steps = min(chunk, num_steps - done)
-                state, records = advance(state, steps)
-                done += steps
+                state, found = advance(state, steps)
+                records = {name: np.asarray(values) for name, values in found.items()}
                 # The records first: a checkpoint without its records could not be continued.
-                save_arrays(parts / f"{done}.npz", **records)
+                save_arrays(parts / f"{done + steps}.npz", **records)
+                _write_rows(log, records, range(done, done + steps), logged or num_steps, axis)
+                done += steps
                 checkpoints.save(done, state, {})
                 bar.update(done)
             checkpoints.wait()
@@ -98,27 +110,31 @@ def run_chunks(
     finally:
         bar.close()
         checkpoints.close()
-    records = _joined(parts, num_steps, axis)
-    if not (folder / "metrics.jsonl").exists():
-        _write_metrics(folder / "metrics.jsonl", records, num_steps, axis)
-    return state, records
+    return state, _joined(parts, num_steps, axis)
 
 
-def _write_metrics(path: Path, records: Mapping[str, np.ndarray], num_steps: int, axis: int):
-    """At most a thousand rows, with a number for every record that has one a step and seed."""
-    rows = []
-    for step in range(0, num_steps, -(-num_steps // 1000)):
-        row: dict[str, Any] = {"step": step, "event": "trajectory"}
-        for name, values in records.items():
-            if values.ndim == axis + 1:
-                row[name] = jsonable(values.take(step, axis))
-        rows.append(json.dumps(row) + "\n")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(rows), encoding="utf-8")
-    os.replace(temporary, path)
+def _open_log(folder: Path, done: int) -> MetricsLog:
+    """`metrics.jsonl`, cut back to the steps that the restored state has behind it."""
+    primary = distributed.is_first()
+    keep = [row for row in read_metrics(folder) if row["step"] < done] if primary else ()
+    return MetricsLog(folder, keep=keep, resume_step=done, primary=primary)
+
+
+def _write_rows(
+    log: MetricsLog, records: Mapping[str, np.ndarray], steps: range, end: int, axis: int
+) -> None:
+    """A row for each step that gets one, with every record that has one number a step and seed."""
+    stride = -(-end // MOST_ROWS)
+    numbers = {name: values for name, values in records.items() if values.ndim == axis + 1}
+    for place, step in enumerate(steps):
+        if step < end and step % stride == 0:
+            log.write(step, "trajectory", {k: v.take(place, axis) for k, v in numbers.items()})
+    log.sync()
 
 
 def _joined(parts: Path, num_steps: int, axis: int) -> dict[str, np.ndarray]:
-    ends = sorted(int(path.stem) for path in parts.glob("*.npz"))
-    pieces = [load_arrays(parts / f"{end}.npz") for end in ends if end <= num_steps]
+    # The first process's list: others may see a shared file system a little later.
+    found = distributed.on_primary(lambda: [int(path.stem) for path in parts.glob("*.npz")])
+    ends = sorted(end for end in found if end <= num_steps)
+    pieces = [load_arrays(parts / f"{end}.npz") for end in ends]
     return {name: np.concatenate([p[name] for p in pieces], axis) for name in pieces[0]}

@@ -168,4 +168,4 @@ def main(config: Config) -> None:
         outcome.show(out)
 
 
-EXPERIMENT = Experiment(main=main, presets=PRESETS, distributed=True)
+EXPERIMENT = Experiment(main=main, presets=PRESETS)

@@ -104,6 +104,11 @@ def test_tensorboard_gets_scalars_and_forgets_what_comes_again(tmp_path):
     found = events(tmp_path / "tensorboard")
     scalars = {(v.tag, e.step): v.simple_value for e in found for v in e.summary.value}
     assert scalars[("eval/loss", 10)] == 0.5
-    assert {tag for tag, _ in scalars} == {"eval/loss", "eval/seconds"}
+    assert {tag for tag, _ in scalars} == {
+        "eval/loss",
+        "eval/seconds",
+        "eval/list/0",
+        "eval/list/1",
+    }
     restarts = [e.step for e in found if e.HasField("session_log")]
     assert restarts == [6]

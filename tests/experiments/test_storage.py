@@ -12,6 +12,7 @@ from PIL import Image
 
 from experiments.lib import storage
 from experiments.lib.data import DataConfig, load_data
+from tests.experiments.bucket import buckets
 
 
 class Coloured(tfds.core.GeneratorBasedBuilder):
@@ -94,6 +95,27 @@ def test_the_data_directory_comes_from_argument_environment_or_default(monkeypat
     assert storage.data_directory() == Path("/elsewhere")
     monkeypatch.delenv(storage.DATA_DIR_VARIABLE)
     assert storage.data_directory() == Path("data")
+
+
+def test_a_set_in_a_bucket_is_copied_once_and_is_the_same(coloured, monkeypatch, tmp_path):
+    monkeypatch.setenv(storage.CACHE_DIR_VARIABLE, str(tmp_path / "cache"))
+    shutil.copytree(coloured / "coloured", tmp_path / "mine" / "data" / "coloured")
+    with buckets(tmp_path):
+        # A preparation that is under way in the bucket is none.
+        (tmp_path / "mine" / "data" / "coloured" / "2.0.0").mkdir()
+        in_bucket = load_data(DataConfig(name="coloured", data_dir="gs://mine/data"))
+        local = load_data(DataConfig(name="coloured", data_dir=str(coloured)))
+        for split in ("train", "test"):
+            pair = (getattr(d, split).arrays() for d in (in_bucket, local))
+            for ours, theirs in zip(*pair, strict=True):
+                np.testing.assert_array_equal(ours, theirs)
+        # Opened again, nothing but the list of versions is read there.
+        for path in (tmp_path / "mine" / "data" / "coloured" / "1.0.0").glob("*array_record*"):
+            path.unlink()
+        again = load_data(DataConfig(name="coloured", data_dir="gs://mine/data"))
+        assert len(again.train) == 6
+        with pytest.raises(storage.DatasetNotPrepared, match="not prepared in 'gs://mine/data'"):
+            load_data(DataConfig(name="cifar10", data_dir="gs://mine/data"))
 
 
 def test_a_killed_preparation_leaves_nothing_that_counts(monkeypatch, tmp_path):

@@ -11,7 +11,6 @@ import time
 import pytest
 import yaml
 
-from experiments.__main__ import main
 from experiments.lib import distributed
 from tests.repository import ROOT
 
@@ -169,9 +168,3 @@ def test_the_manifest_is_consistent():
     assert options == distributed.Options(f"{name}-0.{pod['subdomain']}:{port}", 4, 3)
     assert spec["completions"] == spec["parallelism"] == 4
     assert rest[rest.index("--out") + 1].startswith(container["volumeMounts"][0]["mountPath"])
-
-
-def test_an_experiment_that_does_not_share_its_work_says_so(capsys):
-    arguments = ["tests.experiments.throwaway", "--preset", "smoke", "--distributed"]
-    assert main(arguments) == 2
-    assert "does not share its work among processes" in capsys.readouterr().err

@@ -97,4 +97,4 @@ def main(config: Config) -> None:
     assert result.step == STEPS
 
 
-EXPERIMENT = Experiment(main=main, presets={"smoke": Config()}, distributed=True)
+EXPERIMENT = Experiment(main=main, presets={"smoke": Config()})
