@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     from experiments.break_even_point import Config
 
 
+LEARNED = 0.97
+"""Training accuracy up to which is compared."""
+
+
 def smooth(values: np.ndarray) -> np.ndarray:
     """Means of 9 of medians of 9: single spikes late in training do not count."""
     for mean in (np.median, np.mean):
@@ -28,7 +32,7 @@ def largest(records: Records, quantity: str, seed: int) -> float:
         values = records[f"trace_{of}"][seed] / records[f"lambda_{of}"][seed]
     else:
         values = records[quantity][seed]
-    learned = np.flatnonzero(records["accuracy"][seed] >= 0.97)
+    learned = np.flatnonzero(records["accuracy"][seed] >= LEARNED)
     end = max(learned[0], 5) if len(learned) else len(values)
     return float(smooth(values[:end]).max())
 
@@ -42,7 +46,7 @@ def break_even(slow: Records, fast: Records, seed: int) -> int | None:
 def divergence(slow: Records, fast: Records, seed: int) -> float | None:
     """Mean distance of the slow arm's predictions to the fast arm's path, after over before."""
     at = break_even(slow, fast, seed)
-    learned = np.flatnonzero(slow["accuracy"][seed] >= 0.97)
+    learned = np.flatnonzero(slow["accuracy"][seed] >= LEARNED)
     end = int(learned[0]) if len(learned) else len(slow["accuracy"][seed])
     if at is None or at < 2 or at + 2 > end:
         return None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments.break_even_point.conjectures import QUANTITIES, break_even, roles, smooth
+from experiments.break_even_point.conjectures import LEARNED, QUANTITIES, break_even, roles, smooth
 from experiments.break_even_point.training import Records, arms
 from experiments.lib.figures import figure, style
 
@@ -40,14 +40,18 @@ def draw_norm(path: Path, config: Config, records: dict[str, Records]) -> None:
     with figure(path, 1, 3, panel=(4.0, 3.2)) as panels:
         for axes, (quantity, words) in zip(panels, panels_of, strict=True):
             for number, name in enumerate((fast, slow, norm_fast, norm_slow)):
-                r = records[name]
+                accuracy, values = (
+                    np.mean([smooth(row) for row in records[name][of]], 0)
+                    for of in ("accuracy", quantity)
+                )
+                shown = accuracy < LEARNED
                 axes.plot(
-                    np.mean([smooth(row) for row in r["accuracy"]], 0),
-                    np.mean([smooth(row) for row in r[quantity]], 0),
+                    accuracy[shown],
+                    values[shown],
                     **style(number, markers=False),
                     label=str(arms(config)[name]),
                 )
-            axes.set(xlabel="training accuracy", ylabel=words, yscale="log", xlim=(None, 0.97))
+            axes.set(xlabel="training accuracy", ylabel=words, yscale="log")
         panels[0].legend(fontsize=7)
 
 
