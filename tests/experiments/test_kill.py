@@ -77,12 +77,20 @@ def test_a_kill_at_any_step(command_line, whole, tmp_path, step):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_thirty_kills_at_random_moments(command_line, whole, tmp_path):
-    delays = random.Random(0)
+    """A run that is complete before the last kill is followed by another one."""
+    delays, runs = random.Random(0), [tmp_path / "0"]
     for _ in range(30):
-        process = command_line(NAME, "--out", tmp_path, "--pause", 0.1)
-        time.sleep(delays.uniform(2, 8))
+        process = command_line(NAME, "--out", runs[-1], "--pause", 0.3)
+        time.sleep(delays.uniform(2, 12))
         process.kill()
         process.communicate()
-    finish(command_line(NAME, "--out", tmp_path))
-    assert_same(tmp_path, whole)
+        if (read_json(runs[-1] / "status.json") or {}).get("status") == "complete":
+            runs.append(tmp_path / str(len(runs)))
+    if not runs[-1].exists():
+        runs.pop()
+    for folder in runs:
+        finish(command_line(NAME, "--out", folder))
+        assert_same(folder, whole)
+    print(f"{len(runs)} runs")

@@ -200,17 +200,34 @@ def test_a_damaged_checkpoint_is_set_aside_by_all_processes(launch, whole_of_two
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_thirty_kills_at_random_moments(launch, whole_of_two, tmp_path):
-    """Whenever either of two processes is killed, the run resumes and ends bitwise the same."""
-    folder, moments = tmp_path / "run", random.Random(0)
+    """Whenever either of two processes is killed, the run resumes and ends bitwise the same.
+
+    Every other time at any moment since they were started, else once they are under way. A run that
+    is complete before the last kill is followed by another one.
+    """
+    moments, runs = random.Random(0), [tmp_path / "0"]
     for number in range(30):
+        folder = runs[-1]
+        before = starts(folder)
         both = launch(folder, "--pause", 0.3, processes=2)
-        # From before they have met until they are well under way.
-        deadline = time.monotonic() + moments.uniform(2, 30)
-        while time.monotonic() < deadline and both[0].poll() is None:
-            time.sleep(0.1)
+        if number % 4 < 2:
+            time.sleep(moments.uniform(1, 12))
+        else:
+            deadline = time.monotonic() + PATIENCE
+            while starts(folder) == before and both[0].poll() is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            time.sleep(moments.uniform(0, 6))
         both[number % 2].kill()
         statuses, outputs = ended(both)
         assert_stopped_with_the_other(statuses[1 - number % 2], outputs[1 - number % 2])
-    finish(launch(folder, processes=2), PATIENCE)
-    assert_same(folder, whole_of_two, 0)
+        if (read_json(folder / "status.json") or {}).get("status") == "complete":
+            runs.append(tmp_path / str(len(runs)))
+    if starts(runs[-1]) == 0:
+        runs.pop()
+    for folder in runs:
+        finish(launch(folder, processes=2), PATIENCE)
+        assert_same(folder, whole_of_two, 0)
+    print(f"{len(runs)} runs, started {[starts(folder) for folder in runs]} times")
