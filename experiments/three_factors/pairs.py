@@ -1,103 +1,30 @@
-"""The ratio of learning rate to batch size decides how flat SGD's minimum is, and how good.
-
-Jastrzebski et al. 2017, "Three Factors Influencing Minima in SGD". A tanh network learns the digits
-with squared error by SGD, with all pairs of three learning rates eta and four batch sizes S, until
-the training loss is 0.01, so that curvature is compared at equal loss. Both largest eigenvalue and
-trace of the Hessian at the end fall with eta / S, validation accuracy rises; pairs of equal eta / S
-need equally many epochs and end equally curved.
-
-    python -m experiments three_factors        # three seeds, 1 minute of one core
-
-Found: rank correlations of eta / S with the largest eigenvalue and with the trace -0.98, with the
-validation accuracy 0.79; the trace varies by 34 % over all pairs and by 1 % within pairs of equal
-eta / S, whose epochs differ by 3 % at most.
-"""
+"""Curvature, accuracy and epochs of all pairs of learning rate and batch size, at equal loss."""
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
 
 import flatjax
-from experiments.lib import distributed
-from experiments.lib.claims import Claim, Figure, judge, run_folder, write_summary
+from experiments.lib.claims import Claim
+from experiments.lib.curves import rank_correlation
 from experiments.lib.figures import figure, style
-from experiments.lib.metrics import MetricsLog
 from experiments.lib.progress import say
 from experiments.lib.seeds import kept_arrays
 from experiments.lib.sharing import shared
 from experiments.lib.small import FlatMlp, shuffled_batches, small_data, stack_seeds
-from experiments.registry import Experiment, ExperimentConfig
+from flatjax import loops
 
+if TYPE_CHECKING:
+    from experiments.three_factors import Config
 
-@dataclass(frozen=True, kw_only=True)
-class Config(ExperimentConfig):
-    """The options."""
-
-    seeds: int = 3
-    first_seed: int = 100
-
-    data: str = "digits"
-    """The data set."""
-
-    train_size: int = 320
-    """Training examples."""
-
-    width: int = 64
-    """Units of each of the two hidden layers."""
-
-    rates: tuple[float, ...] = (0.02, 0.04, 0.08)
-    """Learning rates ..."""
-
-    batch_sizes: tuple[int, ...] = (4, 8, 16, 32)
-    """... and batch sizes, all pairs of them."""
-
-    stop_loss: float = 0.01
-    """Train until the loss of the training set is this ..."""
-
-    max_time: float = 600.0
-    """... or learning rate times steps is this."""
-
-    probes: int = 40
-    """Random vectors of the trace of the Hessian."""
-
-
-PRESETS = {
-    "smoke": Config(
-        seeds=1,
-        train_size=32,
-        width=8,
-        rates=(0.05, 0.1),
-        batch_sizes=(8,),
-        stop_loss=0.2,
-        max_time=30.0,
-        probes=4,
-    ),
-    "cpu": Config(),
-    "gpu": Config(
-        data="cifar10",
-        train_size=10000,
-        width=512,
-        rates=(0.005, 0.01, 0.02),
-        batch_sizes=(16, 32, 64, 128),
-        stop_loss=0.1,
-    ),
-    "paper": Config(
-        data="fashion_mnist",
-        train_size=55000,
-        width=512,
-        rates=(0.005, 0.01, 0.02),
-        batch_sizes=(16, 32, 64, 128),
-        stop_loss=0.02,
-    ),
-}
+Pairs = dict[tuple[float, int], dict[str, np.ndarray]]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -137,7 +64,7 @@ def _curvature(losses_fn, probes, params, data):
     def one(params, data):
         hessian = flatjax.hessian(losses_fn, params, (data.inputs, data.targets))
         start = tracker.init(params, jax.random.key(0))
-        top = jax.lax.fori_loop(0, 60, lambda _, t: tracker.update(hessian, t), start)
+        top = loops.fori(60, lambda _, t: tracker.update(hessian, t), start)
         trace = flatjax.trace(hessian, key=jax.random.key(1), num_products=probes)
         return {"sharpness": top.values[0], "trace": trace.value}
 
@@ -168,6 +95,25 @@ def run_pair(
         return found | _curvature(losses_fn, config.probes, found.pop("params"), data)
 
     return kept_arrays(out / f"rate_{rate:g}_batch_{batch_size}.npz", made)
+
+
+def run(config: Config, out: Path) -> Pairs:
+    """What was measured at the end of all pairs."""
+    data = stack_seeds(
+        [
+            small_data(config.data, seed=seed, train_size=config.train_size)
+            for seed in config.seed_range()
+        ]
+    )
+    net = FlatMlp((data.inputs.shape[-1], config.width, config.width, 10))
+    losses_fn = net.losses("squared_error")
+    return shared(
+        {
+            (rate, size): functools.partial(run_pair, config, out, rate, size, net, losses_fn, data)
+            for size in config.batch_sizes
+            for rate in config.rates
+        }
+    )
 
 
 def _claim(name: str, statement: str, low: float | None, high: float | None) -> Claim:
@@ -224,23 +170,28 @@ CLAIMS = {
 }
 
 
+def ratios_of(pairs: Iterable[tuple[float, int]]) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Eta / S of all pairs, and for each value which pairs have it."""
+    ratios = np.array([rate / size for rate, size in pairs])
+    return ratios, [np.isclose(ratios, r, rtol=1e-3) for r in np.unique(ratios.round(8))]
+
+
 def spread(values: np.ndarray) -> float:
     """Largest over smallest, minus one."""
     return float(values.max() / values.min() - 1)
 
 
-def measure(config: Config, pairs: dict[tuple[float, int], dict[str, np.ndarray]]) -> dict:
+def measure(config: Config, pairs: Pairs) -> dict:
     """The number of every claim for every seed."""
     found: dict[str, dict[int, float | None]] = {name: {} for name in CLAIMS}
-    ratios = np.array([rate / size for rate, size in pairs])
-    groups = [np.isclose(ratios, r, rtol=1e-3) for r in np.unique(ratios.round(8))]
+    ratios, groups = ratios_of(pairs)
     for i, seed in enumerate(config.seed_range()):
 
         def column(name: str, i: int = i) -> np.ndarray:
             return np.array([float(p[name][i]) for p in pairs.values()])
 
         def rank(name: str) -> float:
-            return float(scipy.stats.spearmanr(ratios, column(name)).statistic)
+            return rank_correlation(ratios, column(name))
 
         reached = (column("loss") <= config.stop_loss).all()
         for claim, name in (
@@ -256,7 +207,7 @@ def measure(config: Config, pairs: dict[tuple[float, int], dict[str, np.ndarray]
     return found
 
 
-def draw(path: Path, config: Config, pairs: dict[tuple[float, int], dict[str, np.ndarray]]) -> None:
+def draw(path: Path, config: Config, pairs: Pairs) -> None:
     """Curvature, accuracy and epochs against eta / S, means over seeds."""
     words = {
         "sharpness": "largest eigenvalue",
@@ -273,40 +224,3 @@ def draw(path: Path, config: Config, pairs: dict[tuple[float, int], dict[str, np
             axes.set(xlabel="eta / S", ylabel=label, xscale="log")
         panels[3].set_yscale("log")
         panels[0].legend()
-
-
-def main(config: Config) -> None:
-    """Runs the experiment, or shows the finished run."""
-    with run_folder(config) as out:
-        data = stack_seeds(
-            [
-                small_data(config.data, seed=seed, train_size=config.train_size)
-                for seed in config.seed_range()
-            ]
-        )
-        net = FlatMlp((data.inputs.shape[-1], config.width, config.width, 10))
-        losses_fn = net.losses("squared_error")
-        pairs = shared(
-            {
-                (rate, size): functools.partial(
-                    run_pair, config, out, rate, size, net, losses_fn, data
-                )
-                for size in config.batch_sizes
-                for rate in config.rates
-            }
-        )
-        with MetricsLog(out, primary=distributed.is_first()) as log:
-            for step, ((rate, size), found) in enumerate(pairs.items()):
-                log.write(step, "pair", {"rate": rate, "batch_size": size, **found})
-        table = {f"{rate:g}/{size}": found for (rate, size), found in pairs.items()}
-        draw(out / "ratio.png", config, pairs)
-        write_summary(
-            out,
-            config,
-            [judge(CLAIMS[name], values) for name, values in measure(config, pairs).items()],
-            [Figure("ratio.png", "At the end of training against eta / S; means over seeds.")],
-            {"pairs": table},
-        )
-
-
-EXPERIMENT = Experiment(main=main, presets=PRESETS)
