@@ -12,7 +12,9 @@ The model. A product over T tokens (or examples) of a network with P parameters 
 - beside it, in an eigensolver, two passes of Gram-Schmidt over a basis of m vectors, each of which
   reads the basis twice. Replicated, every device does all of it; sharded, its part.
 
-Collectives and computation are added, not overlapped; nothing is lost to stragglers or the host.
+Measured are c and one device's speed, published the figures of `MACHINES`, assumed its latencies
+and `EFFICIENCY`. Collectives and computation are added, not overlapped; nothing is lost to
+stragglers or the host.
 """
 
 import argparse

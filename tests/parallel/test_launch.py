@@ -2,15 +2,19 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
+import typing
 
 import pytest
 import yaml
 
+from experiments import registry
+from experiments.__main__ import _parse
 from experiments.lib import distributed
 from tests.repository import ROOT
 
@@ -168,3 +172,30 @@ def test_the_manifest_is_consistent():
     assert options == distributed.Options(f"{name}-0.{pod['subdomain']}:{port}", 4, 3)
     assert spec["completions"] == spec["parallelism"] == 4
     assert rest[rest.index("--out") + 1].startswith(container["volumeMounts"][0]["mountPath"])
+
+
+def documented_commands():
+    """The arguments after `python -m experiments` wherever the project tells someone to run it."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *LAUNCH.iterdir()]
+    pages += (ROOT / "experiments").rglob("*.py")
+    found = set()
+    for page in pages:
+        if "_build" not in page.parts:
+            found |= set(re.findall(r"python -m experiments ([^`\"#|<\n]+)", page.read_text()))
+    return {tuple(shlex.split(text)) for text in found if "{" not in text and "[" not in text}
+
+
+def test_documented_commands_are_commands():
+    known = registry.summaries().keys()
+    commands = documented_commands()
+    assert {name for name, *_ in commands} >= known
+    for name, *words in commands:
+        # What stands for the reader's own values: N, I, HOST:PORT.
+        words = ["1" if word.isupper() else word for word in words]
+        _, options = distributed.take_options(words)
+        assert name in known or name in ("NAME", "report", "--list"), name
+        if options[:1] == ["--preset"]:  # which of them an experiment has, its import would tell
+            assert options[1] in typing.get_args(registry.Preset)
+            options = options[2:]
+        if name in known and options:
+            _parse(name, *registry.load(name), options)
