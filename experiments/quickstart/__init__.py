@@ -17,7 +17,6 @@ Hessian eigenvalue of 9.6 after SAM and 27.5 after SGD, and test accuracies of 9
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
@@ -149,6 +148,7 @@ PRESETS = {
 def main(config: Config) -> None:
     """Runs the experiment, or shows the finished run."""
     from experiments.lib import rundir
+    from experiments.lib.paths import as_path
     from experiments.quickstart import outcome
 
     if config.checkpoint is not None:
@@ -157,7 +157,7 @@ def main(config: Config) -> None:
         measure_checkpoint(config)
         return
     assert config.out is not None  # filled in by the command line
-    out = Path(config.out)
+    out = as_path(config.out)
     with rundir.locked(out):
         described = to_dict(replace(config, out=None))
         rundir.check_config(out, described, identity(config))

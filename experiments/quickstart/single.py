@@ -19,6 +19,7 @@ from experiments.lib.evaluate import Evaluator
 from experiments.lib.load import Loaded, load_checkpoint
 from experiments.lib.measure import Curvature
 from experiments.lib.models import make_model
+from experiments.lib.paths import as_path
 from experiments.lib.progress import say
 from experiments.quickstart import outcome
 from experiments.quickstart.table import Run
@@ -46,7 +47,7 @@ def measure_checkpoint(config: Config) -> Path:
     }
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
     step = 0 if loaded.step is None else loaded.step
-    folder = Path(config.out) / f"checkpoint-{_slug(config.checkpoint)}-{step}-{digest}"
+    folder = as_path(config.out) / f"checkpoint-{_slug(config.checkpoint)}-{step}-{digest}"
     with rundir.locked(folder):
         if not outcome.finished(folder):
             rundir.record_environment(folder)

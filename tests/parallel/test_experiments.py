@@ -11,6 +11,7 @@ from experiments.__main__ import main
 from experiments.lib import distributed
 from experiments.lib.metrics import read_metrics
 from experiments.lib.storage import open_builder
+from tests.experiments.bucket import buckets
 from tests.parallel import harnesses
 from tests.parallel.processes import finish, free_port, start
 
@@ -62,12 +63,28 @@ def summary(folder):
     return json.loads((folder / "summary.json").read_text())
 
 
-def test_two_processes_stopped_at_every_stage_leave_the_files_of_one(tmp_path, capsys):
-    one, two = tmp_path / "one", tmp_path / "two"
-    name = harnesses.__name__
-    assert main([name, "--preset", "smoke", "--out", str(one)]) == 0
-    assert "falls" in capsys.readouterr().out
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """The folder of a run of one process."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    assert main([harnesses.__name__, "--preset", "smoke", "--out", str(folder)]) == 0
+    return folder
 
+
+def test_a_run_in_a_bucket_leaves_the_same_files(one, tmp_path):
+    with buckets(tmp_path):
+        for _ in range(2):  # the second time it is only shown
+            command = [harnesses.__name__, "--preset", "smoke", "--out", "gs://runs/mine"]
+            assert main(command) == 0
+    folder = tmp_path / "runs" / "mine"
+    assert_same_numbers(summary(folder), summary(one))
+    rows, want = (read_metrics(f / "together", clock=False) for f in (folder, one))
+    assert rows == want
+    assert {*os.listdir(folder)} == {*os.listdir(one)} - {".lock"}
+
+
+def test_two_processes_stopped_at_every_stage_leave_the_files_of_one(one, tmp_path):
+    two, name = tmp_path / "two", harnesses.__name__
     # While each does its share by itself, then while all do the same: told to one, obeyed by both.
     for told, stage in ((1, two / harnesses.ARMS[1]), (0, two / "together")):
         both = launch(name, two, "--slow-at", stage.name)
