@@ -201,10 +201,10 @@ def _repacked(op: Operator, plain: Operator, resume: SpectrumState | None) -> Sp
     run, packed = resume.run, packing.packed(plain)
     is_packed = jax.tree.structure(run.vector) == jax.tree.structure(packed.structure)
     if op is plain and packed is not plain and is_packed:
-        vectors = (packing.unpack(packed, a) for a in (run.basis, run.vector))
+        vectors = (packing.unpack(packed, a) for a in (bases.whole(run.basis), run.vector))
     elif op is not plain and not is_packed:
         trees.check(run.vector, plain.structure, "resume")
-        vectors = (packing.pack(op, a) for a in (run.basis, run.vector))
+        vectors = (packing.pack(op, a) for a in (bases.whole(run.basis), run.vector))
     else:
         return resume
     basis, vector = vectors

@@ -163,7 +163,7 @@ def known_diagonal(run: Known) -> Tree:
         crossed = jax.lax.dot_general(run.betas, b * following, by_row, precision="highest")
         return known + 2 * crossed
 
-    return jax.tree.map(leaf, run.basis, run.residual)
+    return jax.tree.map(leaf, bases.whole(run.basis), run.residual)
 
 
 @functools.partial(jax.jit, static_argnums=3)
@@ -204,7 +204,7 @@ def block_known(run: Known, groups: tuple) -> dict:
       A dictionary of scalars by group.
     """
     total: dict = {}
-    leaves = (jax.tree.leaves(t) for t in (run.basis, run.residual))
+    leaves = (jax.tree.leaves(t) for t in (bases.whole(run.basis), run.residual))
     for name, b, q in zip(groups, *leaves, strict=True):
         flat = b.reshape(b.shape[0], -1).astype(run.alphas.dtype)
         last = q.reshape(-1).astype(run.alphas.dtype)

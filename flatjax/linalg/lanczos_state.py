@@ -15,9 +15,10 @@ from flatjax.operators.base import Operator
 
 Tree = Any
 FIRST = 32  # vectors allocated at first
-# A buffer that is full is doubled, or replaced at once by the longest where that is small: a pass
-# reads the whole buffer, but every length compiles the step once more.
+# When the buffers are full their rows are doubled, or all that may be needed are allocated where
+# that is little: every number of buffers compiles the step once more.
 _SMALL = 1 << 24  # numbers
+_MOST_PARTS = 8  # each is a branch of its own in the compiled step
 
 
 def converged(
@@ -116,18 +117,56 @@ def _solved(state):
     return values * scale, np.abs(betas[-1] * s[-1]) * scale, s
 
 
-@functools.partial(jax.jit, static_argnums=1)
 def _grown(state, capacity):
-    def grow(a):
-        return jnp.concatenate([a, jnp.zeros((capacity - a.shape[0], *a.shape[1:]), a.dtype)])
+    """The state with room for ``capacity`` steps."""
+    if any(trees.sharding_of(leaf) is not None for leaf in jax.tree.leaves(state.vector)):
+        return _grown_whole(state, capacity)
+    return _grown_in_parts(state, capacity)
 
+
+@functools.partial(jax.jit, static_argnums=1)
+def _grown_whole(state, capacity):
+    # In one buffer: one collective a pass, and none inside a conditional.
+    basis = jax.tree.map(lambda a: _with_zeros(a, capacity), state.basis)
     # Row `step` is the vector to be multiplied next; beyond the old end it was not stored.
-    return state._replace(
-        basis=bases.set_row(jax.tree.map(grow, state.basis), state.step, state.vector),
-        alphas=grow(state.alphas),
-        betas=grow(state.betas),
-        breakdown=grow(state.breakdown),
-    )
+    basis = bases.set_row(basis, state.step, state.vector)
+    return state._replace(basis=basis, **_grown_numbers(state, capacity))
+
+
+def _grown_in_parts(state, capacity):
+    old = state.basis.parts if isinstance(state.basis, bases.Segments) else (state.basis,)
+    rows = bases.size(state.basis)
+    sizes = [min(FIRST, capacity - at) for at in range(rows, capacity, FIRST)]
+    if len(old) + len(sizes) > _MOST_PARTS:
+        sizes = [capacity - rows]
+    parts = (*old, *_parts(state.vector, tuple(sizes)))
+    basis = bases.Segments(parts, jnp.asarray(rows + 1, jnp.int32))
+    return state._replace(basis=basis, **_grown_numbers(state, capacity))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _parts(vector, sizes):
+    """Empty buffers, but for the vector to be multiplied next, which comes first."""
+
+    def zeros(n):
+        return jax.tree.map(lambda a: jnp.zeros((n, *a.shape), a.dtype), vector)
+
+    empty = [zeros(n) for n in sizes]
+    return [bases.set_row(empty[0], 0, vector), *empty[1:]]
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _numbers(arrays, capacity):
+    return [_with_zeros(a, capacity) for a in arrays]
+
+
+def _grown_numbers(state, capacity):
+    names = ("alphas", "betas", "breakdown")
+    return dict(zip(names, _numbers([getattr(state, n) for n in names], capacity), strict=True))
+
+
+def _with_zeros(a, capacity):
+    return jnp.concatenate([a, jnp.zeros((capacity - a.shape[0], *a.shape[1:]), a.dtype)])
 
 
 _combine = jax.jit(bases.combine)

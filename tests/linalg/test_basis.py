@@ -99,3 +99,59 @@ def test_a_reduction_is_one_for_all_leaves(tree):
         h, square = bases.coefficients(basis, bases.row(basis, 0))
         assert h.dtype == square.dtype == jnp.float64
         np.testing.assert_array_equal(h, 7)
+
+
+@pytest.fixture(scope="module")
+def cut(tree):
+    """The same basis in three buffers."""
+    basis, _ = tree
+    parts = [jax.tree.map(lambda a, s=s: a[s], basis) for s in (slice(2), slice(2, 4), slice(4, 5))]
+    return bases.Segments(tuple(parts), jnp.int32(M))
+
+
+class TestSegments:
+    """A basis in several buffers is the basis."""
+
+    def test_all_that_is_read(self, tree, cut):
+        basis, _ = tree
+        w = bases.row(basis, 3)
+        c = jnp.arange(2.0 * M).reshape(M, 2)
+        pairs = [
+            (jax.jit(lambda b, f=f: f(b))(basis), jax.jit(lambda b, f=f: f(b))(cut))
+            for f in (
+                lambda b: bases.coefficients(b, w),
+                lambda b: bases.combine(b, c),
+                lambda b: bases.combine(b, c[:, 1]),
+                lambda b: bases.project_out(b, w),
+                lambda b: [bases.row(b, i) for i in (0, 1, 2, 4)],
+                bases.whole,
+            )
+        ]
+        assert bases.size(cut) == M
+        for expected, found in pairs:
+            # The same sums of some 40 or 5 terms of order ten in another order, in float32.
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), expected, found
+            )
+
+    @pytest.mark.parametrize("index", [0, 1, 2, 4, 5, 9])
+    def test_a_row_is_set_where_it_belongs(self, tree, cut, index):
+        basis, _ = tree
+        v = jax.tree.map(jnp.ones_like, bases.row(basis, 0))
+        expected = bases.set_row(basis, index, v)
+        found = jax.jit(bases.set_row)(cut, index, v)
+        jax.tree.map(np.testing.assert_array_equal, bases.whole(found), expected)
+
+    def test_empty_buffers_are_not_read(self, tree, cut):
+        basis, matrix = tree
+        poison = jax.tree.map(lambda a: jnp.full_like(a, jnp.nan), cut.parts[2])
+        w = bases.row(basis, 3)
+        half = bases.Segments((*cut.parts[:2], poison), jnp.int32(4))
+        h, _ = jax.jit(bases.coefficients)(half, w)
+        np.testing.assert_allclose(h[:4], matrix[:4] @ flat(w), atol=1e-5)  # as above
+        assert h[4] == 0
+        assert np.isfinite(flat(jax.jit(bases.combine)(half, h))).all()
+        # The row that fills the first place of a buffer opens it.
+        opened = bases.set_row(half, jnp.int32(4), w)
+        assert int(opened.filled) == M
+        assert float(bases.coefficients(opened, w)[0][4]) == pytest.approx(flat(w) @ flat(w), 1e-5)
