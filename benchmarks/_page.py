@@ -99,7 +99,7 @@ def headline(record: Record, use: str) -> str:
             )
             if "plain" in found:
                 plain = found["plain"]
-                took, calls = timed(plain["seconds"]), plain["method"] + " without options"
+                took, calls = timed(plain["seconds"]), plain["method"]
                 rows.append([title, "flatjax", took, "", *effort(plain), "", calls])
     head = ["network (params)", "system", "median (spread)", "over flatjax", "products", "errors"]
     return table([*head, "not reached", "calls"], rows)
@@ -425,9 +425,7 @@ products.
 """
 TRANSFORMS = """A step (gradient and update) over the gradient alone: operations and temporary
 memory of the compiled programs, and the time, the least of several runs. Below them
-`optax.contrib.sam` and the double backward that one would write. On the convolutional network the
-times of `every=` are far above their operations; convolutions inside a conditional on XLA's CPU
-backend are suspected, and were not isolated.
+`optax.contrib.sam` and the double backward that one would write.
 """
 FIGURE = "![{text}](_static/{name}.png)\n"
 ACCURACY_FIGURE = "\n" + FIGURE.format(name="benchmarks_accuracy", text="Errors of the traces")

@@ -31,6 +31,7 @@ CACHE = {
 # Seconds a call may take: what needs more is not reached.
 LIMITS = {"short": 2.0, "full": 10.0}
 ROUNDS = 5
+PLAIN = "spectrum without options"
 SHORT = ("mlp-small", "transformer-small", "cnn-small", "mlp-medium")
 
 
@@ -168,7 +169,7 @@ def calls_of(system: str, found) -> list[tuple[str, int]]:
         calls |= {(r["method"], r["rung"]) for r in use["single"].values() if r is not None}
         calls |= {(method, rung) for method, rung in use["all"]["calls"]}
     if system == "flatjax":  # and as it is called without options
-        calls |= {(r["method"], r["rung"]) for r in found["rungs"] if r["options"] == {}}
+        calls |= {(r["method"], 0) for r in found["rungs"] if r["method"] == PLAIN}
     return sorted(calls)
 
 
@@ -230,7 +231,7 @@ def summarise(found, timed) -> dict[str, Any]:
                 **(described(rungs_of(found, picked["all"]["calls"]), timed)),
             },
         }
-    plain = [r for r in found["rungs"] if r["method"] == "spectrum" and r["options"] == {}]
+    plain = [r for r in found["rungs"] if r["method"] == PLAIN]
     if plain:
         about["plain"] = described(plain, timed)
     about["rungs"] = [

@@ -38,14 +38,16 @@ class Flatjax(Adapter):
             "spectrum": Method(
                 self._spectrum,
                 [
-                    {"tol": 0.1, "num_probes": 2, "probe_steps": 20, "trace_tol": 1e-2},
-                    {},
-                    {"tol": 0.03, "num_probes": 2, "probe_steps": 40, "trace_tol": 8e-3},
-                    {"tol": 0.03, "num_probes": 4, "probe_steps": 40, "trace_tol": 8e-3},
-                    {"tol": 0.01, "num_probes": 4, "probe_steps": 64, "trace_tol": 6e-3},
-                    {"tol": 0.01, "num_probes": 8, "probe_steps": 96, "trace_tol": 6e-3},
+                    {"tol": 0.1, "num_probes": 2, "probe_steps": 20, "trace_tol": 8e-3},
+                    {"tol": 0.03, "num_probes": 2, "probe_steps": 40, "trace_tol": 7e-3},
+                    {"tol": 0.03, "num_probes": 4, "probe_steps": 40, "trace_tol": 6e-3},
+                    {"tol": 0.01, "num_probes": 4, "probe_steps": 64, "trace_tol": 5e-3},
+                    {"tol": 0.01, "num_probes": 8, "probe_steps": 96, "trace_tol": 4e-3},
                 ],
                 ("top1", "top", "bottom", "trace", "density"),
+            ),
+            "spectrum without options": Method(
+                self._spectrum, [{}], ("top1", "top", "bottom", "trace", "density")
             ),
             "eigsh, k=1": Method(
                 self._eigsh_one, [{"tol": t} for t in (0.3, 0.1, 1e-2)], ("top1",)
