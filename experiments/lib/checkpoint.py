@@ -6,11 +6,7 @@ cannot be read back bit for bit is damaged: it is set aside and an older one is 
 
 from __future__ import annotations
 
-import functools
 import json
-import logging
-import re
-import sys
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Mapping
@@ -18,12 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as writing
 from orbax.checkpoint import v1 as ocp
 
-from experiments.lib import distributed
+from experiments.lib import contents, distributed, orbax_alone
 from experiments.lib.errors import CheckpointMismatch, CheckpointNotWritten
 from experiments.lib.paths import absolute, is_remote, remove_tree
 
@@ -91,19 +86,19 @@ class Checkpoints:
         Raises:
           CheckpointNotWritten: this one could not be begun, or the one before not be finished.
         """
-        described = dict(meta, format=FORMAT, step=step, structure=structure(state))
+        described = dict(meta, format=FORMAT, step=step, structure=contents.structure(state))
         described["metrics"] = dict(metrics or {})
         if iterator is not None:
             # Not an item of its own: grain writes one file for each process.
             described["data_state"] = iterator.get_state()
-        check = checksum(own(state))
-        state = jax.tree.map(_copied, own(state)) if self._primary else None
+        check = contents.checksum(contents.own(state))
+        state = jax.tree.map(contents.copied, contents.own(state)) if self._primary else None
         self._on_writer(lambda: self._save(step, {"state": state, "checksum": check}, described))
 
     def _save(self, step: int, state: Any, described: dict[str, Any]) -> None:
         self._finish()
         if self._writer is None:
-            self._writer = _writer()
+            self._writer = orbax_alone.writer()
             self.folder.mkdir(parents=True, exist_ok=True)
             for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
                 remove_tree(unfinished)
@@ -180,18 +175,19 @@ class Checkpoints:
         meta = read_meta(path)
         if meta["step"] != int(path.name):
             raise ValueError(f"it was saved at step {meta['step']}")
-        if meta["structure"] != structure(abstract):
+        needed = contents.structure(abstract)
+        if meta["structure"] != needed:
             raise CheckpointMismatch(
-                f"checkpoint {path} holds {meta['structure']}, and this run needs "
-                f"{structure(abstract)}; it was written by other code: choose another folder"
+                f"checkpoint {path} holds {meta['structure']}, and this run needs {needed}; it was "
+                "written by other code: choose another folder"
             )
-        stored = jax.tree.map(_plain_abstract, abstract)
-        items = {"state": {"state": stored, "checksum": _like_checksum(abstract)}}
-        _leave_abandoned_unreported()
-        with _context():
+        stored = jax.tree.map(contents.plain_abstract, abstract)
+        items = {"state": {"state": stored, "checksum": contents.like_checksum(abstract)}}
+        orbax_alone.leave_abandoned_unreported()
+        with orbax_alone.context():
             loaded = ocp.load_checkpointables(path, items)
-        state = jax.tree.map(_typed, loaded["state"]["state"], abstract)
-        if int(checksum(state)) != int(loaded["state"]["checksum"]):
+        state = jax.tree.map(contents.typed, loaded["state"]["state"], abstract)
+        if int(contents.checksum(state)) != int(loaded["state"]["checksum"]):
             raise ValueError("the arrays do not match their checksum")
         if iterator is not None:
             iterator.set_state(meta["data_state"])
@@ -233,81 +229,6 @@ class Checkpoints:
             if self._writer is not None:
                 self._writer.close()
             self._writer = None
-
-
-def _writer() -> Any:
-    """Orbax's writer, for one process alone.
-
-    Of orbax's first interface: in the second one (v1) all processes of a run must save together,
-    and when one cannot, the others wait for it in a barrier.
-    """
-    _leave_abandoned_unreported()
-    options = writing.options.MultiprocessingOptions()
-    if jax.process_count() > 1:
-        me = jax.process_index()
-        options = writing.options.MultiprocessingOptions(
-            primary_host=me, active_processes={me}, barrier_sync_key_prefix=f"process{me}"
-        )
-    handler = writing.CompositeCheckpointHandler(
-        state=writing.StandardCheckpointHandler(multiprocessing_options=options),
-        meta=writing.JsonCheckpointHandler(multiprocessing_options=options),
-        composite_options=writing.CompositeOptions(multiprocessing_options=options),
-    )
-    return writing.AsyncCheckpointer(handler, multiprocessing_options=options)
-
-
-def _copied(leaf: jax.Array) -> np.ndarray:
-    """The numbers on the host, in memory of their own: the next update frees the array."""
-    return np.array(_plain(leaf))
-
-
-def _is_key(leaf: Any) -> bool:
-    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _plain(leaf: Any) -> Any:
-    """Keys as they are stored, the other arrays as they are."""
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
-
-
-def _plain_abstract(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    stored = jax.eval_shape(_plain, leaf)
-    return jax.ShapeDtypeStruct(stored.shape, stored.dtype, sharding=leaf.sharding)
-
-
-def _typed(leaf: jax.Array, abstract: jax.ShapeDtypeStruct) -> jax.Array:
-    if not _is_key(abstract):
-        return leaf
-    found = []  # `key_impl` takes arrays and tracers only
-    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), abstract)
-    return jax.random.wrap_key_data(leaf, impl=found[0])
-
-
-def _raised_anyway(record: logging.LogRecord) -> bool:
-    """Drops the pages that orbax logs, thread by thread, of a failed save that `wait` raises."""
-    return "raised an exception" not in record.getMessage() and not record.exc_info
-
-
-@functools.cache
-def _leave_abandoned_unreported() -> None:
-    """Keeps quiet about reads and writes that orbax leaves in flight when one of many fails.
-
-    Each of them reports its own failure, or a closed event loop, pages of them and possibly much
-    later; the failure itself is raised in the ordinary way.
-    """
-    before = sys.unraisablehook
-
-    def hook(unraisable):
-        error = unraisable.exc_value
-        if not (isinstance(error, RuntimeError) and "Event loop is closed" in str(error)):
-            before(unraisable)
-
-    def not_abandoned(record):
-        return "async_deserialize" not in record.getMessage()
-
-    sys.unraisablehook = hook
-    logging.getLogger("asyncio").addFilter(not_abandoned)
-    logging.getLogger("absl").addFilter(_raised_anyway)
 
 
 def list_steps(folder: Path) -> list[Path]:
@@ -360,7 +281,7 @@ def read_meta(path: Path) -> dict[str, Any]:
     Raises:
       ValueError: they are not what was saved.
     """
-    with _context():
+    with orbax_alone.context():
         meta = ocp.load_checkpointables(path, {"meta": None})["meta"]
     if meta["crc32"] != _crc32(meta["content"]):
         raise ValueError("the metadata do not match their checksum")
@@ -371,89 +292,7 @@ def _crc32(values: Any) -> int:
     return zlib.crc32(json.dumps(values, sort_keys=True).encode())
 
 
-def _context() -> ocp.Context:
-    """Orbax's settings: `meta` as readable JSON, not as arrays; each process acts for itself."""
-    registry = ocp.handlers.local_registry()
-    registry.add(ocp.handlers.JsonHandler, checkpointable_name="meta")
-    context = ocp.Context()
-    context.checkpointables.registry = registry
-    if jax.process_count() > 1:
-        me = jax.process_index()
-        context.multiprocessing.primary_host = me
-        context.multiprocessing.active_processes = {me}
-        context.multiprocessing.barrier_sync_key_prefix = f"process{me}"
-    return context
-
-
 def _reason(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return (str(error) or type(error).__name__).splitlines()[0][:300]
-
-
-def own(tree: Any) -> Any:
-    """The copy of a replicated tree that this process has on its first device.
-
-    Raises:
-      ValueError: an array is spread over several processes.
-    """
-    if jax.process_count() == 1:
-        return tree
-
-    def copy(path, x):
-        if not x.is_fully_replicated:
-            raise ValueError(
-                f"{jax.tree_util.keystr(path)} is spread over the processes: replicate it, or save "
-                "it with orbax directly"
-            )
-        return x.addressable_data(0)
-
-    return jax.tree_util.tree_map_with_path(copy, tree)
-
-
-def structure(tree: Any) -> str:
-    """A text that two trees share if one can be restored into the other."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    parts = (f"{jax.tree_util.keystr(path)}:{x.dtype}{list(x.shape)}" for path, x in leaves)
-    return re.sub(r"\s", "", "; ".join(parts))
-
-
-def _like_checksum(tree: Any) -> jax.ShapeDtypeStruct:
-    sharding = next((x.sharding for x in jax.tree.leaves(tree)), None)
-    if isinstance(sharding, jax.sharding.NamedSharding):
-        sharding = jax.sharding.NamedSharding(sharding.mesh, jax.P())
-    return jax.ShapeDtypeStruct((), jnp.uint32, sharding=sharding)
-
-
-@jax.jit
-def checksum(tree: Any) -> jax.Array:
-    """A 32-bit sum over the bits of all leaves: exact, whatever the sharding or the order.
-
-    Each word is multiplied by an odd number that depends on its leaf's name and its place, a
-    bijection modulo 2^32: one changed word always changes the sum. Names, not positions, so that
-    the same arrays restored as plain dicts have the same sum.
-    """
-    total = jnp.zeros((), jnp.uint32)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        words = _words(leaf)
-        place = jax.lax.iota(jnp.uint32, words.size) + jnp.uint32(zlib.crc32(name.encode()))
-        odd = place * jnp.uint32(0x9E3779B1) * jnp.uint32(2) + jnp.uint32(1)
-        total = total + jnp.sum(words * odd, dtype=jnp.uint32)
-    return total
-
-
-def _words(leaf: jax.Array) -> jax.Array:
-    """The bits of an array as a flat array of uint32."""
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    if leaf.dtype == jnp.bool_:
-        return leaf.astype(jnp.uint32).reshape(-1)
-    unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
-    return jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32).reshape(-1)
-
-
-def finite(trees: Iterable[Any]) -> jax.Array:
-    """Whether every floating-point number in the trees is finite, as an array."""
-    leaves = [x for x in jax.tree.leaves(trees) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.stack([jnp.isfinite(x).all() for x in leaves] or [jnp.array(True)]).all()

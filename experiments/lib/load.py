@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from experiments.lib import checkpoint
+from experiments.lib import checkpoint, contents
 from experiments.lib.config import RunConfig, from_dict
 from experiments.lib.errors import ExperimentError
 from experiments.lib.paths import absolute, as_path
@@ -60,7 +60,7 @@ def load_checkpoint(
             number = int(chosen.name) if chosen.name.isdigit() else None
             return Loaded(*_split(tree), None, number, chosen)
         meta = checkpoint.read_meta(chosen)
-        if int(checkpoint.checksum(tree["state"])) != int(tree["checksum"]):
+        if int(contents.checksum(tree["state"])) != int(tree["checksum"]):
             raise ValueError("its arrays do not match their checksum")
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]

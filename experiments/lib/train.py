@@ -22,7 +22,7 @@ import jax
 import numpy as np
 import optax
 
-from experiments.lib import checkpoint, distributed, rundir
+from experiments.lib import checkpoint, contents, distributed, rundir
 from experiments.lib.config import RunConfig, identity, to_dict
 from experiments.lib.errors import DiskFull, Preempted, TrainingDiverged
 from experiments.lib.evaluate import Evaluator
@@ -326,7 +326,7 @@ class _Run:
         self, step: int, *, finished: str | None, events_done: bool, metrics: Any = None
     ) -> None:
         self._flush()
-        if not bool(checkpoint.finite((self.state.params, self.state.model_state))):
+        if not bool(contents.finite((self.state.params, self.state.model_state))):
             self._diverged(step, "the parameters are")
         self.log.sync()
         meta = {

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from experiments.lib import rundir
-from experiments.lib.checkpoint import checksum
 from experiments.lib.config import RunConfig, identity, to_dict
+from experiments.lib.contents import checksum
 from experiments.lib.data import load_data
 from experiments.lib.errors import CheckpointMismatch
 from experiments.lib.evaluate import Evaluator

@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.lib import checkpoint
+from experiments.lib import checkpoint, contents
 from experiments.lib.batches import Schedule, batch_iterator
 from experiments.lib.checkpoint import Checkpoints
 from experiments.lib.errors import CheckpointMismatch
@@ -198,16 +198,16 @@ def test_the_checksum_sees_every_change(name):
     changed["w"] = PARAMS["w"].at[3, 4].set(jnp.nextafter(PARAMS["w"][3, 4], jnp.inf))
     changed["b"] = PARAMS["b"].at[1].set(1.0078125)  # the next bfloat16
     changed |= {"key": jax.random.key(1), "flag": jnp.array(False)}
-    before = checkpoint.checksum(state)
-    assert checkpoint.checksum({**state, name: changed[name]}) != before
-    assert checkpoint.checksum({**state, "w": state["w"][::-1]}) != before
+    before = contents.checksum(state)
+    assert contents.checksum({**state, name: changed[name]}) != before
+    assert contents.checksum({**state, "w": state["w"][::-1]}) != before
 
 
 def test_the_checksum_is_that_of_the_numbers_not_of_containers_or_shardings():
     state = optax.adam(0.1).init({"w": jnp.arange(8.0)})[0]
-    before = int(checkpoint.checksum(state))
-    assert int(checkpoint.checksum(state._asdict())) == before
+    before = int(contents.checksum(state))
+    assert int(contents.checksum(state._asdict())) == before
     if len(jax.devices()) > 1:
         mesh = jax.sharding.Mesh(np.array(jax.devices()), "x")
         sharded = jax.device_put(state.mu["w"], jax.sharding.NamedSharding(mesh, jax.P("x")))
-        assert int(checkpoint.checksum(state._replace(mu={"w": sharded}))) == before
+        assert int(contents.checksum(state._replace(mu={"w": sharded}))) == before
