@@ -32,9 +32,11 @@ import optax
 
 import flatjax
 from experiments.lib import losses, minibatch
-from experiments.lib.claims import Claim, Figure, judge, run_folder, write_summary
-from experiments.lib.curves import by_seed, curve
+from experiments.lib.arms import train_settings
+from experiments.lib.claims import Claim, Figure, run_folder, write_summary
+from experiments.lib.curves import curve
 from experiments.lib.figures import figure
+from experiments.lib.judged import by_name, judge_all
 from experiments.lib.minibatch import Recipe
 from experiments.registry import Experiment, ExperimentConfig
 
@@ -99,50 +101,50 @@ PRESETS = {
 _NAKKIRAN = "Nakkiran et al. 2020; Heckel & Yilmaz 2021"
 _DRIFT = "Blanc et al. 2020; Damian et al. 2021"
 
-CLAIMS = {
-    "memorising-hurts": Claim(
+CLAIMS = by_name(
+    Claim(
         name="memorising-hurts",
         statement="Memorising raises the test loss: at the end of phase one over its minimum.",
         paper=_NAKKIRAN,
         low=1.15,
         reason="1.27 to 1.43 on seeds 0-4",
     ),
-    "second-descent": Claim(
+    Claim(
         name="second-descent",
         statement="The test loss after the drift over its first minimum.",
         paper=_NAKKIRAN,
         high=0.8,
         reason="0.669 to 0.772 on seeds 0-4",
     ),
-    "stays-fitted": Claim(
+    Claim(
         name="stays-fitted",
         statement="The least fraction of the wrong labels that is fitted during the drift.",
         paper=_DRIFT,
         low=0.99,
         reason="1 to 1 on seeds 0-4",
     ),
-    "fisher-falls": Claim(
+    Claim(
         name="fisher-falls",
         statement="tr F after the drift over tr F before.",
         paper=_DRIFT,
         high=0.35,
         reason="0.197 to 0.215 on seeds 0-4",
     ),
-    "sharpness-falls": Claim(
+    Claim(
         name="sharpness-falls",
         statement="The largest Hessian eigenvalue after the drift over that before.",
         paper=_DRIFT,
         high=0.35,
         reason="0.125 to 0.144 on seeds 0-4",
     ),
-    "fisher-goes-with-loss": Claim(
+    Claim(
         name="fisher-goes-with-loss",
         statement="Correlation of tr F and test loss over the records of the drift.",
         paper="the consolidation hypothesis (Achille et al. 2019)",
         low=0.9,
         reason="0.988 to 0.994 on seeds 0-4",
     ),
-    "no-shrinkage": Claim(
+    Claim(
         name="no-shrinkage",
         statement="The norm of the weights after the drift over that before.",
         paper=_DRIFT,
@@ -150,21 +152,21 @@ CLAIMS = {
         high=1.05,
         reason="0.981 to 0.994 on seeds 0-4",
     ),
-    "control-loss": Claim(
+    Claim(
         name="control-loss",
         statement="Without noise: test loss at the end over that at the end of phase one.",
         paper=_DRIFT,
         low=1.0,
         reason="1.07 to 1.1 on seeds 0-4",
     ),
-    "control-fisher": Claim(
+    Claim(
         name="control-fisher",
         statement="Without noise: tr F at the end over that at the end of phase one.",
         paper=_DRIFT,
         low=1.0,
         reason="1.08 to 1.11 on seeds 0-4",
     ),
-}
+)
 
 
 def measure(recipe: Recipe, params: Any, data: Any, key: Any) -> dict[str, jax.Array]:
@@ -197,22 +199,19 @@ def run(config: Config, out: Path) -> dict[str, dict[str, np.ndarray]]:
             optax.sgd(config.learning_rate),
         )
 
-    found = minibatch.train_arm(
+    found = train_settings(
         out / "sgd",
         recipe,
-        minibatch.repeat(data, 2),
-        np.repeat(seeds, 2),
+        data,
+        seeds,
         noisy_sgd,
-        hyper=jnp.tile(jnp.array([config.noise, 0.0]), len(seeds)),
+        {"drift": config.noise, "control": 0.0},
         measure=functools.partial(measure, recipe),
         quiet=config.quiet,
-    ).records
+    )
     turn = config.fit_epochs // recipe.record_every
-    return {
-        "fit": {k: v[0::2, : turn + 1] for k, v in found.items()},
-        "drift": {k: v[0::2, turn:] for k, v in found.items()},
-        "control": {k: v[1::2, turn:] for k, v in found.items()},
-    }
+    after = {arm: {k: v[:, turn:] for k, v in runs.records.items()} for arm, runs in found.items()}
+    return {"fit": {k: v[:, : turn + 1] for k, v in found["drift"].records.items()}, **after}
 
 
 def numbers(records: dict[str, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -269,13 +268,13 @@ def main(config: Config) -> None:
     """Runs the experiment, or shows the finished run."""
     with run_folder(config) as out:
         records = run(config, out)
-        found, seeds = numbers(records), list(config.seed_range())
+        found = numbers(records)
         draw(out / "epochs.png", config, records)
         caption = "Mean over seeds and two standard errors; the line is the end of phase one."
         write_summary(
             out,
             config,
-            [judge(claim, by_seed(seeds, found[name])) for name, claim in CLAIMS.items()],
+            judge_all(CLAIMS, found, config.seed_range()),
             [Figure("epochs.png", caption)],
             {"least_test_loss": records["fit"]["test_loss"].min(1)},
         )

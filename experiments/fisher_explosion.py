@@ -42,9 +42,11 @@ from pathlib import Path
 import numpy as np
 
 from experiments.lib import minibatch, penalty_arms
-from experiments.lib.claims import Claim, Figure, judge, run_folder, write_summary
-from experiments.lib.curves import by_seed, curve, rank_correlation
+from experiments.lib.arms import train_settings
+from experiments.lib.claims import Claim, Figure, run_folder, write_summary
+from experiments.lib.curves import curve, rank_correlation
 from experiments.lib.figures import figure, style
+from experiments.lib.judged import by_name, judge_all
 from experiments.lib.minibatch import Recipe
 from experiments.lib.progress import say
 from experiments.lib.report import print_table
@@ -121,43 +123,43 @@ COLUMNS = ("eta*", "baseline", "GP_x", "GP", "FP", "GP_r")
 
 _PAPER = "Jastrzebski et al. 2021"
 
-CLAIMS = {
-    "explosion": Claim(
+CLAIMS = by_name(
+    Claim(
         name="explosion",
         statement="The largest tr F of the small learning rate over that of eta*.",
         paper=_PAPER,
         low=2.0,
         reason="2.73 to 4.23 on seeds 0-4",
     ),
-    "rate-gap": Claim(
+    Claim(
         name="rate-gap",
         statement="Final test accuracy of eta* minus that of the small learning rate.",
         paper=_PAPER,
         low=0.0,
         reason="0.00143 to 0.0422 on seeds 0-4",
     ),
-    "fp-recovers": Claim(
+    Claim(
         name="fp-recovers",
         statement="Final test accuracy of FP minus that of eta*: the gap is closed.",
         paper=_PAPER,
         low=0.0,
         reason="0.14 to 0.163 on seeds 0-4",
     ),
-    "fp-gains": Claim(
+    Claim(
         name="fp-gains",
         statement="Final test accuracy of FP minus that of the baseline.",
         paper=_PAPER,
         low=0.08,
         reason="0.156 to 0.194 on seeds 0-4",
     ),
-    "fp-prevents-explosion": Claim(
+    Claim(
         name="fp-prevents-explosion",
         statement="The largest tr F with FP over that of the baseline.",
         paper=_PAPER,
         high=0.25,
         reason="0.0978 to 0.133 on seeds 0-4",
     ),
-    "gp-r-close-to-fp": Claim(
+    Claim(
         name="gp-r-close-to-fp",
         statement="Final test accuracy of GP_r minus that of FP.",
         paper=_PAPER,
@@ -165,7 +167,7 @@ CLAIMS = {
         high=0.03,
         reason="-0.0236 to -0.00501 on seeds 0-4",
     ),
-    "gp-between": Claim(
+    Claim(
         name="gp-between",
         statement="Where GP stands between the baseline (0) and FP (1) in final test accuracy.",
         paper=_PAPER,
@@ -173,21 +175,21 @@ CLAIMS = {
         high=1.0,
         reason="0.649 to 0.79 on seeds 0-4",
     ),
-    "gp-x-below-fp": Claim(
+    Claim(
         name="gp-x-below-fp",
         statement="Final test accuracy of FP minus that of GP_x.",
         paper=_PAPER,
         low=0.0,
         reason="0.0673 to 0.115 on seeds 0-4",
     ),
-    "early-trace-predicts": Claim(
+    Claim(
         name="early-trace-predicts",
         statement="Rank correlation over all arms of early tr F and final test accuracy.",
         paper=_PAPER,
         high=-0.6,
         reason="-0.964 to -0.929 on seeds 0-4",
     ),
-}
+)
 
 
 def run(config: Config, out: Path) -> Runs:
@@ -197,37 +199,38 @@ def run(config: Config, out: Path) -> Runs:
         config.data, seeds, train_size=config.train_size, label_noise=config.label_noise
     )
     small = config.small_rate
-    settings = {
-        "sgd": {"eta*": (config.best_rate, 0.0), "middle": (config.middle_rate, 0.0),
-                "baseline": (small, 0.0)},
-        "gp_x": {"GP_x": (small, config.gp_x)},
-        "gp": {"GP": (small, config.gp)},
-        "fp": {"FP": (small, config.fp)},
-        "gp_r": {"GP_r": (small, config.gp_r)},
-    }  # fmt: skip
 
-    def train(kind: str) -> dict[str, np.ndarray]:
-        arms = settings[kind]
-        say(" ".join(arms), enabled=not config.quiet)
-        count = len(arms)
-        table = np.tile(np.array(list(arms.values()), np.float32), (len(seeds), 1))
-        return minibatch.train_arm(
+    def setting(rate: float, coef: float = 0.0) -> dict[str, float]:
+        return {"rate": rate, "coef": coef}
+
+    settings = {
+        "sgd": {
+            "eta*": setting(config.best_rate),
+            "middle": setting(config.middle_rate),
+            "baseline": setting(small),
+        },
+        "gp_x": {"GP_x": setting(small, config.gp_x)},
+        "gp": {"GP": setting(small, config.gp)},
+        "fp": {"FP": setting(small, config.fp)},
+        "gp_r": {"GP_r": setting(small, config.gp_r)},
+    }
+
+    def train(kind: str) -> Runs:
+        say(" ".join(settings[kind]), enabled=not config.quiet)
+        found = train_settings(
             out / kind,
             config.recipe,
-            minibatch.repeat(data, count),
-            np.repeat(seeds, count),
+            data,
+            seeds,
             penalty_arms.optimizer(kind, config.recipe),
-            hyper={"rate": table[:, 0], "coef": table[:, 1]},
+            settings[kind],
             measure=penalty_arms.measure(config.recipe),
             quiet=config.quiet,
-        ).records
+        )
+        return {arm: runs.records for arm, runs in found.items()}
 
     found = shared({kind: functools.partial(train, kind) for kind in settings})
-    return {
-        arm: {k: v[i :: len(arms)] for k, v in found[kind].items()}
-        for kind, arms in settings.items()
-        for i, arm in enumerate(arms)
-    }
+    return {arm: records for arms in found.values() for arm, records in arms.items()}
 
 
 def early_trace(records: dict[str, np.ndarray], epochs: int) -> np.ndarray:
@@ -288,7 +291,7 @@ def main(config: Config) -> None:
     """Runs the experiment, or shows the finished run."""
     with run_folder(config) as out:
         runs = run(config, out)
-        found, seeds = numbers(runs, config.early_epochs), list(config.seed_range())
+        found = numbers(runs, config.early_epochs)
         draw_curves(out / "training.png", runs)
         draw_table(out / "table.png", runs, config.early_epochs)
         rows = {
@@ -299,7 +302,7 @@ def main(config: Config) -> None:
         write_summary(
             out,
             config,
-            [judge(claim, by_seed(seeds, found[name])) for name, claim in CLAIMS.items()],
+            judge_all(CLAIMS, found, config.seed_range()),
             [
                 Figure("training.png", "Along training; mean over seeds, two standard errors."),
                 Figure(

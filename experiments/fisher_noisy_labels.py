@@ -44,9 +44,10 @@ import jax
 import numpy as np
 
 from experiments.lib import minibatch, penalty_arms
-from experiments.lib.claims import Claim, Figure, judge, run_folder, write_summary
-from experiments.lib.curves import by_seed, curve
+from experiments.lib.claims import Claim, Figure, run_folder, write_summary
+from experiments.lib.curves import curve
 from experiments.lib.figures import figure
+from experiments.lib.judged import judge_all
 from experiments.lib.minibatch import Recipe
 from experiments.lib.penalty_arms import NAMES
 from experiments.lib.progress import say
@@ -287,7 +288,7 @@ def main(config: Config) -> None:
     """Runs the experiment, or shows the finished run."""
     with run_folder(config) as out:
         runs, noises = run(config, out), config.noises
-        found, seeds = numbers(runs, noises), list(config.seed_range())
+        found = numbers(runs, noises)
         draw(out / "labels.png", runs, noises)
         rows = {}
         for noise in noises:
@@ -300,7 +301,7 @@ def main(config: Config) -> None:
         write_summary(
             out,
             config,
-            [judge(c, by_seed(seeds, found[name])) for name, c in claims(noises).items()],
+            judge_all(claims(noises), found, config.seed_range()),
             [Figure("labels.png", caption)],
             {
                 f"{NAMES[arm]} {noise:g}": {

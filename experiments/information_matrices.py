@@ -27,12 +27,13 @@ import scipy.linalg
 
 import flatjax
 from experiments.lib import distributed
-from experiments.lib.claims import Claim, Figure, judge, run_folder, write_summary
+from experiments.lib.claims import Claim, Figure, run_folder, write_summary
 from experiments.lib.figures import figure, style
+from experiments.lib.judged import JudgedConfig, by_name, claims_of, judge_all
 from experiments.lib.metrics import MetricsLog
 from experiments.lib.seeds import each_seed, kept_arrays
 from experiments.lib.small import FlatMlp, small_data
-from experiments.registry import Experiment, ExperimentConfig
+from experiments.registry import Experiment
 
 PAIRS = (("H", "C"), ("C", "F"), ("F", "H"))
 TOP = 9
@@ -42,14 +43,8 @@ DISTANCES = (1e-1, 1e-2, 1e-3)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ExperimentConfig):
+class Config(JudgedConfig):
     """The options."""
-
-    seeds: int = 3
-    first_seed: int = 100
-
-    data: str = "digits"
-    """The data set."""
 
     train_size: int = 200
     """Training examples, all of them in every batch."""
@@ -153,42 +148,30 @@ def run_seed(config: Config, net: FlatMlp, losses_fn: Any, seed: int, folder: Pa
     return {"rows": rows}
 
 
-def _claim(name: str, statement: str, low: float | None, high: float | None) -> Claim:
-    return Claim(
-        name=name,
-        statement=statement,
-        paper="Thomas et al. 2020",
-        low=low,
-        high=high,
-        reason="set on seeds 0-4",
-    )
+_claim = claims_of("Thomas et al. 2020", "set on seeds 0-4")
 
-
-CLAIMS = {
-    c.name: c
-    for c in (
-        _claim("fisher-like-hessian", "s(F, H) at the end.", 0.9, None),
-        _claim("covariance-like-fisher", "s(C, F) at the end.", 0.6, None),
-        _claim("hessian-like-covariance", "s(H, C) at the end.", 0.55, None),
-        _claim("cosines-grow", "Least growth of a cosine from first to last step.", 0.0, None),
-        _claim("same-top-directions", "Overlap of the top subspaces of F and H.", 0.8, None),
-        _claim(
-            "scales-part",
-            "r(C, F) at the end over r(C, F) at the first step.",
-            None,
-            0.3,
-        ),
-        Claim(
-            name="fisher-is-the-divergence",
-            statement="KL(p_w || p_(w+d)) over d'Fd / 2 at the smallest d, all steps: the ratio "
-            "farthest from 1.",
-            paper="Amari 1998",
-            low=0.99,
-            high=1.01,
-            reason="exact but for third order",
-        ),
-    )
-}
+CLAIMS = by_name(
+    _claim("fisher-like-hessian", "s(F, H) at the end.", 0.9, None),
+    _claim("covariance-like-fisher", "s(C, F) at the end.", 0.6, None),
+    _claim("hessian-like-covariance", "s(H, C) at the end.", 0.55, None),
+    _claim("cosines-grow", "Least growth of a cosine from first to last step.", 0.0, None),
+    _claim("same-top-directions", "Overlap of the top subspaces of F and H.", 0.8, None),
+    _claim(
+        "scales-part",
+        "r(C, F) at the end over r(C, F) at the first step.",
+        None,
+        0.3,
+    ),
+    Claim(
+        name="fisher-is-the-divergence",
+        statement="KL(p_w || p_(w+d)) over d'Fd / 2 at the smallest d, all steps: the ratio "
+        "farthest from 1.",
+        paper="Amari 1998",
+        low=0.99,
+        high=1.01,
+        reason="exact but for third order",
+    ),
+)
 
 
 def measure(results: dict[int, dict]) -> dict[str, dict[int, float]]:
@@ -234,7 +217,7 @@ def main(config: Config) -> None:
         write_summary(
             out,
             config,
-            [judge(CLAIMS[name], values) for name, values in measure(results).items()],
+            judge_all(CLAIMS, measure(results), config.seed_range()),
             [Figure("matrices.png", "C, H and F in pairs along training; every seed a line.")],
             {"rows": {seed: result["rows"] for seed, result in results.items()}},
         )

@@ -25,24 +25,19 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.lib.claims import Claim, Figure, judge, run_folder, write_summary
+from experiments.lib.claims import Figure, run_folder, write_summary
 from experiments.lib.figures import figure, style
+from experiments.lib.judged import JudgedConfig, by_name, claims_of, judge_all
 from experiments.lib.small import FlatMlp, SmallData, small_data, stack_seeds
 from experiments.lib.trajectory import run_chunks
-from experiments.registry import Experiment, ExperimentConfig
+from experiments.registry import Experiment
 
 ARMS = ("sgd", "gd")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ExperimentConfig):
+class Config(JudgedConfig):
     """The options."""
-
-    seeds: int = 3
-    first_seed: int = 100
-
-    data: str = "digits"
-    """The data set."""
 
     train_size: int = 300
     """Training examples: all of them in every allocation."""
@@ -164,53 +159,41 @@ def run_arm(
     return state, records | {"first_loss": np.asarray(first)}
 
 
-def _claim(name: str, statement: str, low: float | None, high: float | None) -> Claim:
-    return Claim(
-        name=name,
-        statement=statement,
-        paper="Lan et al. 2019",
-        low=low,
-        high=high,
-        reason="set on seeds 0-4",
-    )
+_claim = claims_of("Lan et al. 2019", "set on seeds 0-4")
 
-
-CLAIMS = {
-    c.name: c
-    for c in (
-        _claim(
-            "allocations-sum-to-the-change",
-            "Sum of all allocations of SGD minus the change of the loss, over that change.",
-            None,
-            1e-3,
-        ),
-        _claim("nearly-half-hurt", "Share of the parameters that hurt, mean over SGD.", 0.3, 0.5),
-        _claim(
-            "few-hurt-in-slow-descent",
-            "The same for slow full-batch gradient descent.",
-            None,
-            0.05,
-        ),
-        _claim(
-            "harm-is-a-large-part",
-            "Sum of the positive allocations of SGD over that of the negative ones.",
-            0.1,
-            1.0,
-        ),
-        _claim(
-            "updates-oscillate",
-            "Share of the parameters whose update turns its sign from step to step of SGD.",
-            0.35,
-            0.65,
-        ),
-        _claim(
-            "all-layers-help",
-            "Smallest share of a layer in the fall of the loss.",
-            0.0,
-            None,
-        ),
-    )
-}
+CLAIMS = by_name(
+    _claim(
+        "allocations-sum-to-the-change",
+        "Sum of all allocations of SGD minus the change of the loss, over that change.",
+        None,
+        1e-3,
+    ),
+    _claim("nearly-half-hurt", "Share of the parameters that hurt, mean over SGD.", 0.3, 0.5),
+    _claim(
+        "few-hurt-in-slow-descent",
+        "The same for slow full-batch gradient descent.",
+        None,
+        0.05,
+    ),
+    _claim(
+        "harm-is-a-large-part",
+        "Sum of the positive allocations of SGD over that of the negative ones.",
+        0.1,
+        1.0,
+    ),
+    _claim(
+        "updates-oscillate",
+        "Share of the parameters whose update turns its sign from step to step of SGD.",
+        0.35,
+        0.65,
+    ),
+    _claim(
+        "all-layers-help",
+        "Smallest share of a layer in the fall of the loss.",
+        0.0,
+        None,
+    ),
+)
 
 
 def measure(config: Config, runs: dict[str, tuple[State, dict[str, np.ndarray]]]) -> dict:
@@ -266,7 +249,7 @@ def main(config: Config) -> None:
         write_summary(
             out,
             config,
-            [judge(CLAIMS[name], values) for name, values in measure(config, runs).items()],
+            judge_all(CLAIMS, measure(config, runs), config.seed_range()),
             [Figure("allocation.png", "Loss change allocation, means over seeds.")],
             {"parameters_that_hurt_over_training": (allocation > 0).mean(1)},
         )

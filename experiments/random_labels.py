@@ -32,9 +32,10 @@ import numpy as np
 import optax
 
 from experiments.lib import endpoint, minibatch
-from experiments.lib.claims import Claim, Figure, judge, run_folder, write_summary
-from experiments.lib.curves import by_seed, curve, rank_correlation
+from experiments.lib.claims import Claim, Figure, run_folder, write_summary
+from experiments.lib.curves import curve, rank_correlation
 from experiments.lib.figures import figure, style
+from experiments.lib.judged import by_name, judge_all
 from experiments.lib.minibatch import Recipe
 from experiments.lib.seeds import kept_arrays
 from experiments.lib.small import SmallData, stack_seeds
@@ -96,15 +97,15 @@ PRESETS = {
 
 _PAPER = "Zhang et al. 2017"
 
-CLAIMS = {
-    "fits-everything": Claim(
+CLAIMS = by_name(
+    Claim(
         name="fits-everything",
         statement="The least training accuracy over all fractions of random labels.",
         paper=_PAPER,
         low=0.99,
         reason="0.996 to 1 on seeds 0-4",
     ),
-    "chance": Claim(
+    Claim(
         name="chance",
         statement="Test accuracy with random labels only; chance is 0.1.",
         paper=_PAPER,
@@ -112,14 +113,14 @@ CLAIMS = {
         high=0.15,
         reason="0.0786 to 0.103 on seeds 0-4",
     ),
-    "test-falls": Claim(
+    Claim(
         name="test-falls",
         statement="Rank correlation of the fraction of random labels and test accuracy.",
         paper=_PAPER,
         high=-0.95,
         reason="-1 to -1 on seeds 0-4",
     ),
-    "slower-by-a-factor": Claim(
+    Claim(
         name="slower-by-a-factor",
         statement="Steps to the same training loss, random labels only over true labels only.",
         paper=_PAPER,
@@ -127,35 +128,35 @@ CLAIMS = {
         high=8.0,
         reason="4.39 to 5.09 on seeds 0-4",
     ),
-    "sharper": Claim(
+    Claim(
         name="sharper",
         statement="Largest Hessian eigenvalue at the same loss, random labels over true ones.",
         paper="Arpit et al. 2017; Keskar et al. 2017",
         low=1.0,
         reason="1.32 to 1.59 on seeds 0-4",
     ),
-    "larger-trace": Claim(
+    Claim(
         name="larger-trace",
         statement="Trace of the Hessian at the same loss, random labels over true ones.",
         paper="Arpit et al. 2017; Keskar et al. 2017",
         low=1.0,
         reason="2.92 to 3.29 on seeds 0-4",
     ),
-    "trace-rises": Claim(
+    Claim(
         name="trace-rises",
         statement="Rank correlation of the fraction of random labels and the trace.",
         paper="Arpit et al. 2017; Keskar et al. 2017",
         low=0.6,
         reason="1 to 1 on seeds 0-4",
     ),
-    "larger-norm": Claim(
+    Claim(
         name="larger-norm",
         statement="Norm of the weights at the end, random labels over true ones.",
         paper="Neyshabur et al. 2017",
         low=1.0,
         reason="1.44 to 1.47 on seeds 0-4",
     ),
-}
+)
 
 
 def with_random_labels(data: SmallData, fraction: float, seed: int) -> SmallData:
@@ -248,14 +249,13 @@ def draw(path: Path, config: Config, found: Found) -> None:
 def main(config: Config) -> None:
     """Runs the experiment, or shows the finished run."""
     with run_folder(config) as out:
-        found, seeds = run(config, out), list(config.seed_range())
-        values = numbers(config, found)
+        found = run(config, out)
         draw(out / "fractions.png", config, found)
         caption = "Fit along training, every seed; the rest means over seeds, two standard errors."
         write_summary(
             out,
             config,
-            [judge(claim, by_seed(seeds, values[name])) for name, claim in CLAIMS.items()],
+            judge_all(CLAIMS, numbers(config, found), config.seed_range()),
             [Figure("fractions.png", caption)],
             {k: v for k, v in found.items() if not k.startswith("records_")},
         )

@@ -29,9 +29,10 @@ import optax
 
 import flatjax
 from experiments.lib import endpoint, minibatch, penalty_arms
-from experiments.lib.claims import Claim, Figure, judge, run_folder, write_summary
-from experiments.lib.curves import by_seed, curve, rank_correlation
+from experiments.lib.claims import Claim, Figure, run_folder, write_summary
+from experiments.lib.curves import curve, rank_correlation
 from experiments.lib.figures import figure
+from experiments.lib.judged import judge_all
 from experiments.lib.minibatch import Recipe
 from experiments.lib.progress import say
 from experiments.lib.seeds import kept_arrays
@@ -298,14 +299,13 @@ def draw_lines(path: Path, config: Config, found: Found) -> None:
 def main(config: Config) -> None:
     """Runs the experiment, or shows the finished run."""
     with run_folder(config) as out:
-        found, seeds = run(config, out), list(config.seed_range())
-        values = numbers(config, found)
+        found = run(config, out)
         draw_measures(out / "measures.png", config, found)
         draw_lines(out / "lines.png", config, found)
         write_summary(
             out,
             config,
-            [judge(c, by_seed(seeds, values[name])) for name, c in claims(config.noises).items()],
+            judge_all(claims(config.noises), numbers(config, found), config.seed_range()),
             [
                 Figure("measures.png", "Where training ends, at the same training loss."),
                 Figure("lines.png", "Along a random, filter-normalised direction."),

@@ -28,25 +28,20 @@ import jax.numpy as jnp
 import numpy as np
 
 import flatjax
-from experiments.lib.claims import Claim, Figure, judge, run_folder, write_summary
+from experiments.lib.claims import Figure, run_folder, write_summary
 from experiments.lib.figures import figure, reference, style
+from experiments.lib.judged import JudgedConfig, by_name, claims_of, judge_all
 from experiments.lib.small import FlatMlp, small_data, stack_seeds
 from experiments.lib.trajectory import run_chunks
-from experiments.registry import Experiment, ExperimentConfig
+from experiments.registry import Experiment
 
 ARMS = {"large": 1.0, "small": 1.0, "gamma_0.1": 0.1, "gamma_0.01": 0.01}
 """gamma of each arm; all but `small` take the large learning rate."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ExperimentConfig):
+class Config(JudgedConfig):
     """The options."""
-
-    seeds: int = 3
-    first_seed: int = 100
-
-    data: str = "digits"
-    """The data set."""
 
     train_size: int = 300
     """Examples, all of them in every batch."""
@@ -89,54 +84,42 @@ MULTIPLES = np.geomspace(0.05, 50, 32).astype("float32")
 _SEEDS = "set on seeds 0-4"
 
 
-def _claim(name: str, statement: str, low: float | None, high: float | None) -> Claim:
-    return Claim(
-        name=name,
-        statement=statement,
-        paper="Jastrzebski et al. 2019",
-        low=low,
-        high=high,
-        reason=_SEEDS,
-    )
+_claim = claims_of("Jastrzebski et al. 2019", _SEEDS)
 
-
-CLAIMS = {
-    c.name: c
-    for c in (
-        _claim(
-            "step-too-long-at-the-edge",
-            "Median best multiple of the step along the top eigenvector where rate x sharpness is "
-            "at least 1.7 and a tenth of the squared gradient is along it.",
-            None,
-            0.65,
-        ),
-        _claim(
-            "step-too-short-at-a-small-rate",
-            "The same over the first 10 measurements with the small rate.",
-            3.0,
-            None,
-        ),
-        _claim(
-            "gradient-along-the-sharpest",
-            "Share of the gradient in the top directions over that of a random vector, mean over "
-            "training.",
-            20.0,
-            None,
-        ),
-        _claim(
-            "nudged-goes-sharper",
-            "Sharpness with gamma 0.01 over that with gamma 1 at equal loss.",
-            1.2,
-            None,
-        ),
-        _claim(
-            "mildly-nudged-goes-sharper",
-            "Sharpness with gamma 0.1 over that with gamma 1 at equal loss.",
-            1.1,
-            None,
-        ),
-    )
-}
+CLAIMS = by_name(
+    _claim(
+        "step-too-long-at-the-edge",
+        "Median best multiple of the step along the top eigenvector where rate x sharpness is "
+        "at least 1.7 and a tenth of the squared gradient is along it.",
+        None,
+        0.65,
+    ),
+    _claim(
+        "step-too-short-at-a-small-rate",
+        "The same over the first 10 measurements with the small rate.",
+        3.0,
+        None,
+    ),
+    _claim(
+        "gradient-along-the-sharpest",
+        "Share of the gradient in the top directions over that of a random vector, mean over "
+        "training.",
+        20.0,
+        None,
+    ),
+    _claim(
+        "nudged-goes-sharper",
+        "Sharpness with gamma 0.01 over that with gamma 1 at equal loss.",
+        1.2,
+        None,
+    ),
+    _claim(
+        "mildly-nudged-goes-sharper",
+        "Sharpness with gamma 0.1 over that with gamma 1 at equal loss.",
+        1.1,
+        None,
+    ),
+)
 
 
 class State(NamedTuple):
@@ -328,7 +311,7 @@ def main(config: Config) -> None:
         write_summary(
             out,
             config,
-            [judge(CLAIMS[name], values) for name, values in numbers.items()],
+            judge_all(CLAIMS, numbers, config.seed_range()),
             [
                 Figure(
                     "directions.png",

@@ -34,6 +34,7 @@ the norm itself raises the ratio, by 8 %.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -41,21 +42,16 @@ import jax.numpy as jnp
 from experiments.break_even_point.conjectures import CLAIMS, measure
 from experiments.break_even_point.pictures import draw_growth, draw_norm, draw_paths
 from experiments.break_even_point.training import arms, run_arm
-from experiments.lib.claims import Figure, judge, run_folder, write_summary
-from experiments.lib.progress import say
+from experiments.lib.claims import Figure, run_folder, write_summary
+from experiments.lib.judged import JudgedConfig, judge_all
+from experiments.lib.sharing import shared
 from experiments.lib.small import SmallData, small_data, stack_seeds
-from experiments.registry import Experiment, ExperimentConfig
+from experiments.registry import Experiment
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ExperimentConfig):
+class Config(JudgedConfig):
     """The options."""
-
-    seeds: int = 3
-    first_seed: int = 100
-
-    data: str = "digits"
-    """The data set."""
 
     train_size: int = 400
     """Training examples."""
@@ -129,10 +125,9 @@ def main(config: Config) -> None:
             [small_data(config.data, seed=seed, **options) for seed in config.seed_range()]
         )
         data = SmallData(*map(jnp.asarray, data))
-        records = {}
-        for name in arms(config):
-            say(name, enabled=not config.quiet)
-            records[name] = run_arm(config, out, name, data)
+        records = shared(
+            {name: functools.partial(run_arm, config, out, name, data) for name in arms(config)}
+        )
         numbers = measure(config, records)
         draw_growth(out / "growth.png", config, records)
         draw_paths(out / "paths.png", config, records)
@@ -142,7 +137,7 @@ def main(config: Config) -> None:
         write_summary(
             out,
             config,
-            [judge(CLAIMS[name], values) for name, values in numbers.items()],
+            judge_all(CLAIMS, numbers, config.seed_range()),
             [
                 Figure("growth.png", "Curvature and gradient noise along training, seed means."),
                 Figure(

@@ -8,6 +8,7 @@ import numpy as np
 
 from experiments.break_even_point.training import SHOWN, Records
 from experiments.lib.claims import Claim
+from experiments.lib.judged import by_name, claims_of
 
 if TYPE_CHECKING:
     from experiments.break_even_point import Config
@@ -82,96 +83,89 @@ _COMPARED = {
 }
 
 
+_claim = claims_of(_PAPER, _SEEDS)
+
+
 def _less(by: str, quantity: str, low: float, reason: str = _SEEDS) -> Claim:
-    return Claim(
-        name=f"{by}-reduces-{quantity}",
-        statement=f"The largest {QUANTITIES[quantity][1]} with {_COMPARED[by]}.",
-        paper=_PAPER,
-        low=low,
+    return _claim(
+        f"{by}-reduces-{quantity}",
+        f"The largest {QUANTITIES[quantity][1]} with {_COMPARED[by]}.",
+        low,
         reason=reason,
     )
 
 
-def _claim(name: str, statement: str, reason: str, **bounds: float) -> Claim:
-    return Claim(name=name, statement=statement, paper=_PAPER, reason=reason, **bounds)
-
-
-CLAIMS = {
-    c.name: c
-    for c in (
-        _less("rate", "lambda-h", 2.0),
-        _less("rate", "lambda-k", 1.0),
-        _less("rate", "trace-k", 1.25),
-        _less("rate", "lambda-b", 1.3, _MORE_SEEDS),
-        _less("rate", "trace-b", 1.3, _MORE_SEEDS),
-        _less("batch", "lambda-h", 1.7),
-        _less("batch", "lambda-k", 1.0),
-        _less("batch", "trace-k", 1.15),
-        _less("batch", "lambda-b", 1.0, _SIGN),
-        _less("batch", "trace-b", 1.25, "set on seeds 0-2"),
-        _claim(
-            "sharpness-within-stability",
-            "The largest lambda_H with the largest learning rate, times rate / 2.",
-            _SEEDS,
-            high=1.1,
-        ),
-        _claim(
-            "rate-preconditions",
-            "Largest tr K / lambda_K with the largest rate over that with the smallest.",
-            _SIGN,
-            low=1.0,
-        ),
-        _claim(
-            "rate-preconditions-batches",
-            "The same of the gradients of batches.",
-            _SIGN,
-            low=1.0,
-        ),
-        _claim(
-            "batch-preconditions",
-            "Largest tr K / lambda_K with the smallest batch over that with the largest.",
-            _SIGN,
-            low=1.0,
-        ),
-        _claim(
-            "paths-part-at-the-break-even-point",
-            "Mean distance of the small rate's predictions to the path of the large "
-            "rate's, after the break-even point over before.",
-            _SEEDS,
-            low=1.2,
-        ),
-        _less("norm-rate", "lambda-h", 3.0, _MORE_SEEDS),
-        _less("norm-rate", "lambda-b", 1.7, _MORE_SEEDS),
-        _less("norm-rate", "trace-b", 1.8, _MORE_SEEDS),
-        _claim(
-            "norm-sharpness-within-stability",
-            "With batch norm, the largest lambda_H with the largest rate, times rate / 2.",
-            _MORE_SEEDS,
-            high=1.1,
-        ),
-        _claim(
-            "norm-rate-preconditions",
-            "With batch norm, the largest tr K / lambda_K of batch gradients with the largest "
-            "rate over that with the smallest.",
-            _SIGN,
-            low=1.0,
-        ),
-        _claim(
-            "norm-alone-does-not-flatten",
-            "The largest lambda_K of batch gradients with the smallest rate, with batch norm "
-            "over without.",
-            _MORE_SEEDS,
-            low=1.3,
-        ),
-        _claim(
-            "norm-conditions",
-            "The largest tr K / lambda_K of batch gradients with the largest rate, with batch "
-            "norm over without.",
-            _MORE_SEEDS,
-            low=1.0,
-        ),
-    )
-}
+CLAIMS = by_name(
+    _less("rate", "lambda-h", 2.0),
+    _less("rate", "lambda-k", 1.0),
+    _less("rate", "trace-k", 1.25),
+    _less("rate", "lambda-b", 1.3, _MORE_SEEDS),
+    _less("rate", "trace-b", 1.3, _MORE_SEEDS),
+    _less("batch", "lambda-h", 1.7),
+    _less("batch", "lambda-k", 1.0),
+    _less("batch", "trace-k", 1.15),
+    _less("batch", "lambda-b", 1.0, _SIGN),
+    _less("batch", "trace-b", 1.25, "set on seeds 0-2"),
+    _claim(
+        "sharpness-within-stability",
+        "The largest lambda_H with the largest learning rate, times rate / 2.",
+        high=1.1,
+    ),
+    _claim(
+        "rate-preconditions",
+        "Largest tr K / lambda_K with the largest rate over that with the smallest.",
+        low=1.0,
+        reason=_SIGN,
+    ),
+    _claim(
+        "rate-preconditions-batches",
+        "The same of the gradients of batches.",
+        low=1.0,
+        reason=_SIGN,
+    ),
+    _claim(
+        "batch-preconditions",
+        "Largest tr K / lambda_K with the smallest batch over that with the largest.",
+        low=1.0,
+        reason=_SIGN,
+    ),
+    _claim(
+        "paths-part-at-the-break-even-point",
+        "Mean distance of the small rate's predictions to the path of the large "
+        "rate's, after the break-even point over before.",
+        low=1.2,
+    ),
+    _less("norm-rate", "lambda-h", 3.0, _MORE_SEEDS),
+    _less("norm-rate", "lambda-b", 1.7, _MORE_SEEDS),
+    _less("norm-rate", "trace-b", 1.8, _MORE_SEEDS),
+    _claim(
+        "norm-sharpness-within-stability",
+        "With batch norm, the largest lambda_H with the largest rate, times rate / 2.",
+        high=1.1,
+        reason=_MORE_SEEDS,
+    ),
+    _claim(
+        "norm-rate-preconditions",
+        "With batch norm, the largest tr K / lambda_K of batch gradients with the largest "
+        "rate over that with the smallest.",
+        low=1.0,
+        reason=_SIGN,
+    ),
+    _claim(
+        "norm-alone-does-not-flatten",
+        "The largest lambda_K of batch gradients with the smallest rate, with batch norm "
+        "over without.",
+        low=1.3,
+        reason=_MORE_SEEDS,
+    ),
+    _claim(
+        "norm-conditions",
+        "The largest tr K / lambda_K of batch gradients with the largest rate, with batch "
+        "norm over without.",
+        low=1.0,
+        reason=_MORE_SEEDS,
+    ),
+)
 
 
 class Roles(NamedTuple):

@@ -16,6 +16,7 @@ import numpy as np
 
 import flatjax
 from experiments.break_even_point.network import BatchNormMlp, losses_of, network
+from experiments.lib.progress import say
 from experiments.lib.small import SmallData
 from experiments.lib.trajectory import run_chunks
 from flatjax import loops
@@ -138,6 +139,7 @@ def groups_of(config: Config) -> np.ndarray:
 
 def run_arm(config: Config, out: Path, name: str, data: SmallData) -> Records:
     """The records of one arm, (seeds, measurements) and more axes each."""
+    say(name, enabled=not config.quiet)
     arm = arms(config)[name]
     # Normalised layers do not know the scale of their weights: it only makes steps longer.
     scale = 1.0 if arm.batch_norm else config.init_scale

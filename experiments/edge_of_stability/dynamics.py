@@ -1,4 +1,8 @@
-"""Full-batch training with its sharpness tracked, gradient flow, and the quadratic model."""
+"""Full-batch training with its sharpness tracked, gradient flow, and the quadratic model.
+
+The loops are compiled ones, for MLPs only; those whose number of steps is not known at compile
+time, or which keep a record of every step, are `jax.lax`'s own (see flatjax.loops).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ import optax
 import flatjax
 from experiments.lib.small import SmallData
 from experiments.lib.trajectory import run_chunks
-from flatjax import trees
+from flatjax import loops, trees
 
 LossesFn = Callable[[Any, Any], jax.Array]
 
@@ -58,7 +62,7 @@ def full_batch(data: SmallData) -> tuple[jax.Array, jax.Array]:
 
 def _tracked(operator, track):
     # Twice: the eigenvector turns fast at the edge, and one update leaves an error of 1e-3.
-    return jax.lax.fori_loop(0, 2, lambda _, t: TRACKER.update(operator, t), track)
+    return loops.fori(2, lambda _, t: TRACKER.update(operator, t), track)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -68,7 +72,7 @@ def _settled(losses_fn, batch, params, keys):
     def one(batch, params, key):
         operator = flatjax.hessian(losses_fn, params, batch)
         start = TRACKER.init(params, key)
-        return jax.lax.fori_loop(0, 30, lambda _, t: TRACKER.update(operator, t), start)
+        return loops.fori(30, lambda _, t: TRACKER.update(operator, t), start)
 
     return jax.vmap(one)(batch, params, keys)
 
@@ -220,11 +224,11 @@ def gradient_flow(
 
         track = _tracked(flatjax.hessian(losses_fn, state.flow, batch), state.track)
         sharpness = track.values[0]
-        flow, _ = jax.lax.while_loop(
-            lambda carry: carry[1] < span * (1 - 1e-6), runge_kutta, (state.flow, jnp.zeros(()))
+        flow, _ = loops.until(
+            lambda carry: carry[1] >= span * (1 - 1e-6), runge_kutta, (state.flow, jnp.zeros(()))
         )
-        descent = jax.lax.fori_loop(
-            0, every, lambda _, p: trees.axpy(-learning_rate, gradient(p), p), state.descent
+        descent = loops.fori(
+            every, lambda _, p: trees.axpy(-learning_rate, gradient(p), p), state.descent
         )
         found = {
             "sharpness": sharpness,

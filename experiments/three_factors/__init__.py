@@ -18,21 +18,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from experiments.lib import distributed
-from experiments.lib.claims import Figure, judge, run_folder, write_summary
+from experiments.lib.claims import Figure, run_folder, write_summary
+from experiments.lib.judged import JudgedConfig, judge_all
 from experiments.lib.metrics import MetricsLog
-from experiments.registry import Experiment, ExperimentConfig
+from experiments.registry import Experiment
 from experiments.three_factors import memorisation, pairs
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ExperimentConfig):
+class Config(JudgedConfig):
     """The options."""
-
-    seeds: int = 3
-    first_seed: int = 100
-
-    data: str = "digits"
-    """The data set."""
 
     train_size: int = 320
     """Training examples."""
@@ -114,7 +109,7 @@ def main(config: Config) -> None:
         write_summary(
             out,
             config,
-            [judge(CLAIMS[name], values) for name, values in numbers.items()],
+            judge_all(CLAIMS, numbers, config.seed_range()),
             [
                 Figure("ratio.png", "At the end of training against eta / S; means over seeds."),
                 Figure(

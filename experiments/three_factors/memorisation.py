@@ -10,9 +10,10 @@ import numpy as np
 import optax
 
 from experiments.lib import minibatch
-from experiments.lib.claims import Claim
+from experiments.lib.arms import train_settings
 from experiments.lib.curves import curve, rank_correlation
 from experiments.lib.figures import figure, style
+from experiments.lib.judged import by_name, claims_of
 from experiments.lib.minibatch import Recipe
 from experiments.lib.progress import say
 from experiments.lib.sharing import shared
@@ -25,38 +26,31 @@ Curves = dict[tuple[float, int], dict[str, np.ndarray]]
 RECORDS = 100
 
 
-def _claim(name: str, statement: str, reason: str, **bounds: float) -> Claim:
-    return Claim(
-        name=name, statement=statement, paper="Jastrzebski et al. 2017", reason=reason, **bounds
-    )
+_AS_BEFORE = "as without wrong labels"
+_claim = claims_of("Jastrzebski et al. 2017", "set on seeds 0-2 and 10-12")
 
-
-CLAIMS = {
-    c.name: c
-    for c in (
-        _claim(
-            "equal-ratio-equal-memorisation",
-            "Largest relative range of the epochs until half of the wrong labels are fitted, "
-            "within pairs of equal eta / S.",
-            "set on seeds 0-2 and 10-12",
-            high=0.25,
-        ),
-        _claim(
-            "accuracy-at-equal-memorisation-rises-with-the-ratio",
-            "Rank correlation of eta / S with the validation accuracy where half of the wrong "
-            "labels are fitted.",
-            "as without wrong labels",
-            low=0.4,
-        ),
-        _claim(
-            "memorisation-at-equal-accuracy-falls-with-the-ratio",
-            "Rank correlation of eta / S with the wrong labels fitted where the validation "
-            "accuracy is first within 1 % of the best that all pairs reach.",
-            "as without wrong labels",
-            high=-0.4,
-        ),
-    )
-}
+CLAIMS = by_name(
+    _claim(
+        "equal-ratio-equal-memorisation",
+        "Largest relative range of the epochs until half of the wrong labels are fitted, "
+        "within pairs of equal eta / S.",
+        high=0.25,
+    ),
+    _claim(
+        "accuracy-at-equal-memorisation-rises-with-the-ratio",
+        "Rank correlation of eta / S with the validation accuracy where half of the wrong "
+        "labels are fitted.",
+        low=0.4,
+        reason=_AS_BEFORE,
+    ),
+    _claim(
+        "memorisation-at-equal-accuracy-falls-with-the-ratio",
+        "Rank correlation of eta / S with the wrong labels fitted where the validation "
+        "accuracy is first within 1 % of the best that all pairs reach.",
+        high=-0.4,
+        reason=_AS_BEFORE,
+    ),
+)
 
 
 def run(config: Config, out: Path) -> Curves:
@@ -66,10 +60,10 @@ def run(config: Config, out: Path) -> Curves:
         config.data, seeds, train_size=config.train_size, label_noise=config.wrong_labels
     )
 
-    def one(size: int) -> dict[str, np.ndarray]:
+    def one(size: int) -> Curves:
         say(f"wrong labels, S {size}", enabled=not config.quiet)
         epochs = max(round(config.memorising_time / rates[0] * size / config.train_size), 1)
-        return minibatch.train_arm(
+        found = train_settings(
             out / f"wrong_labels_{size}",
             Recipe(
                 hidden=(config.width, config.width),
@@ -78,19 +72,16 @@ def run(config: Config, out: Path) -> Curves:
                 epochs=epochs,
                 record_every=max(epochs // RECORDS, 1),
             ),
-            minibatch.repeat(data, 2),
-            np.repeat(seeds, 2),
+            data,
+            seeds,
             lambda seed, rate: optax.sgd(rate),
-            hyper=np.tile(np.array(rates, np.float32), len(seeds)),
+            {rate: rate for rate in rates},
             quiet=config.quiet,
-        ).records
+        )
+        return {(rate, size): runs.records for rate, runs in found.items()}
 
     found = shared({size: functools.partial(one, size) for size in config.memorising_batch_sizes})
-    return {
-        (rate, size): {k: v[i::2] for k, v in records.items()}
-        for size, records in found.items()
-        for i, rate in enumerate(rates)
-    }
+    return {pair: records for pairs in found.values() for pair, records in pairs.items()}
 
 
 def at(level: float, rising: np.ndarray, *others: np.ndarray) -> list[float]:

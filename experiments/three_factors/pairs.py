@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import flatjax
-from experiments.lib.claims import Claim
 from experiments.lib.curves import rank_correlation
 from experiments.lib.figures import figure, style
+from experiments.lib.judged import by_name, claims_of
 from experiments.lib.progress import say
 from experiments.lib.seeds import kept_arrays
 from experiments.lib.sharing import shared
@@ -45,11 +45,12 @@ def _train(net, losses_fn, batch_size, rate, max_epochs, stop_loss, params, data
             params, _ = jax.lax.scan(step, params, order)
             return params, losses_fn(params, batch).mean(), count + 1
 
-        def goes_on(carry):
-            return (carry[1] > stop_loss) & (carry[2] < max_epochs)
+        def done(carry):
+            goes_on = (carry[1] > stop_loss) & (carry[2] < max_epochs)
+            return ~goes_on  # also with a loss that is not a number
 
         start = (params, jnp.float32(jnp.inf), jnp.int32(0))
-        params, loss, count = jax.lax.while_loop(goes_on, epoch, start)
+        params, loss, count = loops.until(done, epoch, start)
         accuracy = net.accuracy(params, data.test_inputs, data.test_targets)
         return {"params": params, "loss": loss, "epochs": count, "test_accuracy": accuracy}
 
@@ -116,58 +117,46 @@ def run(config: Config, out: Path) -> Pairs:
     )
 
 
-def _claim(name: str, statement: str, low: float | None, high: float | None) -> Claim:
-    return Claim(
-        name=name,
-        statement=statement,
-        paper="Jastrzebski et al. 2017",
-        low=low,
-        high=high,
-        reason="set on seeds 0-4",
-    )
+_claim = claims_of("Jastrzebski et al. 2017", "set on seeds 0-4")
 
-
-CLAIMS = {
-    c.name: c
-    for c in (
-        _claim(
-            "sharpness-falls-with-the-ratio",
-            "Rank correlation of eta / S with the largest eigenvalue at the end.",
-            None,
-            -0.9,
-        ),
-        _claim(
-            "trace-falls-with-the-ratio",
-            "Rank correlation of eta / S with the trace of the Hessian at the end.",
-            None,
-            -0.9,
-        ),
-        _claim(
-            "accuracy-rises-with-the-ratio",
-            "Rank correlation of eta / S with the validation accuracy.",
-            0.4,
-            None,
-        ),
-        _claim(
-            "equal-ratio-equal-curvature",
-            "Largest relative range of the trace within pairs of equal eta / S.",
-            None,
-            0.05,
-        ),
-        _claim(
-            "unequal-ratio-unequal-curvature",
-            "Relative range of the trace over all pairs.",
-            0.2,
-            None,
-        ),
-        _claim(
-            "equal-ratio-equal-time",
-            "Largest relative range of the epochs within pairs of equal eta / S.",
-            None,
-            0.1,
-        ),
-    )
-}
+CLAIMS = by_name(
+    _claim(
+        "sharpness-falls-with-the-ratio",
+        "Rank correlation of eta / S with the largest eigenvalue at the end.",
+        None,
+        -0.9,
+    ),
+    _claim(
+        "trace-falls-with-the-ratio",
+        "Rank correlation of eta / S with the trace of the Hessian at the end.",
+        None,
+        -0.9,
+    ),
+    _claim(
+        "accuracy-rises-with-the-ratio",
+        "Rank correlation of eta / S with the validation accuracy.",
+        0.4,
+        None,
+    ),
+    _claim(
+        "equal-ratio-equal-curvature",
+        "Largest relative range of the trace within pairs of equal eta / S.",
+        None,
+        0.05,
+    ),
+    _claim(
+        "unequal-ratio-unequal-curvature",
+        "Relative range of the trace over all pairs.",
+        0.2,
+        None,
+    ),
+    _claim(
+        "equal-ratio-equal-time",
+        "Largest relative range of the epochs within pairs of equal eta / S.",
+        None,
+        0.1,
+    ),
+)
 
 
 def ratios_of(pairs: Iterable[tuple[float, int]]) -> tuple[np.ndarray, list[np.ndarray]]:

@@ -9,7 +9,7 @@ import pytest
 import scipy.sparse.linalg
 
 from experiments import edge_of_stability as experiment
-from experiments.edge_of_stability import dynamics
+from experiments.edge_of_stability import arms, dynamics
 from experiments.lib.claims import judge
 from experiments.lib.errors import ExperimentError
 from experiments.lib.rundir import read_json
@@ -35,8 +35,8 @@ def test_the_smoke_preset_judges_all_claims(run):
 
 def test_the_tracked_sharpness_is_that_of_double_backward_and_arpack(run, tmp_path):
     run = dataclasses.replace(run, steps=720)  # of the smoke preset's programs
-    params, records = experiment.run_arm(run, tmp_path, experiment.arms(run)["gd"])
-    losses_fn, data, _ = experiment.setup(run, "gd")
+    params, records = arms.run_arm(run, tmp_path, arms.arms(run)["gd"])
+    losses_fn, data, _ = arms.setup(run, "gd")
     batch = (data.inputs[0], data.targets[0])
 
     def mean_loss(p):
@@ -71,4 +71,4 @@ def test_the_quadratic_model_is_exact_on_a_quadratic():
 
 def test_unknown_arms_are_refused():
     with pytest.raises(ExperimentError, match="arms are gd"):
-        experiment.arms(dataclasses.replace(experiment.PRESETS["smoke"], arms=("adamw",)))
+        arms.arms(dataclasses.replace(experiment.PRESETS["smoke"], arms=("adamw",)))

@@ -1,0 +1,65 @@
+"""Stiffness along training."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import flatjax
+from experiments.lib import losses, minibatch
+from experiments.lib.arms import train_settings
+from experiments.lib.minibatch import Recipe
+
+if TYPE_CHECKING:
+    from experiments.stiffness import Config
+
+
+def measure(recipe: Recipe, count: int, params: Any, data: Any, key: Any) -> dict[str, jax.Array]:
+    """Stiffness of pairs of training examples, and of a training with a test example."""
+    del key
+    losses_fn = minibatch.losses_fn(recipe.activation, recipe.loss)
+    batch = minibatch.training_batch(recipe, data, count)
+    labels, other_labels = data.targets[:count], data.test_targets[:count]
+    other = (data.test_inputs[:count], losses.encode(recipe.loss, other_labels, 10))
+    train = flatjax.stiffness(losses_fn, params, batch, labels=labels, num_classes=10)
+    test = flatjax.stiffness(
+        losses_fn, params, batch,
+        labels=labels, other=other, other_labels=other_labels, num_classes=10,
+    )  # fmt: skip
+    logits = minibatch.model_of(recipe)(params, batch[0])
+    members = jax.nn.one_hot(labels, 10)
+    means = (members.T @ logits) / jnp.maximum(members.sum(0), 1)[:, None]
+    spread = jnp.square(logits - members @ means).sum() / jnp.square(logits - logits.mean(0)).sum()
+    return {
+        "cos_within": train.cosine.within,
+        "cos_between": train.cosine.between,
+        "sign_within": train.sign.within,
+        "sign_between": train.sign.between,
+        "classes": train.cosine.classes,
+        "test_cos_within": test.cosine.within,
+        "test_cos_between": test.cosine.between,
+        "logit_spread": spread,
+    }
+
+
+def run_training(config: Config, out: Path) -> list[dict[str, np.ndarray]]:
+    """The records of both learning rates, by seed and point."""
+    seeds = list(config.seed_range())
+    data = minibatch.load_seeds(config.data, seeds, train_size=config.train_size)
+    found = train_settings(
+        out / "stiffness",
+        config.recipe,
+        data,
+        seeds,
+        lambda seed, rate: optax.sgd(rate),
+        {rate: rate for rate in config.rates},
+        measure=functools.partial(measure, config.recipe, config.pairs),
+        quiet=config.quiet,
+    )
+    return [runs.records for runs in found.values()]
