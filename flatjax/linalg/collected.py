@@ -38,7 +38,9 @@ class Collected:
 
     def __init__(self, op: Operator, state, ritz, key, groups, diagonal):
         self.op, self.ritz, self.key, self.groups = op, ritz, key, groups
-        self.run, sums = _known(state)
+        # The basis stays where it is: as an output of a program it would be copied.
+        run, sums = _known(state._replace(basis=None))
+        self.run = run._replace(basis=state.basis)
         self.known_trace, self.known_square = (float(a) for a in jax.device_get(sums))
         self.product = loops.product(op)
         self.deflated = complement.Deflated(op, ritz.deflating(state))
