@@ -7,7 +7,7 @@ noise on the targets (Blanc et al., COLT 2020; Damian et al., NeurIPS 2021): pha
 until every label is fitted, the wrong 20 % too; phase two goes on with target noise, and, as a
 control, without.
 
-    python -m experiments epoch_double_descent                     # three seeds, 1 minute
+    python -m experiments epoch_double_descent                     # three seeds, 42 seconds
 
 Expected: the test loss rises by a fifth or more in phase one, and falls in phase two to about two
 thirds of its first minimum, with all wrong labels still fitted; tr F (of squared error, so the mean

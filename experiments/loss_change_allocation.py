@@ -6,7 +6,7 @@ the step, here by Simpson's rule on the whole training set: the shares sum to th
 loss. A tanh network learns the digits with cross-entropy, by SGD and by slow full-batch descent.
 A parameter hurts at a step if its share is positive, and oscillates if its update turns its sign.
 
-    python -m experiments loss_change_allocation        # three seeds, 15 seconds
+    python -m experiments loss_change_allocation        # three seeds, 16 seconds
 
 Found: 40 % of the parameters hurt at a step of SGD, 0.05 % at a step of slow descent; what they
 lose is 18 % of what the others win. 45 % of the updates turn their sign from one step to the next.

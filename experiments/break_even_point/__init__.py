@@ -15,7 +15,7 @@ and alone where the network has batch normalisation, with which no example has a
 own. The conjectures are also about such networks, and the paper finds that without a large learning
 rate normalisation does not make the loss surface better conditioned.
 
-    python -m experiments break_even_point        # three seeds, 2 minutes of one core
+    python -m experiments break_even_point        # three seeds, 2 minutes
 
 Found: a ten times smaller rate makes the largest lambda_H 3.9 times and tr K 1.6 times as large, a
 batch of 200 in place of 8 makes them 3.2 and 1.4 times as large; after the break-even point the

@@ -149,4 +149,8 @@ def draw(path: Path, curves: Curves) -> None:
         for axes, words in ((left, "wrong labels fitted"), (middle, "validation accuracy")):
             axes.set(xlabel="epochs x eta / S", title=words)
         right.set(xlabel="wrong labels fitted", title="validation accuracy")
+        # The first records, at chance, would flatten what is compared.
+        lowest = min(c["test_accuracy"][:, -1].min() for c in curves.values())
+        for axes in (middle, right):
+            axes.set_ylim(bottom=lowest - 0.1)
         left.legend(fontsize=7)
