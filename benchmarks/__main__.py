@@ -61,10 +61,12 @@ def version(package: str) -> str | None:
         return None
 
 
-def measure(name: str, module, short: bool, rows: _rows.Rows) -> dict[str, object]:
+def measure(
+    name: str, module, short: bool, rows: _rows.Rows, networks: list[str]
+) -> dict[str, object]:
     """The results of one benchmark."""
     taken = inspect.signature(module.main).parameters
-    options = {"short": short, "rows": rows.room(name)}
+    options = {"short": short, "rows": rows.room(name), "networks": networks}
     passed = {key: value for key, value in options.items() if key in taken}
     if "rows" in taken:
         return module.main(**passed)
@@ -78,7 +80,11 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="the short form")
     parser.add_argument("--again", action="store_true", help="forget the finished measurements")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/benchmarks"))
+    parser.add_argument(
+        "--networks", default="", help="of side_by_side: only these, such as mlp-small,cnn-large"
+    )
     options = parser.parse_args()
+    networks = [name for name in options.networks.split(",") if name]
     if options.names == ["render"]:
         _render.main()
         return 0
@@ -102,7 +108,7 @@ def main() -> int:
     for name, module in modules.items():
         print(f"== {name}: {(module.__doc__ or '').splitlines()[0]}", flush=True)
         begin, load = time.perf_counter(), os.getloadavg()[0]
-        results = measure(name, module, options.short, rows)
+        results = measure(name, module, options.short, rows, networks)
         run = {"form": form, "load": [round(load, 2), round(os.getloadavg()[0], 2)]}
         record = {"environment": {**where, **run}, "results": results}
         options.output.mkdir(parents=True, exist_ok=True)

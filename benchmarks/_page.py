@@ -307,9 +307,10 @@ def page(found: dict[str, Record]) -> str:
     parts = [INTRODUCTION]
     if "side_by_side" in found:
         record = found["side_by_side"]
-        limit = next(iter(networks(record).values()))["seconds_allowed"]
+        allowed = sorted({found["seconds_allowed"] for found in networks(record).values()})
+        limit = ", ".join(f"{seconds:g}" for seconds in allowed)
         parts += [
-            SIDE_BY_SIDE.format(limit=f"{limit:g}"),
+            SIDE_BY_SIDE.format(limit=limit),
             versions(record),
             unfinished(record),
             "### One all-round answer\n",
@@ -380,8 +381,8 @@ the float64 truth below) has reached the target; then the cheapest calls that re
 turn, five rounds with a new seed each. So each system is shown with the least effort that would
 have been enough, which a user does not know beforehand; flatjax's own stopping rules are given no
 advantage. Numbers are medians, warm, with what is compiled compiled before. "Not reached": by no
-rung of any ladder; a ladder ends with the first rung that takes more than {limit} s. The largest
-eigenvalue, the ten largest, the two smallest (the worst of their relative errors counts), the
+rung of any ladder; a ladder ends with the first rung that takes too long (more than {limit} s, by
+the size of the network). The largest eigenvalue, the ten largest, the two smallest (the worst of their relative errors counts), the
 trace, and the density, by the Wasserstein distance to the true spectrum in standard deviations of
 that spectrum.
 """

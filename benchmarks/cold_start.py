@@ -21,15 +21,15 @@ NETWORKS = {
 
 def main(rows, short: bool = False) -> dict[str, dict[str, Any]]:
     """By network and system."""
-    limit = side_by_side.LIMITS["short" if short else "full"]
     known = rows.beside("side_by_side")
     out: dict = {}
     for name in NETWORKS[short]:
         path, truth = side_by_side.prepared(name)
+        limit = side_by_side.limit_of(name)
         for system in adapter.SYSTEMS:
             found = known.get(
                 f"{name}/{system}/calibration",
-                lambda s=system, p=path, t=truth: side_by_side.calibrate(s, p, t, limit),
+                lambda s=system, p=path, t=truth, n=limit: side_by_side.calibrate(s, p, t, n),
             )
             row = rows.get(f"{name}/{system}", lambda s=system, f=found, p=path: cold(s, f, p))
             out.setdefault(name, {})[system] = row
