@@ -34,7 +34,8 @@ from experiments.lib.paths import as_path
 from experiments.lib.placement import Placement
 from experiments.lib.progress import Progress, say
 from experiments.lib.signals import Interrupted, Signals
-from experiments.lib.step import TrainState, make_step, zero_totals
+from experiments.lib.step import TrainState, make_step
+from experiments.lib.training_rows import TrainingRows
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -154,7 +155,6 @@ class _Run:
         )
         # Lazy: a complete run needs neither data nor compiled programs.
         self.parts = Ingredients(config, optimizer, measurements, self.checkpoints.folder)
-        self._pending: list[tuple[int, Any, float]] = []
 
     def restore(self, iterator: Any = None) -> checkpoint.Restored | None:
         if not distributed.on_primary(lambda: bool(checkpoint.list_steps(self.checkpoints.folder))):
@@ -255,7 +255,7 @@ class _Run:
     def _loop(self, step: int, finished: str | None, events_done: bool) -> tuple[int, str]:
         t = self.config.train
         update = make_step(self.parts.model, t.loss, self.parts.optimizer)
-        self._clock = (step, time.perf_counter())
+        self.rows = TrainingRows(self.log, step, lambda bad: self._diverged(bad, "the loss is"))
         while True:
             if not events_done:
                 finished = self._events(step)
@@ -265,7 +265,7 @@ class _Run:
             self.state = update(self.state, self.placement.batch(next(self.iterator)))
             step += 1
             if step % t.log_every == 0:
-                self._log_totals(step)
+                self.state = self.rows.take(step, self.state)
             self.progress.update(step)
 
     def _events(self, step: int) -> str | None:
@@ -280,7 +280,7 @@ class _Run:
         try:
             self.signals.check()  # a signal that came during the update
             if step % t.eval_every == 0 or finished:
-                self._flush()
+                self.rows.flush(self.state)
                 with self.signals.interruptible():
                     metrics, seconds = self._evaluated()
                 self.log.write(step, "eval", metrics, clock={"seconds": seconds})
@@ -290,7 +290,7 @@ class _Run:
                     finished = "train_loss"
             for m in self.measurements:
                 if m.due(step, finished is not None):
-                    self._flush()
+                    self.rows.flush(self.state)
                     started = time.perf_counter()
                     with self.signals.interruptible():
                         results, carries[m.name] = m.measure(
@@ -325,7 +325,7 @@ class _Run:
     def _save(
         self, step: int, *, finished: str | None, events_done: bool, metrics: Any = None
     ) -> None:
-        self._flush()
+        self.rows.flush(self.state)
         if not bool(contents.finite((self.state.params, self.state.model_state))):
             self._diverged(step, "the parameters are")
         self.log.sync()
@@ -353,39 +353,6 @@ class _Run:
     def _set_status(self, status: str, step: int, **more: Any) -> None:
         rundir.write_json(self.folder / "status.json", {"status": status, "step": step, **more})
 
-    # Training metrics, read one row late so that the devices never wait for the host.
-
-    def _log_totals(self, step: int) -> None:
-        # Donation will free the sums, so copies are taken; they come to the host on their own.
-        totals, fresh = _take(self.state.totals)
-        self.state = self.state._replace(totals=fresh)
-        for leaf in totals:
-            leaf.copy_to_host_async()
-        before, since = self._clock
-        self._clock = (step, time.perf_counter())
-        speed = round((step - before) / (self._clock[1] - since), 3)
-        while self._pending:
-            self._write_totals(*self._pending.pop(0))
-        self._pending.append((step, totals, speed))
-
-    def _flush(self) -> None:
-        while self._pending:
-            self._write_totals(*self._pending.pop(0))
-        self._check_bad_step(self.state.totals)
-
-    def _write_totals(self, step: int, totals: Any, speed: float) -> None:
-        count = int(totals.updates)
-        means = {
-            name: float(np.float64(getattr(totals, name)) / count)
-            for name in ("loss", "accuracy", "grad_norm")
-        }
-        self.log.write(step, "train", means, clock={"steps_per_second": speed})
-        self._check_bad_step(totals)
-
-    def _check_bad_step(self, totals: Any) -> None:
-        if (bad := int(totals.bad_step)) > 0:
-            self._diverged(bad, "the loss is")
-
     def _require_finite(self, step: int, loss: float) -> None:
         if not np.isfinite(loss):
             self._diverged(step, "the loss over the training set is")
@@ -395,12 +362,6 @@ class _Run:
         self._set_status("diverged", step)
         good = f"the last good checkpoint is {last}" if last else "no checkpoint was saved before"
         raise TrainingDiverged(f"{self.folder}: {what} not finite at step {step}; {good}", step)
-
-
-@jax.jit
-def _take(totals: Any) -> tuple[Any, Any]:
-    """Copies of the sums, and empty ones that keep the first bad step."""
-    return totals, zero_totals()._replace(bad_step=totals.bad_step)
 
 
 def _note(metrics: Mapping[str, float]) -> str:

@@ -11,7 +11,6 @@ Right for MLPs only: XLA's convolutions are slow inside loops on a CPU (see flat
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -84,12 +83,12 @@ def run_chunks(
     done = 0
     if restored is not None:
         done, state = restored.step, restored.state
+    if done >= num_steps:
+        return state, _joined(parts, num_steps, axis)
     bar = Progress(folder.name, num_steps, done, enabled=not quiet)
     signals = Signals()
     try:
-        with signals.installed(), contextlib.ExitStack() as stack:
-            if done < num_steps:
-                log = stack.enter_context(_open_log(folder, done))
+        with signals.installed(), _open_log(folder, done) as log:
             while done < num_steps:
                 signals.check()
                 steps = min(chunk, num_steps - done)

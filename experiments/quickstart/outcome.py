@@ -78,5 +78,6 @@ def show(folder: Path) -> None:
     """Prints the table of a finished run, and where the rest is."""
     summary = rundir.read_json(folder / "summary.json")
     print_table(table.as_table(table.from_json(summary["table"])))
-    print(summary["sentence"])
+    if distributed.is_first():
+        print(summary["sentence"])
     say(f"report: {folder / 'report.html'}")
