@@ -38,8 +38,9 @@ experiments: install ## run and judge all experiments: runs/gallery.html (goes o
 test: install ## the fast tests, the doctests, and the examples of README and docs
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
+# With optimised programs; the fast tests run others, see tests/conftest.py.
 test-slow: install ## the statistical and size sweeps
-	$(BIN)/python -m pytest $(PARALLEL) -m slow --timeout 1800 $(ARGS)
+	XLA_FLAGS= $(BIN)/python -m pytest $(PARALLEL) -m slow --timeout 1800 $(ARGS)
 
 lint: install ## style, format and types
 	$(BIN)/ruff check .

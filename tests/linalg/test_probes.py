@@ -43,7 +43,8 @@ def test_the_length_is_what_the_kind_says(draws):
 def test_leaves_are_cut_from_one_draw(kind):
     whole = probes.probe(jax.random.key(3), jnp.zeros(SIZE), kind)
     parts = probes.probe(jax.random.key(3), structure_of(SIZE), kind)
-    np.testing.assert_array_equal(ravel_pytree(parts)[0], whole)
+    # Two roundings: the code of two shapes may leave another rest to each loop of vectors.
+    np.testing.assert_allclose(ravel_pytree(parts)[0], whole, rtol=2.5e-7)
 
 
 def test_a_block_is_its_probes():
