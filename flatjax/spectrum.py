@@ -9,6 +9,7 @@ import numpy as np
 
 from flatjax import trees
 from flatjax.linalg import arguments, krylov, lanczos_state, packing
+from flatjax.linalg import basis as bases
 from flatjax.linalg.collected import Collected
 from flatjax.linalg.collected import LayerSpectrum as LayerSpectrum
 from flatjax.linalg.eigen import Eigenpairs

@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import wasserstein_distance
 
 import flatjax
+from flatjax.linalg import basis, lanczos_state
 
 N = 400
 BULK = np.random.default_rng(1).uniform(0.0, 1.0, N - 9) ** 3
@@ -166,6 +167,31 @@ def test_goes_on_from_an_earlier_run(result):
         flatjax.spectrum(op, key=key, num_steps=20, resume=longer.state, **options)
     assert int(longer.state.run.step) == 40  # an error leaves the state usable
     flatjax.spectrum(op, key=key, num_steps=41, resume=longer.state, **options)
+
+
+def test_a_run_in_several_buffers_is_the_same_run(monkeypatch):
+    options = {"k": 4, "num_bottom": 1, "structure": STRUCTURE}
+    op, key = operator(DENSE), jax.random.key(5)
+    found = []
+    for tiny in (0, lanczos_state._TINY):  # numbers from which on buffers are added, not replaced
+        monkeypatch.setattr(lanczos_state, "_TINY", tiny)
+        first = flatjax.spectrum(op, key=key, num_steps=8, **options)
+        again = flatjax.spectrum(op, key=key, num_steps=30, resume=first.state, **options)
+        layers = flatjax.spectrum(
+            op, key=key, num_steps=31, resume=again.state, layers="leaf", diagonal=True, **options
+        )
+        found.append((again, layers))
+    assert isinstance(found[0][0].state.run.basis, basis.Segments)
+    assert not isinstance(found[1][0].state.run.basis, basis.Segments)
+    for one, other in zip(*found, strict=True):
+        # The same steps, their sums in another order: rounding, grown over 30 steps.
+        np.testing.assert_allclose(one.top.values, other.top.values, rtol=1e-5)
+        np.testing.assert_allclose(one.bottom.values, other.bottom.values, atol=1e-4)
+        np.testing.assert_allclose(one.trace.value, other.trace.value, rtol=1e-4)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3),
+        found[0][1].diagonal, found[1][1].diagonal,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-12, 1.0, 1e12])

@@ -18,7 +18,10 @@ FIRST = 32  # vectors allocated at first
 # When the buffers are full their rows are doubled, or all that may be needed are allocated where
 # that is little: every number of buffers compiles the step once more.
 _SMALL = 1 << 24  # numbers
-_MOST_PARTS = 8  # each is a branch of its own in the compiled step
+# Below this many numbers a pass over the whole is too short for buffers of its own to pay for what
+# they cost to compile: each is a branch in the step (0.1 to 0.2 s).
+_TINY = 1 << 20
+_MOST_PARTS = 8  # of a run that was resumed again and again
 
 
 def converged(
@@ -119,7 +122,9 @@ def _solved(state):
 
 def _grown(state, capacity):
     """The state with room for ``capacity`` steps."""
-    if any(trees.sharding_of(leaf) is not None for leaf in jax.tree.leaves(state.vector)):
+    sharded = any(trees.sharding_of(leaf) is not None for leaf in jax.tree.leaves(state.vector))
+    in_parts = isinstance(state.basis, bases.Segments)
+    if not in_parts and (sharded or capacity * trees.size(state.vector) < _TINY):
         return _grown_whole(state, capacity)
     return _grown_in_parts(state, capacity)
 
@@ -135,10 +140,11 @@ def _grown_whole(state, capacity):
 
 def _grown_in_parts(state, capacity):
     old = state.basis.parts if isinstance(state.basis, bases.Segments) else (state.basis,)
+    if len(old) == _MOST_PARTS:
+        old = (bases.whole(state.basis),)
     rows = bases.size(state.basis)
-    sizes = [min(FIRST, capacity - at) for at in range(rows, capacity, FIRST)]
-    if len(old) + len(sizes) > _MOST_PARTS:
-        sizes = [capacity - rows]
+    # As many rows as there are, then all that is left: 32, 32 and 96 of 160.
+    sizes = [rows, capacity - 2 * rows] if 3 * rows < capacity else [capacity - rows]
     parts = (*old, *_parts(state.vector, tuple(sizes)))
     basis = bases.Segments(parts, jnp.asarray(rows + 1, jnp.int32))
     return state._replace(basis=basis, **_grown_numbers(state, capacity))
