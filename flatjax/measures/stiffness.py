@@ -136,16 +136,16 @@ def stiffness(
     if other is not None and (labels is None) != (other_labels is None):
         raise ValueError("pass labels and other_labels together, or neither.")
     dtype, over = trees.dtype(params), (loss_fn, params)
-    options = {"chunk_size": chunk_size, "axis_name": axis_name, "precision": precision}
+    options = {"chunk_size": chunk_size, "precision": precision}
     labels = _checked_labels("labels", labels, n)
     w = _checked_weights("weights", weights, n, dtype)
-    gradients = _gradients(*over, batch, args, **options)
+    gradients = per_example_gradients(*over, batch, *args, **options)
     seconds, second_w, others = labels, w, None
     if other is not None:
         m = num_examples(other)
         seconds = _checked_labels("other_labels", other_labels, m)
         second_w = _checked_weights("other_weights", other_weights, m, dtype)
-        others = _gradients(*over, other, args, **options)
+        others = per_example_gradients(*over, other, *args, **options)
     if num_classes is None:
         if isinstance(labels, jax.core.Tracer) or isinstance(seconds, jax.core.Tracer):
             raise ValueError("under jit the number of classes is needed: pass num_classes=10.")
@@ -211,21 +211,11 @@ def gradient_confusion(
     if n is None or n * collectives.axis_size(axis_name) < 2:
         raise ValueError(f"gradient_confusion needs at least two examples, got {n or 'none'}.")
     w = _checked_weights("weights", weights, n, trees.dtype(params))
-    gradients = _gradients(
-        loss_fn, params, batch, args, chunk_size=chunk_size, axis_name=axis_name,
-        precision=precision,
-    )  # fmt: skip
+    gradients = per_example_gradients(
+        loss_fn, params, batch, *args, chunk_size=chunk_size, precision=precision
+    )
     products, norms, _ = _products(gradients, None, axis_name)
     return _confusion(products, norms, collectives.gathered(w, axis_name))
-
-
-def _gradients(loss_fn, params, batch, args, *, chunk_size, axis_name, precision):
-    """The gradient of every example of this device."""
-    # Cast, or the gradients with respect to replicated params are summed over the devices.
-    return per_example_gradients(
-        loss_fn, collectives.varying(params, axis_name), batch, *args, chunk_size=chunk_size,
-        precision=precision,
-    )  # fmt: skip
 
 
 @partial(jax.jit, static_argnums=2)

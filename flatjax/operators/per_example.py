@@ -7,7 +7,7 @@ from typing import Any
 import chex
 import jax
 
-from flatjax import loops
+from flatjax import collectives, loops
 from flatjax.operators.data import as_arrays, check_arguments, matmul_precision
 from flatjax.operators.hessian import check_loss
 
@@ -24,7 +24,8 @@ def per_example_gradients(
 
     Costs one gradient in flops and ``n * P`` numbers. The matrix-free
     [`gradient_covariance`][] needs none of that memory; this serves Gram matrices and statistics
-    of single gradients.
+    of single gradients. Inside ``shard_map`` and ``pmap`` it gives those of the device's own
+    examples.
 
     Args:
       loss_fn: ``loss_fn(params, batch, *args)``, the mean loss (a scalar) or the per-example
@@ -58,6 +59,10 @@ def per_example_gradients(
     if checked.n is None:
         raise ValueError("per_example_gradients needs a batch of examples, got one without leaves.")
     check_loss(loss_fn, params, batch, args, checked, scalar_allowed=True)
+    # Inside shard_map the examples vary over devices. Params that do not would have gradients that
+    # JAX sums over the devices.
+    axes = frozenset().union(*map(collectives.varying_axes, jax.tree.leaves(batch)))
+    params = collectives.varying(params, tuple(axes))
     gradients = functools.partial(_gradients, loss_fn, params, args=args, precision=precision)
     return loops.map_chunks(gradients, batch, chunk_size)
 

@@ -221,3 +221,20 @@ class TestExplicitMesh:
         v = np.asarray(ravel_pytree(NETWORKS["mlp"].params)[0])
         matrix = references.dense("covariance", references.reference("mlp"))
         references.assert_close(flat, matrix @ v, references.FLOAT32)
+
+
+@pytest.mark.parametrize("check_vma", [True, False])
+def test_per_example_gradients_are_of_single_examples(check_vma):
+    """With replicated params too, whose gradients JAX would sum over the devices."""
+    losses_fn = lambda w, x: jnp.tanh(x @ w)  # noqa: E731
+    w, x = jnp.ones(3), jnp.asarray(np.random.default_rng(0).normal(size=(8, 3)), jnp.float32)
+    run = jax.shard_map(
+        functools.partial(flatjax.per_example_gradients, losses_fn),
+        mesh=auto_mesh(4),
+        in_specs=(P(), P("data")),
+        out_specs=P("data"),
+        check_vma=check_vma,
+    )
+    expected = flatjax.per_example_gradients(losses_fn, w, x)
+    # 1e-6: a few roundings.
+    np.testing.assert_allclose(jax.jit(run)(w, x), expected, rtol=0, atol=1e-6)
