@@ -15,12 +15,11 @@ import contextlib
 import dataclasses
 import json
 import os
-import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any
 from unittest import mock
 
 from experiments.lib import errors
@@ -295,54 +294,6 @@ def _broadcast(value: Any) -> Any:
     padded = np.zeros(size, np.uint8)
     padded[: min(size, text.size)] = text[:size]
     return json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))))
-
-
-class StopNotice:
-    """A request to stop that reaches one process and is obeyed by all at the same update.
-
-    JAX's runtime catches SIGTERM, tells the other processes and finds the first question that none
-    of them has asked yet; an interrupt from the keyboard is treated likewise. Python's own handler
-    of SIGTERM must not be installed, or the runtime would not see it. A process by itself (see
-    `by_itself`) has no questions in step with the others': it obeys as soon as it has heard.
-    """
-
-    _asked: ClassVar[int] = 0  # over all runs of this process: the runtime compares these numbers
-    _LISTEN_EVERY = 1.0  # seconds between two looks by a process by itself
-
-    def __init__(self):
-        self._last_look = 0.0
-
-    @contextlib.contextmanager
-    def installed(self) -> Iterator[None]:
-        """Hands interrupts to the runtime."""
-        before = signal.signal(signal.SIGINT, self._interrupt)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
-
-    def _interrupt(self, number, frame) -> None:
-        del number, frame
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    def reached(self) -> bool:
-        """Whether to stop now; all processes must ask equally often, and get the same answer."""
-        from jax.experimental import multihost_utils
-
-        if not is_distributed():
-            if time.monotonic() - self._last_look < self._LISTEN_EVERY:
-                return False
-            self._last_look = time.monotonic()
-            return was_told_to_stop()
-        StopNotice._asked += 1
-        return multihost_utils.reached_preemption_sync_point(StopNotice._asked)
-
-
-def was_told_to_stop() -> bool:
-    """Whether a SIGTERM has reached any of the processes; the answers may differ for a moment."""
-    # The runtime's own note. There is no public way to read it without the others.
-    return read_note("RECEIVED_PREEMPTION_NOTICE") is not None
 
 
 def leave_note(name: str, text: str) -> None:
