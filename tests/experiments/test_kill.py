@@ -32,6 +32,11 @@ def wait_for_row(folder, process, step):
         time.sleep(0.02)
 
 
+def starts(folder):
+    """How often the run has been started and has come as far as its environment."""
+    return len((read_json(folder / "env.json") or {"starts": []})["starts"])
+
+
 def assert_same(folder, other):
     rows = read_metrics(folder, clock=False)
     assert rows == read_metrics(other, clock=False)
@@ -79,11 +84,22 @@ def test_a_kill_at_any_step(command_line, whole, tmp_path, step):
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_thirty_kills_at_random_moments(command_line, whole, tmp_path):
-    """A run that is complete before the last kill is followed by another one."""
+    """Every third time at any moment since it was started, else once the run is under way.
+
+    A run that is complete before the last kill is followed by another one.
+    """
     delays, runs = random.Random(0), [tmp_path / "0"]
-    for _ in range(30):
+    for number in range(30):
+        before = starts(runs[-1])
         process = command_line(NAME, "--out", runs[-1], "--pause", 0.3)
-        time.sleep(delays.uniform(2, 12))
+        if number % 3 == 0:
+            time.sleep(delays.uniform(0, 8))
+        else:
+            deadline = time.monotonic() + PATIENCE
+            while starts(runs[-1]) == before and process.poll() is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.05)
+            time.sleep(delays.uniform(0, 6))
         process.kill()
         process.communicate()
         if (read_json(runs[-1] / "status.json") or {}).get("status") == "complete":
@@ -93,4 +109,4 @@ def test_thirty_kills_at_random_moments(command_line, whole, tmp_path):
     for folder in runs:
         finish(command_line(NAME, "--out", folder))
         assert_same(folder, whole)
-    print(f"{len(runs)} runs")
+    print(f"{len(runs)} runs, started {[starts(folder) for folder in runs]} times")
