@@ -17,7 +17,7 @@ def free_port() -> int:
 
 def start(arguments, *, env=None, **options) -> subprocess.Popen:
     """A Python process in the repository, its output kept; ``arguments`` as after ``python``."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("XLA_", "JAX_"))}
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
     env = {**clean, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), **(env or {})}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True} | options
     return subprocess.Popen([sys.executable, *map(str, arguments)], cwd=ROOT, env=env, **pipes)
