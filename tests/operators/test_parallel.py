@@ -1,6 +1,7 @@
 """Data parallel: one device, a sharded jit, shard_map in both modes and pmap give one product."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -88,24 +89,28 @@ checked = functools.partial(in_shard_map, check_vma=True)
 unchecked = functools.partial(in_shard_map, check_vma=False)
 
 
+RUNS = {
+    "one_device": on_one_device,
+    "jit": sharded_jit,
+    "shard_map": checked,
+    "shard_map_unchecked": unchecked,
+    "pmap": in_pmap,
+}
+# tests/parallel has a padded batch of each, test_weights.py one device.
+FAST = {("shard_map", None), ("shard_map_unchecked", "padded"), ("pmap", "padded")}
+
+
 @pytest.mark.parametrize(
     ("run", "weights"),
     [
-        pytest.param(on_one_device, WEIGHTS, id="one_device-padded"),
-        pytest.param(sharded_jit, WEIGHTS, id="jit-padded"),
-        pytest.param(checked, WEIGHTS, id="shard_map-padded"),
-        pytest.param(checked, None, id="shard_map-all"),
-        pytest.param(unchecked, WEIGHTS, id="shard_map_unchecked-padded"),
-        pytest.param(in_pmap, WEIGHTS, id="pmap-padded"),
-        pytest.param(on_one_device, None, id="one_device-all", marks=pytest.mark.slow),
-        pytest.param(sharded_jit, None, id="jit-all", marks=pytest.mark.slow),
-        pytest.param(unchecked, None, id="shard_map_unchecked-all", marks=pytest.mark.slow),
-        pytest.param(in_pmap, None, id="pmap-all", marks=pytest.mark.slow),
+        pair if pair in FAST else pytest.param(*pair, marks=pytest.mark.slow)
+        for pair in itertools.product(RUNS, (None, "padded"))
     ],
 )
 def test_one_product(run, weights, x64):
     params, batch = NETWORKS["mlp"].cast()
-    check(run(params, batch, weights), "mlp", weights)
+    values = None if weights is None else WEIGHTS
+    check(RUNS[run](params, batch, values), "mlp", values)
 
 
 @pytest.mark.parametrize(
