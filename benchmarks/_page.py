@@ -126,6 +126,8 @@ def singles(record: Record, use: str) -> str:
         systems = [s for s, found in network["systems"].items() if use in found]
         rows = []
         for key, title in QUANTITIES.items():
+            if not any(key in network["systems"][s][use]["single"] for s in systems):
+                continue  # the short form does not look for all
             cells = []
             for system in systems:
                 found = network["systems"][system][use]["single"].get(key)

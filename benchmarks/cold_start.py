@@ -6,6 +6,7 @@ compilation cache, once to fill a persistent one, and once with it. The memory i
 resident set of the process, beside that after the import.
 """
 
+import functools
 import pathlib
 import tempfile
 from typing import Any
@@ -25,12 +26,10 @@ def main(rows, short: bool = False) -> dict[str, dict[str, Any]]:
     out: dict = {}
     for name in NETWORKS[short]:
         path, truth = side_by_side.prepared(name)
-        limit = side_by_side.limit_of(name)
+        rest = (path, truth, side_by_side.limit_of(name), short)
         for system in adapter.SYSTEMS:
-            found = known.get(
-                f"{name}/{system}/calibration",
-                lambda s=system, p=path, t=truth, n=limit: side_by_side.calibrate(s, p, t, n),
-            )
+            calibrate = functools.partial(side_by_side.calibrate, system, *rest)
+            found = known.get(f"{name}/{system}/calibration", calibrate)
             row = rows.get(f"{name}/{system}", lambda s=system, f=found, p=path: cold(s, f, p))
             out.setdefault(name, {})[system] = row
             print(f"   {name} {system}: {row.get('total', row.get('failure'))}", flush=True)

@@ -152,7 +152,7 @@ def test_a_network_is_measured_from_end_to_end(own, task, truth, monkeypatch):
     monkeypatch.setattr(worker, "Worker", Inside)
     monkeypatch.setattr(side_by_side, "SEEDS", (0,))
     monkeypatch.setattr(side_by_side, "ROUNDS", 1)
-    found = {s: side_by_side.calibrate(s, "-", truth, 5.0) for s in ("flatjax", "matfree")}
+    found = {s: side_by_side.calibrate(s, "-", truth, 5.0, False) for s in ("flatjax", "matfree")}
     timed = side_by_side.rounds(found, "-", truth)
     mine = side_by_side.summarise(found["flatjax"], timed["flatjax"])
     assert mine["documented"]["single"]["top 0.01"]["seconds"]["median"] == 1.0

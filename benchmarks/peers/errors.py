@@ -16,6 +16,11 @@ TARGETS = {
 ALL_ROUND = {"top": 1e-2, "bottom": 1e-2, "trace": 1e-2, "density": 5e-2}
 
 
+def targets(short: bool) -> dict[str, tuple[float, ...]]:
+    """The errors to be reached, in the short form only the largest of each quantity."""
+    return {name: goals[:1] if short else goals for name, goals in TARGETS.items()}
+
+
 def wasserstein(nodes, weights, other_nodes, other_weights) -> float:
     """The 1-Wasserstein distance of two discrete distributions on the line, each of mass 1."""
     points = np.concatenate([nodes, other_nodes])
