@@ -22,8 +22,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from experiments.edge_of_stability import pictures
-from experiments.edge_of_stability.arms import ARMS, GD, SLOWER, arms, run_arm, run_flow, run_models
 from experiments.edge_of_stability.claims import CLAIMS, measure
+from experiments.edge_of_stability.training import (
+    ARMS,
+    GD,
+    SLOWER,
+    arms,
+    run_arm,
+    run_flow,
+    run_models,
+)
 from experiments.lib.claims import Figure, run_folder, write_summary
 from experiments.lib.judged import JudgedConfig, judge_all
 from experiments.lib.sharing import shared

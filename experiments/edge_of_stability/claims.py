@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments.edge_of_stability.arms import (
+from experiments.edge_of_stability.training import (
     ADAM,
     CROSS_ENTROPY,
     GD,

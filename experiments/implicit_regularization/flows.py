@@ -13,7 +13,6 @@ import optax
 import flatjax
 from experiments.lib import endpoint, minibatch
 from experiments.lib.minibatch import Recipe
-from flatjax import loops
 
 if TYPE_CHECKING:
     from experiments.implicit_regularization import Config
@@ -51,7 +50,7 @@ def _programs(recipe: Recipe) -> tuple[Any, Any, Any]:
             )
         return flatjax.implicit_gradient_regularization(h) if name == "modified" else None
 
-    @functools.partial(jax.jit, static_argnums=(0, 1))
+    @functools.partial(jax.jit, static_argnums=0)
     def flow(name, substeps, start, batch, h, time):
         """The flow of L or of a modified loss, by classical Runge-Kutta steps."""
         tx = head(name, h)
@@ -73,7 +72,8 @@ def _programs(recipe: Recipe) -> tuple[Any, Any, Any]:
             slope = jax.tree.map(lambda a, b, c, d: (a + 2 * b + 2 * c + d) / 6, k1, k2, k3, k4)
             return moved(p, dt, slope)
 
-        return loops.fori(substeps, step, start)
+        # Their number is traced, so that one program serves all: a loop of `jax.lax` itself.
+        return jax.lax.fori_loop(0, substeps, step, start)
 
     @jax.jit
     def descend(start, batch, h, count):

@@ -79,7 +79,7 @@ class Config(ExperimentConfig):
 PRESETS = {
     "smoke": Config(
         preset="smoke", train_size=40, pairs=20, walkers=20, stable_size=20,
-        batch_sizes=(4, 10, 20),
+        batch_sizes=(4, 20, 20),
         recipe=Recipe(hidden=(6,), batch_size=20, epochs=4, record_every=2),
         stable=Recipe(hidden=(6,), loss="squared_error", stop_loss=0.45), stable_steps=20,
     ),

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import subprocess
 import sys
@@ -38,12 +39,27 @@ def command_line(data_dir):
     return start
 
 
-@pytest.fixture
-def quick_compilation():
-    """Programs compiled in a third of the time, and slow: for runs of a few steps."""
+@contextlib.contextmanager
+def _quick_compilation():
     import jax
 
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def quick_compilation():
+    """Programs compiled in a third of the time, and slow: for runs of a few steps."""
+    with _quick_compilation():
+        yield
+
+
+@pytest.fixture(scope="module")
+def quick_compilation_of_module():
+    """The same in all tests of a module, and while its own fixtures are built."""
+    with _quick_compilation():
+        yield

@@ -4,12 +4,18 @@ import dataclasses
 
 import jax
 import numpy as np
+import pytest
 
 from experiments import break_even_point as experiment
 from experiments.break_even_point import conjectures
 from experiments.break_even_point.network import network
 from experiments.lib.claims import judge
 from experiments.lib.rundir import read_json
+
+
+@pytest.fixture(autouse=True)
+def compile_quickly(quick_compilation):
+    """The numbers hold at any optimisation of the programs."""
 
 
 def made_up(level: float) -> dict[str, np.ndarray]:

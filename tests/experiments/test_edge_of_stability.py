@@ -9,14 +9,14 @@ import pytest
 import scipy.sparse.linalg
 
 from experiments import edge_of_stability as experiment
-from experiments.edge_of_stability import arms, dynamics
+from experiments.edge_of_stability import dynamics, training
 from experiments.lib.claims import judge
 from experiments.lib.errors import ExperimentError
 from experiments.lib.rundir import read_json
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, quick_compilation_of_module):
     out = tmp_path_factory.mktemp("edge")
     config = dataclasses.replace(experiment.PRESETS["smoke"], out=out, quiet=True)
     experiment.main(config)
@@ -35,8 +35,8 @@ def test_the_smoke_preset_judges_all_claims(run):
 
 def test_the_tracked_sharpness_is_that_of_double_backward_and_arpack(run, tmp_path):
     run = dataclasses.replace(run, steps=720)  # of the smoke preset's programs
-    params, records = arms.run_arm(run, tmp_path, arms.arms(run)["gd"])
-    losses_fn, data, _ = arms.setup(run, "gd")
+    params, records = training.run_arm(run, tmp_path, training.arms(run)["gd"])
+    losses_fn, data, _ = training.setup(run, "gd")
     batch = (data.inputs[0], data.targets[0])
 
     def mean_loss(p):
@@ -71,4 +71,4 @@ def test_the_quadratic_model_is_exact_on_a_quadratic():
 
 def test_unknown_arms_are_refused():
     with pytest.raises(ExperimentError, match="arms are gd"):
-        arms.arms(dataclasses.replace(experiment.PRESETS["smoke"], arms=("adamw",)))
+        training.arms(dataclasses.replace(experiment.PRESETS["smoke"], arms=("adamw",)))

@@ -10,6 +10,11 @@ from experiments.lib.claims import judge
 from experiments.lib.rundir import read_json
 
 
+@pytest.fixture(autouse=True)
+def compile_quickly(quick_compilation):
+    """The numbers hold at any optimisation of the programs."""
+
+
 def test_the_smoke_preset_judges_all_claims(tmp_path):
     config = dataclasses.replace(experiment.PRESETS["smoke"], out=tmp_path, quiet=True)
     experiment.main(config)

@@ -15,7 +15,7 @@ from experiments.lib.trajectory import load_arrays
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, quick_compilation_of_module):
     out = tmp_path_factory.mktemp("allocation")
     config = dataclasses.replace(experiment.PRESETS["smoke"], out=out, quiet=True)
     experiment.main(config)

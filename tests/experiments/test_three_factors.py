@@ -12,6 +12,11 @@ from experiments.three_factors import memorisation
 from experiments.three_factors import pairs as of_pairs
 
 
+@pytest.fixture(autouse=True)
+def compile_quickly(quick_compilation):
+    """The numbers hold at any optimisation of the programs."""
+
+
 def test_the_smoke_preset_judges_all_claims_and_shows_a_finished_run(tmp_path, monkeypatch):
     config = dataclasses.replace(experiment.PRESETS["smoke"], out=tmp_path, quiet=True)
     experiment.main(config)
