@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flatjax import loops, trees
+from flatjax import collectives, loops, trees
 from flatjax.operators.chunks import chunked
 from flatjax.operators.covariance import gradient_covariance
 from flatjax.operators.data import matmul_precision, sliced
@@ -44,6 +44,7 @@ def gradient_gram(
     *args: Any,
     centered: bool = True,
     weights: Any = None,
+    axis_name: collectives.AxisName = None,
     chunk_size: int | None = None,
     precision: str | None = "highest",
 ) -> jax.Array:
@@ -59,7 +60,8 @@ def gradient_gram(
 
     Costs one gradient an example and ``n * P`` numbers; with ``chunk_size`` c the gradients are
     formed again for every pair of chunks, $n / (2c)$ times as many, in the memory of 2 c of them
-    beside the matrix.
+    beside the matrix. Over N devices each sends the gradients of its own examples once,
+    ``n P / N`` numbers in one all-to-all, and the matrix is added up over the devices.
 
     Args:
       loss_fn: ``loss_fn(params, batch, *args)``, the per-example losses, shape ``(n,)``. It is
@@ -69,7 +71,8 @@ def gradient_gram(
       *args: model state, dropout keys, anything else the loss takes.
       centered: whether the mean gradient is subtracted.
       weights: per-example weights or a padding mask, shape ``(n,)``.
-      chunk_size: gradients formed at once; ``None`` for all.
+      axis_name: the mesh axis over which the batch is split, inside ``shard_map`` or ``pmap``.
+      chunk_size: gradients formed at once; ``None`` for all, and with ``axis_name``.
       precision: matmul precision of the gradients; the products are at the highest always.
 
     Returns:
@@ -77,8 +80,8 @@ def gradient_gram(
 
     Raises:
       TypeError: if ``params`` holds anything but real floating arrays.
-      ValueError: for an empty batch, unequal leading axes, a scalar loss, a ``chunk_size`` below 1,
-        or beyond 20,000 examples.
+      ValueError: for an empty batch, unequal leading axes, a scalar loss, a ``chunk_size`` below 1
+        or together with ``axis_name``, or beyond 20,000 examples.
 
     Example:
       >>> import jax.numpy as jnp
@@ -88,7 +91,7 @@ def gradient_gram(
       [[0.5, -0.5], [-0.5, 0.5]]
     """
     op, mean, size = _prepared(
-        loss_fn, params, batch, args, centered, weights, chunk_size, precision
+        loss_fn, params, batch, args, centered, weights, axis_name, chunk_size, precision
     )
     return _gram(op, mean, size)
 
@@ -101,6 +104,7 @@ def gram_eigh(
     k: int | None = None,
     centered: bool = True,
     weights: Any = None,
+    axis_name: collectives.AxisName = None,
     chunk_size: int | None = None,
     precision: str | None = "highest",
 ) -> GramSpectrum:
@@ -122,7 +126,8 @@ def gram_eigh(
       k: how many pairs, from the largest; ``None`` for all ``min(n, P)``.
       centered: whether the mean gradient is subtracted: the covariance or the second moment.
       weights: per-example weights or a padding mask, shape ``(n,)``.
-      chunk_size: gradients formed at once; ``None`` for all.
+      axis_name: the mesh axis over which the batch is split, inside ``shard_map`` or ``pmap``.
+      chunk_size: gradients formed at once; ``None`` for all, and with ``axis_name``.
       precision: matmul precision of the gradients.
 
     Returns:
@@ -141,9 +146,9 @@ def gram_eigh(
       ([2.0, 0.667], 2)
     """
     op, mean, size = _prepared(
-        loss_fn, params, batch, args, centered, weights, chunk_size, precision
+        loss_fn, params, batch, args, centered, weights, axis_name, chunk_size, precision
     )
-    most = min(op.examples, op.size)
+    most = min(op.examples * collectives.axis_size(axis_name), op.size)
     k = most if k is None else k
     if not 1 <= k <= most:
         raise ValueError(f"k must lie between 1 and min(n, P) = {most}, got {k}.")
@@ -170,22 +175,29 @@ def gram_eigh(
     )
 
 
-def _prepared(loss_fn, params, batch, args, centered, weights, chunk_size, precision):
+def _prepared(loss_fn, params, batch, args, centered, weights, axis_name, chunk_size, precision):
     """The covariance as an operator (which checks its arguments), its mean, and the chunk size."""
     op: Any = gradient_covariance(
-        loss_fn, params, batch, *args, centered=centered, weights=weights, precision=precision
-    )
-    if op.examples > _LIMIT:
+        loss_fn, params, batch, *args, centered=centered, weights=weights, axis_name=axis_name,
+        precision=precision,
+    )  # fmt: skip
+    n = op.examples * collectives.axis_size(axis_name)
+    if n > _LIMIT:
         raise ValueError(
-            f"a Gram matrix of {op.examples:,} examples is refused beyond {_LIMIT:,}; use "
+            f"a Gram matrix of {n:,} examples is refused beyond {_LIMIT:,}; use "
             "flatjax.eigsh on flatjax.gradient_covariance."
         )
     parts: Any = chunked(op, chunk_size)
     if parts is not op:
+        if axis_name is not None:
+            raise ValueError(
+                f"chunk_size={chunk_size} is for one device: with axis_name= every device holds "
+                "the gradients of its own examples; pass chunk_size=None."
+            )
         return op, parts.mean_gradient, chunk_size
     mean = None
     if centered:
-        weight = op.weight
+        weight = collectives.total(op.weight, axis_name)
         mean = jax.tree.map(lambda a: a / weight.astype(a.dtype), _mean_sum(op))
     return op, mean, op.examples
 
@@ -213,6 +225,10 @@ def _gram(op, mean, size):
 
 def _back_projected(op, mean, q, size):
     """``A^T q``, chunk by chunk, with the examples that overlap counted once."""
+    if op.axis_name is not None:
+        own = q[collectives.example_index(op.examples, op.axis_name)]
+        part = _project(op, mean, own, jnp.zeros(2, jnp.int32), size)
+        return collectives.total(part, op.axis_name)
     starts = _starts(op.examples, size)
     table = jnp.asarray([(s, i * size) for i, s in enumerate(starts)])
     first = _project(op, mean, q, table[0], size)
@@ -229,15 +245,16 @@ def _starts(n, size):
 
 def _rows(op, mean, start, size):
     """Rows of A: ``sqrt(w_i / W) (g_i - mean)``, every leaf raveled to ``(size, entries)``."""
+    params = collectives.varying(op.params, op.axis_name)
     batch, weights = sliced((op.batch, op.weights), start, size)
 
     def one(example):
         single = jax.tree.map(lambda a: a[None], example)
-        return jax.grad(lambda p: op.loss_fn(p, single, *op.args).sum())(op.params)
+        return jax.grad(lambda p: op.loss_fn(p, single, *op.args).sum())(params)
 
     with matmul_precision(op.precision):
         gradients = trees.cast(jax.vmap(one)(batch), op.structure)
-    scale = jnp.sqrt(weights / op.weight)
+    scale = jnp.sqrt(weights / collectives.total(op.weight, op.axis_name))
 
     def leaf(g, m):
         g = g if m is None else g - m[None]
@@ -261,7 +278,9 @@ def _block(left, right, dtype):
 @functools.partial(jax.jit, static_argnames="size")
 def _own_block(op, mean, start, size):
     rows = _rows(op, mean, start, size)
-    return _block(rows, rows, trees.dtype(op.structure))
+    rows = [collectives.rows_to_columns(r, op.axis_name) for r in rows]
+    block = _block(rows, rows, trees.dtype(op.structure))
+    return collectives.total(block, op.axis_name)
 
 
 @functools.partial(jax.jit, static_argnames="size", donate_argnames="matrix")

@@ -1,10 +1,14 @@
 """Gram matrices of per-example gradients, and exact spectra through them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
+from jax.sharding import AxisType
+from jax.sharding import PartitionSpec as P
 
 import flatjax
 from flatjax.operators.gram import gradient_gram, gram_eigh
@@ -119,3 +123,55 @@ def test_bad_arguments_are_refused():
         gradient_gram(LOSS, params, batch, chunk_size=0)
     with pytest.raises(ValueError, match="is refused beyond 20,000"):
         gradient_gram(lambda w, x: x @ w, jnp.zeros(1), jnp.ones((20_001, 1)))
+
+
+@pytest.mark.parametrize(
+    ("run", "centered"),
+    [
+        ("shard_map", True),
+        pytest.param("shard_map_unchecked", False, marks=pytest.mark.slow),
+        pytest.param("pmap", True, marks=pytest.mark.slow),
+    ],
+)
+def test_over_devices(run, centered, x64):
+    """All pairs of examples of four devices, one of which has padding alone."""
+    params, batch = MLP.cast(jnp.float64)
+    weights = jnp.asarray(np.where(np.arange(8) // 2 == 1, 0.0, WEIGHTS))
+
+    def measured(params, batch, weights, axis_name):
+        options = {"centered": centered, "weights": weights, "axis_name": axis_name}
+        pairs = gram_eigh(LOSS, params, batch, k=3, **options)
+        vectors = jax.vmap(lambda v: ravel_pytree(v)[0])(pairs.vectors)
+        # The signs of eigenvectors are any.
+        outer = vectors[:, :, None] * vectors[:, None, :]
+        return gradient_gram(LOSS, params, batch, **options), pairs[0], pairs[2:], outer
+
+    mapped = functools.partial(measured, axis_name="data")
+    if run == "pmap":
+        split = lambda a: a.reshape(4, 2, *a.shape[1:])  # noqa: E731
+        parts = jax.tree.map(split, (batch, weights))
+        mapped = jax.pmap(mapped, axis_name="data", in_axes=(None, 0, 0))
+        found = jax.tree.map(lambda a: a[0], mapped(params, *parts))
+    else:
+        mapped = jax.shard_map(
+            mapped,
+            mesh=jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,)),
+            in_specs=(P(), P("data"), P("data")),
+            out_specs=P(),
+            check_vma=run == "shard_map",
+        )
+        found = jax.jit(mapped)(params, batch, weights)
+    expected = jax.jit(functools.partial(measured, axis_name=None))(params, batch, weights)
+    for got, want in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        # 1e-10: float64 sums in another order.
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-10 * np.abs(want).max())
+
+
+def test_chunks_are_for_one_device(x64):
+    params, batch = MLP.cast(jnp.float64)
+    mapped = jax.vmap(
+        lambda x, y: gradient_gram(LOSS, params, (x, y), chunk_size=2, axis_name="data"),
+        axis_name="data",
+    )
+    with pytest.raises(ValueError, match="chunk_size=2 is for one device"):
+        mapped(*(a.reshape(2, 4, *a.shape[1:]) for a in batch))
