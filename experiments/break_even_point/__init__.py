@@ -10,10 +10,10 @@ pre-conditioning conjecture tr K / lambda_K is larger then. The break-even point
 is here the first measurement at which tr K exceeds the largest tr K of the large rate; from there
 its predictions on the test set leave the path of the large rate's.
 
-The paper's K is that of the gradients of batches, not of examples: it is measured too, K_B below,
-and alone where the network has batch normalisation, with which no example has a gradient of its
-own. The conjectures are also about such networks, and the paper finds that without a large learning
-rate normalisation does not make the loss surface better conditioned.
+The paper's K is that of the gradients of batches, not of examples. It is measured too, and alone
+where the network has batch normalisation, with which no example has a gradient of its own. The
+conjectures are also about such networks, and the paper finds that without a large learning rate
+normalisation does not make the loss surface better conditioned.
 
     python -m experiments break_even_point        # three seeds, 2 minutes
 
