@@ -85,7 +85,6 @@ PRESETS = {
         max_time=30.0,
         probes=4,
         memorising_batch_sizes=(8,),
-        memorising_time=40.0,
     ),
     "cpu": Config(),
     "gpu": Config(
