@@ -25,8 +25,8 @@ STRICT_ROOMS = {"operators", "linalg", "measures"}
 
 # Compiling takes most of these tests' time, running very little: LLVM is told not to optimise, and
 # JAX 0.10's XLA to emit loops without MLIR, which later versions compile faster. Measured with JAX
-# 0.10.2, the fast tests of linalg fell from about 240 s of CPU time to 104 s and those of operators
-# from about 350 s to 122 s; with JAX 0.12 a trial program compiles in two thirds of the time.
+# 0.10.2, the fast tests of measures fell from 128 s of CPU time to 47 s and those of linalg from
+# about 240 s to 104 s; with JAX 0.12 a trial program compiles in two thirds of the time.
 # Layouts, collectives and counts of operations, which tests look at, are decided before. An
 # XLA_FLAGS of the environment, empty too, takes the place of these: the slow tests run optimised
 # programs.
