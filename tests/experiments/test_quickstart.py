@@ -32,7 +32,7 @@ def rows(folder):
 
 
 @pytest.fixture(scope="module")
-def finished(data_dir, tmp_path_factory):
+def finished(data_dir, tmp_path_factory, quick_compilation_of_module):
     """The folder of a finished run; not to be changed."""
     out = tmp_path_factory.mktemp("quickstart") / "run"
     assert main(["quickstart", *OPTIONS, "--out", str(out)]) == 0
