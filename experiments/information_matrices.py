@@ -34,6 +34,7 @@ from experiments.lib.metrics import MetricsLog
 from experiments.lib.seeds import each_seed, kept_arrays
 from experiments.lib.small import FlatMlp, small_data
 from experiments.registry import Experiment
+from flatjax import loops
 
 PAIRS = (("H", "C"), ("C", "F"), ("F", "H"))
 TOP = 9
@@ -72,7 +73,7 @@ PRESETS = {
 @functools.partial(jax.jit, static_argnums=0)
 def _descend(losses_fn, params, batch, rate, steps):
     gradient = jax.grad(lambda p: losses_fn(p, batch).mean())
-    return jax.lax.fori_loop(0, steps, lambda _, p: p - rate * gradient(p), params)
+    return loops.fori(steps, lambda _, p: p - rate * gradient(p), params)
 
 
 def matrices(net: FlatMlp, losses_fn: Any, params: jax.Array, batch: Any) -> dict[str, np.ndarray]:

@@ -31,6 +31,7 @@ from experiments.lib.judged import JudgedConfig, by_name, claims_of, judge_all
 from experiments.lib.small import FlatMlp, SmallData, small_data, stack_seeds
 from experiments.lib.trajectory import run_chunks
 from experiments.registry import Experiment
+from flatjax import loops
 
 ARMS = ("sgd", "gd")
 
@@ -119,7 +120,7 @@ def _advance(net, losses_fn, batch_size, rate, batch, state, steps):
         return State(params, last, change, state.allocation + share, key), found
 
     def one(batch, state):
-        return jax.lax.scan(functools.partial(step, batch), state, length=steps)
+        return loops.scan(functools.partial(step, batch), state, length=steps)
 
     return jax.vmap(one)(batch, state)
 

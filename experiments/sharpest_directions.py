@@ -34,6 +34,7 @@ from experiments.lib.judged import JudgedConfig, by_name, claims_of, judge_all
 from experiments.lib.small import FlatMlp, small_data, stack_seeds
 from experiments.lib.trajectory import run_chunks
 from experiments.registry import Experiment
+from flatjax import loops
 
 ARMS = {"large": 1.0, "small": 1.0, "gamma_0.1": 0.1, "gamma_0.01": 0.01}
 """gamma of each arm; all but `small` take the large learning rate."""
@@ -147,7 +148,7 @@ def _advance(losses_fn, tracker, every, rate_and_gamma, batch, state, blocks):
             return losses_fn(p, batch).mean()
 
         operator = flatjax.hessian(losses_fn, state.params, batch)
-        track = jax.lax.fori_loop(0, 2, lambda _, t: tracker.update(operator, t), state.track)
+        track = loops.fori(2, lambda _, t: tracker.update(operator, t), state.track)
         loss, gradient = jax.value_and_grad(mean_loss)(state.params)
         overlap = flatjax.subspace_overlap(gradient, track.vectors)
         along = jnp.vdot(gradient, track.vectors[0]) * track.vectors[0]
@@ -158,7 +159,7 @@ def _advance(losses_fn, tracker, every, rate_and_gamma, batch, state, blocks):
 
         # The slope, not the loss: where the gradient hardly has a component along the vector,
         # the loss along it is flat to rounding.
-        slopes = jax.lax.map(slope, jnp.asarray(MULTIPLES))
+        slopes = loops.scan(lambda _, m: (None, slope(m)), None, jnp.asarray(MULTIPLES))[1]
         found = {
             "loss": loss,
             "sharpness": track.values[0],
@@ -175,10 +176,10 @@ def _advance(losses_fn, tracker, every, rate_and_gamma, batch, state, blocks):
             top = track.vectors.T @ (track.vectors @ g)
             return p - rate * (g + (gamma - 1) * top)
 
-        return State(jax.lax.fori_loop(0, every, update, state.params), track), found
+        return State(loops.fori(every, update, state.params), track), found
 
     def one(batch, state):
-        return jax.lax.scan(functools.partial(block, batch), state, length=blocks)
+        return loops.scan(functools.partial(block, batch), state, length=blocks)
 
     return jax.vmap(one)(batch, state)
 
@@ -190,7 +191,7 @@ def _settled(losses_fn, tracker, batch, params, keys):
     def one(batch, params, key):
         operator = flatjax.hessian(losses_fn, params, batch)
         start = tracker.init(params, key)
-        return jax.lax.fori_loop(0, 30, lambda _, t: tracker.update(operator, t), start)
+        return loops.fori(30, lambda _, t: tracker.update(operator, t), start)
 
     return jax.vmap(one)(batch, params, keys)
 

@@ -150,11 +150,11 @@ def _compiled(loop, *args):
     return canonical(lambda: loop(*args))()
 
 
-def fori(num_steps: int, body: Callable[[Any, Any], Any], carry: Any, *, like: Any = ()) -> Any:
+def fori(num_steps: Any, body: Callable[[Any, Any], Any], carry: Any, *, like: Any = ()) -> Any:
     """``carry = body(i, carry)`` for ``i`` in ``range(num_steps)``.
 
     Args:
-      num_steps: the number of steps.
+      num_steps: the number of steps; a traced one makes it a loop of the device.
       body: the step. Driven from the host it is called as it is, so it should be compiled.
       carry: the initial carry, a pytree.
       like: an output of the body. Its leaves are asked too whether the iteration is traced.
@@ -167,7 +167,7 @@ def fori(num_steps: int, body: Callable[[Any, Any], Any], carry: Any, *, like: A
       >>> loops.fori(4, lambda i, x: x + i, 0)
       6
     """
-    if num_steps and on_device(carry, like):
+    if is_traced(num_steps) or (num_steps and on_device(carry, like)):
         return _compiled(jax.lax.fori_loop, 0, num_steps, body, carry)
     for i in range(num_steps):
         # A body that closes over a traced value shows it in its first output.

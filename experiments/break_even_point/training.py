@@ -1,7 +1,6 @@
 """SGD with curvature and gradient noise measured on the way, all seeds side by side.
 
-The loops are compiled ones, for MLPs only; those whose number of steps is not known at compile
-time, or which keep a record of every step, are `jax.lax`'s own (see flatjax.loops).
+All steps are taken in compiled loops (see flatjax.loops).
 """
 
 from __future__ import annotations
@@ -95,7 +94,7 @@ def _advance(net, batch_size, examples, rate_and_every, data_and_groups, state, 
             gradient = jax.grad(lambda p: losses_fn(p, part).mean())(params)
             return params - rate * gradient, jax.random.key_data(key)
 
-        params, key = jax.lax.fori_loop(0, every, update, (state.params, state.key))
+        params, key = loops.fori(every, update, (state.params, state.key))
         operator = flatjax.hessian(losses_fn, params, batch)
         track = loops.fori(3, lambda _, t: TRACKER.update(operator, t), state.track)
         grouped = jax.tree.map(lambda a: a[groups], batch)
@@ -122,7 +121,7 @@ def _advance(net, batch_size, examples, rate_and_every, data_and_groups, state, 
         return State(params, track, key), found
 
     def one(data, state):
-        return jax.lax.scan(functools.partial(block, data), state, length=blocks)
+        return loops.scan(functools.partial(block, data), state, length=blocks)
 
     return jax.vmap(one)(data, state)
 

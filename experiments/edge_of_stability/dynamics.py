@@ -1,7 +1,6 @@
 """Full-batch training with its sharpness tracked, gradient flow, and the quadratic model.
 
-The loops are compiled ones, for MLPs only; those whose number of steps is not known at compile
-time, or which keep a record of every step, are `jax.lax`'s own (see flatjax.loops).
+All steps are taken in compiled loops (see flatjax.loops).
 """
 
 from __future__ import annotations
@@ -94,7 +93,7 @@ def _advance(losses_fn, optimizer, every, batch, state, blocks):
         ), loss
 
     def block(batch, state, _):
-        state, loss = jax.lax.scan(functools.partial(update, batch), state, length=every)
+        state, loss = loops.scan(functools.partial(update, batch), state, length=every)
         operator = flatjax.hessian(losses_fn, state.params, batch)
         # All ones for SGD, with momentum or without.
         diagonal = flatjax.preconditioner(state.opt_state, params=state.params)
@@ -107,7 +106,7 @@ def _advance(losses_fn, optimizer, every, batch, state, blocks):
         return state._replace(track=track), found
 
     def one(batch, state):
-        return jax.lax.scan(functools.partial(block, batch), state, length=blocks)
+        return loops.scan(functools.partial(block, batch), state, length=blocks)
 
     return jax.vmap(one)(batch, state)
 
@@ -241,7 +240,7 @@ def gradient_flow(
     @functools.partial(jax.jit, static_argnums=1)
     def advance(state, blocks):
         def one(batch, state):
-            return jax.lax.scan(functools.partial(block, batch), state, length=blocks)
+            return loops.scan(functools.partial(block, batch), state, length=blocks)
 
         return jax.vmap(one)(batch, state)
 
@@ -274,8 +273,8 @@ def quadratic_model(losses_fn, params, batch, learning_rate, when, steps):
     def mean_loss(p):
         return losses_fn(p, batch).mean()
 
-    point = jax.lax.fori_loop(
-        0, when, lambda _, p: trees.axpy(-learning_rate, jax.grad(mean_loss)(p), p), params
+    point = loops.fori(
+        when, lambda _, p: trees.axpy(-learning_rate, jax.grad(mean_loss)(p), p), params
     )
     value, gradient = jax.value_and_grad(mean_loss)(point)
     hessian = flatjax.hessian(losses_fn, point, batch)
@@ -288,5 +287,5 @@ def quadratic_model(losses_fn, params, batch, learning_rate, when, steps):
         model = value + trees.vdot(gradient, d) + trees.vdot(d, hessian.mv(d)) / 2
         return (p, d), (mean_loss(p), model)
 
-    _, values = jax.lax.scan(step, (point, trees.scale(0.0, point)), length=steps)
+    _, values = loops.scan(step, (point, trees.scale(0.0, point)), length=steps)
     return values

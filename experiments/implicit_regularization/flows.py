@@ -13,6 +13,7 @@ import optax
 import flatjax
 from experiments.lib import endpoint, minibatch
 from experiments.lib.minibatch import Recipe
+from flatjax import loops
 
 if TYPE_CHECKING:
     from experiments.implicit_regularization import Config
@@ -72,12 +73,12 @@ def _programs(recipe: Recipe) -> tuple[Any, Any, Any]:
             slope = jax.tree.map(lambda a, b, c, d: (a + 2 * b + 2 * c + d) / 6, k1, k2, k3, k4)
             return moved(p, dt, slope)
 
-        # Their number is traced, so that one program serves all: a loop of `jax.lax` itself.
-        return jax.lax.fori_loop(0, substeps, step, start)
+        # Their number is traced, so that one program serves all.
+        return loops.fori(substeps, step, start)
 
     @jax.jit
     def descend(start, batch, h, count):
-        return jax.lax.fori_loop(0, count, lambda _, p: moved(p, -h, gradient(p, batch)), start)
+        return loops.fori(count, lambda _, p: moved(p, -h, gradient(p, batch)), start)
 
     @jax.jit
     def mean_epoch(start, batch, h):
@@ -87,7 +88,7 @@ def _programs(recipe: Recipe) -> tuple[Any, Any, Any]:
             def step(p, k):
                 return moved(p, -h, gradient(p, jax.tree.map(lambda a: a[k], parts))), None
 
-            return jax.lax.scan(step, start, order)[0]
+            return loops.scan(step, start, order)[0]
 
         every_order = jnp.array(list(itertools.permutations(range(4))))
         return jax.tree.map(lambda a: a.mean(0), jax.vmap(one)(every_order))

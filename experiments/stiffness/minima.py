@@ -19,6 +19,7 @@ from experiments.lib.minibatch import Recipe, Trained
 from experiments.lib.progress import say
 from experiments.lib.seeds import kept_arrays
 from experiments.lib.sharing import shared
+from flatjax import loops
 
 if TYPE_CHECKING:
     from experiments.stiffness import Config
@@ -100,7 +101,7 @@ def one_dimension(seed: int, walkers: int, steps: int = 500) -> dict[str, float]
             one = jnp.take_along_axis(slopes, which, axis=1)[:, 0]
             return x - eta * jnp.where(stochastic, one, slopes.mean(1)), None
 
-        return jax.lax.scan(step, x0, jax.random.split(draw, steps))[0]
+        return loops.scan(step, x0, jax.random.split(draw, steps))[0]
 
     near = lambda x, y: float((jnp.abs(x - y) < 0.05).mean())  # noqa: E731
     return {

@@ -42,7 +42,7 @@ def _train(net, losses_fn, batch_size, rate, max_epochs, stop_loss, params, data
         def epoch(carry):
             params, _, count = carry
             order = shuffled_batches(jax.random.fold_in(key, count), len(batch[1]), batch_size)
-            params, _ = jax.lax.scan(step, params, order)
+            params, _ = loops.scan(step, params, order)
             return params, losses_fn(params, batch).mean(), count + 1
 
         def done(carry):
