@@ -1,9 +1,8 @@
 """All seeds with several settings of one optimiser, trained side by side as one program.
 
-rates = {rate: rate for rate in (0.03, 0.3)}
-found = train_settings(out / "sgd", recipe, data, seeds, lambda seed, rate: optax.sgd(rate),
-rates)
-found[0.3].records["test_accuracy"]                              # (seeds, records)
+    rates = {rate: rate for rate in (0.03, 0.3)}
+    found = train_settings(out, recipe, data, seeds, lambda seed, rate: optax.sgd(rate), rates)
+    found[0.3].records["test_accuracy"]                              # (seeds, records)
 """
 
 from __future__ import annotations

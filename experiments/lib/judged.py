@@ -1,8 +1,8 @@
 """What experiments that judge claims share: their options, a table of claims, all verdicts.
 
-_claim = claims_of("Cohen et al. 2021", "set on seeds 0-4")
-CLAIMS = by_name(_claim("rises", "It rises.", 1.0, None), ...)
-verdicts = judge_all(CLAIMS, numbers, config.seed_range())
+    _claim = claims_of("Cohen et al. 2021", "set on seeds 0-4")
+    CLAIMS = by_name(_claim("rises", "It rises.", 1.0, None), ...)
+    verdicts = judge_all(CLAIMS, numbers, config.seed_range())
 """
 
 from __future__ import annotations
