@@ -3,6 +3,8 @@
     rates = {rate: rate for rate in (0.03, 0.3)}
     found = train_settings(out, recipe, data, seeds, lambda seed, rate: optax.sgd(rate), rates)
     found[0.3].records["test_accuracy"]                              # (seeds, records)
+
+Settings of different shapes, another optimiser say, are arms of their own.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
     _claim = claims_of("Cohen et al. 2021", "set on seeds 0-4")
     CLAIMS = by_name(_claim("rises", "It rises.", 1.0, None), ...)
     verdicts = judge_all(CLAIMS, numbers, config.seed_range())
+
+The ranges are constants of the module, fixed before the judged seeds are run.
 """
 
 from __future__ import annotations
