@@ -1,0 +1,69 @@
+"""The words between the tables of the page."""
+
+INTRODUCTION = """# Benchmarks
+
+This page is written by `python -m benchmarks render` from the JSON files in `benchmarks/results/`;
+`make bench` measures the short form anew, `make bench-full` everything.
+"""
+SIDE_BY_SIDE = """## Side by side
+
+The same trained networks, with the same float32 weights and data, one process and one thread a
+system, each pinned to the same core. Every system first climbs the ladder of options of each of
+its methods until its true error (root mean square over five seeds, three of slow calls, against
+the float64 truth below) has reached the target; then the cheapest calls that reached it run in
+turn, five rounds with a new seed each. So each system is shown with the least effort that would
+have been enough, which a user does not know beforehand; flatjax's own stopping rules are given no
+advantage. Numbers are medians, warm, with what is compiled compiled before. "Not reached": by no
+rung of any ladder; a ladder ends with the first rung that takes too long (more than {limit} s, by
+the size of the network). The largest eigenvalue, the ten largest, the two smallest (the worst of
+their relative errors counts), the trace, and the density, by the Wasserstein distance to the true
+spectrum in standard deviations of that spectrum.
+"""
+ALL_ROUND = """The goal that was set: 5 times as fast as PyHessian and 3 times as fast as curvlinops
+on the MLP and the transformer, 1.5 times on the convolutional network; a convolution
+on a CPU takes XLA about as long as PyTorch, so that there only fewer products help.
+Top 10, bottom 2 and trace to 1 %, the density to a distance of 0.05: by one call of
+`flatjax.spectrum`, by the cheapest set of documented calls of the others. A quantity
+that a system does not reach is left out of its time, while flatjax's time is always
+that of the whole answer. The errors are those met in the rounds: top 10, bottom 2,
+trace, density. A second row of flatjax is the call without options, which decides by
+its own certificates when to stop.
+"""
+BEYOND = """The same when results may be read beyond what they are documented for: the Lanczos
+nodes of PyHessian's and hessian-eigenthings' densities as eigenvalues and their mean as the trace,
+and curvlinops' internal Lanczos run as a density.
+"""
+SINGLE = """Seconds and products of the cheapest documented call, the fastest in bold.
+"""
+WHY = """What differs, and may explain the rows above; none of it was profiled. matfree runs
+a fixed number of Lanczos steps as one compiled program and looks at no residual; which
+number is enough it was told by the calibration. `eigsh` checks on the way, spends
+products on its certificates and is driven from the host. One probe that happens to be
+enough for a density of 0.05 is cheaper than the deflation and the two probes that give
+flatjax's density its error band. `spectrum` reads its basis at every step, which grows
+with the network as its products do.
+"""
+COLD = """From the start of a fresh process to the first all-round answer (the trace of traceax),
+by the documented calls above. The cache is JAX's persistent compilation cache, filled by an earlier
+process. Memory is the largest resident set.
+"""
+ACCURACY = """Root mean square errors over five seeds on known spectra of 1024 eigenvalues: relative
+errors, for densities the distance above, for the diagonal the relative 2-norm.
+
+![Errors of the traces](_static/benchmarks_accuracy.png)
+"""
+GROWTH = """The slope of the cost in a doubly logarithmic plot.
+"""
+COSTS = """Over one gradient of the same network, by the compiler's analysis and by the clock:
+operations with their bound and goal, bytes, temporary memory, what a linearised product keeps,
+programs compiled for a first product and for one with new values. Then solvers beside their
+products.
+"""
+TRANSFORMS = """A step (gradient and update) over the gradient alone: operations and temporary
+memory of the compiled programs, and the time, the least of several runs. Below them
+`optax.contrib.sam` and the double backward that one would write.
+"""
+FIGURE = "![{text}](_static/{name}.png)\n"
+ALL_ROUND_FIGURE = FIGURE.format(
+    name="benchmarks_all_round", text="Seconds of one all-round answer"
+)
