@@ -1,7 +1,7 @@
 """flatjax beside PyHessian, curvlinops, hessian-eigenthings, matfree and traceax.
 
 The same trained networks with the same float32 weights and data, one process a system, each on the
-same number of cores with as many threads. First every system is calibrated alone: each of its
+same number of cores with as many threads. First every system is calibrated by itself: each of its
 methods climbs its ladder of options until the true errors, the root mean square over seeds
 against a float64 truth, have reached the targets. Every system so knows its cheapest way before
 the clock runs. Then the chosen calls of all systems run in turn, round by round; the tables show
@@ -10,10 +10,12 @@ medians and spreads of these rounds. All is warm: what a call compiles is compil
 
 import os
 import pathlib
+import queue
 import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -73,14 +75,27 @@ def measure(name: str, rows, short: bool) -> dict[str, Any]:
     """One network."""
     limit = limit_of(name)
     path, truth = prepared(name)
-    systems = {}
-    for system in adapter.SYSTEMS:
-        key = f"{name}/{system}/calibration"
-        systems[system] = rows.get(key, lambda s=system: calibrate(s, path, truth, limit, short))
-        state = systems[system].get("failure", "")
+    # One system a core: what is chosen here is timed alone afterwards.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    lanes: queue.Queue[int] = queue.Queue()
+    for lane in range(max(1, cores // THREADS)):
+        lanes.put(lane)
+
+    def calibrated(system):
+        lane = lanes.get()
+        try:
+            key = f"{name}/{system}/calibration"
+            found = rows.get(key, lambda: calibrate(system, path, truth, limit, short, lane))
+        finally:
+            lanes.put(lane)
         print(
-            f"   {name} {system}: {len(systems[system].get('rungs', []))} rungs {state}", flush=True
+            f"   {name} {system}: {len(found['rungs'])} rungs {found.get('failure', '')}",
+            flush=True,
         )
+        return found
+
+    with ThreadPoolExecutor(lanes.qsize()) as pool:
+        systems = dict(zip(adapter.SYSTEMS, pool.map(calibrated, adapter.SYSTEMS), strict=True))
     timed = rows.get(f"{name}/rounds", lambda: rounds(systems, path, truth))
     reference = {
         key: float(truth[key])
@@ -98,11 +113,12 @@ def measure(name: str, rows, short: bool) -> dict[str, Any]:
     }
 
 
-def calibrate(system: str, path, truth, limit: float, short: bool) -> dict[str, Any]:
+def calibrate(system: str, path, truth, limit: float, short: bool, lane: int = 0) -> dict[str, Any]:
     """The true errors, warm times and products of every rung, until the targets are reached."""
     targets = errors.targets(short)
+    environment = {**CACHE, "BENCH_LANE": str(lane)}
     try:
-        running = worker.Worker(system, THREADS, CACHE)
+        running = worker.Worker(system, THREADS, environment)
     except worker.Failure as failure:
         return {"failure": str(failure), "rungs": []}
     about = {**running.ready, "short": short}
@@ -116,7 +132,7 @@ def calibrate(system: str, path, truth, limit: float, short: bool) -> dict[str, 
                 except worker.Failure as failure:
                     notes.append(f"{method} {options}: {failure}")
                     if running.process.poll() is not None:
-                        running = worker.Worker(system, THREADS, CACHE)
+                        running = worker.Worker(system, THREADS, environment)
                         running.ask(do="setup", task=str(path))
                     break
                 place = {"method": method, "rung": index, "documented": facts["documented"]}

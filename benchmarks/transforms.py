@@ -109,7 +109,8 @@ def measure(make) -> dict[str, dict[str, float]]:
         "sam, p = 1.5": flatjax.sam(0.05, p=1.5),
         "sam, second order": flatjax.sam(0.05, second_order=True),
         "sam, every 5": flatjax.sam(0.05, every=5),
-        "sam, 4 groups (vmap)": flatjax.sam(0.05, groups=4, loss_fn=loss_fn),
+        "sam, 4 groups (vmap)": flatjax.sam(0.05, groups=4, loss_fn=loss_fn, group_mode="vmap"),
+        "sam, 4 groups (loop)": flatjax.sam(0.05, groups=4, loss_fn=loss_fn, group_mode="loop"),
         "asam": flatjax.asam(0.5),
         "gsam": flatjax.gsam(0.05),
         "wsam": flatjax.wsam(0.05),
@@ -141,6 +142,8 @@ def measure(make) -> dict[str, dict[str, float]]:
         results[name] = {"flops": mean, "temporary_mb": peak, "seconds": took}
     results["optax.contrib.sam"] = step_cost(peer, 0, plain=True)
     results["naive double backward"] = compiled_cost(naive, params, batch)
+    # The compiler counts the body of a loop once; the arithmetic is that of all groups at once.
+    results["sam, 4 groups (loop)"]["flops"] = results["sam, 4 groups (vmap)"]["flops"]
     one = results["gradient"]
     for cost in results.values():
         cost["gradients"] = cost["flops"] / one["flops"]

@@ -30,7 +30,8 @@ class Worker:
     def __init__(self, system: str, threads: int = 1, environment: dict[str, str] | None = None):
         names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
         limits = dict.fromkeys(names, str(threads))
-        quiet = {"PYTHONWARNINGS": "ignore", "JAX_PLATFORMS": "cpu", "BENCH_THREADS": str(threads)}
+        quiet = {"PYTHONWARNINGS": "ignore", "JAX_PLATFORMS": "cpu"}
+        place = {"BENCH_THREADS": str(threads)}
         begin = time.perf_counter()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.peers.worker", system],
@@ -39,7 +40,7 @@ class Worker:
             stderr=subprocess.DEVNULL,
             text=True,
             cwd=ROOT,
-            env={**os.environ, **limits, **quiet, **(environment or {})},
+            env={**os.environ, **limits, **quiet, **place, **(environment or {})},
         )
         self.replies: queue.Queue = queue.Queue()
         self.reader = threading.Thread(target=self._read, daemon=True)
@@ -97,7 +98,10 @@ def serve(system: str) -> None:
     os.dup2(2, 1)  # what a library prints goes elsewhere
     threads = int(os.environ["BENCH_THREADS"])
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
+        # The last cores, or those before: BENCH_LANE counts from the end.
+        cores = sorted(os.sched_getaffinity(0))
+        end = len(cores) - threads * int(os.environ.get("BENCH_LANE", "0"))
+        os.sched_setaffinity(0, cores[end - threads : end])
 
     def send(reply):
         channel.write(json.dumps(reply) + "\n")

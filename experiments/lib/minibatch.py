@@ -5,8 +5,7 @@
                       lambda seed, rate: optax.sgd(rate), hyper=jnp.full(len(seeds), 0.1))
     found.records["test_accuracy"]                                  # (seeds, records)
 
-Everything has a leading axis of runs (one a seed, or seeds times settings) under `jax.vmap`. For
-MLPs only: convolutions are slow in compiled loops on a CPU.
+Everything has a leading axis of runs (one a seed, or seeds times settings) under `jax.vmap`.
 """
 
 from __future__ import annotations
@@ -33,6 +32,7 @@ from experiments.lib.small import (
     stack_seeds,
 )
 from experiments.lib.trajectory import run_chunks
+from flatjax import loops
 
 ACTIVATIONS = {"tanh": jnp.tanh, "relu": jax.nn.relu}
 
@@ -218,10 +218,10 @@ def train_arm(
             # serves all.
             moves = (state["block"] > 0) & (state["block"] < num_records)
             epochs = jnp.where(moves, recipe.record_every, 0)
-            runs = jax.lax.fori_loop(0, epochs, epoch, state["runs"])
+            runs = loops.fori(epochs, epoch, state["runs"])
             return {"runs": runs, "block": state["block"] + 1}, jax.vmap(run.record)(runs, data)
 
-        state, records = jax.lax.scan(block, state, length=steps)
+        state, records = loops.scan(block, state, length=steps)
         return state, {k: jnp.moveaxis(v, 0, 1) for k, v in records.items()}
 
     still = jax.jit(jax.vmap(run.record))
@@ -306,7 +306,7 @@ class _Run:
             index = shuffled_batches(key, size, recipe.batch_size)
         keys = jax.random.split(jax.random.fold_in(key, 1), len(index))
         start = (state["params"], state["opt_state"])
-        (params, opt_state), _ = jax.lax.scan(update, start, (index, keys))
+        (params, opt_state), _ = loops.scan(update, start, (index, keys))
         moved = {
             "params": params,
             "opt_state": opt_state,

@@ -2,11 +2,11 @@
 
     @functools.partial(jax.jit, static_argnums=1)
     def advance(state, steps):
-        return jax.lax.scan(step, state, length=steps)        # records: a dict of arrays
+        return loops.scan(step, state, length=steps)          # records: a dict of arrays
 
     state, records = run_chunks(out / "gd", state, advance, num_steps=3000, chunk=500)
 
-Right for MLPs only: XLA's convolutions are slow inside loops on a CPU (see flatjax.loops).
+What a kill can cost is the chunk that it interrupts.
 """
 
 from __future__ import annotations
