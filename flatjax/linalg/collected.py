@@ -46,6 +46,7 @@ class Collected:
         self.deflated = complement.Deflated(op, ritz.deflating(state))
         self.relation = ritz.relation
         self.numbers: list = []
+        self.fetched: list = []  # the same on the host
         self.quadratures: list = []
         self.blocks: list = []
         self.sum_diagonal = trees.zeros(op.structure) if diagonal else None
@@ -95,8 +96,8 @@ class Collected:
 
     def _fetched(self):
         """Traces, squares and gaps of all probes, in float64 on the host."""
-        rows = jax.device_get(self.numbers)
-        return (np.stack([np.asarray(row[j], np.float64) for row in rows]) for j in range(3))
+        self.fetched += jax.device_get(self.numbers[len(self.fetched) :])
+        return (np.stack([np.asarray(r[j], np.float64) for r in self.fetched]) for j in range(3))
 
     def trace(self, spent, tol):
         """The trace, deflated by the whole run."""
