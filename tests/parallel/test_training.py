@@ -92,6 +92,8 @@ def assert_stopped_with_the_other(status, output):
     """Because it missed the other's heartbeat, lost its connection, or the run was complete."""
     reasons = "stopped sending heartbeats|JAX distributed service detected fatal errors"
     reasons += "|process . of 2 ends with exit status 1"
+    # Seen once, with JAX 0.12: the library under the collectives aborts the process.
+    reasons += "|enforce fail at .*gloo"
     assert status == 0 or re.search(reasons, output), output
     assert status not in (distributed.PREEMPTED, -signal.SIGKILL)
 
