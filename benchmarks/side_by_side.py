@@ -179,9 +179,17 @@ def chosen(system: str, found) -> dict[str, dict[str, Any]]:
             for quantity, targets in errors.targets(found.get("short", False)).items()
             for target in targets
         }
-        if system == "flatjax":  # the one call is what is shown
-            rungs = [r for r in rungs if r["method"] == "spectrum"]
-        out[use] = {"single": single, "all": plan.all_round(rungs, errors.ALL_ROUND)}
+        if system == "flatjax":  # one call is what is shown, with options or without
+            ways = [[r for r in rungs if r["method"] == name] for name in ("spectrum", PLAIN)]
+        else:
+            ways = [rungs]
+        everything = [plan.all_round(way, errors.ALL_ROUND) for way in ways]
+        seconds = {(r["method"], r["rung"]): r["seconds"] for r in rungs}
+
+        def effort(found, seconds=seconds):
+            return len(found["missing"]), sum(seconds[tuple(call)] for call in found["calls"])
+
+        out[use] = {"single": single, "all": min(everything, key=effort)}
     return out
 
 
