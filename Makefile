@@ -30,7 +30,7 @@ help: ## this list
 demo: install ## train, measure and report: runs/quickstart/cpu (about 3 minutes)
 	$(BIN)/python -m experiments quickstart $(ARGS)
 
-experiments: install ## run and judge all experiments: runs/gallery.html (8 minutes on two cores; goes on where it stopped)
+experiments: install ## run and judge all experiments: runs/gallery.html (minutes; goes on where it stopped)
 	$(BIN)/python -m experiments report --names | xargs -P $(JOBS) -I NAME \
 	  env OMP_NUM_THREADS=1 $(BIN)/python -m experiments NAME --quiet $(ARGS)
 	$(BIN)/python -m experiments report

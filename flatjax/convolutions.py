@@ -7,8 +7,8 @@ into this one looks at a program's entry only. In the body of ``while``, ``scan`
 12868). The derivatives of a convolution are of other layouts even if the network's own are not.
 
 So the layouts are changed before XLA sees the program: [`canonical`][] traces a function and puts
-transpositions around its convolutions. The numbers are the same, bit for bit on the tested
-versions: it is what the pass does for a program's entry.
+transpositions around its convolutions, as the pass does for a program's entry. The arithmetic is
+the same.
 """
 
 import functools

@@ -44,9 +44,8 @@ class Segments(NamedTuple):
         """``fn(part, *its args)`` of every part; zeros where the part is empty."""
         found, first = [], 0
         for part, *own in zip(self.parts, *args, strict=True):
-            out = jax.eval_shape(fn, part, *own)
-            zeros = lambda out=out: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), out)  # noqa: E731
-            one = lambda part=part, own=own: fn(part, *own)  # noqa: E731
+            zeros = functools.partial(trees.zeros, jax.eval_shape(fn, part, *own))
+            one = functools.partial(fn, part, *own)
             found.append(lax.cond(first < self.filled, one, zeros))
             first += size(part)
         return found
@@ -98,19 +97,12 @@ def set_row(basis: Tree, index: chex.Numeric, v: Tree) -> Tree:
             first += size(part)
         filled = jnp.maximum(basis.filled, jnp.minimum(index + 1, first)).astype(jnp.int32)
         return Segments(tuple(parts), filled)
-    m = size(basis)
-    inside = index < m
-
-    def leaf(b, x):
-        # A dynamic update clamps its index, so an update beyond the end rewrites the last row.
-        last = lax.dynamic_index_in_dim(b, m - 1, keepdims=False)
-        return lax.dynamic_update_index_in_dim(b, jnp.where(inside, x, last), index, 0)
-
-    return jax.tree.map(leaf, basis, v)
+    return _set_inside(basis, index, v)
 
 
 def _set_inside(part, index, v):
     """The part with row ``index`` replaced if it has one."""
+    # An update clamps its index: one from outside would land on the first or the last row.
     at = jnp.clip(index, 0, size(part) - 1)
     inside = index == at
 

@@ -25,14 +25,6 @@ def check_group_mode(mode: str) -> None:
         raise ValueError(f'group_mode must be "auto", "vmap" or "loop", got {mode!r}.')
 
 
-def device_count(axis_name: collectives.AxisName) -> int:
-    """The number of devices along the named axes, 1 for ``None``."""
-    count = 1
-    for name in collectives.names(axis_name):
-        count *= lax.axis_size(name)
-    return count
-
-
 def device_index(axis_name: collectives.AxisName) -> jax.Array:
     """The position of this device along the named axes, in row-major order."""
     return jnp.asarray(lax.axis_index(axis_name))
@@ -108,7 +100,7 @@ def mean_over_groups(
     if groups == 1:
         tree, extra = fn(jnp.asarray(0), batch, lambda t: base.average(t, axis_name))
         return tree, extra, False
-    devices = device_count(axis_name)
+    devices = collectives.axis_size(axis_name)
     if groups % devices == 0 and groups > devices:
         local = groups // devices
         first = 0 if axis_name is None else local * device_index(axis_name)

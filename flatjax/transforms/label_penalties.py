@@ -11,7 +11,6 @@ import optax
 from flatjax import collectives, losses
 from flatjax.transforms import ascent as asc
 from flatjax.transforms import base, penalties
-from flatjax.transforms import groups as grp
 from flatjax.transforms import penalty as pen
 
 Tree = Any
@@ -220,7 +219,7 @@ def sub_sample(
     if size is None:
         return batch
     n = jax.tree.leaves(batch)[0].shape[0]
-    devices = grp.device_count(axis_name)
+    devices = collectives.axis_size(axis_name)
     if n * devices < size:
         raise ValueError(
             f"the batch of {n * devices} examples is smaller than sub_batch={size}: pass a larger "

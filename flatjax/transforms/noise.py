@@ -11,7 +11,6 @@ import optax
 from flatjax import collectives, losses, trees
 from flatjax.operators.per_example import per_example_gradients
 from flatjax.transforms import base
-from flatjax.transforms import groups as grp
 from flatjax.transforms.label_penalties import OutputLoss
 
 Tree = Any
@@ -134,7 +133,7 @@ def _from_gradients(key, loss_fn, params, batch, args, chunk_size, axis_name):
     n = jax.tree.leaves(batch)[0].shape[0]
     index = collectives.example_index(n, axis_name)
     z = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i)))(index)
-    total = n * grp.device_count(axis_name)
+    total = n * collectives.axis_size(axis_name)
     z = z - collectives.total(z.sum(), axis_name) / total
     here = collectives.varying(params, axis_name)
     values, pull = jax.vjp(lambda w: _loss_vector(loss_fn, w, batch, args), here)

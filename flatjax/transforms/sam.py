@@ -178,7 +178,7 @@ def _group_losses(parts, loss_fn, batch, args, grad_fn, value_fn, axis_name):
         base.require_batch("sam(groups=...)", batch)
         mean = base.mean_loss(loss_fn)
         return lambda params, part: jax.grad(mean)(params, part, *args)
-    if axis_name is None or grp.device_count(axis_name) != parts:
+    if axis_name is None or collectives.axis_size(axis_name) != parts:
         raise ValueError(
             f"sam(groups={parts}) evaluates the loss of each group: pass loss_fn= to sam and "
             "batch= to update. grad_fn alone serves where groups is the number of devices of "
