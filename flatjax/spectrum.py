@@ -108,9 +108,9 @@ def spectrum(
        smallest pairs have converged. It leaves an orthonormal basis Q on which the operator is
        known: $A Q = Q T + \beta_m q_{m+1} e_m^\top$.
     2. Probes. Each starts a short Lanczos run with the converged pairs projected out: a Gauss
-       quadrature of the density between these exact atoms. Its first product serves the trace and
-       the Frobenius norm as well, deflated by the whole of Q at no product more, so that their
-       error comes only from what Q does not know.
+       quadrature of the density between these exact atoms, as the first run is for its own start
+       vector. Its first product serves the trace and the Frobenius norm as well, deflated by the
+       whole of Q at no product more, so that their error comes only from what Q does not know.
     3. One more product a probe until the trace has reached ``trace_tol``.
 
     Costs some 100 to 300 products, two programs that contain the model or fewer, memory for the
@@ -174,10 +174,7 @@ def spectrum(
     ritz = lanczos_state.Ritz(state, k, num_bottom, tol, op.size)
     keep = SpectrumState(state, jnp.asarray(spent, jnp.int32))
     collected = Collected(op, state, ritz, probe_key, groups, diagonal)
-    for i in range(num_probes):
-        spent += collected.density_probe(i, probe_steps)
-    if trace_tol is not None:
-        spent += collected.trace_probes(num_probes, trace_tol, max_trace_products)
+    spent += collected.probe(num_probes, probe_steps, trace_tol, max_trace_products)
     floor, noise = collected.noise()
     top, bottom = ritz.pairs(floor, noise, tol, spent)
     return Spectrum(

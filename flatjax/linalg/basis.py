@@ -30,7 +30,7 @@ _HIGHEST = lax.Precision.HIGHEST
 class Segments(NamedTuple):
     """A basis in several buffers, of which the empty ones are not read.
 
-    Every function here takes one where it takes a basis, except `gram`.
+    Every function here takes one where it takes a basis.
 
     Attributes:
       parts: bases, one after the other.
@@ -118,6 +118,11 @@ def stack(vectors: list[Tree]) -> Tree:
     return jax.tree.map(lambda *x: jnp.stack(x), *vectors)
 
 
+def unstack(basis: Tree) -> list[Tree]:
+    """The vectors of a basis in one buffer."""
+    return [row(basis, i) for i in range(size(basis))]
+
+
 def coefficients(basis: Tree, w: Tree) -> tuple[jax.Array, jax.Array]:
     r"""The inner products :math:`Q^\top w` and :math:`w^\top w`, in one reduction.
 
@@ -182,7 +187,12 @@ def combine(basis: Tree, c: jax.Array) -> Tree:
 
 
 def gram(a: Tree, b: Tree) -> jax.Array:
-    """The inner products of all rows of ``a`` with all rows of ``b``, ``(m, l)``."""
+    """The inner products of all rows of ``a`` with all rows of ``b``, ``(m, l)``.
+
+    Only ``a`` may be `Segments`.
+    """
+    if isinstance(a, Segments):
+        return jnp.concatenate(a.where_filled(lambda part: gram(part, b)))
     scalar = trees.dtype((a, b))
     total = jnp.zeros((jax.tree.leaves(a)[0].shape[0], jax.tree.leaves(b)[0].shape[0]), scalar)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):

@@ -8,7 +8,7 @@ import numpy as np
 
 from flatjax import loops, trees
 from flatjax.linalg import basis as bases
-from flatjax.linalg import complement, lanczos_state, probes
+from flatjax.linalg import complement, lanczos_state, probes, sampling
 from flatjax.linalg.density import run_probe, solved
 from flatjax.linalg.estimate import DEFAULT_TOL, Estimate, from_samples
 from flatjax.linalg.quadrature import SpectralDensity, density_from_quadrature
@@ -45,29 +45,62 @@ class Collected:
         self.product = loops.product(op)
         self.deflated = complement.Deflated(op, ritz.deflating(state))
         self.relation = ritz.relation
-        self.numbers: list = []
-        self.fetched: list = []  # the same on the host
+        self.count = 0
+        self.numbers: list = []  # of blocks of probes
+        self.fetched: list = []  # the same on the host, probe by probe
         self.quadratures: list = []
         self.blocks: list = []
         self.sum_diagonal = trees.zeros(op.structure) if diagonal else None
 
-    def _first(self, i):
-        """The probe, its product, and what every probe gives."""
-        z = probes.probe(jax.random.fold_in(self.key, i), self.op.structure)
-        y = complement.project(self.deflated.vectors, z)
-        image = self.product(y)
-        numbers, rest = _numbers(self.run, y, image, self.ritz.vectors, self.relation)
-        self.numbers.append(numbers)
-        if self.groups is not None or self.sum_diagonal is not None:
-            rest = complement.rest(self.run, rest)
-        if self.sum_diagonal is not None:
-            self.sum_diagonal = _add_product(self.sum_diagonal, z, rest)
-        return z, y, image, rest
+    def probe(self, num_density: int, steps: int, tol: float | None, most: int) -> int:
+        """Draw probes and collect what they say.
 
-    def density_probe(self, i: int, steps: int) -> int:
-        """A probe with a quadrature; returns the products spent."""
-        z, y, image, rest = self._first(i)
-        basis, spent = jax.tree.map(lambda a: a[None], z), 1
+        Args:
+          num_density: how many of them, the first, start a quadrature.
+          steps: the Lanczos steps of each of these.
+          tol: go on with one product a probe until the trace is known to this relative standard
+            error; ``None``: do not.
+          most: the most probes that go on.
+
+        Returns:
+          The products spent.
+        """
+        limit = num_density + (0 if tol is None else most)
+        # One size of block for all probes: one set of programs.
+        together = min(sampling.together(self.op.size), limit)
+        spent = 0
+        while self.count < limit:
+            enough = self.count >= max(num_density, sampling.LEAST)
+            if enough and bool(self.trace(0, tol).converged):
+                break
+            first, count = self.count, min(together, limit - self.count)
+            for i, one in enumerate(self._block(together, count), first):
+                spent += self._quadrature(i, steps, *one) if i < num_density else self._plain(*one)
+        return spent
+
+    def _block(self, size, count):
+        """``count`` probes z, z projected, its product, and the part of that in the complement.
+
+        Drawing, projections and moments pass over the bases once for all of them.
+        """
+        indices = np.arange(self.count, self.count + size, dtype=np.int32)
+        z = probes.block(sampling.keys(self.key, indices), self.op.structure)
+        within = self.deflated.vectors
+        y = sampling.unstack(z if within is None else sampling.project_block(within, z))
+        images = sampling.products(self.product, y, count)
+        numbers, rest = _numbers(self.run, y, images, self.ritz.vectors, self.relation)
+        self.numbers.append((numbers, count))
+        self.count += count
+        if self.groups is None and self.sum_diagonal is None:
+            return [(None, *pair, None) for pair in zip(y, images, strict=True)][:count]
+        z, rest = sampling.unstack(z), sampling.unstack(complement.rest(self.run, rest))
+        if self.sum_diagonal is not None:
+            for pair in list(zip(z, rest, strict=True))[:count]:
+                self.sum_diagonal = _add_product(self.sum_diagonal, *pair)
+        return list(zip(z, y, images, rest, strict=True))[:count]
+
+    def _quadrature(self, i, steps, z, y, image, rest):
+        basis, spent = None, 1
         if (room := self.op.size - self.ritz.num_deflated) > 0:
             steps = min(steps, room)
             length, (unit, first) = lanczos_state.normalized((y, image))
@@ -76,27 +109,23 @@ class Collected:
             start, spent = run_probe(self.deflated, unit, steps, key, first)
             basis = start.basis
             self.quadratures.append((start.alphas, start.betas, start.scale, length, steps))
-        if self.groups is not None:
-            self.blocks.append(complement.block_moments(basis, z, rest, self.groups))
+        self._add_block(basis, z, rest)
         return spent
 
-    def trace_probes(self, start: int, tol: float, most: int) -> int:
-        """More products, one a probe, until the trace is known to ``tol``; returns their number."""
-        spent = 0
-        while spent < most:
-            if len(self.numbers) >= 8 and bool(self.trace(0, tol).converged):
-                break
-            for _ in range(min(4, most - spent)):
-                z, _, _, rest = self._first(start + spent)
-                if self.groups is not None:
-                    one = jax.tree.map(lambda a: a[None], z)
-                    self.blocks.append(complement.block_moments(one, z, rest, self.groups))
-                spent += 1
-        return spent
+    def _plain(self, z, y, image, rest):
+        self._add_block(None, z, rest)
+        return 1
+
+    def _add_block(self, basis, z, rest):
+        if self.groups is not None:
+            basis = jax.tree.map(lambda a: a[None], z) if basis is None else basis
+            self.blocks.append(complement.block_moments(basis, z, rest, self.groups))
 
     def _fetched(self):
         """Traces, squares and gaps of all probes, in float64 on the host."""
-        self.fetched += jax.device_get(self.numbers[len(self.fetched) :])
+        for block, count in jax.device_get(self.numbers):
+            self.fetched += list(zip(*block, strict=True))[:count]
+        self.numbers = []
         return (np.stack([np.asarray(r[j], np.float64) for r in self.fetched]) for j in range(3))
 
     def trace(self, spent, tol):
@@ -136,8 +165,9 @@ class Collected:
         """The density of the whole."""
         n, count = self.op.size, self.ritz.num_deflated
         nodes, s, _ = solved(self.quadratures)
-        weights = np.square(s[:, 0]) * ((n - count) / n)
-        return self._density(np.full(count, 1 / n), nodes, weights, scale, num_points)
+        weights = np.square(s[:, 0])
+        rows = lanczos_state.with_start(self.ritz.start, nodes, weights, (n - count) / n)
+        return self._density(np.full(count, 1 / n), *rows, scale, num_points)
 
     def _density(self, exact_weights, nodes, weights, scale, num_points):
         return density_from_quadrature(
@@ -153,7 +183,7 @@ class Collected:
         """The diagonal: what the run knows, and the mean over the probes of the rest."""
         if self.sum_diagonal is None:
             return None
-        return _diagonal(self.run, self.sum_diagonal, jnp.float32(1 / len(self.numbers)))
+        return _diagonal(self.run, self.sum_diagonal, jnp.float32(1 / self.count))
 
     def layers(self, spent, tol, scale, num_points):
         """Trace and local density of every group."""
@@ -187,16 +217,17 @@ def _known(state):
 
 
 @jax.jit
-def _numbers(run, y, image, vectors, relation):
-    """The moments of a probe, and ``v . A y - y . A v`` for every Ritz vector v.
+def _numbers(run, y, images, vectors, relation):
+    """The moments of probes, and ``v . A y - y . A v`` for every Ritz vector v.
 
     The products ``A v`` are those of the Lanczos relation, a multiple of v and one of the residual.
     """
-    found = complement.moments(run, y, image)
+    y, images = bases.stack(y), bases.stack(images)
+    found = complement.moments(run, y, images)
     values, last = relation
-    known = values * bases.coefficients(vectors, y)[0] + last * trees.vdot(run.residual, y)
-    gaps = bases.coefficients(vectors, image)[0] - known
-    return (found.trace, found.square, gaps), found.image
+    along = bases.gram(y, jax.tree.map(lambda a: a[None], run.residual))
+    known = values[None, :] * bases.gram(y, vectors) + last[None, :] * along
+    return (found.trace, found.square, bases.gram(images, vectors) - known), found.image
 
 
 @jax.jit

@@ -51,13 +51,13 @@ class Known(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """What one probe says of the complement of a Krylov basis.
+    """What each of p probes says of the complement of a Krylov basis.
 
     Attributes:
-      trace: the quadratic form ``x^T A x`` of the probe's part x in the complement; its mean over
-        probes is the trace of A there.
-      square: ``|A x|^2``; its mean is the trace of ``A^2`` there.
-      image: ``A x``; see `rest`.
+      trace: ``(p,)``, the quadratic form ``x^T A x`` of the probe's part x in the complement; its
+        mean over probes is the trace of A there.
+      square: ``(p,)``, ``|A x|^2``; its mean is the trace of ``A^2`` there.
+      image: ``A x``, a tree with leading axis p; see `rest`.
     """
 
     trace: jax.Array
@@ -73,54 +73,70 @@ def known(state: krylov.Krylov) -> Known:
     return Known(state.basis, alphas, betas, state.vector, state.step)
 
 
-def _coefficients(run: Known, v: Tree) -> jax.Array:
+def _coefficients(run: Known, block: Tree) -> jax.Array:
     filled = jnp.arange(run.alphas.shape[0]) < run.steps
-    return jnp.where(filled, bases.coefficients(run.basis, v)[0], 0)
+    return jnp.where(filled[:, None], bases.gram(run.basis, block), 0)
 
 
 @jax.jit
-def rest(run: Known | None, image: Tree) -> Tree:
+def rest(run: Known | None, images: Tree) -> Tree:
     """The part of ``Moments.image`` in the complement, for the traces of blocks and the diagonal.
 
     Args:
       run: the run, or ``None`` for nothing known.
-      image: the image.
+      images: the images, with a leading axis.
 
     Returns:
-      A vector.
+      Vectors with that axis.
     """
     if run is None:
-        return image
-    return bases.subtract(image, bases.combine(run.basis, _coefficients(run, image)))
+        return images
+    return bases.subtract(images, bases.combine(run.basis, _coefficients(run, images)))
 
 
 @jax.jit
-def moments(run: Known | None, y: Tree, image: Tree) -> Moments:
-    r"""The moments of one probe in the complement of a Lanczos basis.
+def moments(run: Known | None, y: Tree, images: Tree) -> Moments:
+    r"""The moments of probes in the complement of a Lanczos basis, in shared passes over it.
 
-    The image of the probe's part :math:`x = y - Q c`, :math:`c = Q^\top y`, needs no product beyond
-    ``image = A y``: :math:`A x = A y - Q T c - \beta_m c_m q_{m+1}`. Both are formed, because the
+    The image of a probe's part :math:`x = y - Q c`, :math:`c = Q^\top y`, needs no product beyond
+    that of the probe: :math:`A x = A y - Q T c - \beta_m c_m q_{m+1}`. Both are formed, because the
     same from inner products alone is a small difference of numbers as large as the outliers.
 
     Args:
       run: the run, or ``None`` for nothing known.
-      y: the probe, or the probe less its part along some vectors of the span of Q.
-      image: ``A y``.
+      y: the probes, or the probes less their parts along some vectors of the span of Q; a tree with
+        a leading axis.
+      images: ``A y`` of each.
 
     Returns:
       The moments.
     """
+    vdots = jax.vmap(trees.vdot)
     if run is None:
-        return Moments(trees.vdot(y, image), trees.vdot(image, image), image)
-    c = _coefficients(run, y)
-    inner = jnp.where(jnp.arange(c.shape[0]) < run.steps - 1, run.betas, 0)
-    tc = (run.alphas * c).at[:-1].add(inner[:-1] * c[1:]).at[1:].add(inner[:-1] * c[:-1])
-    # Both combinations in one pass over the basis.
-    known = bases.combine(run.basis, jnp.stack([c, tc], axis=1))
-    x = bases.subtract(y, bases.row(known, 0))
-    ax = bases.subtract(image, bases.row(known, 1))
-    ax = trees.axpy(-run.betas[run.steps - 1] * c[run.steps - 1], run.residual, ax)
-    return Moments(trees.vdot(x, ax), trees.vdot(ax, ax), ax)
+        return Moments(vdots(y, images), vdots(images, images), images)
+    c, count = _coefficients(run, y), bases.size(y)
+    inner = jnp.where(jnp.arange(c.shape[0]) < run.steps - 1, run.betas, 0)[:-1, None]
+    tc = run.alphas[:, None] * c
+    tc = tc.at[:-1].add(inner * c[1:]).at[1:].add(inner * c[:-1])
+    # All combinations in one pass over the basis.
+    known = bases.combine(run.basis, jnp.concatenate([c, tc], axis=1))
+    x = jax.tree.map(lambda a, k: a - k[:count], y, known)
+    last = run.betas[run.steps - 1] * c[run.steps - 1]
+    ax = jax.tree.map(
+        lambda a, k, q: a - k[count:] - jnp.tensordot(last.astype(q.dtype), q, axes=0),
+        images,
+        known,
+        run.residual,
+    )
+    return Moments(vdots(x, ax), vdots(ax, ax), ax)
+
+
+@jax.jit
+def of_one(run: Known | None, y: Tree, image: Tree) -> tuple[jax.Array, Tree]:
+    """``|A x|^2`` of a single probe, and the part of ``A x`` in the complement."""
+    block, images = (jax.tree.map(lambda a: a[None], v) for v in (y, image))
+    found = moments(run, block, images)
+    return found.square[0], bases.row(rest(run, found.image), 0)
 
 
 @jax.jit

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flatjax import loops
-from flatjax.linalg import arguments, krylov, probes, ritz
+from flatjax import loops, trees
+from flatjax.linalg import arguments, krylov, lanczos_state, probes, ritz
 from flatjax.linalg import basis as bases
 from flatjax.operators.base import Operator
 
@@ -19,16 +19,14 @@ class Deflation(NamedTuple):
     """An orthonormal basis and the operator on its span.
 
     Attributes:
-      basis: orthonormal vectors with leading axis m; rows may be zero.
-      values: ``(m,)``, the Ritz values on the span.
-      coefficients: ``(m, m)``, the Ritz vectors in columns, over the rows of the basis.
+      basis: orthonormal vectors, the rows after them zero.
+      values: the Ritz values on the span.
       num_products: the products spent.
       rank: the dimension of the span.
     """
 
     basis: Tree
     values: Any
-    coefficients: Any
     num_products: int
     rank: int
 
@@ -48,8 +46,9 @@ def deflate(op: Operator, key: jax.Array, depth: int, total: int) -> Deflation:
 
     Of ``total`` products p build the space and the rest are probes, whose variance is proportional
     to :math:`(\|A\|_F^2 - \|Q^\top A Q\|_F^2)/(\mathrm{total} - p)`. The host looks every 8
-    steps, and stops where the last of them raised that. :math:`\|A\|_F^2` comes from the
-    quadrature of the start vector, with its weight on converged pairs replaced by one.
+    steps, later after an eighth of those done, and stops where the last of them raised that.
+    :math:`\|A\|_F^2` comes from the quadrature of the start vector, with its weight on converged
+    pairs replaced by one.
 
     Args:
       op: the operator.
@@ -63,15 +62,18 @@ def deflate(op: Operator, key: jax.Array, depth: int, total: int) -> Deflation:
     depth = min(depth, op.size)
     v0 = krylov.unit(probes.probe(key, op.structure, "normal"))
     w = arguments.first_product(op, v0)
-    state = krylov.start(v0, depth, key)
     if loops.is_traced(w):
-        state, spent = krylov.run(op, state, depth)
-        values, coefficients = ritz.eigh(ritz.tridiagonal(state.alphas, state.betas))
-        return Deflation(state.basis, values * state.scale, coefficients, spent, depth)
+        state, spent = krylov.run(op, krylov.start(v0, depth, key), depth)
+        values, _ = ritz.eigh(ritz.tridiagonal(state.alphas, state.betas))
+        return Deflation(state.basis, values * state.scale, spent, depth)
+    first = lanczos_state.FIRST
+    state = krylov.start(v0, depth if depth <= 2 * first else first, key)
     done = spent = 0
     inside, shares = 0.0, total
     while True:
-        step = min(krylov.CHECK_EVERY, depth - done)
+        state = lanczos_state.with_room(state, depth)
+        room = min(depth, state.alphas.shape[0]) - done
+        step = min(max(krylov.CHECK_EVERY, done // 8), room)
         state, more = krylov.run(op, state, step, w)
         w, done, spent = None, done + step, spent + more
         alphas, betas, scale = ritz.to_host((state.alphas, state.betas, state.scale))
@@ -83,12 +85,9 @@ def deflate(op: Operator, key: jax.Array, depth: int, total: int) -> Deflation:
         inside, shares = np.sum(values**2), total - spent
         if done == depth or shares <= krylov.CHECK_EVERY or (whole - inside) / shares >= last:
             break
-    matrix = np.zeros((depth, depth))
-    matrix[:done, :done] = coefficients
-    values = np.concatenate([values, np.zeros(depth - done)]) * scale
     # Row ``done`` holds the vector to be multiplied next, which is not part of the span.
-    basis = _clear(state.basis, jnp.int32(done))
-    return Deflation(basis, values, matrix, spent, done)
+    basis = _clear(state.basis, state.vector, jnp.int32(done))
+    return Deflation(basis, values * scale, spent, done)
 
 
 def _square(values, coefficients, beta, size: int) -> float:
@@ -99,6 +98,5 @@ def _square(values, coefficients, beta, size: int) -> float:
 
 
 @functools.partial(jax.jit, donate_argnums=0)
-def _clear(basis: Tree, index: Any) -> Tree:
-    zero = jax.tree.map(lambda b: jnp.zeros(b.shape[1:], b.dtype), basis)
-    return bases.set_row(basis, index, zero)
+def _clear(basis: Tree, like: Tree, index: Any) -> Tree:
+    return bases.set_row(basis, index, trees.zeros(like))

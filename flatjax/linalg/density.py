@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatjax import loops, trees
-from flatjax.linalg import arguments, complement, krylov, lanczos_state, probes, ritz
+from flatjax.linalg import arguments, complement, krylov, lanczos_state, packing, probes, ritz
 from flatjax.linalg import basis as bases
 from flatjax.linalg.quadrature import SpectralDensity, density_from_quadrature
 from flatjax.operators.base import Operator, as_operator
@@ -25,12 +25,14 @@ class Quadratures:
       nodes: ``(p, s)``.
       vectors: ``(p, s, s)``, the eigenvectors of the tridiagonal matrices, in columns.
       num_products: the products spent.
+      start: nodes and weights of the start vector of the deflation, if they are of use.
     """
 
     exact: Any
     nodes: Any
     vectors: Any
     num_products: int
+    start: tuple | None = None
 
     @property
     def weights(self) -> Any:
@@ -56,7 +58,8 @@ def spectral_density(
 
     A first Lanczos run finds the extreme pairs; those that converge become exact atoms of weight
     1/n. Each probe then starts a run in their complement, whose Gauss quadrature gives the mass in
-    between. Deflation and depth pay more than probes do: a few long runs beat many short ones. The
+    between; the first run's own start vector is one more such probe, at no product. Deflation and
+    depth pay more than probes do: a few long runs beat many short ones. The
     smoothed density depends on a bandwidth, the distribution function does not. Every run
     reorthogonalises in full: no copies of an eigenvalue appear.
 
@@ -99,11 +102,14 @@ def spectral_density(
     found = quadratures(op, key, num_probes, num_steps, deflation_steps, tol)
     xp = np if isinstance(found.nodes, np.ndarray) else jnp
     n, count = op.size, found.exact.shape[0]
+    left = (n - count) / n
+    rows: tuple = (found.nodes, found.weights * left)
+    if xp is np:
+        rows = lanczos_state.with_start(found.start, found.nodes, found.weights, left)
     return density_from_quadrature(
         found.exact,
         xp.full((count,), 1 / n, found.nodes.dtype),
-        found.nodes,
-        found.weights * ((n - count) / n),
+        *rows,
         num_points=num_points,
         scale=scale,
         linear_width=linear_width,
@@ -127,16 +133,17 @@ def quadratures(
     depth = 2 * num_steps if deflation_steps is None else deflation_steps
     if depth:
         arguments.check_count("deflation_steps", depth)
+    op = packing.packed(op)
     keys = [jax.random.fold_in(key, i) for i in range(num_probes + 1)]
     steps = min(num_steps, op.size)
     image = arguments.first_product(op, probes.probe(keys[0], op.structure, "normal"))
     if loops.is_traced(image):
         return _traced(op, jnp.stack(keys[1:]), steps, image)
-    exact, vectors, spent = np.zeros(0), None, 0
+    exact, vectors, spent, own = np.zeros(0), None, 0, None
     if depth:
         state, spent = lanczos_state.converged(op, keys[0], 1, 0, tol, depth, depth, None)
         pairs = lanczos_state.Ritz(state, 1, 0, tol, op.size)
-        exact, vectors = pairs.deflated_values, pairs.deflating(state)
+        exact, vectors, own = pairs.deflated_values, pairs.deflating(state), pairs.start
         del state
     deflated, runs = complement.Deflated(op, vectors), []
     steps = min(steps, op.size - len(exact))
@@ -147,7 +154,7 @@ def quadratures(
         spent += products
         runs.append((run.alphas, run.betas, run.scale, length, steps))
     nodes, s, _ = solved(runs)
-    return Quadratures(exact, nodes, s, spent)
+    return Quadratures(exact, nodes, s, spent, own)
 
 
 def run_probe(

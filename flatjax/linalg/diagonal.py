@@ -138,8 +138,7 @@ def _deflated(op, key, num_products):
 
     def sample(i):
         z = probes.probe(jax.random.fold_in(key, i + 1), op.structure)
-        image = complement.moments(run, z, product(z)).image
-        return _entrywise(z, complement.rest(run, image))
+        return _entrywise(z, complement.of_one(run, z, product(z))[1])
 
     mean, spread = _sampled(op, sample, count)
     known = complement.known_diagonal(run)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatjax import loops, trees
-from flatjax.linalg import arguments, complement, krylov, probes, ritz
+from flatjax.linalg import arguments, complement, krylov, packing, probes, ritz
 from flatjax.linalg.density import quadratures
 from flatjax.linalg.estimate import DEFAULT_TOL, Estimate, from_samples, student
 from flatjax.operators.base import as_operator
@@ -207,12 +207,13 @@ def frobenius_norm(
     if tol is not None:
         arguments.check_tolerance(tol)
     scalar = trees.dtype(op.structure)
+    op = packing.packed(op)
     run, spent, traced = known_run(op, key, num_products // 2)
     product = loops.product(op)
 
     def square(i):
         z = probes.probe(jax.random.fold_in(key, i + 1), op.structure)
-        return complement.moments(run, z, product(z)).square
+        return complement.of_one(run, z, product(z))[0]
 
     samples, known = collect(square, num_products - spent, traced), run.squares
     if not traced:

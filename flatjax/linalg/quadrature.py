@@ -26,8 +26,8 @@ class SpectralDensity(NamedTuple):
       cdf: the share of eigenvalues below the grid points; no bandwidth enters.
       cdf_band: ``(2, grid)``, its band.
       sigma: the width given to every atom.
-      nodes: the nodes, one row a probe.
-      node_weights: their weights, of the mass that the exact atoms leave.
+      nodes: the nodes, one row a probe; a row of fewer nodes repeats its last one.
+      node_weights: their weights, of the mass that the exact atoms leave; zero for such a repeat.
     """
 
     atoms: Any
@@ -64,9 +64,9 @@ def density_from_quadrature(
     Args:
       exact: ``(e,)`` eigenvalues known exactly, or none.
       exact_weights: ``(e,)`` their weights.
-      nodes: ``(p, s)`` the nodes of ``p`` probes.
-      node_weights: ``(p, s)`` their weights, each row for the mass that the exact atoms leave.
-        All four NumPy arrays, or all JAX arrays, which is what the result is made of.
+      nodes: ``(p, s)`` the nodes of ``p`` probes, or a list of ``p`` NumPy arrays of any lengths.
+      node_weights: their weights alike, each row for the mass that the exact atoms leave. All four
+        NumPy arrays, or all JAX arrays, which is what the result is made of.
       num_points: the size of the grid.
       scale: ``"linear"``, or ``"log"`` for an axis that is logarithmic on both sides of zero.
       linear_width: where the logarithmic axis becomes linear; default 1e-4 of the largest node.
@@ -96,12 +96,12 @@ def density_from_quadrature(
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be positive, got {value}.")
     # NumPy on the host, where every operation would otherwise be a program to compile.
-    xp = np if isinstance(nodes, np.ndarray) else jnp
-    atoms = xp.concatenate([exact, nodes.reshape(-1)])
-    weights = xp.concatenate([exact_weights, node_weights.reshape(-1) / nodes.shape[0]])
+    xp = jnp if isinstance(nodes, jax.Array) else np
+    atoms = xp.concatenate([exact, *nodes])
+    weights = xp.concatenate([exact_weights, *(row / len(nodes) for row in node_weights)])
     to_axis, from_axis = _axis(xp, scale, linear_width, atoms)
 
-    x, x_exact, x_nodes = to_axis(atoms), to_axis(exact), to_axis(nodes)
+    x, x_exact, x_nodes = to_axis(atoms), to_axis(exact), [to_axis(row) for row in nodes]
     low, high = xp.min(x), xp.max(x)
     least = 1e-3 * xp.where(high != 0, xp.abs(high), 1)
     spread = xp.where(high > low, high - low, least)
@@ -110,10 +110,10 @@ def density_from_quadrature(
     # An exact atom has no width of its own: two grid steps make it visible and keep its mass.
     thin = 2 * (grid[1] - grid[0])
     if sigma is None:
-        node_sigma = xp.maximum(_spacing(xp, x_nodes), thin)
+        node_sigma = [xp.maximum(_spacing(xp, row), thin) for row in x_nodes]
         exact_sigma = xp.broadcast_to(thin, x_exact.shape)
     else:
-        node_sigma = xp.full_like(x_nodes, sigma)
+        node_sigma = [xp.full_like(row, sigma) for row in x_nodes]
         exact_sigma = xp.full_like(x_exact, sigma)
 
     known = _functions(xp, grid, x_exact, exact_weights, exact_sigma)
@@ -130,10 +130,18 @@ def density_from_quadrature(
         band=xp.stack([xp.maximum(density - half[0], 0), density + half[0]]),
         cdf=cdf,
         cdf_band=xp.clip(xp.stack([cdf - half[1], cdf + half[1]]), 0, 1),
-        sigma=xp.concatenate([exact_sigma, node_sigma.reshape(-1)]),
-        nodes=nodes,
-        node_weights=node_weights,
+        sigma=xp.concatenate([exact_sigma, *node_sigma]),
+        nodes=_rectangle(nodes, lambda row: row[-1]),
+        node_weights=_rectangle(node_weights, lambda row: 0.0),
     )
+
+
+def _rectangle(rows, fill):
+    """Rows of one length, the shorter ones filled up."""
+    if not isinstance(rows, list):
+        return rows
+    length = max(len(row) for row in rows)
+    return np.stack([np.append(row, np.full(length - len(row), fill(row))) for row in rows])
 
 
 def _functions(xp, grid, points, mass, width):
@@ -165,11 +173,9 @@ def _axis(xp, scale, linear_width, atoms):
 
 def _spacing(xp, nodes):
     """Half the distance between a node's neighbours, a node at an end to its only one."""
-    if nodes.shape[1] == 1:
+    if len(nodes) == 1:
         return xp.zeros_like(nodes)
-    order = xp.argsort(nodes, axis=1)
-    ranked = xp.take_along_axis(nodes, order, axis=1)
-    gaps = xp.diff(ranked, axis=1)
-    gaps = xp.concatenate([gaps[:, :1], gaps, gaps[:, -1:]], axis=1)
-    spacing = (gaps[:, 1:] + gaps[:, :-1]) / 4
-    return xp.take_along_axis(spacing, xp.argsort(order, axis=1), axis=1)
+    order = xp.argsort(nodes)
+    gaps = xp.diff(nodes[order])
+    gaps = xp.concatenate([gaps[:1], gaps, gaps[-1:]])
+    return ((gaps[1:] + gaps[:-1]) / 4)[xp.argsort(order)]

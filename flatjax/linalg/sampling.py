@@ -1,7 +1,7 @@
 """Products with random probes, one at a time or in blocks, on the host or in a traced loop."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,11 @@ from flatjax.operators.base import Operator
 
 Tree = Any
 CHECK_EVERY = 8  # probes between two looks of an adaptive estimate at its spread
+LEAST = 16  # a stopping rule that looks at a standard error from fewer samples stops by luck
+# Probes that share the passes over a basis, and the numbers up to which they are that many. Their
+# products stay one at a time: each has intermediate values of the model's size, and a CPU gains
+# nothing by several at once.
+_TOGETHER, _SMALL = 8, 1 << 24
 
 
 @jax.jit
@@ -28,10 +33,35 @@ def _less(basis, z):
     return bases.project_out(basis, z)[0]
 
 
-project = jax.jit(_less)
-_project_block = jax.jit(jax.vmap(_less, (None, 0)))
+_project = jax.jit(_less)
+unstack = jax.jit(bases.unstack)
 keys = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))
 quadratic_form = jax.jit(lambda z, w: (trees.vdot(z, w), trees.vdot(z, z)))
+
+
+@jax.jit
+def project_block(basis: Tree, block: Tree) -> Tree:
+    """Vectors stacked along a leading axis less their parts along orthonormal or zero vectors."""
+    return bases.subtract(block, bases.combine(basis, bases.gram(basis, block)))
+
+
+def together(size: int) -> int:
+    """How many probes of a dimension share the passes over a basis."""
+    return _TOGETHER if _TOGETHER * size <= _SMALL else 2
+
+
+def products(product: Callable[[Tree], Tree], vectors: Sequence[Tree], count: int) -> list[Tree]:
+    """The products with the first ``count`` vectors, one after the other.
+
+    Those of the others repeat the last one: blocks of one size need one program.
+    """
+    images = [product(v) for v in vectors[:count]]
+    return images + (len(vectors) - count) * images[-1:]
+
+
+@functools.lru_cache(maxsize=64)
+def _over_vectors(measure):
+    return jax.jit(lambda z, w: jax.vmap(measure)(bases.stack(z), bases.stack(w)))
 
 
 @functools.lru_cache(maxsize=64)
@@ -60,7 +90,8 @@ def sample(
       measure: a compiled function at module level, ``(z, A z) -> small arrays``. ``z`` is the probe
         less its components along ``basis``.
       kind: the kind of probes.
-      basis: orthonormal or zero vectors to project out of every probe.
+      basis: orthonormal or zero vectors to project out of every probe; from the host, of a few
+        probes in one pass.
       block: probes multiplied at once, each with its own intermediate values in memory.
 
     Returns:
@@ -69,14 +100,16 @@ def sample(
     # A stream over batches drives itself from the host and takes one vector at a time.
     block = 1 if op.host_driven else min(block, count)
     product = loops.product(op)
+    if block == 1 and basis is not None and not loops.on_device(basis, op):
+        return _sample_by_rows(op, key, first, count, measure, kind, basis)
 
     def some(start, size):
         if block == 1:
             z = probes.probe(jax.random.fold_in(key, start), op.structure, kind)
-            z = z if basis is None else project(basis, z)
+            z = z if basis is None else _project(basis, z)
             return jax.tree.map(lambda a: a[None], measure(z, product(z)))
         z = probes.block(keys(key, start + jnp.arange(size, dtype=jnp.int32)), op.structure, kind)
-        z = z if basis is None else _project_block(basis, z)
+        z = z if basis is None else project_block(basis, z)
         return _over_block(measure)(z, block_product(op, z))
 
     whole, rest = divmod(count, block)
@@ -99,6 +132,19 @@ def sample(
         at = jnp.int32(whole * block)
         out = _put(out, some(jnp.int32(first) + at, rest), at)
     return out
+
+
+def _sample_by_rows(op, key, first, count, measure, kind, basis):
+    """Probes drawn, projected and measured in blocks, and multiplied one by one."""
+    product, size, rows = loops.product(op), together(op.size), []
+    for start in range(first, first + count, size):
+        real = min(size, first + count - start)
+        numbers = np.arange(start, start + size, dtype=np.int32)
+        block = probes.block(keys(key, numbers), op.structure, kind)
+        z = unstack(project_block(basis, block))
+        found = _over_vectors(measure)(z, products(product, z, real))
+        rows.append(jax.tree.map(lambda a, real=real: a[:real], found))
+    return jax.tree.map(_concatenate, *rows)
 
 
 def _put(out, rows, at):

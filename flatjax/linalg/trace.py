@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatjax import loops, trees
-from flatjax.linalg import arguments, leave_one_out, sampling, subspace
+from flatjax.linalg import arguments, leave_one_out, packing, sampling, subspace
 from flatjax.linalg.deflation import deflate
 from flatjax.linalg.estimate import Estimate, from_samples, from_spread
 from flatjax.operators.base import Operator, as_operator
@@ -28,8 +28,6 @@ _SHARED = {
 }
 # A negative eigenvalue of the small matrix is rounding up to so many units.
 _INDEFINITE = 1e4
-# A stopping rule that looks at a standard error from fewer samples stops by luck.
-_MIN_SAMPLES = 16
 
 
 def trace(
@@ -111,7 +109,7 @@ def trace(
         "xnystrace": _xnystrace,
         "deflated": _deflated,
     }[method]
-    return run(op, key, num_products, tol, probe_block)
+    return run(packing.packed(op), key, num_products, tol, probe_block)
 
 
 def _hutchinson(op, key, num_products, tol, block):
@@ -187,7 +185,7 @@ def sampled(
         return from_samples(samples, exact, scale, spent + len(forms), tol, scalar)
 
     # A stopping rule needs some samples to look at; without one, all in one go.
-    first = min(max(_MIN_SAMPLES, block), budget) if adaptive and tol is not None else budget
+    first = min(max(sampling.LEAST, block), budget) if adaptive and tol is not None else budget
     samples = draw(0, first)
     if loops.is_traced(samples):
         if first < budget:
