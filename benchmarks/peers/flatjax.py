@@ -33,14 +33,16 @@ class Flatjax(Adapter):
 
     def methods(self):
         """All at once, and one by one."""
-        depths = ((24, 2), (32, 2), (48, 2), (64, 4), (96, 8), (128, 16))
+        depths = ((16, 1), (24, 2), (32, 2), (48, 2), (64, 4), (96, 8), (128, 16))
+        shared = [{"num_products": 24 * 2**i} for i in range(7)]
         return {
             "spectrum": Method(
                 self._spectrum,
                 [
                     {"tol": 0.1, "num_probes": 2, "probe_steps": 20, "trace_tol": 8e-3},
-                    {"tol": 0.03, "num_probes": 2, "probe_steps": 40, "trace_tol": 7e-3},
-                    {"tol": 0.03, "num_probes": 4, "probe_steps": 40, "trace_tol": 6e-3},
+                    {"tol": 0.02, "num_probes": 2, "probe_steps": 24, "trace_tol": 7e-3},
+                    {"tol": 0.01, "num_probes": 2, "probe_steps": 32, "trace_tol": 6e-3},
+                    {"tol": 0.01, "num_probes": 4, "probe_steps": 40, "trace_tol": 5e-3},
                     {"tol": 0.01, "num_probes": 4, "probe_steps": 64, "trace_tol": 5e-3},
                     {"tol": 0.01, "num_probes": 8, "probe_steps": 96, "trace_tol": 4e-3},
                 ],
@@ -56,14 +58,12 @@ class Flatjax(Adapter):
             "eigsh, smallest 2": Method(
                 self._bottom, [{"tol": t} for t in (0.3, 0.1, 1e-2)], ("bottom",)
             ),
-            "trace, deflated": Method(
-                self._trace,
-                [{"num_products": n} for n in (20, 40, 80, 160, 320, 640)],
-                ("trace",),
-            ),
+            "trace, deflated": Method(self._deflated, shared, ("trace",)),
+            "trace, hutch++": Method(self._hutchpp, shared, ("trace",)),
+            "trace, xtrace": Method(self._xtrace, shared, ("trace",)),
             "trace, hutchinson": Method(
                 self._hutchinson,
-                [{"num_products": 64 * 2**i, "probe_block": 16} for i in range(10)],
+                [{"num_products": 64 * 2**i} for i in range(10)],
                 ("trace",),
             ),
             "spectral_density": Method(
@@ -98,13 +98,21 @@ class Flatjax(Adapter):
         )
         return Answer(found.num_products, bottom=ends(self.jax.device_get(found.values))[1])
 
-    def _trace(self, options, seed):
-        found = self.lib.trace(self.hessian, key=self._key(seed), method="deflated", **options)
+    def _trace(self, method, options, seed):
+        found = self.lib.trace(self.hessian, key=self._key(seed), method=method, **options)
         return Answer(found.num_products, trace=float(found.value))
 
+    def _deflated(self, options, seed):
+        return self._trace("deflated", options, seed)
+
+    def _hutchpp(self, options, seed):
+        return self._trace("hutch++", options, seed)
+
+    def _xtrace(self, options, seed):
+        return self._trace("xtrace", options, seed)
+
     def _hutchinson(self, options, seed):
-        found = self.lib.trace(self.hessian, key=self._key(seed), **options)
-        return Answer(found.num_products, trace=float(found.value))
+        return self._trace("hutchinson", options, seed)
 
     def _density(self, options, seed):
         found = self.jax.device_get(

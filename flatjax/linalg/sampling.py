@@ -90,9 +90,9 @@ def sample(
       measure: a compiled function at module level, ``(z, A z) -> small arrays``. ``z`` is the probe
         less its components along ``basis``.
       kind: the kind of probes.
-      basis: orthonormal or zero vectors to project out of every probe; from the host, of a few
-        probes in one pass.
-      block: probes multiplied at once, each with its own intermediate values in memory.
+      basis: orthonormal or zero vectors to project out of every probe.
+      block: probes multiplied at once, each with its own intermediate values in memory. With 1 the
+        host still draws, projects and measures `together` of them at once.
 
     Returns:
       The measurements with a leading axis ``count``: NumPy, floating ones in float64, or traced.
@@ -100,8 +100,11 @@ def sample(
     # A stream over batches drives itself from the host and takes one vector at a time.
     block = 1 if op.host_driven else min(block, count)
     product = loops.product(op)
-    if block == 1 and basis is not None and not loops.on_device(basis, op):
-        return _sample_by_rows(op, key, first, count, measure, kind, basis)
+    # Alone, probes need the least memory, which decides where they are large and meet no basis.
+    if block == 1 and (basis is not None or together(op.size) > 2) and not loops.on_device(op):
+        found = _sample_by_rows(op, key, first, count, measure, kind, basis)
+        if found is not None:
+            return found
 
     def some(start, size):
         if block == 1:
@@ -135,14 +138,16 @@ def sample(
 
 
 def _sample_by_rows(op, key, first, count, measure, kind, basis):
-    """Probes drawn, projected and measured in blocks, and multiplied one by one."""
+    """Probes drawn, projected and measured in blocks, multiplied one by one; traced, ``None``."""
     product, size, rows = loops.product(op), together(op.size), []
     for start in range(first, first + count, size):
         real = min(size, first + count - start)
         numbers = np.arange(start, start + size, dtype=np.int32)
-        block = probes.block(keys(key, numbers), op.structure, kind)
-        z = unstack(project_block(basis, block))
+        z = probes.block(keys(key, numbers), op.structure, kind)
+        z = unstack(z if basis is None else project_block(basis, z))
         found = _over_vectors(measure)(z, products(product, z, real))
+        if loops.is_traced(found):
+            return None
         rows.append(jax.tree.map(lambda a, real=real: a[:real], found))
     return jax.tree.map(_concatenate, *rows)
 

@@ -122,6 +122,7 @@ class TestSegments:
                 lambda b: bases.coefficients(b, w),
                 lambda b: bases.combine(b, c),
                 lambda b: bases.combine(b, c[:, 1]),
+                lambda b: bases.gram(b, bases.stack([w, w])),
                 lambda b: bases.project_out(b, w),
                 lambda b: [bases.row(b, i) for i in (0, 1, 2, 4)],
                 bases.whole,

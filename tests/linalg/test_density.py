@@ -87,6 +87,64 @@ def test_band_is_the_jackknife_over_probes():
     assert np.all(np.isinf(single.band[1]))
 
 
+def test_rows_of_other_lengths_are_the_same_atoms():
+    exact, own = np.array([4.0]), np.array([0.2])
+    nodes, weights = np.array([[0.0, 1.0], [0.3, 0.9]]), np.array([[0.5, 0.3], [0.4, 0.4]])
+    more = np.array([0.1, 0.5, 1.2]), np.array([0.3, 0.3, 0.2])
+    d = density_from_quadrature(exact, own, [*nodes, more[0]], [*weights, more[1]])
+    np.testing.assert_allclose(d.weights.sum(), 1)
+    assert len(d.atoms) == len(d.sigma) == 8
+    # The shorter rows repeat their last node, with no weight.
+    np.testing.assert_array_equal(d.nodes[:2, 2], nodes[:, 1])
+    np.testing.assert_array_equal(d.node_weights[:2, 2], 0)
+    np.testing.assert_allclose(d.node_weights.sum(axis=1), 0.8)
+    equal = density_from_quadrature(exact, own, list(nodes), list(weights))
+    whole = density_from_quadrature(exact, own, nodes, weights)
+    jax.tree.map(np.testing.assert_array_equal, equal, whole)
+
+
+class TestStartVectorOfTheDeflation:
+    """Its run is a quadrature too, of the law of a probe's, where no eigenvalue is multiple."""
+
+    def density(self, values, seed=0, **options):
+        op = jax.tree_util.Partial(jnp.matmul, jnp.asarray(rotated(values), jnp.float32))
+        key, structure = jax.random.key(seed), jnp.zeros(len(values))
+        return linalg.spectral_density(op, key=key, structure=structure, **options)
+
+    def test_is_one_more_row(self):
+        found = self.density(VALUES, num_probes=2, num_steps=16, deflation_steps=48)
+        assert found.nodes.shape == (3, 48 - found.num_exact)
+        left = 1 - found.num_exact / N
+        np.testing.assert_allclose(found.node_weights.sum(axis=1), left, rtol=1e-6)
+
+    def test_of_few_nodes_is_left_out(self):
+        found = self.density(VALUES, num_probes=2, num_steps=64, deflation_steps=16)
+        assert found.nodes.shape == (2, 64)
+
+    def test_of_a_multiple_eigenvalue_is_left_out(self):
+        # The one copy that the run sees has the weight of all thirty.
+        values = np.concatenate([np.full(30, 20.0), VALUES[:270]])
+        found = self.density(values, num_probes=2, num_steps=16, deflation_steps=48)
+        assert found.nodes.shape[0] == 2
+        near = np.abs(found.atoms - 20) < 0.01
+        # Of 300 eigenvalues 30, by two probes: each sees the share to sqrt(2 * 0.1 * 0.9 / 300).
+        assert abs(found.weights[near].sum() - 0.1) < 4 * np.sqrt(0.18 / 300 / 2)
+
+    def test_is_unbiased(self):
+        means, truths = [], []
+        for seed in range(30):
+            found = self.density(VALUES, seed, num_probes=1, num_steps=8, deflation_steps=32)
+            weights, nodes = found.node_weights[1], found.nodes[1]
+            means.append(weights @ nodes)
+            truths.append((VALUES.sum() - found.atoms[: found.num_exact].sum()) / N)
+        error = np.subtract(means, truths)
+        # The mean of 30 differs from zero by its standard error, 3.7 of which Student's law with 29
+        # degrees of freedom exceeds once in a thousand times.
+        assert abs(error.mean()) < 3.7 * error.std(ddof=1) / np.sqrt(30)
+        # And it is as far off as a probe: the bulk's deviation over sqrt(n / 2) and weights of it.
+        assert 0.3 < error.std() / (np.std(BULK) * np.sqrt(2 / N)) < 3
+
+
 def test_traced_it_is_the_undeflated_quadrature():
     found = jax.jit(
         lambda m: linalg.spectral_density(
