@@ -120,7 +120,7 @@ def stack(vectors: list[Tree]) -> Tree:
 
 def unstack(basis: Tree) -> list[Tree]:
     """The vectors of a basis in one buffer."""
-    return [row(basis, i) for i in range(size(basis))]
+    return [jax.tree.map(lambda a, i=i: a[i], basis) for i in range(size(basis))]
 
 
 def coefficients(basis: Tree, w: Tree) -> tuple[jax.Array, jax.Array]:
