@@ -132,11 +132,16 @@ def moments(run: Known | None, y: Tree, images: Tree) -> Moments:
 
 
 @jax.jit
-def of_one(run: Known | None, y: Tree, image: Tree) -> tuple[jax.Array, Tree]:
-    """``|A x|^2`` of a single probe, and the part of ``A x`` in the complement."""
+def squares(run: Known | None, y: list[Tree], images: list[Tree]) -> jax.Array:
+    """``Moments.square`` of lists of probes and their products."""
+    return moments(run, bases.stack(y), bases.stack(images)).square
+
+
+@jax.jit
+def rest_of_one(run: Known | None, y: Tree, image: Tree) -> Tree:
+    """The part of ``A x`` in the complement, of a single probe."""
     block, images = (jax.tree.map(lambda a: a[None], v) for v in (y, image))
-    found = moments(run, block, images)
-    return found.square[0], bases.row(rest(run, found.image), 0)
+    return bases.row(rest(run, moments(run, block, images).image), 0)
 
 
 @jax.jit

@@ -132,13 +132,13 @@ def _hutchinson(op, key, num_products):
 
 
 def _deflated(op, key, num_products):
-    run, spent, _ = known_run(op, key, num_products // 2)
+    run, spent = known_run(op, key, num_products // 2)
     product = loops.product(op)
     count = max(num_products - spent, 2)
 
     def sample(i):
         z = probes.probe(jax.random.fold_in(key, i + 1), op.structure)
-        return _entrywise(z, complement.of_one(run, z, product(z))[1])
+        return _entrywise(z, complement.rest_of_one(run, z, product(z)))
 
     mean, spread = _sampled(op, sample, count)
     known = complement.known_diagonal(run)

@@ -1,5 +1,6 @@
 """Traces of functions of an operator, and its Frobenius norm."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatjax import loops, trees
-from flatjax.linalg import arguments, complement, krylov, packing, probes, ritz
+from flatjax.linalg import arguments, complement, krylov, packing, probes, ritz, sampling
 from flatjax.linalg.density import quadratures
 from flatjax.linalg.estimate import DEFAULT_TOL, Estimate, from_samples, student
 from flatjax.operators.base import as_operator
@@ -208,15 +209,13 @@ def frobenius_norm(
         arguments.check_tolerance(tol)
     scalar = trees.dtype(op.structure)
     op = packing.packed(op)
-    run, spent, traced = known_run(op, key, num_products // 2)
-    product = loops.product(op)
-
-    def square(i):
-        z = probes.probe(jax.random.fold_in(key, i + 1), op.structure)
-        return complement.of_one(run, z, product(z))[0]
-
-    samples, known = collect(square, num_products - spent, traced), run.squares
-    if not traced:
+    run, spent = known_run(op, key, num_products // 2)
+    count, known = num_products - spent, run.squares
+    squares = functools.partial(complement.squares, run)
+    samples = sampling.by_rows(op, key, 1, count, squares)
+    if samples is None:
+        samples = _traced_samples(op, key, count, squares)
+    else:
         known = float(known)
     estimate = from_samples(
         samples, known, abs(known) + abs(samples).mean(), spent + len(samples), None, scalar
@@ -229,19 +228,22 @@ def frobenius_norm(
     return Estimate(value, error, ends, estimate.num_products, small)
 
 
-def known_run(op: Any, key: jax.Array, depth: int) -> tuple[complement.Known, int, bool]:
-    """A Lanczos run of at most ``depth`` steps, its products, and whether it was traced."""
+def known_run(op: Any, key: jax.Array, depth: int) -> tuple[complement.Known, int]:
+    """A Lanczos run of at most ``depth`` steps, and its products."""
     v0 = krylov.unit(probes.probe(jax.random.fold_in(key, 0), op.structure, "normal"))
     image = arguments.first_product(op, v0)
     depth = min(depth, op.size)
     state, spent = krylov.run(op, krylov.start(v0, depth, key), depth, image)
-    return complement.known(state), spent, loops.is_traced(image)
+    return complement.known(state), spent
 
 
-def collect(sample: Callable[[Any], jax.Array], count: int, traced: bool) -> Any:
-    """The samples of the first ``count`` indices: float64 on the host, or by a traced loop."""
-    if not traced:
-        return np.asarray(jax.device_get([sample(i) for i in range(count)]), np.float64)
-    first = sample(0)
+def _traced_samples(op, key, count, squares):
+    product = loops.product(op)
+
+    def one(i):
+        z = probes.probe(jax.random.fold_in(key, i + 1), op.structure)
+        return squares([z], [product(z)])[0]
+
+    first = one(0)
     empty = jnp.zeros((count,), first.dtype) + 0 * first
-    return loops.fori(count, lambda i, out: out.at[i].set(sample(i)), empty, like=first)
+    return loops.fori(count, lambda i, out: out.at[i].set(one(i)), empty, like=first)

@@ -102,7 +102,7 @@ def sample(
     product = loops.product(op)
     # Alone, probes need the least memory, which decides where they are large and meet no basis.
     if block == 1 and (basis is not None or together(op.size) > 2) and not loops.on_device(op):
-        found = _sample_by_rows(op, key, first, count, measure, kind, basis)
+        found = by_rows(op, key, first, count, _over_vectors(measure), kind, basis)
         if found is not None:
             return found
 
@@ -137,15 +137,36 @@ def sample(
     return out
 
 
-def _sample_by_rows(op, key, first, count, measure, kind, basis):
-    """Probes drawn, projected and measured in blocks, multiplied one by one; traced, ``None``."""
+def by_rows(
+    op: Operator,
+    key: jax.Array,
+    first: int,
+    count: int,
+    measure: Callable[[list[Tree], list[Tree]], Any],
+    kind: str = "rademacher",
+    basis: Tree = None,
+) -> Any:
+    """Measure probes that are drawn and projected in blocks, and multiplied one by one.
+
+    Args:
+      op: the operator.
+      key: the key; probe i is drawn from ``fold_in(key, i)``.
+      first: the index of the first probe.
+      count: the number of probes.
+      measure: ``(probes, products) -> small arrays`` with a leading axis, compiled.
+      kind: the kind of probes.
+      basis: orthonormal or zero vectors to project out of every probe.
+
+    Returns:
+      NumPy measurements as of `sample`, or ``None`` where the products are traced.
+    """
     product, size, rows = loops.product(op), together(op.size), []
     for start in range(first, first + count, size):
         real = min(size, first + count - start)
         numbers = np.arange(start, start + size, dtype=np.int32)
         z = probes.block(keys(key, numbers), op.structure, kind)
         z = unstack(z if basis is None else project_block(basis, z))
-        found = _over_vectors(measure)(z, products(product, z, real))
+        found = measure(z, products(product, z, real))
         if loops.is_traced(found):
             return None
         rows.append(jax.tree.map(lambda a, real=real: a[:real], found))
