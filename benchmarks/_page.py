@@ -64,6 +64,14 @@ def ratio(peer: dict[str, Any], own: dict[str, Any]) -> float | None:
     return peer["seconds"]["median"] / own["seconds"]["median"]
 
 
+def alike(network: dict[str, Any], use: str, answer: dict[str, Any]) -> dict[str, Any]:
+    """What flatjax takes for the quantities that a peer's answer has."""
+    own = network["systems"]["flatjax"].get(use, {})
+    if not answer["missing"]:
+        return own.get("all", {})
+    return own.get("parts", {}).get(",".join(q for q in NAMES if q not in answer["missing"]), {})
+
+
 def missing(all_round: dict[str, Any]) -> str:
     """The quantities that a system does not reach."""
     return ", ".join(NAMES[q] for q in all_round["missing"]) or "none"
@@ -79,21 +87,22 @@ def headline(record: Record, use: str) -> str:
     rows = []
     for name, network in networks(record).items():
         title = f"{name} ({network['params']})"
-        own = network["systems"]["flatjax"].get(use, {}).get("all", {})
         for system, found in network["systems"].items():
             answer = found.get(use, {}).get("all")
             if answer is None:
                 rows.append([title, TITLES[system], failure(found), "", "", "", "", ""])
                 continue
+            own = alike(network, use, answer)
             factor = None if system == "flatjax" else ratio(answer, own)
-            # Against a single quantity the time of everything says nothing.
-            compared = factor is not None and len(answer["missing"]) < len(NAMES) - 1
+            of_part = (
+                f" of {seconds(own['seconds']['median'])}" if answer["missing"] and own else ""
+            )
             rows.append(
                 [
                     title,
                     TITLES[system],
                     timed(answer.get("seconds")),
-                    f"{factor:.1f} x" if compared else "",
+                    "" if factor is None else f"{factor:.1f} x{of_part}",
                     *effort(answer),
                     missing(answer),
                     answer.get("method", ""),
@@ -361,7 +370,7 @@ def readme(found: dict[str, Record]) -> str:
         cells = [name, timed(own.get("seconds")).split(" (")[0]]
         for system in HEADLINE:
             answer = systems[system].get("documented", {}).get("all", {})
-            factor = ratio(answer, own)
+            factor = ratio(answer, alike(network, "documented", answer)) if answer else None
             if factor is None:
                 cells.append("did not run")
                 continue

@@ -30,13 +30,17 @@ def answer(median, missing=()):
 
 def test_ratios_and_what_is_not_reached_are_shown():
     systems = {
-        "flatjax": {"documented": {"all": answer(0.5)}},
+        "flatjax": {
+            "documented": {"all": answer(0.5), "parts": {"top,trace,density": answer(0.25)}}
+        },
         "pyhessian": {"documented": {"all": answer(5.0, ["bottom"])}},
         "curvlinops": {"failure": "ModuleNotFoundError"},
     }
     network = {"params": 7, "systems": systems}
     record = {"results": {"mlp-small": network}}
     table = _page.readme({"side_by_side": record})
-    assert "| mlp-small | 0.50 s | 5.00 s (10.0 x, without bottom 2) | did not run |" in table
-    assert "| 10.0 x | 10 | 1e-03, 4e-03 | bottom 2 | m |" in _page.headline(record, "documented")
+    assert "| mlp-small | 0.50 s | 5.00 s (20.0 x, without bottom 2) | did not run |" in table
+    assert "| 20.0 x of 0.25 s | 10 | 1e-03, 4e-03 | bottom 2 | m |" in _page.headline(
+        record, "documented"
+    )
     assert "did not run: ModuleNotFoundError" in _page.headline(record, "documented")

@@ -110,6 +110,21 @@ def test_what_is_read_beyond_the_documentation_counts_only_there():
     assert found["any"]["single"]["top 0.01"]["method"] == "density"
 
 
+def test_a_peer_is_held_against_the_quantities_that_it_reaches():
+    found = {
+        "rungs": [
+            rung("spectrum", 0, 1.0, top=0.02, bottom=0.001, trace=0.001, density=0.01),
+            rung("spectrum", 1, 2.0, top=0.001, bottom=0.001, trace=0.001, density=0.01),
+            rung(side_by_side.LARGEST, 0, 0.5, top=0.001, trace=0.001, density=0.01),
+        ]
+    }
+    picked = side_by_side.chosen("flatjax", found)["documented"]
+    assert picked["all"]["calls"] == [["spectrum", 1]]
+    assert picked["parts"]["top,trace,density"]["calls"] == [[side_by_side.LARGEST, 0]]
+    assert picked["parts"]["bottom,trace"]["calls"] == [["spectrum", 0]]
+    assert set(side_by_side.calls_of("flatjax", found)) >= {(side_by_side.LARGEST, 0)}
+
+
 def test_every_method_of_flatjax_answers_what_it_says(own):
     for name, method in own.methods().items():
         assert method.ladder, name
