@@ -13,8 +13,8 @@ from flatjax.linalg import basis as bases
 from flatjax.linalg.collected import Collected
 from flatjax.linalg.collected import LayerSpectrum as LayerSpectrum
 from flatjax.linalg.eigen import Eigenpairs
-from flatjax.linalg.estimate import Estimate, from_samples
-from flatjax.linalg.quadrature import SpectralDensity
+from flatjax.linalg.estimate import Estimate, from_spread
+from flatjax.linalg.quadrature import SpectralDensity, weighted
 from flatjax.operators.base import Operator, as_operator
 from flatjax.operators.selection import group_names
 
@@ -76,10 +76,11 @@ class Spectrum(NamedTuple):
         at_atoms, at_nodes = (np.asarray(f(a), np.float64) for a in (d.atoms, d.nodes))
         known = (d.weights * at_atoms)[: d.num_exact].sum()
         samples = (d.node_weights * at_nodes).sum(axis=1)
+        mean, error, degrees = weighted(samples, np.asarray(d.shares))
         terms = np.abs(samples).mean() + abs(known)
-        samples, known, terms = (self.size * a for a in (samples, known, terms))
+        value, error, terms = (self.size * a for a in (known + mean, error, terms))
         dtype = self.trace.value.dtype
-        return from_samples(samples, known, terms, self.num_products, None, dtype)
+        return from_spread(value, error, degrees, terms, self.num_products, None, dtype)
 
 
 def spectrum(

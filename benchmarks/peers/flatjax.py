@@ -36,10 +36,11 @@ class Flatjax(Adapter):
         depths = ((16, 1), (24, 2), (32, 2), (48, 2), (64, 4), (96, 8), (128, 16))
         everything = ("top1", "top", "bottom", "trace", "density")
         ladder = [
-            {"tol": 0.1, "num_probes": 2, "probe_steps": 20, "trace_tol": 8e-3},
-            {"tol": 0.02, "num_probes": 2, "probe_steps": 24, "trace_tol": 7e-3},
-            {"tol": 0.01, "num_probes": 2, "probe_steps": 32, "trace_tol": 6e-3},
-            {"tol": 0.01, "num_probes": 4, "probe_steps": 40, "trace_tol": 5e-3},
+            {"tol": 0.1, "num_probes": 2, "probe_steps": 4, "trace_tol": 8e-3},
+            {"tol": 0.02, "num_probes": 2, "probe_steps": 4, "trace_tol": 7e-3},
+            {"tol": 0.01, "num_probes": 2, "probe_steps": 8, "trace_tol": 6e-3},
+            {"tol": 0.01, "num_probes": 2, "probe_steps": 24, "trace_tol": 6e-3},
+            {"tol": 0.01, "num_probes": 2, "probe_steps": 48, "trace_tol": 6e-3},
             {"tol": 0.01, "num_probes": 4, "probe_steps": 64, "trace_tol": 5e-3},
             {"tol": 0.01, "num_probes": 8, "probe_steps": 96, "trace_tol": 4e-3},
         ]

@@ -209,7 +209,7 @@ def _start(values, weights, exact, size):
 def with_start(
     start: tuple | None, nodes: np.ndarray, weights: np.ndarray, left: float
 ) -> tuple[list, list]:
-    """The quadratures of probes and, where it is deep enough, that of the start vector.
+    """The quadratures of probes and that of the start vector.
 
     Args:
       start: its nodes and weights, or ``None``.
@@ -220,10 +220,7 @@ def with_start(
     Returns:
       Lists of nodes and of weights of sum ``left``, an array a probe.
     """
-    rows = list(zip(nodes, weights, strict=True))
-    # A third of the probes' nodes: measured on three networks, with fewer it is no gain.
-    if start is not None and 3 * len(start[0]) >= nodes.shape[1]:
-        rows.append(start)
+    rows = [*zip(nodes, weights, strict=True), *([] if start is None else [start])]
     return [row for row, _ in rows], [left * mass for _, mass in rows]
 
 

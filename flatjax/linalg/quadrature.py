@@ -28,6 +28,8 @@ class SpectralDensity(NamedTuple):
       sigma: the width given to every atom.
       nodes: the nodes, one row a probe; a row of fewer nodes repeats its last one.
       node_weights: their weights, of the mass that the exact atoms leave; zero for such a repeat.
+      shares: the share of every row in the density, as the square of its number of nodes: the more
+        there are, the finer is what a row resolves.
     """
 
     atoms: Any
@@ -41,6 +43,7 @@ class SpectralDensity(NamedTuple):
     sigma: Any
     nodes: Any
     node_weights: Any
+    shares: Any
 
     def mean_of(self, f: Callable[[jax.Array], jax.Array]) -> jax.Array:
         """The mean of ``f`` over the eigenvalues: ``tr f(A) / n``."""
@@ -98,7 +101,10 @@ def density_from_quadrature(
     # NumPy on the host, where every operation would otherwise be a program to compile.
     xp = jnp if isinstance(nodes, jax.Array) else np
     atoms = xp.concatenate([exact, *nodes])
-    weights = xp.concatenate([exact_weights, *(row / len(nodes) for row in node_weights)])
+    squares = np.square([float(len(row)) for row in nodes])
+    shares = squares / squares.sum()
+    parts = (float(share) * row for share, row in zip(shares, node_weights, strict=True))
+    weights = xp.concatenate([exact_weights, *parts])
     to_axis, from_axis = _axis(xp, scale, linear_width, atoms)
 
     x, x_exact, x_nodes = to_axis(atoms), to_axis(exact), [to_axis(row) for row in nodes]
@@ -119,7 +125,8 @@ def density_from_quadrature(
     known = _functions(xp, grid, x_exact, exact_weights, exact_sigma)
     rows = zip(x_nodes, node_weights, node_sigma, strict=True)
     each = xp.stack([_functions(xp, grid, *row) for row in rows])
-    value, half = known + each.mean(axis=0), _half_width(xp, each)
+    mean, error, degrees = weighted(each, shares)
+    value, half = known + mean, student(degrees) * error
     density, cdf = value[0], xp.clip(value[1], 0, 1)  # a sum of weights is 1 up to rounding
     return SpectralDensity(
         atoms=atoms,
@@ -133,6 +140,7 @@ def density_from_quadrature(
         sigma=xp.concatenate([exact_sigma, *node_sigma]),
         nodes=_rectangle(nodes, lambda row: row[-1]),
         node_weights=_rectangle(node_weights, lambda row: 0.0),
+        shares=xp.asarray(shares, nodes[0].dtype),
     )
 
 
@@ -153,13 +161,28 @@ def _functions(xp, grid, points, mass, width):
     return xp.stack([(peak * mass[None, :]).sum(axis=1), (below * mass[None, :]).sum(axis=1)])
 
 
-def _half_width(xp, each):
-    """Of a 95 % band; the jackknife of a mean over probes is the standard error of its terms."""
-    probes = each.shape[0]
-    if probes == 1:
-        return xp.full_like(each[0], np.inf)
-    variance = xp.square(each - each.mean(axis=0)[None]).sum(axis=0) / (probes * (probes - 1))
-    return student(probes - 1) * xp.sqrt(variance)
+def weighted(samples: Any, shares: np.ndarray) -> tuple[Any, Any, int]:
+    r"""The mean of samples with weights of sum 1, its standard error and the degrees of freedom.
+
+    With weights w the variance of a sample is :math:`\sum w_i (x_i - \bar x)^2 / (1 - \sum w_i^2)`,
+    and that of the mean :math:`\sum w_i^2` times it: the jackknife's, where they are equal. The
+    degrees are those of as many equal samples as have this :math:`\sum w_i^2`.
+
+    Args:
+      samples: ``(p, ...)``.
+      shares: ``(p,)``.
+
+    Returns:
+      Two arrays ``(...)`` and a number; the standard error of a single sample is infinite.
+    """
+    xp = jnp if isinstance(samples, jax.Array) else np
+    w = xp.asarray(shares.reshape(-1, *(1,) * (samples.ndim - 1)), samples.dtype)
+    mean = (w * samples).sum(axis=0)
+    if len(shares) == 1:
+        return mean, xp.full_like(mean, np.inf), 1
+    squares = float(np.square(shares).sum())
+    variance = (w * xp.square(samples - mean[None])).sum(axis=0) * (squares / (1 - squares))
+    return mean, xp.sqrt(variance), max(1, int(1 / squares - 1 + 1e-6))
 
 
 def _axis(xp, scale, linear_width, atoms):

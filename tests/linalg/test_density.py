@@ -7,7 +7,8 @@ import pytest
 from scipy.stats import wasserstein_distance
 
 from flatjax import linalg
-from flatjax.linalg.quadrature import density_from_quadrature
+from flatjax.linalg.estimate import student
+from flatjax.linalg.quadrature import density_from_quadrature, weighted
 
 N = 300
 BULK = np.random.default_rng(0).uniform(0.1, 1.0, N - 5)
@@ -87,6 +88,21 @@ def test_band_is_the_jackknife_over_probes():
     assert np.all(np.isinf(single.band[1]))
 
 
+@pytest.mark.parametrize("shares", [[0.25] * 4, [0.7, 0.1, 0.1, 0.1]])
+def test_the_error_of_a_weighted_mean_is_its_own_deviation(shares):
+    shares = np.asarray(shares)
+    samples = np.random.default_rng(0).normal(2.0, 3.0, size=(4, 20000))
+    mean, error, degrees = weighted(samples, shares)
+    # 20,000 draws know a variance to 1 %, and a mean of such variances better.
+    np.testing.assert_allclose(np.mean(error**2), np.var(mean), rtol=0.05)
+    np.testing.assert_allclose(np.mean(mean), 2.0, atol=0.1)
+    assert degrees == {0.25: 3, 0.7: 1}[shares[0]]
+    # The interval covers: exactly so for equal weights, and no less with the fewer degrees.
+    inside = np.abs(mean - 2.0) <= student(degrees) * error
+    assert inside.mean() > 0.94
+    assert shares[0] > 0.25 or inside.mean() < 0.96
+
+
 def test_rows_of_other_lengths_are_the_same_atoms():
     exact, own = np.array([4.0]), np.array([0.2])
     nodes, weights = np.array([[0.0, 1.0], [0.3, 0.9]]), np.array([[0.5, 0.3], [0.4, 0.4]])
@@ -117,9 +133,14 @@ class TestStartVectorOfTheDeflation:
         left = 1 - found.num_exact / N
         np.testing.assert_allclose(found.node_weights.sum(axis=1), left, rtol=1e-6)
 
-    def test_of_few_nodes_is_left_out(self):
-        found = self.density(VALUES, num_probes=2, num_steps=64, deflation_steps=16)
-        assert found.nodes.shape == (2, 64)
+    def test_weighs_as_the_square_of_its_nodes(self):
+        found = self.density(VALUES, num_probes=2, num_steps=24, deflation_steps=16)
+        squares = np.square([24.0, 24.0, 16.0 - found.num_exact])
+        np.testing.assert_allclose(found.shares, squares / squares.sum())
+        rest = found.weights[found.num_exact :]
+        ends = np.cumsum([24, 24, 16 - found.num_exact])
+        sums = [part.sum() for part in np.split(rest, ends[:-1])]
+        np.testing.assert_allclose(sums, found.shares * (1 - found.num_exact / N), rtol=1e-6)
 
     def test_of_a_multiple_eigenvalue_is_left_out(self):
         # The one copy that the run sees has the weight of all thirty.
