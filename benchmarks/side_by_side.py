@@ -191,9 +191,9 @@ def chosen(system: str, found) -> dict[str, dict[str, Any]]:
 
 
 def cheapest(system: str, rungs, targets) -> dict[str, Any]:
-    """The calls for several quantities; of flatjax one, with options or without."""
+    """The calls for several quantities; of flatjax one, if pairs at the top are among them."""
     ways = [rungs]
-    if system == "flatjax":
+    if system == "flatjax" and "top" in targets:
         ways = [[r for r in rungs if r["method"] == name] for name in ("spectrum", PLAIN, LARGEST)]
     seconds = {(r["method"], r["rung"]): r["seconds"] for r in rungs}
 
