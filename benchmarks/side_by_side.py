@@ -36,11 +36,11 @@ CACHE = {
 LIMITS = {"small": 1.0, "medium": 2.0, "large": 5.0}
 ROUNDS = 5
 PLAIN, LARGEST = "spectrum without options", "spectrum without the smallest"
-SHORT = ("mlp-small", "transformer-small", "cnn-small", "mlp-medium")
+SHORT = ("mlp-small", "transformer-small", "cnn-small")
 
 
 def main(rows, short: bool = False, networks: Sequence[str] = ()) -> dict[str, Any]:
-    """The networks named, by default all, in the short form the small and some medium ones.
+    """The networks named, by default all, in the short form the small ones.
 
     The short form looks for the looser of the targets only. Networks that were finished before are
     in the results too.
