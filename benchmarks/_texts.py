@@ -27,9 +27,9 @@ Top 10, bottom 2 and trace to 1 %, the density to a distance of 0.05: by one cal
 that a system does not reach is left out on both sides: the ratio is then over the
 cheapest call of `spectrum` for the others (over single estimators, where no pairs at
 the top are among them), whose seconds stand behind it; a single quantity left is not
-compared here. The errors are those met in the rounds: top 10,
-bottom 2, trace, density. A second row of flatjax is the call without options, which
-decides by its own certificates when to stop.
+compared here. The errors are those met in the rounds: top 10, bottom 2, trace, density.
+A second row of flatjax is the call without options, which decides by its own
+certificates when to stop.
 """
 BEYOND = """The same when results may be read beyond what they are documented for: the Lanczos
 nodes of PyHessian's and hessian-eigenthings' densities as eigenvalues and their mean as the trace,
@@ -37,12 +37,13 @@ and curvlinops' internal Lanczos run as a density.
 """
 SINGLE = """Seconds and products of the cheapest documented call, the fastest in bold.
 """
-WHY = """What differs, and may explain the rows above. matfree runs a fixed number of
-Lanczos steps as one compiled program and looks at no residual; which number is enough
-it was told by the calibration. `eigsh` looks at its residuals every 8 products and is
-driven from the host. The trace of `spectrum` waits for 16 probes before it believes a
-standard error, where a lucky seed needs fewer. Passes over the basis grow with the
-network as the products do: on the largest MLP they take as long.
+WHY = """What differs, and may explain the rows above; none of it was profiled. matfree runs
+a fixed number of Lanczos steps as one compiled program and looks at no residual; which
+number is enough it was told by the calibration. `eigsh` looks at its residuals every 8
+products and is driven from the host. The trace of `spectrum` waits for 16 probes before
+it believes a standard error. Passes over the basis grow with the network as its
+products do. The rungs of a ladder are coarse, and a system may need less than its first
+one; those of `spectrum` were chosen on these networks.
 """
 COLD = """From the start of a fresh process to the first all-round answer (the trace of traceax),
 by the documented calls above. The cache is JAX's persistent compilation cache, filled by an earlier

@@ -74,8 +74,12 @@ class Collected:
             if enough and bool(self.trace(0, tol).converged):
                 break
             first, count = self.count, min(together, limit - self.count)
-            for i, one in enumerate(self._block(together, count), first):
-                spent += self._quadrature(i, steps, *one) if i < num_density else self._plain(*one)
+            for i, (z, y, image, rest) in enumerate(self._block(together, count), first):
+                basis, products = None, 1
+                if i < num_density:
+                    basis, products = self._quadrature(i, steps, y, image)
+                self._add_block(basis, z, rest)
+                spent += products
         return spent
 
     def _block(self, size, count):
@@ -99,7 +103,8 @@ class Collected:
                 self.sum_diagonal = _add_product(self.sum_diagonal, *pair)
         return list(zip(z, y, images, rest, strict=True))[:count]
 
-    def _quadrature(self, i, steps, z, y, image, rest):
+    def _quadrature(self, i, steps, y, image):
+        """The run of a probe: its basis, if anything is left to run in, and its products."""
         basis, spent = None, 1
         if (room := self.op.size - self.ritz.num_deflated) > 0:
             steps = min(steps, room)
@@ -109,12 +114,7 @@ class Collected:
             start, spent = run_probe(self.deflated, unit, steps, key, first)
             basis = start.basis
             self.quadratures.append((start.alphas, start.betas, start.scale, length, steps))
-        self._add_block(basis, z, rest)
-        return spent
-
-    def _plain(self, z, y, image, rest):
-        self._add_block(None, z, rest)
-        return 1
+        return basis, spent
 
     def _add_block(self, basis, z, rest):
         if self.groups is not None:

@@ -95,6 +95,7 @@ def test_the_error_of_a_weighted_mean_is_its_own_deviation(shares):
     mean, error, degrees = weighted(samples, shares)
     # 20,000 draws know a variance to 1 %, and a mean of such variances better.
     np.testing.assert_allclose(np.mean(error**2), np.var(mean), rtol=0.05)
+    # Six standard errors of 3 sqrt(0.52 / 20,000), the larger of the two.
     np.testing.assert_allclose(np.mean(mean), 2.0, atol=0.1)
     assert degrees == {0.25: 3, 0.7: 1}[shares[0]]
     # The interval covers: exactly so for equal weights, and no less with the fewer degrees.

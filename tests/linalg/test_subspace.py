@@ -77,9 +77,9 @@ def test_a_block_is_its_vectors(kind, size):
     np.testing.assert_array_equal(kept, np.diag(other @ other.T) > 0.5)
     assert kept.sum() == ROWS - {"dependent": 4}.get(kind, 0)
     np.testing.assert_allclose(np.abs(np.sum(q * other, axis=1)), kept, atol=1e-5)
-    np.testing.assert_allclose(
-        r / safe, triangle / safe, atol=1e-2 if kind == "nearly dependent" else 1e-5
-    )
+    # Such a direction is off by some units of rounding over 1e-4, and so are coefficients along it.
+    atol = 8 * EPS / 1e-4 if kind == "nearly dependent" else 1e-5
+    np.testing.assert_allclose(r / safe, triangle / safe, atol=atol)
 
 
 def test_few_share_a_pass_where_they_are_large():
