@@ -19,6 +19,10 @@ from flatjax.operators.base import Operator, as_operator
 from flatjax.operators.selection import group_names
 
 Tree = Any
+# Lanczos steps of a probe, beside a deeper quadrature and alone. Of the first, 30 in place of 10
+# (80 products of 220) took the distance of the density to the truth from .045 to .042, .031 to
+# .031, .013 to .010 and .021 to .020 standard deviations on two MLPs, a transformer and a CNN.
+BESIDE, ALONE = 10, 30
 
 
 class SpectrumState(NamedTuple):
@@ -70,7 +74,9 @@ class Spectrum(NamedTuple):
             positive definite operator.
 
         Returns:
-          The estimate; its error bar is over the probes.
+          The estimate; its error bar is over the probes. What all of their quadratures miss is
+          not in it: for a function with a kink where the eigenvalues are dense, such as the root of
+          their magnitude, several times as much.
         """
         d = self.density
         at_atoms, at_nodes = (np.asarray(f(a), np.float64) for a in (d.atoms, d.nodes))
@@ -93,7 +99,7 @@ def spectrum(
     num_steps: int | None = None,
     max_steps: int = 160,
     num_probes: int = 4,
-    probe_steps: int = 30,
+    probe_steps: int | None = None,
     trace_tol: float | None = 1e-2,
     max_trace_products: int = 200,
     diagonal: bool = False,
@@ -115,10 +121,10 @@ def spectrum(
     3. One more product a probe until the trace has reached ``trace_tol``.
 
     Costs some 100 to 300 products, two programs that contain the model or fewer, memory for the
-    vectors of the run (up to twice its steps), of a probe's run and of a few probes at once, and
-    two reads of them a step. One start vector sees one copy of a multiple eigenvalue; further
-    copies are in the density and in the trace, and `eigsh` finds them one by one. Driven from the
-    host: not for use inside ``jit``.
+    vectors of the run (up to twice its steps; ``max_steps`` at once where that is at most 128 MB),
+    of a probe's run and of a few probes at once, and two reads of them a step. One start vector
+    sees one copy of a multiple eigenvalue; further copies are in the density and in the trace, and
+    `eigsh` finds them one by one. Driven from the host: not for use inside ``jit``.
 
     Args:
       op: a flatjax operator, or a traceable callable ``v -> A v``, symmetric.
@@ -129,7 +135,9 @@ def spectrum(
       num_steps: exactly so many Lanczos steps in all; default: until converged.
       max_steps: the most Lanczos steps without ``num_steps``.
       num_probes: the probes that carry the density; at least 2.
-      probe_steps: the Lanczos steps of each of them.
+      probe_steps: the Lanczos steps of each of them. Default: 10 beside the first run's own
+        quadrature; 30 where that has fewer nodes than this, or says nothing: of ``layers``, after
+        the Krylov space was exhausted, or of multiple eigenvalues.
       trace_tol: the relative standard error of the trace to reach; ``None``: spend nothing on it.
       max_trace_products: the most products of step 3.
       diagonal: whether to estimate the diagonal from the same products.
@@ -176,6 +184,9 @@ def spectrum(
     ritz = lanczos_state.Ritz(state, k, num_bottom, tol, op.size)
     keep = SpectrumState(state, jnp.asarray(spent, jnp.int32))
     collected = Collected(op, state, ritz, probe_key, groups, diagonal)
+    if probe_steps is None:
+        deep = groups is None and ritz.start is not None and len(ritz.start[0]) >= ALONE
+        probe_steps = BESIDE if deep else ALONE
     spent += collected.probe(num_probes, probe_steps, trace_tol, max_trace_products)
     floor, noise = collected.noise()
     top, bottom = ritz.pairs(floor, noise, tol, spent)
@@ -212,11 +223,11 @@ def _repacked(op: Operator, plain: Operator, resume: SpectrumState | None) -> Sp
 
 
 def _check(op, k, num_bottom, tol, num_steps, max_steps, num_probes, probe_steps, trace_tol):
-    counts = {"k": k, "max_steps": max_steps, "num_probes": num_probes, "probe_steps": probe_steps}
+    counts = {"k": k, "max_steps": max_steps, "num_probes": num_probes}
+    optional = {"probe_steps": probe_steps, "num_bottom": num_bottom or None}
+    counts |= {name: value for name, value in optional.items() if value is not None}
     for name, value in counts.items():
         arguments.check_count(name, value)
-    if num_bottom:
-        arguments.check_count("num_bottom", num_bottom)
     arguments.check_tolerance(tol)
     if trace_tol is not None:
         arguments.check_tolerance(trace_tol)

@@ -152,6 +152,25 @@ def test_all_products_are_counted():
     assert found.num_products == calls
 
 
+@pytest.mark.parametrize(
+    ("dense", "options", "steps"),
+    [
+        (DENSE, {"num_steps": 60}, 10),
+        (DENSE, {"num_steps": 24}, 30),  # the start vector's own quadrature is no deeper
+        (DENSE, {"num_steps": 60, "layers": "leaf"}, 30),
+        # One copy of forty stands for all in it.
+        (rotated(np.append(np.full(40, 50.0), BULK[:360])), {"num_steps": 40}, 30),
+    ],
+)
+def test_probes_are_short_beside_a_deep_quadrature(dense, options, steps):
+    options = options | {"k": 3, "num_bottom": 1, "trace_tol": None, "structure": STRUCTURE}
+    op, key = operator(dense), jax.random.key(4)
+    found = flatjax.spectrum(op, key=key, **options)
+    same = flatjax.spectrum(op, key=key, probe_steps=steps, **options)
+    assert found.num_products == same.num_products == options["num_steps"] + 4 * steps
+    np.testing.assert_array_equal(found.density.atoms, same.density.atoms)
+
+
 def test_goes_on_from_an_earlier_run(result):
     options = {"k": 6, "num_bottom": 3, "structure": STRUCTURE}
     op, key = operator(DENSE), jax.random.key(5)
@@ -274,6 +293,7 @@ def test_intervals_cover_the_truth():
         ({"k": 0}, ValueError, "k must be at least 1"),
         ({"k": 500}, ValueError, "exceed the dimension 400"),
         ({"num_steps": 5}, ValueError, "raise num_steps or max_steps"),
+        ({"probe_steps": 0}, ValueError, "probe_steps must be at least 1"),
         ({"num_probes": 1}, ValueError, "num_probes must be at least 2"),
         ({"tol": -1.0}, ValueError, "tol must not be negative"),
         ({"layers": "module"}, ValueError, 'by must be "layer", "leaf"'),

@@ -35,15 +35,21 @@ class Flatjax(Adapter):
         """All at once, and one by one."""
         depths = ((16, 1), (24, 2), (32, 2), (48, 2), (64, 4), (96, 8), (128, 16))
         everything = ("top1", "top", "bottom", "trace", "density")
-        ladder = [
-            {"tol": 0.1, "num_probes": 2, "probe_steps": 4, "trace_tol": 8e-3},
-            {"tol": 0.02, "num_probes": 2, "probe_steps": 4, "trace_tol": 7e-3},
-            {"tol": 0.01, "num_probes": 2, "probe_steps": 8, "trace_tol": 6e-3},
-            {"tol": 0.01, "num_probes": 2, "probe_steps": 24, "trace_tol": 6e-3},
-            {"tol": 0.01, "num_probes": 2, "probe_steps": 48, "trace_tol": 6e-3},
-            {"tol": 0.01, "num_probes": 4, "probe_steps": 64, "trace_tol": 5e-3},
-            {"tol": 0.01, "num_probes": 8, "probe_steps": 96, "trace_tol": 4e-3},
-        ]
+        effort = (
+            (0.1, 2, 1, 0.009),
+            (0.05, 2, 1, 0.008),
+            (0.03, 2, 1, 0.008),
+            (0.02, 2, 1, 0.007),
+            (0.01, 2, 1, 0.007),
+            (0.01, 2, 8, 0.006),
+            (0.01, 2, 24, 0.006),
+            (0.01, 2, 48, 0.006),
+            (0.01, 4, 64, 0.005),
+            (0.01, 8, 96, 0.004),
+        )
+        names = ("tol", "num_probes", "probe_steps", "trace_tol")
+        ladder = [dict(zip(names, numbers, strict=True)) for numbers in effort]
+        least = {"k": 1, "num_bottom": 0, "num_probes": 2, "probe_steps": 1, "trace_tol": 0.008}
         shared = [{"num_products": 24 * 2**i} for i in range(7)]
         return {
             "spectrum": Method(self._spectrum, ladder, everything),
@@ -52,6 +58,11 @@ class Flatjax(Adapter):
                 self._spectrum,
                 [{**options, "num_bottom": 0} for options in ladder],
                 ("top1", "top", "trace", "density"),
+            ),
+            "spectrum of the largest": Method(
+                self._spectrum,
+                [{**least, "num_steps": m} for m in (16, 24, 32, 48, 64)],
+                ("top1", "trace", "density"),
             ),
             "eigsh, k=1": Method(
                 self._eigsh_one, [{"tol": t} for t in (0.3, 0.1, 1e-2)], ("top1",)
@@ -65,7 +76,7 @@ class Flatjax(Adapter):
             "trace, xtrace": Method(self._xtrace, shared, ("trace",)),
             "trace, hutchinson": Method(
                 self._hutchinson,
-                [{"num_products": 64 * 2**i} for i in range(10)],
+                [{"num_products": 16 * 2**i} for i in range(12)],
                 ("trace",),
             ),
             "spectral_density": Method(

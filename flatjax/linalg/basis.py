@@ -50,10 +50,26 @@ class Segments(NamedTuple):
             first += size(part)
         return found
 
+    def combined(self, c):
+        """`combine`, part by part into one sum."""
+        # With an output of its own for every part, added up afterwards, the moments of 8 probes
+        # over 88 rows of 150,000 numbers take twice as long: 44 ms against 24.
+        parts, cuts = self.parts, self.split(c)
+        total, first = combine(parts[0], cuts[0]), size(parts[0])
+        for part, own in zip(parts[1:], cuts[1:], strict=True):
+            added = functools.partial(_added, part, own)
+            total = lax.cond(first < self.filled, added, lambda total: total, total)
+            first += size(part)
+        return total
+
     def split(self, c):
         """An array with a leading axis of all rows, cut like the parts."""
         ends = np.cumsum([size(part) for part in self.parts])[:-1]
         return jnp.split(c, ends)
+
+
+def _added(part, c, total):
+    return jax.tree.map(jnp.add, total, combine(part, c))
 
 
 def size(basis: Tree) -> int:
@@ -176,8 +192,7 @@ def combine(basis: Tree, c: jax.Array) -> Tree:
       [3.0, 4.0]
     """
     if isinstance(basis, Segments):
-        first, *others = basis.where_filled(combine, basis.split(c))
-        return functools.reduce(lambda a, b: jax.tree.map(jnp.add, a, b), others, first)
+        return basis.combined(c)
 
     def leaf(b):
         contract = (((0,), (0,)), ((), ()))

@@ -17,10 +17,11 @@ Tree = Any
 FIRST = 32  # vectors allocated at first
 # When the buffers are full their rows are doubled, or all that may be needed are allocated where
 # that is little: every number of buffers compiles the step once more.
-_SMALL = 1 << 24  # numbers
+_SMALL = 1 << 25  # numbers
 # Below this many numbers a pass over the whole is too short for buffers of its own to pay for what
 # they cost to compile: each is a branch in the step (0.1 to 0.2 s).
 _TINY = 1 << 20
+_NEW_PARTS = 4  # at a time, at most
 _MOST_PARTS = 8  # of a run that was resumed again and again
 
 
@@ -144,10 +145,10 @@ def _grown_in_parts(state, capacity):
     if len(old) == _MOST_PARTS:
         old = (bases.whole(state.basis),)
     rows = bases.size(state.basis)
-    # Twice as many rows as there are, then as many as all before: 32, 32, 32 and 64 of 160.
-    sizes: list = []
-    while (left := capacity - rows - sum(sizes)) > 0:
-        sizes.append(min(left, rows if len(sizes) < 2 else rows + sum(sizes)))
+    # Short ones, so that few empty rows are read; but only a few, for every one is a branch.
+    rest = capacity - rows
+    most = max(FIRST, -(-rest // _NEW_PARTS))
+    sizes = [min(most, rest - done) for done in range(0, rest, most)]
     parts = (*old, *_parts(state.vector, tuple(sizes)))
     basis = bases.Segments(parts, jnp.asarray(rows + 1, jnp.int32))
     return state._replace(basis=basis, **_grown_numbers(state, capacity))
