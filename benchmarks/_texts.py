@@ -15,9 +15,10 @@ turn, five rounds with a new seed each. So each system is shown with the least e
 have been enough, which a user does not know beforehand; flatjax's own stopping rules are given no
 advantage. Numbers are medians, warm, with what is compiled compiled before. "Not reached": by no
 rung of any ladder; a ladder ends with the first rung that takes too long (more than {limit} s, by
-the size of the network). The largest eigenvalue, the ten largest, the two smallest (the worst of
-their relative errors counts), the trace, and the density, by the Wasserstein distance to the true
-spectrum in standard deviations of that spectrum.
+the size of the network; three times that as long as the looser target is not met). The largest
+eigenvalue, the ten largest, the two smallest (the worst of their relative errors counts), the
+trace, and the density, by the Wasserstein distance to the true spectrum in standard deviations of
+that spectrum.
 """
 ALL_ROUND = """The goal that was set: 5 times as fast as PyHessian and 3 times as fast as curvlinops
 on the MLP and the transformer, 1.5 times on the convolutional network; a convolution
@@ -25,9 +26,9 @@ on a CPU takes XLA about as long as PyTorch, so that there only fewer products h
 Top 10, bottom 2 and trace to 1 %, the density to a distance of 0.05: by one call of
 `flatjax.spectrum`, by the cheapest set of documented calls of the others. A quantity
 that a system does not reach is left out on both sides: the ratio is then over the
-cheapest call of `spectrum` for the others (over single estimators, where no pairs at
-the top are among them), whose seconds stand behind it; a single quantity left is not
-compared here. The errors are those met in the rounds: top 10, bottom 2, trace, density.
+cheapest call of `spectrum` for the others (or over single estimators, where no pairs
+at the top are among them), whose seconds stand behind it; a single quantity left is
+not compared here. The errors are those met in the rounds: top 10, bottom 2, trace, density.
 A second row of flatjax is the call without options, which decides by its own
 certificates when to stop.
 """

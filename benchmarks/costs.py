@@ -17,6 +17,7 @@ against the compile time of a gradient; see `benchmarks/_solvers.py`.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 import statistics
@@ -28,7 +29,7 @@ import rich.console
 import rich.table
 
 import flatjax
-from benchmarks import _networks, _solvers
+from benchmarks import _networks, _rows, _solvers
 from tests.compilations import count_compilations
 
 BOUNDS = {"hessian": (8 / 3, 2.0), "ggn": (5 / 3, 4 / 3), "covariance": (5 / 3, 4 / 3)}
@@ -150,16 +151,23 @@ def _show(title: str, rows: dict[str, dict[str, float]], columns: dict[str, str]
     rich.console.Console(width=100).print(table)  # also where there is no terminal
 
 
-def main(config: Config | None = None) -> dict[str, dict[str, dict[str, float]]]:
+def main(
+    config: Config | None = None, rows: _rows.Rows | None = None
+) -> dict[str, dict[str, dict[str, float]]]:
     config = Config() if config is None else config
+
+    def kept(key, make):
+        return make() if rows is None else rows.get(key, make)
+
     results = {}
     for name in config.problems:
-        results[name] = measure(name, config.repeats)
+        results[name] = kept(name, functools.partial(measure, name, config.repeats))
         _show(f"{name}: over one gradient", results[name], COLUMNS)
     for name in config.solvers:
         for kind, measured in (("warm", _solvers.warm), ("cold", _solvers.cold)):
-            rows = results[f"{name}, {kind}"] = measured(name)
-            _show(f"{name}, {kind}", rows, {key: key for key in next(iter(rows.values()))})
+            found = kept(f"{name}/{kind}", functools.partial(measured, name))
+            results[f"{name}, {kind}"] = found
+            _show(f"{name}, {kind}", found, {key: key for key in next(iter(found.values()))})
     if config.output is not None:
         config.output.parent.mkdir(parents=True, exist_ok=True)
         config.output.write_text(json.dumps(results, indent=2) + "\n")

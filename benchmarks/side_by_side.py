@@ -34,6 +34,7 @@ CACHE = {
 }
 # Seconds a call may take, by the size of the network: what needs more is not reached.
 LIMITS = {"small": 1.0, "medium": 2.0, "large": 5.0}
+PATIENCE = 3  # times that, before a method is said not to reach even the loosest target
 ROUNDS = 5
 PLAIN, LARGEST = "spectrum without options", "spectrum without the smallest"
 SHORT = ("mlp-small", "transformer-small", "cnn-small")
@@ -138,14 +139,25 @@ def calibrate(system: str, path, truth, limit: float, short: bool, lane: int = 0
                     break
                 place = {"method": method, "rung": index, "documented": facts["documented"]}
                 rungs.append({**place, **rung})
-                reached = [rung["errors"].get(q, 0.0) <= min(targets[q]) for q in facts["gives"]]
-                if all(reached) or rung["seconds"] > limit:
+                if is_enough(rung, facts, targets, limit):
                     break
     except worker.Failure as failure:
         return {**about, "failure": str(failure), "rungs": rungs}
     finally:
         running.close()
     return {**about, "rungs": rungs, "notes": notes}
+
+
+def is_enough(rung, facts, targets, limit: float) -> bool:
+    """Whether a ladder ends with a rung: it met every target, or it took too long.
+
+    Three times as long is allowed until what the method is documented for has met the loosest.
+    """
+    met = {q: rung["errors"].get(q, 0.0) for q in {*facts["gives"], *facts["documented"]}}
+    if all(met[q] <= min(targets[q]) for q in facts["gives"]):
+        return True
+    loosest = all(met[q] <= max(targets[q]) for q in facts["documented"])
+    return rung["seconds"] > (limit if loosest else PATIENCE * limit)
 
 
 def climb(running, framework, method, options, truth, limit) -> dict[str, Any]:
@@ -160,7 +172,8 @@ def climb(running, framework, method, options, truth, limit) -> dict[str, Any]:
         for seed in SEEDS[1:3]:
             last = call(seed)
     seeds = SEEDS if last["seconds"] < limit / 10 else SEEDS[:3]
-    replies = [call(seed) for seed in seeds] if last["seconds"] < 2 * limit else [last]
+    again = last["seconds"] < PATIENCE * limit
+    replies = [call(seed) for seed in seeds] if again else [last]
     found = [errors.errors(reply["answer"], truth) for reply in replies]
     return {
         "options": options,

@@ -45,7 +45,7 @@ class Spectrum(NamedTuple):
       bottom: the smallest eigenpairs, values descending.
       trace: the trace.
       frobenius_norm: the root of the sum of the squared eigenvalues.
-      density: the spectral density; the converged eigenvalues are exact atoms.
+      density: the spectral density; the eigenvalues converged to 1 % or better are exact atoms.
       diagonal: the estimated diagonal, a pytree, or ``None``.
       layers: by group of params, or ``None``.
       num_products: all products spent.

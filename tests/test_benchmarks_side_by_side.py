@@ -129,6 +129,24 @@ def test_a_peer_is_held_against_the_quantities_that_it_reaches():
     assert set(side_by_side.calls_of("flatjax", found)) >= {(side_by_side.LARGEST, 0)}
 
 
+@pytest.mark.parametrize(
+    ("seconds", "met", "documented", "ends"),
+    [
+        (0.5, {"top": 0.005, "density": 0.02}, ["top", "density"], False),
+        (0.5, {"top": 0.0005, "density": 0.005}, ["top", "density"], True),  # the tighter targets
+        (1.1, {"top": 0.005, "density": 0.02}, ["top", "density"], True),  # a second was allowed
+        (2.9, {"top": 0.02, "density": 0.02}, ["top", "density"], False),
+        (3.1, {"top": 0.02, "density": 0.02}, ["top", "density"], True),
+        (1.1, {"top": 0.02, "density": 0.02}, ["density"], True),  # nobody promised the top
+    ],
+)
+def test_a_ladder_goes_on_longer_until_the_looser_target_is_met(seconds, met, documented, ends):
+    facts = {"gives": ["top", "density"], "documented": documented}
+    targets = {"top": (1e-2, 1e-3), "density": (5e-2, 1e-2)}
+    found = side_by_side.is_enough({"seconds": seconds, "errors": met}, facts, targets, 1.0)
+    assert found is ends
+
+
 def test_every_method_of_flatjax_answers_what_it_says(own):
     for name, method in own.methods().items():
         assert method.ladder, name

@@ -49,7 +49,9 @@ class Flatjax(Adapter):
         )
         names = ("tol", "num_probes", "probe_steps", "trace_tol")
         ladder = [dict(zip(names, numbers, strict=True)) for numbers in effort]
-        least = {"k": 1, "num_bottom": 0, "num_probes": 2, "probe_steps": 1, "trace_tol": 0.008}
+        least = {"k": 1, "num_bottom": 0, "num_probes": 2, "probe_steps": 1}
+        few = ((16, 0.012), (24, 0.012), (24, 0.008), (32, 0.008), (48, 0.007), (64, 0.006))
+        largest = [{**least, "num_steps": m, "trace_tol": tol} for m, tol in few]
         shared = [{"num_products": 24 * 2**i} for i in range(7)]
         return {
             "spectrum": Method(self._spectrum, ladder, everything),
@@ -61,7 +63,7 @@ class Flatjax(Adapter):
             ),
             "spectrum of the largest": Method(
                 self._spectrum,
-                [{**least, "num_steps": m} for m in (16, 24, 32, 48, 64)],
+                largest,
                 ("top1", "trace", "density"),
             ),
             "eigsh, k=1": Method(

@@ -73,7 +73,7 @@ def spectral_density(
       num_probes: the probes; their spread makes the band.
       num_steps: Lanczos steps a probe.
       deflation_steps: steps of the first run; default ``2 * num_steps``, 0 for none.
-      tol: the relative residual at which a pair counts as converged.
+      tol: the relative residual at which a pair counts as converged; above 1 % it is 1 %.
       scale: ``"linear"``, or ``"log"`` for a grid that is logarithmic on both sides of zero.
       num_points: the size of the grid.
       linear_width: where the logarithmic grid becomes linear; default 1e-4 of the largest node.

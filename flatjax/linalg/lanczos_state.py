@@ -15,6 +15,10 @@ from flatjax.operators.base import Operator
 
 Tree = Any
 FIRST = 32  # vectors allocated at first
+# The relative residual up to which a Ritz value is taken for one eigenvalue. A looser one stands
+# for its neighbours too: with 0.1 the distance of a density to the truth was 7 times as large on a
+# transformer, and twice on an MLP. From 0.03 down it stays the same.
+EXACT = 1e-2
 # When the buffers are full their rows are doubled, or all that may be needed are allocated where
 # that is little: every number of buffers compiles the step once more.
 _SMALL = 1 << 25  # numbers
@@ -233,7 +237,7 @@ class Ritz:
       relation: numbers a and b of each, of the Lanczos relation ``A v = a v + b q`` with the next
         vector q of the run.
       norm: the largest Ritz value in magnitude.
-      num_deflated: how many pairs have converged, wanted or not.
+      num_deflated: how many pairs have converged to ``tol`` and to 1 %, wanted or not.
       deflated_values: their values.
       start: nodes and weights (of sum 1) of the quadrature of the start vector in the complement of
         the converged pairs, or ``None`` where it says nothing of it.
@@ -247,7 +251,8 @@ class Ritz:
         self.values, self.residuals = values[index], residuals[index]
         self.norm = float(np.max(np.abs(values)))
         rounding = 16 * float(jnp.finfo(self.dtype).eps) * self.norm
-        exact = np.flatnonzero(residuals <= np.maximum(tol * np.abs(values), rounding))
+        known = np.maximum(min(tol, EXACT) * np.abs(values), rounding)
+        exact = np.flatnonzero(residuals <= known)
         self.num_deflated = len(exact)
         self.deflated_values = values[exact]
         self._exact = s[:, exact]

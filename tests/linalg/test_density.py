@@ -58,6 +58,21 @@ def test_distribution_and_distance(density):
     assert np.all(density.cdf <= high)
 
 
+def test_a_ritz_value_that_may_stand_for_many_is_no_exact_atom():
+    values = 10.0 / np.arange(1, N + 1) ** 0.7  # few of which 40 steps can tell apart
+    op = jax.tree_util.Partial(matvec, jnp.asarray(rotated(values), jnp.float32))
+    options = {"num_probes": 2, "num_steps": 8, "deflation_steps": 40, "structure": STRUCTURE}
+    loose, percent, tight = (
+        linalg.spectral_density(op, key=jax.random.key(1), tol=tol, **options)
+        for tol in (0.3, 1e-2, 1e-3)
+    )
+    np.testing.assert_array_equal(loose.atoms, percent.atoms)
+    assert tight.num_exact < loose.num_exact < 30
+    exact = loose.atoms[: loose.num_exact]
+    nearest = np.abs(exact[:, None] - values[None, :]).min(axis=1)
+    assert (nearest <= 0.01 * np.abs(exact)).all()
+
+
 def test_smoothed_density_has_mass_one_on_both_axes(density):
     step = density.grid[1] - density.grid[0]
     # What the Gaussians of the outermost atoms put beyond the grid's margin is lost.
