@@ -222,27 +222,34 @@ def documented(rung):
     return {**rung, "errors": kept}
 
 
-def calls_of(system: str, found) -> list[tuple[str, int]]:
-    """Every call of a system that the rounds time."""
+def calls_of(system: str, found, parts=None) -> list[tuple[str, int]]:
+    """Every call of a system that the rounds time; of flatjax's parts those named, or all."""
     calls = set()
     for use in chosen(system, found).values():
         calls |= {(r["method"], r["rung"]) for r in use["single"].values() if r is not None}
-        for several in (use["all"], *use.get("parts", {}).values()):
+        held = [a for part, a in use.get("parts", {}).items() if parts is None or part in parts]
+        for several in (use["all"], *held):
             calls |= {(method, rung) for method, rung in several["calls"]}
     if system == "flatjax":  # and as it is called without options
         calls |= {(r["method"], 0) for r in found["rungs"] if r["method"] == PLAIN}
     return sorted(calls)
 
 
+def parts_of(systems) -> set[str]:
+    """What the systems reach of the whole, each where something is missing."""
+    uses = (use for name, found in systems.items() for use in chosen(name, found).values())
+    return {",".join(use["all"]["reached"]) for use in uses if use["all"]["missing"]}
+
+
 def rounds(systems, path, truth) -> dict[str, dict[str, list[dict[str, Any]]]]:
     """Seconds and errors of the chosen calls, the systems in turn, with a new seed every round."""
-    running, calls, timed = {}, {}, {}
+    running, calls, timed, parts = {}, {}, {}, parts_of(systems)
     for system, found in systems.items():
         if not found["rungs"]:
             continue
         running[system] = worker.Worker(system, THREADS, CACHE)
         running[system].ask(do="setup", task=str(path))
-        calls[system] = calls_of(system, found)
+        calls[system] = calls_of(system, found, parts)
         timed[system] = {f"{method}|{rung}": [] for method, rung in calls[system]}
     options = {
         (system, r["method"], r["rung"]): r["options"]
@@ -293,7 +300,7 @@ def summarise(found, timed) -> dict[str, Any]:
             about[use]["parts"] = {
                 part: several(found, calls, timed)
                 for part, calls in picked["parts"].items()
-                if not calls["missing"]
+                if not calls["missing"] and all(f"{m}|{r}" in timed for m, r in calls["calls"])
             }
     plain = [r for r in found["rungs"] if r["method"] == PLAIN]
     if plain:

@@ -115,18 +115,26 @@ def test_a_peer_is_held_against_the_quantities_that_it_reaches():
         "rungs": [
             rung("spectrum", 0, 1.0, top=0.02, bottom=0.001, trace=0.001, density=0.01),
             rung("spectrum", 1, 2.0, top=0.001, bottom=0.001, trace=0.001, density=0.01),
-            rung(side_by_side.LARGEST, 0, 0.5, top=0.001, trace=0.001, density=0.01),
+            rung(side_by_side.LARGEST, 0, 0.5, top=0.001, trace=0.001, density=0.1),
+            rung(side_by_side.LARGEST, 1, 0.8, top=0.001, trace=0.001, density=0.01),
             rung("trace", 0, 0.1, trace=0.001),
             rung("density", 0, 0.2, density=0.01),
         ]
     }
     picked = side_by_side.chosen("flatjax", found)["documented"]
     assert picked["all"]["calls"] == [["spectrum", 1]]
-    assert picked["parts"]["top,trace,density"]["calls"] == [[side_by_side.LARGEST, 0]]
+    assert picked["parts"]["top,trace,density"]["calls"] == [[side_by_side.LARGEST, 1]]
     assert picked["parts"]["bottom,trace"]["calls"] == [["spectrum", 0]]
     # What nobody would call `spectrum` for.
     assert sorted(picked["parts"]["trace,density"]["calls"]) == [["density", 0], ["trace", 0]]
-    assert set(side_by_side.calls_of("flatjax", found)) >= {(side_by_side.LARGEST, 0)}
+    assert set(side_by_side.calls_of("flatjax", found)) >= {(side_by_side.LARGEST, 1)}
+    # Only what some peer is held against is timed.
+    peer = {"rungs": [rung("trace", 0, 1.0, trace=0.001), rung("density", 0, 1.0, density=0.01)]}
+    parts = side_by_side.parts_of({"flatjax": found, "peer": peer})
+    assert parts == {"trace,density"}
+    timed = side_by_side.calls_of("flatjax", found, parts)
+    assert (side_by_side.LARGEST, 1) not in timed
+    assert {("trace", 0), ("density", 0), ("spectrum", 1)} <= set(timed)
 
 
 @pytest.mark.parametrize(
