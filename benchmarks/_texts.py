@@ -15,7 +15,7 @@ turn, five rounds with a new seed each. So each system is shown with the least e
 have been enough, which a user does not know beforehand; flatjax's own stopping rules are given no
 advantage. Numbers are medians, warm, with what is compiled compiled before. "Not reached": by no
 rung of any ladder; a ladder ends with the first rung that takes too long (more than {limit} s, by
-the size of the network; three times that as long as the looser target is not met). The largest
+the size of the network; four times that as long as the looser target is not met). The largest
 eigenvalue, the ten largest, the two smallest (the worst of their relative errors counts), the
 trace, and the density, by the Wasserstein distance to the true spectrum in standard deviations of
 that spectrum.

@@ -143,8 +143,8 @@ def test_a_peer_is_held_against_the_quantities_that_it_reaches():
         (0.5, {"top": 0.005, "density": 0.02}, ["top", "density"], False),
         (0.5, {"top": 0.0005, "density": 0.005}, ["top", "density"], True),  # the tighter targets
         (1.1, {"top": 0.005, "density": 0.02}, ["top", "density"], True),  # a second was allowed
-        (2.9, {"top": 0.02, "density": 0.02}, ["top", "density"], False),
-        (3.1, {"top": 0.02, "density": 0.02}, ["top", "density"], True),
+        (3.9, {"top": 0.02, "density": 0.02}, ["top", "density"], False),
+        (4.1, {"top": 0.02, "density": 0.02}, ["top", "density"], True),
         (1.1, {"top": 0.02, "density": 0.02}, ["density"], True),  # nobody promised the top
     ],
 )
