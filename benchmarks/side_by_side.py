@@ -34,7 +34,8 @@ CACHE = {
 }
 # Seconds a call may take, by the size of the network: what needs more is not reached.
 LIMITS = {"small": 1.0, "medium": 2.0, "large": 5.0}
-PATIENCE = 4  # times that, before a method is said not to reach even the loosest target
+# Times that, before a method is said not to reach even the loosest target; in the short form once.
+PATIENCE = 4
 ROUNDS = 5
 PLAIN, LARGEST = "spectrum without options", "spectrum without the smallest"
 SHORT = ("mlp-small", "transformer-small", "cnn-small")
@@ -124,24 +125,25 @@ def calibrate(system: str, path, truth, limit: float, short: bool, lane: int = 0
     except worker.Failure as failure:
         return {"failure": str(failure), "rungs": []}
     about = {**running.ready, "short": short}
+    most = limit if short else PATIENCE * limit
     rungs, notes = [], []
     try:
         methods = running.ask(do="setup", task=str(path))["methods"]
         for method, facts in methods.items():
             for index, options in enumerate(facts["ladder"]):
                 try:
-                    rung = climb(running, about["framework"], method, options, truth, limit)
+                    rung = climb(running, about["framework"], method, options, truth, limit, most)
                 except worker.Failure as failure:
                     notes.append(f"{method} {options}: {failure}")
                     if running.process.poll() is not None:
                         running = worker.Worker(system, THREADS, environment)
                         running.ask(do="setup", task=str(path))
                     break
-                if rung["seconds"] > PATIENCE * limit:  # seen once, which is no error over seeds
+                if rung["seconds"] > most:  # seen once, which is no error over seeds
                     break
                 place = {"method": method, "rung": index, "documented": facts["documented"]}
                 rungs.append({**place, **rung})
-                if is_enough(rung, facts, targets, limit):
+                if is_enough(rung, facts, targets, limit, most):
                     break
     except worker.Failure as failure:
         return {**about, "failure": str(failure), "rungs": rungs}
@@ -150,19 +152,19 @@ def calibrate(system: str, path, truth, limit: float, short: bool, lane: int = 0
     return {**about, "rungs": rungs, "notes": notes}
 
 
-def is_enough(rung, facts, targets, limit: float) -> bool:
-    """Whether a ladder ends with a rung: it met every target, or it took too long.
+def is_enough(rung, facts, targets, limit: float, most: float) -> bool:
+    """Whether a ladder ends with a rung: it met every target, or took more than ``limit`` seconds.
 
-    `PATIENCE` times as long is allowed until what it is documented for has met the loosest.
+    ``most`` seconds are allowed until what it is documented for has met the loosest target.
     """
     met = {q: rung["errors"].get(q, 0.0) for q in {*facts["gives"], *facts["documented"]}}
     if all(met[q] <= min(targets[q]) for q in facts["gives"]):
         return True
     loosest = all(met[q] <= max(targets[q]) for q in facts["documented"])
-    return rung["seconds"] > (limit if loosest else PATIENCE * limit)
+    return rung["seconds"] > (limit if loosest else most)
 
 
-def climb(running, framework, method, options, truth, limit) -> dict[str, Any]:
+def climb(running, framework, method, options, truth, limit, most) -> dict[str, Any]:
     """One rung."""
 
     def call(seed):
@@ -174,8 +176,7 @@ def climb(running, framework, method, options, truth, limit) -> dict[str, Any]:
         for seed in SEEDS[1:3]:
             last = call(seed)
     seeds = SEEDS if last["seconds"] < limit / 10 else SEEDS[:3]
-    again = last["seconds"] < PATIENCE * limit
-    replies = [call(seed) for seed in seeds] if again else [last]
+    replies = [call(seed) for seed in seeds] if last["seconds"] < most else [last]
     found = [errors.errors(reply["answer"], truth) for reply in replies]
     return {
         "options": options,

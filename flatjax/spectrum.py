@@ -121,7 +121,7 @@ def spectrum(
     3. One more product a probe until the trace has reached ``trace_tol``.
 
     Costs some 100 to 300 products, two programs that contain the model or fewer, memory for the
-    vectors of the run (up to twice its steps; ``max_steps`` at once where that is at most 128 MB),
+    vectors of the run (up to twice its steps; ``max_steps`` at once where that is at most 64 MB),
     of a probe's run and of a few probes at once, and two reads of them a step. One start vector
     sees one copy of a multiple eigenvalue; further copies are in the density and in the trace, and
     `eigsh` finds them one by one. Driven from the host: not for use inside ``jit``.

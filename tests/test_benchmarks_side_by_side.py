@@ -151,7 +151,7 @@ def test_a_peer_is_held_against_the_quantities_that_it_reaches():
 def test_a_ladder_goes_on_longer_until_the_looser_target_is_met(seconds, met, documented, ends):
     facts = {"gives": ["top", "density"], "documented": documented}
     targets = {"top": (1e-2, 1e-3), "density": (5e-2, 1e-2)}
-    found = side_by_side.is_enough({"seconds": seconds, "errors": met}, facts, targets, 1.0)
+    found = side_by_side.is_enough({"seconds": seconds, "errors": met}, facts, targets, 1.0, 4.0)
     assert found is ends
 
 

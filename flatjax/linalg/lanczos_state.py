@@ -21,7 +21,7 @@ FIRST = 32  # vectors allocated at first
 EXACT = 1e-2
 # When the buffers are full their rows are doubled, or all that may be needed are allocated where
 # that is little: every number of buffers compiles the step once more.
-_SMALL = 1 << 25  # numbers
+_SMALL = 1 << 24  # numbers
 # Below this many numbers a pass over the whole is too short for buffers of its own to pay for what
 # they cost to compile: each is a branch in the step (0.1 to 0.2 s).
 _TINY = 1 << 20
