@@ -1,5 +1,8 @@
 """The comparison with the peers: its statistics, its choices, and flatjax's own adapter."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -153,6 +156,14 @@ def test_a_ladder_goes_on_longer_until_the_looser_target_is_met(seconds, met, do
     targets = {"top": (1e-2, 1e-3), "density": (5e-2, 1e-2)}
     found = side_by_side.is_enough({"seconds": seconds, "errors": met}, facts, targets, 1.0, 4.0)
     assert found is ends
+
+
+def test_the_memory_of_a_process_is_its_own():
+    """Not that of the one that started it, which holds JAX and more here."""
+    code = "from benchmarks.peers import worker; print(worker.peak_bytes())"
+    command = [sys.executable, "-c", code]
+    found = subprocess.run(command, cwd=worker.ROOT, check=True, capture_output=True, text=True)
+    assert 0 < int(found.stdout) < worker.peak_bytes() / 2
 
 
 def test_every_method_of_flatjax_answers_what_it_says(own):
