@@ -171,6 +171,17 @@ def test_probes_are_short_beside_a_deep_quadrature(dense, options, steps):
     np.testing.assert_array_equal(found.density.atoms, same.density.atoms)
 
 
+def test_probes_of_one_step_are_those_that_start_longer_runs():
+    """Alone they need no basis; with layers they have one."""
+    options = {"k": 3, "num_bottom": 1, "num_steps": 40, "probe_steps": 1, "structure": STRUCTURE}
+    op, key = operator(DENSE), jax.random.key(4)
+    alone, based = (flatjax.spectrum(op, key=key, layers=by, **options) for by in (None, "leaf"))
+    assert alone.num_products == based.num_products
+    # Rayleigh quotients of order one, in float32; packed vectors are summed in another order.
+    np.testing.assert_allclose(alone.density.nodes, based.density.nodes, atol=1e-4)
+    np.testing.assert_allclose(alone.density.weights, based.density.weights, atol=1e-5)
+
+
 def test_goes_on_from_an_earlier_run(result):
     options = {"k": 6, "num_bottom": 3, "structure": STRUCTURE}
     op, key = operator(DENSE), jax.random.key(5)

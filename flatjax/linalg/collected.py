@@ -110,6 +110,9 @@ class Collected:
             steps = min(steps, room)
             length, (unit, first) = lanczos_state.normalized((y, image))
             first = complement.project(self.deflated.vectors, first)
+            if steps == 1 and self.groups is None:  # its product is known, and no basis is needed
+                self.quadratures.append((*_one_step(unit, first), length, steps))
+                return None, 1
             key = jax.random.fold_in(self.key, i)
             start, spent = run_probe(self.deflated, unit, steps, key, first)
             basis = start.basis
@@ -228,6 +231,13 @@ def _numbers(run, y, images, vectors, relation):
     along = bases.gram(y, jax.tree.map(lambda a: a[None], run.residual))
     known = values[None, :] * bases.gram(y, vectors) + last[None, :] * along
     return (found.trace, found.square, bases.gram(images, vectors) - known), found.image
+
+
+@jax.jit
+def _one_step(unit, image):
+    """Diagonal, off-diagonal and scale of a run of one step, from its product."""
+    alpha = trees.vdot(unit, image)
+    return alpha[None], jnp.zeros_like(alpha)[None], jnp.ones_like(alpha)
 
 
 @jax.jit
