@@ -157,8 +157,8 @@ def is_enough(rung, facts, targets, limit: float, most: float) -> bool:
 
     ``most`` seconds are allowed until what it is documented for has met the loosest target.
     """
-    met = {q: rung["errors"].get(q, 0.0) for q in {*facts["gives"], *facts["documented"]}}
-    if all(met[q] <= min(targets[q]) for q in facts["gives"]):
+    met = {q: rung["errors"].get(q, 0.0) for q in facts["gives"]}
+    if all(error <= min(targets[q]) for q, error in met.items()):
         return True
     loosest = all(met[q] <= max(targets[q]) for q in facts["documented"])
     return rung["seconds"] > (limit if loosest else most)

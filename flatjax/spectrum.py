@@ -224,10 +224,12 @@ def _repacked(op: Operator, plain: Operator, resume: SpectrumState | None) -> Sp
 
 def _check(op, k, num_bottom, tol, num_steps, max_steps, num_probes, probe_steps, trace_tol):
     counts = {"k": k, "max_steps": max_steps, "num_probes": num_probes}
-    optional = {"probe_steps": probe_steps, "num_bottom": num_bottom or None}
-    counts |= {name: value for name, value in optional.items() if value is not None}
     for name, value in counts.items():
         arguments.check_count(name, value)
+    if num_bottom:
+        arguments.check_count("num_bottom", num_bottom)
+    if probe_steps is not None:
+        arguments.check_count("probe_steps", probe_steps)
     arguments.check_tolerance(tol)
     if trace_tol is not None:
         arguments.check_tolerance(trace_tol)

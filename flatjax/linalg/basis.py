@@ -40,12 +40,12 @@ class Segments(NamedTuple):
     parts: tuple[Tree, ...]
     filled: jax.Array
 
-    def where_filled(self, fn, *args):
-        """``fn(part, *its args)`` of every part; zeros where the part is empty."""
+    def where_filled(self, fn):
+        """``fn(part)`` of every part; zeros where the part is empty."""
         found, first = [], 0
-        for part, *own in zip(self.parts, *args, strict=True):
-            zeros = functools.partial(trees.zeros, jax.eval_shape(fn, part, *own))
-            one = functools.partial(fn, part, *own)
+        for part in self.parts:
+            zeros = functools.partial(trees.zeros, jax.eval_shape(fn, part))
+            one = functools.partial(fn, part)
             found.append(lax.cond(first < self.filled, one, zeros))
             first += size(part)
         return found
