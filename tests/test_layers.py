@@ -10,6 +10,8 @@ from tests.repository import PACKAGE
 
 FLOORS = {
     "convolutions": 0,
+    "fingerprints": 0,
+    "functions": 0,
     "loops": 0,
     "trees": 0,
     "losses": 0,
