@@ -9,6 +9,7 @@ is never taken for another.
 import dataclasses
 import functools
 import hashlib
+import inspect
 import types
 from collections.abc import Hashable, Iterable, Iterator
 from typing import Any
@@ -145,7 +146,7 @@ class _Reader:
         if isinstance(value, functools.partial):
             return self.values((value.func, value.args, value.keywords))
         if isinstance(value, Jitted):
-            return self.value(value.__wrapped__)
+            return self.value(inspect.unwrap(value))
         if isinstance(value, jax.custom_jvp | jax.custom_vjp):
             return type(value), self.values(vars(value).values())
         if hasattr(value, "f_transformed"):  # JAX's function with transformations to be applied
