@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from flatjax import loops, trees
+from flatjax import functions, loops, trees
 
 T = TypeVar("T")
 _COLUMNS = 64  # columns of to_dense evaluated at once
@@ -208,16 +208,10 @@ class ScaledOperator(Operator):
 
 @operator
 class CallableOperator(Operator):
-    """A plain callable ``v -> A v`` with the structure it acts on.
+    """A plain callable ``v -> A v`` with the structure it acts on; what it captures are leaves."""
 
-    A ``jax.tree_util.Partial`` keeps its arguments as leaves; of another callable the arrays it
-    closes over become constants of the compiled program.
-    """
-
-    fn: Any = static()
+    fn: functions.Followed
     shapes: Any = static()
-    args: tuple = ()
-    kwargs: dict = dataclasses.field(default_factory=dict)
 
     @property
     def structure(self):
@@ -226,7 +220,7 @@ class CallableOperator(Operator):
 
     def mv(self, v):
         trees.check(v, self.structure)
-        return self.fn(*self.args, v, **self.kwargs)
+        return self.fn(trees.cast(v, self.structure))
 
 
 def as_operator(op: Operator | Callable[[Any], Any], structure: Any = None) -> Operator:
@@ -261,8 +255,6 @@ def as_operator(op: Operator | Callable[[Any], Any], structure: Any = None) -> O
             "a callable needs structure=: a tree of arrays or jax.ShapeDtypeStruct like the "
             "vectors it acts on."
         )
-    leaves, treedef = jax.tree.flatten(trees.structure_of(structure))
-    shapes = (tuple(leaves), treedef)
-    if isinstance(op, jax.tree_util.Partial):
-        return CallableOperator(op.func, shapes, op.args, op.keywords)
-    return CallableOperator(op, shapes)
+    structure = trees.structure_of(structure)
+    leaves, treedef = jax.tree.flatten(structure)
+    return CallableOperator(functions.follow(op, (structure,)), (tuple(leaves), treedef))
