@@ -24,6 +24,7 @@ from flatjax.linalg import spectral_density as spectral_density
 from flatjax.linalg import trace as trace
 from flatjax.linalg import trace_of_function as trace_of_function
 from flatjax.linalg import trace_over_batches as trace_over_batches
+from flatjax.losses import Mean as Mean
 from flatjax.losses import OutputLoss as OutputLoss
 from flatjax.losses import sigmoid_binary_cross_entropy as sigmoid_binary_cross_entropy
 from flatjax.losses import softmax_cross_entropy as softmax_cross_entropy

@@ -40,7 +40,53 @@ def varying_axes(x: Any) -> frozenset[Hashable]:
       >>> collectives.varying_axes(jnp.ones(1))
       frozenset()
     """
-    return jax.typeof(x).manual_axis_type.varying
+    kind = jax.typeof(x)
+    manual = getattr(kind, "manual_axis_type", None)
+    return getattr(kind, "vma", frozenset()) if manual is None else manual.varying
+
+
+def axes_of(tree: Any) -> frozenset[Hashable]:
+    """The mesh axes over which any leaf varies; leaves that are no arrays are passed over."""
+    arrays = [a for a in jax.tree.leaves(tree) if isinstance(a, jax.Array)]
+    return frozenset().union(*map(varying_axes, arrays))
+
+
+def check_named(params: Any, data: Any, axis_name: AxisName) -> None:
+    """Raise if data vary over a mesh axis that nobody names and the params are alike on.
+
+    JAX adds a derivative with respect to such params up over the devices: the answer would be as
+    many times too large as there are. Params that vary over the axis themselves (an ensemble, or a
+    cast) have an answer on every device. Known inside ``shard_map(check_vma=True)`` only: without
+    the check, and in ``pmap``, types say nothing.
+
+    Args:
+      params: a pytree of arrays that is differentiated by.
+      data: a pytree of what else the function takes; leaves that are no arrays are passed over.
+      axis_name: the axes over which the answer is averaged.
+
+    Raises:
+      ValueError: with the names of the axes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flatjax import collectives
+      >>> collectives.check_named(jnp.ones(1), jnp.ones(1), None)  # outside of shard_map
+    """
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return
+
+    own = [varying_axes(a) for a in jax.tree.leaves(params) if isinstance(a, jax.Array)]
+    alike = frozenset.intersection(*own) if own else frozenset()
+    unnamed = axes_of(data) - alike - frozenset(names(axis_name))
+    if unnamed:
+        listed = ", ".join(sorted(map(repr, unnamed)))
+        one = sorted(unnamed, key=str)[0]
+        raise ValueError(
+            f"the batch, weights or *args vary over the mesh axes {listed}, which axis_name= does "
+            f"not name: the answer would be added up over the devices. Pass axis_name={one!r}, or "
+            "for an answer of its own on every device params that vary too: "
+            f"jax.lax.pcast(params, {one!r}, to='varying')."
+        )
 
 
 def explicit_axes(tree: Any) -> tuple[str, ...]:

@@ -9,7 +9,10 @@ import jax
 import jax.numpy as jnp
 
 from flatjax import collectives, loops, trees
-from flatjax.operators.data import check_arguments, num_examples
+from flatjax.losses import Mean
+from flatjax.operators import terms
+from flatjax.operators import weights as weighting
+from flatjax.operators.arguments import check_arguments, num_examples
 
 Tree = Any
 
@@ -44,8 +47,8 @@ def loss_along(
     of the same shapes.
 
     Args:
-      loss_fn: ``loss_fn(params, batch, *args)``, the mean loss (a scalar) or the per-example
-        losses, shape ``(n,)``, whose mean is taken.
+      loss_fn: ``loss_fn(params, batch, *args)``, the mean loss (a scalar), the per-example
+        losses, shape ``(n,)``, whose mean is taken, or a [`Mean`][].
       params: a pytree of floating arrays, the point at ``t = 0``.
       direction: a pytree like ``params``. Its length is the caller's: an eigenvector of norm one
         makes ``t`` a distance, a filter-normalised direction makes it a fraction of the weights.
@@ -77,7 +80,7 @@ def loss_along(
     positions = jnp.asarray(positions, trees.dtype(params))
     if positions.ndim != 1:
         raise ValueError(f"positions must have shape (m,), got {positions.shape}.")
-    weights = check_arguments(params, batch, weights, axis_name, None).weights
+    weights = check_arguments(params, batch, weights, axis_name, None, args=args).weights
     at = functools.partial(_loss_at, loss_fn, axis_name, params, direction, batch, args, weights)
     losses = loops.map_chunks(at, positions, 1) if positions.size else positions
     return Line(positions, losses)
@@ -93,21 +96,19 @@ def _loss_at(loss_fn, axis_name, params, direction, batch, args, weights, positi
         params,
         direction,
     )
-    losses = jnp.asarray(loss_fn(moved, batch, *args)).astype(position.dtype)
-    if weights is None and axis_name is None:
-        return jnp.mean(losses)[None]
-    if losses.ndim == 0:
-        if weights is not None:
-            raise ValueError(
-                "weights need a loss_fn that returns the losses of the examples, shape (n,), and "
-                "it returned their mean."
-            )
-        count = jnp.asarray(num_examples(batch) or 1, position.dtype)
-        total = count * losses
-    else:
-        means = losses.reshape(losses.shape[0], -1).mean(1)
-        weights = jnp.ones_like(means) if weights is None else weights.astype(position.dtype)
-        # An example of weight zero does not count, even where its loss is infinite.
-        zero = jnp.zeros((), position.dtype)
-        total, count = jnp.sum(jnp.where(weights == 0, zero, weights * means)), jnp.sum(weights)
-    return collectives.weighted_mean(total, count, axis_name)[None]
+    if weights is not None:
+        batch = weighting.replaced(batch, weights != 0)
+    out = loss_fn(moved, batch, *args)
+    if weights is not None and jnp.ndim(out.total if isinstance(out, Mean) else out) == 0:
+        raise ValueError(
+            "weights need a loss_fn that returns the losses of the examples, shape (n,), and it "
+            "returned their mean."
+        )
+    if not isinstance(out, Mean):
+        out = jnp.asarray(out).astype(position.dtype)
+        out = out.reshape(out.shape[0], -1).mean(1) if out.ndim else out
+    losses, counts = terms.as_terms(out, weights, num_examples(batch))
+    losses, counts = losses.astype(position.dtype), counts.astype(position.dtype)
+    # An example of weight zero does not count, even where its loss is infinite.
+    total = jnp.where(counts == 0, jnp.zeros_like(losses), counts * losses).sum()
+    return collectives.weighted_mean(total, counts.sum(), axis_name)[None]

@@ -16,6 +16,7 @@ subclass [`OutputLoss`][].
 
 from flatjax.losses.base import OutputLoss as OutputLoss
 from flatjax.losses.base import positions_shape as positions_shape
+from flatjax.losses.mean import Mean as Mean
 from flatjax.losses.own import FunctionLoss as FunctionLoss
 from flatjax.losses.own import as_loss as as_loss
 from flatjax.losses.standard import SigmoidBinaryCrossEntropy as SigmoidBinaryCrossEntropy

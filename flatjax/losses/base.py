@@ -38,6 +38,11 @@ class OutputLoss:
         """Whether the output Hessian has a closed form, not an automatic derivative."""
         return True
 
+    @property
+    def masks(self) -> bool:
+        """Whether targets may mark positions as padding: whether it has a ``mask`` of its own."""
+        return type(self).mask is not OutputLoss.mask
+
     # What a subclass implements, position by position.
 
     def values(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
@@ -89,7 +94,11 @@ class OutputLoss:
             loss = dataclasses.replace(self, per=per)
             return loss if outputs is None else loss(outputs, targets)
         self.check(outputs, targets)
-        values = self.values(outputs, targets) * self.position_weights(outputs, targets)
+        outputs, there = self._cleaned(outputs, targets, outputs)
+        values = self.values(outputs, targets)
+        if there is not None:
+            values = jnp.where(there, values, jnp.zeros_like(values))
+        values = values * self.position_weights(outputs, targets)
         if self.per == "token":
             return values.reshape(-1)
         return values.reshape(values.shape[0], -1).sum(axis=1)
@@ -108,8 +117,10 @@ class OutputLoss:
           An array like ``tangents``.
         """
         self.check(outputs, targets)
+        tangents, _ = self._cleaned(outputs, targets, tangents)
+        outputs, there = self._cleaned(outputs, targets, outputs)
         product = self.hessian_values(outputs, targets, tangents)
-        return self._weighted(outputs, targets, product).astype(tangents.dtype)
+        return self._weighted(outputs, targets, product, there).astype(tangents.dtype)
 
     def gradient_product(
         self, outputs: jax.Array, targets: jax.Array, tangents: jax.Array
@@ -124,6 +135,7 @@ class OutputLoss:
         Returns:
           An array like ``tangents``.
         """
+        tangents, _ = self._cleaned(outputs, targets, tangents)
         r = jax.grad(lambda z: self(z, targets).sum())(outputs)
         r, u = (a.reshape(a.shape[0], -1) for a in (r, tangents.astype(r.dtype)))
         product = r * (r * u).sum(axis=1, keepdims=True)
@@ -146,16 +158,27 @@ class OutputLoss:
         Returns:
           An array like ``tangents``.
         """
+        tangents, _ = self._cleaned(outputs, targets, tangents)
+        outputs, there = self._cleaned(outputs, targets, outputs)
         scores = jax.grad(lambda z: self.values(z, targets).sum())(outputs)
         inner = scores * tangents.astype(scores.dtype)
         if outputs.ndim > 1:
             inner = inner.sum(axis=-1, keepdims=True)
-        return self._weighted(outputs, targets, scores * inner).astype(tangents.dtype)
+        return self._weighted(outputs, targets, scores * inner, there).astype(tangents.dtype)
 
-    def _weighted(self, outputs, targets, product):
-        scaled = self.position_weights(outputs, targets)
-        scaled = scaled.reshape(scaled.shape + (1,) * (product.ndim - scaled.ndim))
-        return scaled * product.astype(scaled.dtype)
+    def _cleaned(self, outputs, targets, array):
+        """``array`` with zeros at the padding, whatever it holds there; and where it is none."""
+        if not self.masks:
+            return array, None
+        there = self.mask(outputs, targets) != 0
+        return jnp.where(_over(there, array), array, jnp.zeros_like(array)), there
+
+    def _weighted(self, outputs, targets, product, there):
+        scaled = _over(self.position_weights(outputs, targets), product)
+        product = scaled * product.astype(scaled.dtype)
+        if there is None:
+            return product
+        return jnp.where(_over(there, product), product, jnp.zeros_like(product))
 
     def position_weights(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
         """The factor of every position in the loss of its example: ``mask / count``."""
@@ -169,6 +192,10 @@ class OutputLoss:
         """Like ``sample``, keeping the padding of ``targets``."""
         del targets
         return self.sample(key, outputs)
+
+    def of_draws(self) -> "OutputLoss":
+        """The loss for targets from ``resample``, which mark padding in the loss's own way."""
+        return self
 
     def rows(self, array: jax.Array, positions: tuple[int, ...]) -> jax.Array:
         """``array`` with one leading row an example: the positions flattened if ``per="token"``."""
@@ -193,3 +220,8 @@ def positions_shape(outputs: Any) -> tuple[int, ...]:
       (2, 5)
     """
     return outputs.shape if outputs.ndim == 1 else outputs.shape[:-1]
+
+
+def _over(positions, array):
+    """An array of positions with axes of length one for the features of ``array``."""
+    return positions.reshape(positions.shape + (1,) * (array.ndim - positions.ndim))

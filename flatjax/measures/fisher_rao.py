@@ -11,6 +11,7 @@ from flatjax import collectives, losses, trees
 from flatjax.measures import objective
 from flatjax.operators.data import matmul_precision
 from flatjax.operators.ggn import GaussNewton, fisher
+from flatjax.operators.weights import over_devices
 
 
 class FisherRaoNorm(NamedTuple):
@@ -97,24 +98,25 @@ def fisher_rao_norm(
     )  # fmt: skip
     op = cast(GaussNewton, F)  # not chunked
     squared, outputs = _quadratic_forms(op)
-    squared = collectives.weighted_mean(squared, op.weight, op.axis_name)
     from_outputs = jnp.full_like(squared, jnp.nan)
     if degree is not None:
-        outputs = collectives.weighted_mean(outputs, op.weight, op.axis_name)
         from_outputs = jnp.square(jnp.asarray(degree).astype(outputs.dtype)) * outputs
     return FisherRaoNorm(jnp.sqrt(squared), squared, from_outputs)
 
 
 @jax.jit
 def _quadratic_forms(op: GaussNewton) -> tuple[jax.Array, jax.Array]:
-    """The weighted sums of ``(J w)' M (J w)`` and of ``f' M f`` over this device's examples."""
+    """The means of ``(J w)' M (J w)`` and of ``f' M f`` over all devices' examples."""
     with matmul_precision(op.precision):
         linear, aux = op.linear()
         outputs, dtype = aux[0], trees.dtype(op.params)
 
         def form(tangents):
-            # The rule of the operator, J' (w M (J v)), with the identity in place of J.
-            product = op.rule(lambda u: u, aux, tangents, op.axis_name, None)
-            return trees.vdot(tangents, product).astype(dtype)
+            # The rule of the operator, J' (s M (J v)), with the identity in place of J.
+            product = op.rule(lambda u: u, aux, tangents, op.axis_name)
+            # Where nothing counts the outputs may be anything.
+            there = jnp.where(product != 0, tangents, jnp.zeros_like(tangents))
+            mean = trees.vdot(there, product).astype(dtype)
+            return over_devices(mean, op.example_weights, op.axis_name)
 
         return form(linear(collectives.varying(op.params, op.axis_name))), form(outputs)

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 
 from flatjax import collectives, loops, trees
 from flatjax.measures import objective
-from flatjax.operators.data import matmul_precision
+from flatjax.operators import terms
+from flatjax.operators.arguments import matmul_precision
+from flatjax.operators.weights import where_rows
 
 
 class GradientNoiseScale(NamedTuple):
@@ -74,7 +76,8 @@ def gradient_noise_scale(
 
     Raises:
       TypeError: if ``params`` holds anything but real floating arrays.
-      ValueError: for no batch, an empty one, unequal leading axes or a ``chunk_size`` below 1.
+      ValueError: for no batch, fewer than two examples that count, unequal leading axes or a
+        ``chunk_size`` below 1.
 
     Example:
       >>> import jax.numpy as jnp
@@ -90,28 +93,38 @@ def gradient_noise_scale(
     )
     if op.n is None:
         raise ValueError("gradient_noise_scale needs a batch of examples, got one without leaves.")
+    _check_count(op, "gradient_noise_scale")
     _, mean = objective.loss_and_gradient_at(op, op.params)
     local = collectives.varying((op.params, mean), axis_name)
-    statistics = loops.map_chunks(
+    squares, products, own = loops.map_chunks(
         lambda part: _example_statistics(loss_fn, precision, *local, part, op.args),
         op.batch,
         chunk_size,
     )
-    dtype = trees.dtype(op.params)
-    w = jnp.ones((op.n,), dtype) if op.weights is None else op.weights.astype(dtype)
-    return _from_examples(w, *statistics, trees.vdot(mean, mean), axis_name, bool(unbiased))
+    w = own.astype(trees.dtype(op.params))
+    w = w if op.weights is None else w * op.weights
+    squared_norm = trees.vdot(mean, mean)
+    return _from_examples(w, squares, products, squared_norm, axis_name, bool(unbiased))
+
+
+def _check_count(op, name):
+    """Raise for fewer than two examples that count, where their number is known."""
+    n = op.n * collectives.axis_size(op.axis_name)
+    if op.weights is not None and n > 1 and not loops.is_traced(op.weights):
+        n = int((op.weights != 0).sum())
+    if n < 2:
+        raise ValueError(f"{name} needs at least two examples that count, got {n}: one has none.")
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _example_statistics(loss_fn, precision, params, mean, part, args):
-    """The squared norm of every example's gradient, and its inner product with the mean one."""
+    """The squared norm of every example's gradient, its product with the mean one, its weight."""
 
     def one(example):
-        single = jax.tree.map(lambda a: a[None], example)
         with matmul_precision(precision):
-            gradient = jax.grad(lambda p: loss_fn(p, single, *args).sum())(params)
+            gradient, weight = terms.gradient_of_one(loss_fn, params, example, args)
         wide = trees.cast(gradient, mean)
-        return trees.vdot(wide, wide), trees.vdot(wide, mean)
+        return trees.vdot(wide, wide), trees.vdot(wide, mean), weight
 
     return jax.vmap(one)(part)
 
@@ -119,6 +132,7 @@ def _example_statistics(loss_fn, precision, params, mean, part, args):
 @partial(jax.jit, static_argnums=(4, 5))
 def _from_examples(w, squares, products, squared_norm, axis_name, unbiased):
     add = lambda a: collectives.total(a.sum(), axis_name)  # noqa: E731
+    squares, products = where_rows(w != 0, (squares, products))
     total, total_squares = add(w), add(w * w)
     count = add((w > 0).astype(w.dtype))
     moment = add(w * squares) / total

@@ -11,8 +11,11 @@ import jax.numpy as jnp
 from flatjax import collectives, loops, trees
 from flatjax.linalg import eigsh
 from flatjax.measures import objective
+from flatjax.operators import terms
 from flatjax.operators.base import Operator, operator, static
-from flatjax.operators.data import matmul_precision, sliced
+from flatjax.operators.arguments import matmul_precision
+from flatjax.operators.data import sliced
+from flatjax.operators.weights import where_rows
 
 
 class LinearStability(NamedTuple):
@@ -71,34 +74,42 @@ class HessianVariance(Operator):
 
     def _mean(self, v, offset, *, squared):
         count = self.n // self.chunk_size
-        total = _add_chunk(self, 0, v, offset, trees.zeros(self.structure), squared)
+        nothing = trees.zeros(self.structure), jnp.zeros((), self.weights.dtype)
+        total = _add_chunk(self, 0, v, offset, nothing, squared)
         body = lambda i, total: _add_chunk(self, i + 1, v, offset, total, squared)  # noqa: E731
         total = loops.fori(count - 1, body, total)
-        return collectives.weighted_mean(total, self.weights.sum(), self.axis_name)
+        return collectives.weighted_mean(*total, self.axis_name)
 
 
 @partial(jax.jit, static_argnums=5)
 def _add_chunk(op, index, v, offset, total, squared):
     """Add the weighted ``H_i v`` or ``H_i (H_i v - offset)`` of the examples of a chunk."""
-    batch, weights = sliced((op.batch, op.weights), index * op.chunk_size, op.chunk_size)
+    batch, given = sliced((op.batch, op.weights), index * op.chunk_size, op.chunk_size)
     params, v, offset = collectives.varying((op.params, v, offset), op.axis_name)
 
     def product(example, u):
-        single = jax.tree.map(lambda a: a[None], example)
-        gradient = jax.grad(lambda p: op.loss_fn(p, single, *op.args).sum())
+        def gradient(p):
+            return terms.gradient_of_one(op.loss_fn, p, example, op.args)
+
         with matmul_precision(op.precision):
-            hvp = jax.jvp(gradient, (params,), (trees.cast(u, params),))[1]
-        return trees.cast(hvp, offset)
+            _, hvp, weight = jax.jvp(gradient, (params,), (trees.cast(u, params),), has_aux=True)
+        return trees.cast(hvp, offset), weight
 
     def one(example):
-        w = product(example, trees.cast(v, offset))
-        return product(example, jax.tree.map(jnp.subtract, w, offset)) if squared else w
+        w, weight = product(example, trees.cast(v, offset))
+        if squared:
+            w, weight = product(example, jax.tree.map(jnp.subtract, w, offset))
+        return w, weight
+
+    products, own = jax.vmap(one)(batch)
+    weights = own.astype(given.dtype) * given
+    products = where_rows(weights != 0, products)
 
     def add(t, products):
         scale = weights.astype(products.dtype).reshape(-1, *(1,) * t.ndim)
         return t + (scale * products).sum(axis=0)
 
-    return jax.tree.map(add, total, jax.vmap(one)(batch))
+    return jax.tree.map(add, total[0], products), total[1] + weights.sum()
 
 
 def hessian_variance(

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flatjax import collectives, loops, trees
 from flatjax.operators.data import matmul_precision
 from flatjax.operators.hessian import Hessian, hessian
+from flatjax.operators.weights import over_devices
 
 Tree = Any
 
@@ -40,18 +41,18 @@ def mean_loss(
 def value(op: Hessian, params: Tree) -> jax.Array:
     """The weighted mean loss over all devices' examples at ``params``, in at least float32."""
     with matmul_precision(op.precision):
-        summed = op.loss_sum(collectives.varying(params, op.axis_name))
-    return collectives.weighted_mean(summed.astype(trees.dtype(params)), op.weight, op.axis_name)
+        mean = op.local_loss(collectives.varying(params, op.axis_name))
+    return over_devices(mean.astype(trees.dtype(params)), op.example_weights, op.axis_name)
 
 
 def value_and_gradient(op: Hessian, params: Tree) -> tuple[jax.Array, Tree]:
     """The mean loss and its gradient, both over all devices' examples, in at least float32."""
     local = collectives.varying(params, op.axis_name)
     with matmul_precision(op.precision):
-        summed, gradient = jax.value_and_grad(op.loss_sum)(local)
+        mean, gradient = jax.value_and_grad(op.local_loss)(local)
     gradient = trees.cast(gradient, trees.structure_of(params))
-    summed = summed.astype(trees.dtype(params))
-    return collectives.weighted_mean((summed, gradient), op.weight, op.axis_name)
+    both = mean.astype(trees.dtype(params)), gradient
+    return over_devices(both, op.example_weights, op.axis_name)
 
 
 # The compiled forms, with the objective as an argument.

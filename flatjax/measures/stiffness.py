@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 from flatjax import collectives, trees
 from flatjax.linalg.basis import gram
-from flatjax.operators.data import num_examples
+from flatjax.operators.arguments import num_examples
 from flatjax.operators.per_example import per_example_gradients
+from flatjax.operators.weights import where_rows
 
 
 class PairStatistic(NamedTuple):
@@ -139,13 +140,14 @@ def stiffness(
     options = {"chunk_size": chunk_size, "precision": precision}
     labels = _checked_labels("labels", labels, n)
     w = _checked_weights("weights", weights, n, dtype)
-    gradients = per_example_gradients(*over, batch, *args, **options)
+    collectives.check_named(params, (batch, other, args, weights, other_weights), axis_name)
+    gradients = _counted(per_example_gradients(*over, batch, *args, **options), w)
     seconds, second_w, others = labels, w, None
     if other is not None:
         m = num_examples(other)
         seconds = _checked_labels("other_labels", other_labels, m)
         second_w = _checked_weights("other_weights", other_weights, m, dtype)
-        others = per_example_gradients(*over, other, *args, **options)
+        others = _counted(per_example_gradients(*over, other, *args, **options), second_w)
     if num_classes is None:
         if isinstance(labels, jax.core.Tracer) or isinstance(seconds, jax.core.Tracer):
             raise ValueError("under jit the number of classes is needed: pass num_classes=10.")
@@ -211,11 +213,19 @@ def gradient_confusion(
     if n is None or n * collectives.axis_size(axis_name) < 2:
         raise ValueError(f"gradient_confusion needs at least two examples, got {n or 'none'}.")
     w = _checked_weights("weights", weights, n, trees.dtype(params))
+    collectives.check_named(params, (batch, args, weights), axis_name)
     gradients = per_example_gradients(
         loss_fn, params, batch, *args, chunk_size=chunk_size, precision=precision
     )
+    gradients = _counted(gradients, w)
     products, norms, _ = _products(gradients, None, axis_name)
     return _confusion(products, norms, collectives.gathered(w, axis_name))
+
+
+@jax.jit
+def _counted(gradients, w):
+    """Zero in place of gradients of weight zero, whatever they are."""
+    return where_rows(w != 0, gradients)
 
 
 @partial(jax.jit, static_argnums=2)

@@ -80,11 +80,15 @@ class Operator:
         """The product by the compiled program that all products of this operator share."""
         return loops.product(self)(v)
 
-    def __add__(self, other: "Operator") -> "Operator":
+    def __add__(self, other: Any) -> "Operator":
+        if isinstance(other, int) and other == 0:  # where `sum` begins
+            return self
         if not isinstance(other, Operator):
             return NotImplemented
         trees.check(other.structure, self.structure, "the other operator")
         return SumOperator((*_terms(self), *_terms(other)))
+
+    __radd__ = __add__
 
     def __sub__(self, other: "Operator") -> "Operator":
         return NotImplemented if not isinstance(other, Operator) else self + (-1.0) * other
@@ -97,6 +101,13 @@ class Operator:
         return ScaledOperator(factor, self)
 
     __rmul__ = __mul__
+
+    def __truediv__(self, divisor: chex.Numeric) -> "Operator":
+        if isinstance(divisor, Operator):
+            raise TypeError("operators are divided by scalars only; see flatjax.inverse.")
+        if jnp.ndim(divisor) != 0:
+            return NotImplemented
+        return ScaledOperator(1 / divisor, self)
 
     def __neg__(self) -> "Operator":
         return self * -1.0

@@ -117,8 +117,7 @@ def _restrict(op: Any, chosen: Selection) -> Any:
         case Preconditioned():
             return Preconditioned(_restrict(op.op, chosen), chosen.select(op.inverse_root))
         case Chunked():
-            mean = None if op.mean_gradient is None else chosen.select(op.mean_gradient)
-            return Chunked(_restrict(op.op, chosen), mean, op.chunk_size)
+            return Chunked(_restrict(op.op, chosen), op.chunk_size)
         case Stream():
             return op.map(lambda term: _restrict(term, chosen))
         case _:

@@ -16,24 +16,23 @@ import jax.numpy as jnp
 
 from flatjax import collectives, loops, losses, trees
 from flatjax.operators import derivatives
-from flatjax.operators.base import operator, static
-from flatjax.operators.chunks import Chunked, chunked
-from flatjax.operators.data import (
-    DataOperator,
+from flatjax.operators import weights as weighting
+from flatjax.operators.arguments import (
     as_arrays,
     check_arguments,
     check_function,
     matmul_precision,
-    sliced,
-    sliced_weights,
+    shape_of,
     split_batch,
-    transpose,
 )
+from flatjax.operators.base import operator, static
+from flatjax.operators.chunks import Chunked, chunked
+from flatjax.operators.data import DataOperator, sliced, sliced_weights, transpose
 
 
 @dataclasses.dataclass(frozen=True)
 class OutputProduct:
-    """``J^T (w * M (J v))``; hashable and without data, so that it can be static.
+    """``J^T (s * M (J v))``, s the shares of the examples; hashable and without data, so that it can be static.
 
     Attributes:
       loss: the output loss, with one row of outputs an example.
@@ -44,9 +43,10 @@ class OutputProduct:
     loss: losses.OutputLoss
     kind: str
 
-    def __call__(self, linear, aux, v, axis_name, offset):
-        del axis_name, offset
+    def __call__(self, linear, aux, v, axis_name):
+        del axis_name
         outputs, targets, weights = aux
+        factors, counted = weighting.shares(weights)[0], weights != 0
         tangents = linear(v)
         product = getattr(self.loss, self.kind)
         if self.kind == "hessian_product":
@@ -54,9 +54,13 @@ class OutputProduct:
         else:
             product = jax.vmap(product, in_axes=(None, 0, None))(outputs, targets, tangents)
             product = product.mean(axis=0)
-        scaled = jax.tree.map(
-            lambda a: a * weights.reshape(-1, *(1,) * (a.ndim - 1)).astype(a.dtype), product
-        )
+
+        def leaf(a):
+            factor = factors.reshape(-1, *(1,) * (a.ndim - 1))
+            wide = a.astype(trees.compute_dtype(a.dtype))
+            return (wide * factor.astype(wide.dtype)).astype(a.dtype)
+
+        scaled = weighting.where_rows(counted, jax.tree.map(leaf, product))
         return transpose(linear, v, scaled)
 
 
@@ -79,7 +83,8 @@ class GaussNewton(DataOperator):
 
     @property
     def rule(self):
-        return OutputProduct(dataclasses.replace(self.loss, per="example"), self.kind)
+        loss = dataclasses.replace(self.loss, per="example")
+        return OutputProduct(loss.of_draws() if self.kind == "score_product" else loss, self.kind)
 
     @property
     def positions(self):
@@ -92,19 +97,20 @@ class GaussNewton(DataOperator):
 
     @property
     def example_weights(self):
-        """One weight an example: the user's, times one where any position is no padding."""
-        mask = self.loss.mask(jax.ShapeDtypeStruct(*self.outputs), self.targets)
-        if self.loss.per == "example":
-            mask = mask.reshape(mask.shape[0], -1).max(axis=1)
-        weights = mask.astype(trees.dtype(self.params))
-        if self.weights is not None:
-            spare = (1,) * (weights.ndim - self.weights.ndim)
-            weights = weights * self.weights.reshape(*self.weights.shape, *spare)
-        return weights.reshape(-1)
+        """One weight a row: the user's, times one where any position is no padding."""
+        weights = _row_weights(self.loss, self.outputs, self.targets, self.weights)
+        return weights.astype(trees.dtype(self.params))
 
-    @property
-    def weight(self):
-        return self.example_weights.sum()
+    def counted_inputs(self):
+        """The inputs, with a copy of one that counts in place of every example that does not."""
+        if self.weights is None and not self.loss.masks:
+            return self.inputs
+        counted = (self.example_weights != 0).reshape(self.examples, -1).any(axis=1)
+        return weighting.replaced(self.inputs, counted)
+
+    def model(self, params):
+        """The outputs of the model at ``params``."""
+        return self.model_fn(params, self.counted_inputs(), *self.args)
 
     @property
     def examples(self):
@@ -135,7 +141,7 @@ class GaussNewton(DataOperator):
         params = collectives.varying(self.params, self.axis_name)
 
         def outputs_fn(p):
-            return self.loss.rows(self.model_fn(p, self.inputs, *self.args), self.positions)
+            return self.loss.rows(self.model(p), self.positions)
 
         return derivatives.linear_map(outputs_fn, params)
 
@@ -149,6 +155,23 @@ class GaussNewton(DataOperator):
 
 def _method(op):
     return op._linear_map()[0]
+
+
+def _row_weights(loss, outputs, targets, weights):
+    outputs = jax.ShapeDtypeStruct(*outputs)
+    mask = loss.mask(outputs, targets)
+    if loss.per == "example":
+        mask = mask.reshape(mask.shape[0], -1).max(axis=1)
+    rows = mask.astype(trees.compute_dtype(outputs.dtype))
+    if weights is not None:
+        spare = (1,) * (rows.ndim - weights.ndim)
+        rows = rows.astype(weights.dtype) * weights.reshape(*weights.shape, *spare)
+    return rows.reshape(-1)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _total_weight(loss, outputs, targets, weights):
+    return _row_weights(loss, outputs, targets, weights).sum()
 
 
 def ggn(
@@ -174,6 +197,11 @@ def ggn(
     (``jax.custom_vjp``, most fused attention kernels) the forward pass is made of two reverse ones,
     and the operator's ``method`` is ``"double-vjp"`` instead of ``"jvp"``.
 
+    **Language models**: the losses of ``flatjax.losses`` are per example, the mean over the
+    unmasked tokens of each sequence and then over the sequences. Training usually takes the mean
+    over all tokens, which is another matrix where lengths differ:
+    ``softmax_cross_entropy(per="token")``.
+
     Args:
       model_fn: ``model_fn(params, inputs, *args)``, the outputs, leading axis ``n``.
       loss: an output loss from ``flatjax.losses``, or a function ``(outputs, targets) -> (n,)``.
@@ -181,7 +209,8 @@ def ggn(
       batch: a pair ``(inputs, targets)``.
       *args: model state, dropout keys, anything else the model takes; leaves of the operator.
       weights: per-example weights or a padding mask, shape ``(n,)``; with ``per="token"`` also
-        ``(n, positions)``. Examples whose targets are all padding do not count in any case.
+        ``(n, positions)``. An example of weight zero, or whose targets are all padding, does not
+        count, whatever it holds.
       axis_name: the mesh axis over which the batch is split, inside ``shard_map`` or ``pmap``.
       precision: matmul precision of the products; ``None`` leaves the caller's default.
       chunk_size: examples of the batch a pass, to bound the memory; see [`chunked`][].
@@ -237,6 +266,9 @@ def fisher(
 
     A product costs about 1.7 gradients, 1.35 after ``linearize()``.
 
+    **Language models**: the mean is over sequences, unless the loss is that of every token,
+    ``softmax_cross_entropy(per="token")``; see [`ggn`][].
+
     Args:
       model_fn: ``model_fn(params, inputs, *args)``, the outputs, leading axis ``n``.
       loss: an output loss from ``flatjax.losses``; for ``"exact"`` one with a closed-form
@@ -248,7 +280,9 @@ def fisher(
       kind: ``"exact"``, ``"sampled"`` or ``"empirical"``.
       key: the PRNG key of the draws; ``"sampled"`` needs one, and only it.
       num_samples: draws an example.
-      weights: per-example weights or a padding mask, shape ``(n,)``.
+      weights: per-example weights or a padding mask, shape ``(n,)``; with ``per="token"`` also
+        ``(n, positions)``. An example of weight zero, or whose targets are all padding, does not
+        count, whatever it holds.
       axis_name: the mesh axis over which the batch is split, inside ``shard_map`` or ``pmap``.
       precision: matmul precision of the products; ``None`` leaves the caller's default.
       chunk_size: examples of the batch a pass, to bound the memory; see [`chunked`][].
@@ -313,7 +347,7 @@ def _all_draws(op, key, num_samples, chunk_size):
 def _draws(op, index, key, num_samples):
     """Targets drawn from the model, shape ``(num_samples, examples, ...)``."""
     with matmul_precision(op.precision):
-        outputs = op.model_fn(op.params, op.inputs, *op.args)
+        outputs = op.model(op.params)
 
     def example(i, output, target):
         keys = jax.random.split(jax.random.fold_in(key, i), num_samples)
@@ -328,13 +362,13 @@ def _gauss_newton(model_fn, loss, params, batch, args, weights, axis_name, preci
     params, batch, args = as_arrays((params, batch, args))
     inputs, targets = split_batch(batch)
     loss = losses.as_loss(loss)
-    check_function(model_fn, "model_fn")
+    check_function(model_fn, "model_fn", params)
     check_function(loss, "loss")
     token_weights = weights is not None and loss.per == "token" and jnp.ndim(weights) > 1
     checked = check_arguments(
-        params, batch, weights, axis_name, precision, token_weights=token_weights
+        params, batch, weights, axis_name, precision, args=args, token_weights=token_weights
     )
-    outputs = jax.eval_shape(model_fn, params, inputs, *args)
+    outputs = shape_of(model_fn, "model_fn", params, inputs, args)
     if not hasattr(outputs, "shape") or not jnp.issubdtype(outputs.dtype, jnp.floating):
         raise TypeError(
             f"model_fn must return one real floating array, got {outputs}: drop model state and "
@@ -354,6 +388,9 @@ def _gauss_newton(model_fn, loss, params, batch, args, weights, axis_name, preci
         allowed = losses.positions_shape(outputs) if token_weights else (checked.n,)
         if checked.weights.shape != allowed:
             raise ValueError(f"weights must have shape {allowed}, got {checked.weights.shape}.")
+    if loss.masks and not loops.is_traced(targets, checked.weights):
+        total = _total_weight(loss, (outputs.shape, outputs.dtype), targets, checked.weights)
+        weighting.check_total(total, "all targets are padding, or of weight zero")
     return GaussNewton(
         params, inputs, targets, args, checked.weights, None, model_fn, loss,
         (outputs.shape, outputs.dtype), "hessian_product", axis_name, precision,

@@ -10,9 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatjax import collectives, loops, trees
-from flatjax.operators.chunks import chunked
+from flatjax.operators import terms
+from flatjax.operators import weights as weighting
+from flatjax.operators.arguments import matmul_precision
+from flatjax.operators.chunks import chunked, local_sum
 from flatjax.operators.covariance import gradient_covariance
-from flatjax.operators.data import matmul_precision, sliced
+from flatjax.operators.data import sliced
 
 _LIMIT = 20_000
 
@@ -188,23 +191,30 @@ def _prepared(loss_fn, params, batch, args, centered, weights, axis_name, chunk_
             "flatjax.eigsh on flatjax.gradient_covariance."
         )
     parts: Any = chunked(op, chunk_size)
-    if parts is not op:
-        if axis_name is not None:
-            raise ValueError(
-                f"chunk_size={chunk_size} is for one device: with axis_name= every device holds "
-                "the gradients of its own examples; pass chunk_size=None."
-            )
-        return op, parts.mean_gradient, chunk_size
-    mean = None
-    if centered:
-        weight = collectives.total(op.weight, axis_name)
-        mean = jax.tree.map(lambda a: a / weight.astype(a.dtype), _mean_sum(op))
-    return op, mean, op.examples
+    if parts is not op and axis_name is not None:
+        raise ValueError(
+            f"chunk_size={chunk_size} is for one device: with axis_name= every device holds "
+            "the gradients of its own examples; pass chunk_size=None."
+        )
+    size = op.examples if parts is op else chunk_size
+    return op, _mean_gradient(op, size) if centered else None, size
 
 
-@jax.jit
-def _mean_sum(op):
-    return op.gradient_sum()
+def _mean_gradient(op, size):
+    """The mean gradient over all devices, chunk by chunk."""
+    first = _gradient_sum(op, 0, size)
+
+    def add(i, total):
+        return jax.tree.map(jnp.add, total, _gradient_sum(op, i + 1, size))
+
+    total, weight = loops.fori(-(-op.examples // size) - 1, add, first)
+    return collectives.weighted_mean(total, weight, op.axis_name)
+
+
+@functools.partial(jax.jit, static_argnames="size")
+def _gradient_sum(op, index, size):
+    part = local_sum(op, index, trees.zeros(op.structure), size)  # of which no product is computed
+    return trees.scale(part.weight, part.gradient), part.weight
 
 
 def _gram(op, mean, size):
@@ -246,15 +256,16 @@ def _starts(n, size):
 def _rows(op, mean, start, size):
     """Rows of A: ``sqrt(w_i / W) (g_i - mean)``, every leaf raveled to ``(size, entries)``."""
     params = collectives.varying(op.params, op.axis_name)
-    batch, weights = sliced((op.batch, op.weights), start, size)
+    batch, given = sliced((op.batch, op.weights), start, size)
 
     def one(example):
-        single = jax.tree.map(lambda a: a[None], example)
-        return jax.grad(lambda p: op.loss_fn(p, single, *op.args).sum())(params)
+        return terms.gradient_of_one(op.loss_fn, params, example, op.args)
 
     with matmul_precision(op.precision):
-        gradients = trees.cast(jax.vmap(one)(batch), op.structure)
-    scale = jnp.sqrt(weights / collectives.total(op.weight, op.axis_name))
+        gradients, weights = jax.vmap(one)(batch)
+    weights = weights if given is None else weights.astype(given.dtype) * given
+    gradients = weighting.where_rows(weights != 0, trees.cast(gradients, op.structure))
+    scale = jnp.sqrt(weights / collectives.total(op.weight, op.axis_name).astype(weights.dtype))
 
     def leaf(g, m):
         g = g if m is None else g - m[None]

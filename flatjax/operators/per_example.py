@@ -8,8 +8,8 @@ import chex
 import jax
 
 from flatjax import collectives, loops
-from flatjax.operators.data import as_arrays, check_arguments, matmul_precision
-from flatjax.operators.hessian import check_loss
+from flatjax.operators import terms
+from flatjax.operators.arguments import as_arrays, check_arguments, matmul_precision
 
 
 def per_example_gradients(
@@ -28,9 +28,9 @@ def per_example_gradients(
     examples.
 
     Args:
-      loss_fn: ``loss_fn(params, batch, *args)``, the mean loss (a scalar) or the per-example
-        losses; it is called on batches of one example, so a model with batch statistics sees
-        batches of one.
+      loss_fn: ``loss_fn(params, batch, *args)``, the mean loss (a scalar), the per-example losses
+        or a [`Mean`][] (the loss of example i is then ``total_i / weight_i``); it is called on
+        batches of one example, so a model with batch statistics sees batches of one.
       params: a pytree of floating arrays.
       batch: a pytree whose leaves share a leading axis of ``n`` examples.
       *args: anything else the loss takes, shared by the examples.
@@ -55,14 +55,14 @@ def per_example_gradients(
       [[1.0, 0.0], [3.0, 1.0]]
     """
     params, batch, args = as_arrays((params, batch, args))
-    checked = check_arguments(params, batch, None, None, precision)
-    if checked.n is None:
-        raise ValueError("per_example_gradients needs a batch of examples, got one without leaves.")
-    check_loss(loss_fn, params, batch, args, checked, scalar_allowed=True)
     # Inside shard_map the examples vary over devices. Params that do not would have gradients that
     # JAX sums over the devices.
-    axes = frozenset().union(*map(collectives.varying_axes, jax.tree.leaves(batch)))
-    params = collectives.varying(params, tuple(axes))
+    axes = tuple(collectives.axes_of((batch, args)))
+    checked = check_arguments(params, batch, None, axes, precision)
+    if checked.n is None:
+        raise ValueError("per_example_gradients needs a batch of examples, got one without leaves.")
+    terms.form_of(loss_fn, params, batch, args, checked, scalar_allowed=True)
+    params = collectives.varying(params, axes)
     gradients = functools.partial(_gradients, loss_fn, params, args=args, precision=precision)
     return loops.map_chunks(gradients, batch, chunk_size)
 
@@ -70,8 +70,7 @@ def per_example_gradients(
 @functools.partial(jax.jit, static_argnames=("loss_fn", "precision"))
 def _gradients(loss_fn, params, batch, args, precision):
     def one(example):
-        single = jax.tree.map(lambda a: a[None], example)
-        return jax.grad(lambda p: loss_fn(p, single, *args).sum())(params)
+        return terms.gradient_of_one(loss_fn, params, example, args)[0]
 
     with matmul_precision(precision):
         return jax.vmap(one)(batch)

@@ -218,8 +218,7 @@ def _block_product(op, block):
 
 @functools.partial(jax.jit, static_argnums=2)
 def _block_chunk(op, block, size):
-    # With an offset and a running sum, as a centred covariance has; both are small.
-    return _over_block(lambda v: chunks.local_sum(op, 0, v, None, size), block)
+    return _over_block(lambda v: chunks.local_sum(op, 0, v, size), block)
 
 
 def _over_block(fn: Callable[[Any], Any], block: Any) -> Any:

@@ -1,13 +1,14 @@
 """Operators over a whole data set, streamed batch by batch from the host."""
 
-import functools
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from flatjax import loops, trees
+from flatjax.operators import normalisers, sums
+from flatjax.operators import weights as weighting
 from flatjax.operators.base import Operator
 from flatjax.operators.data import DataOperator
 
@@ -20,16 +21,22 @@ _TRACED = (
 class Stream(Operator):
     """The weighted mean of one operator over all batches; made by [`over_batches`][].
 
-    Not a pytree: the batches live on the host, and tracing over a product is a TypeError.
+    Not a pytree: the batches live on the host, and tracing over a product is a TypeError. Nothing
+    of one pass is kept for the next: a product is that of the batches and params it meets.
     """
 
-    def __init__(self, make_operator: Callable[[Any], DataOperator], batches: Iterable[Any]):
-        self._make, self._batches = make_operator, batches
+    def __init__(
+        self,
+        make_operator: Callable[[Any], DataOperator],
+        batches: Iterable[Any],
+        *,
+        check: bool = True,
+    ):
+        self._make, self._batches, self._check = make_operator, batches, check
         first = next(iter(self._operators()), None)
         if first is None:
             raise ValueError("batches is empty: over_batches needs at least one batch.")
         self._structure = first.structure
-        self._centered = first.centered
 
     @property
     def host_driven(self):
@@ -41,11 +48,14 @@ class Stream(Operator):
 
     def map(self, fn: Callable[[DataOperator], DataOperator]) -> "Stream":
         """The stream of ``fn`` of every batch's operator."""
-        return Stream(lambda batch: fn(self._make(batch)), self._batches)
+        return Stream(lambda batch: fn(self._make(batch)), self._batches, check=self._check)
 
     def _operators(self):
+        first: Any = None
+        op: Any = None
         for batch in self._batches:
-            op = self._make(batch)
+            with weighting.part_of_the_data():
+                op = self._make(batch)
             if not isinstance(op, DataOperator):
                 raise TypeError(
                     "make_operator must return an operator over one batch (flatjax.hessian, ggn, "
@@ -55,60 +65,60 @@ class Stream(Operator):
                 )
             if loops.is_traced(op):
                 raise TypeError(_TRACED)
+            first = op if first is None and self._check else first
             yield op
+        if first is not None:
+            # At the end of the first whole pass: batches are often sorted by length, and the first
+            # and the last of them differ most.
+            self._check = False
+            normalisers.check_operators(first, op)
 
-    def _sum(self, step: Callable[[Any, Any], Any]) -> Any:
-        """The sum of ``step(op)`` over the batches, and of their weights, divided."""
-        carry = trees.zeros(self.structure), jnp.zeros((), trees.dtype(self.structure))
-        empty = True
-        for op in self._operators():
-            carry, empty = step(op, carry), False
-        if empty:
-            raise ValueError("batches gave nothing on a second pass: pass a re-iterable object.")
-        total, weight = carry
-        return jax.tree.map(lambda a: a / weight.astype(a.dtype), total)
-
-    @functools.cached_property
-    def mean_gradient(self) -> Any:
-        """The mean gradient over the whole data set, for a centred covariance; computed once."""
-        return self._sum(_add_gradient)
-
-    @functools.cached_property
+    @property
     def weight(self):
-        """The total weight of the examples."""
-        return sum(op.weight for op in self._operators())
+        """The total weight of the examples, by a pass over the batches."""
+        return sum(_weight(op) for op in self._operators())
 
     def mv(self, v):
         if loops.is_traced(v):
             raise TypeError(_TRACED)
         trees.check(v, self.structure)
-        # A covariance is centred once, globally: a weighted mean of per-batch covariances would
-        # drop the covariance between the batch means.
-        offset = trees.vdot(self.mean_gradient, v) if self._centered else None
-        return self._sum(lambda op, carry: _add_product(op, v, offset, carry))
+        total: Any = None
+        for op in self._operators():
+            total = _add_product(op, v, sums.nothing(op) if total is None else total)
+        if total is None:
+            raise ValueError("batches gave nothing on a second pass: pass a re-iterable object.")
+        weighting.check_total(total.weight, "no batch has an example that counts")
+        return _mean(total)
 
 
-@functools.partial(jax.jit, donate_argnums=3)
-def _add_product(op, v, offset, carry):
-    return _added(op.partial_sum(v, offset), op.weight, carry)
+@partial(jax.jit, donate_argnums=2)
+def _add_product(op, v, total):
+    return sums.together(total, sums.of(op, v))
 
 
-@functools.partial(jax.jit, donate_argnums=1)
-def _add_gradient(op, carry):
-    return _added(op.gradient_sum(), op.weight, carry)
+@jax.jit
+def _mean(total):
+    return sums.mean(total, None)
 
 
-def _added(term, weight, carry):
-    total, weights = carry
-    return jax.tree.map(jnp.add, total, term), weights + weight.astype(weights.dtype)
+@jax.jit
+def _weight(op):
+    return op.weight
 
 
-def over_batches(make_operator: Callable[[Any], DataOperator], batches: Iterable[Any]) -> Stream:
+def over_batches(
+    make_operator: Callable[[Any], DataOperator], batches: Iterable[Any], *, check: bool = True
+) -> Stream:
     """One operator over a whole data set that does not fit in memory, streamed batch by batch.
 
     Equal to the operator of one big batch, whatever the sizes and the order of the batches: every
     batch counts by the weight of its real examples, and a centred covariance is centred once, over
-    all of them (its mean gradient costs one extra pass, at the first product).
+    all of them (its mean gradient is put together from those of the batches in each product, which
+    costs 1.4 times the flops of the others and no further pass). A loss with another normaliser
+    than the number of examples returns a [`Mean`][].
+
+    Nothing is kept from one product to the next: batches that were added and params that were bound
+    anew count from the next product on.
 
     A product costs one pass over the batches, driven from the host; batches of one shape share one
     compiled program. The batches must be the same at every pass: shuffling or augmentation between
@@ -119,13 +129,18 @@ def over_batches(make_operator: Callable[[Any], DataOperator], batches: Iterable
       make_operator: ``make_operator(batch)``, an operator over one batch; always of the same
         functions, so that it compiles once.
       batches: a re-iterable of batches (a list, a dataset object); not a generator.
+      check: whether to look once, at the end of the first pass, that a loss_fn that returns a plain
+        scalar returns the mean over its examples: by the loss of a few examples of the first and
+        the last batch against those of their halves. ``False`` for a loss that draws numbers or has
+        batch statistics on purpose.
 
     Returns:
       An operator for eager use: estimators take it, ``jit`` does not.
 
     Raises:
       TypeError: for a one-shot iterator, or operators of another type.
-      ValueError: if there is no batch.
+      ValueError: if there is no batch; at a product, if no example counts, or if a scalar loss is
+        no mean over its examples: return a [`Mean`][].
 
     Example:
       >>> import jax.numpy as jnp
@@ -148,4 +163,4 @@ def over_batches(make_operator: Callable[[Any], DataOperator], batches: Iterable
             "batches is a one-shot iterator, but every product needs a pass over the data: pass a "
             "list or another object that can be iterated again."
         )
-    return Stream(make_operator, batches)
+    return Stream(make_operator, batches, check=check)

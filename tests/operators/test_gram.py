@@ -109,7 +109,7 @@ def test_chunks_bound_the_memory():
 
     whole = temporary(256, gram._own_block, op, mean, 0)
     part = temporary(8, gram._put_block, jnp.zeros((256, 256)), op, mean, 0, 0)
-    assert whole > 256 * 64 * 64 * 4  # all the gradients
+    assert whole >= 256 * 64 * 64 * 4  # all the gradients
     assert part < 8 * 8 * 64 * 64 * 4  # a few times 2 x 8 of them, 3 % of that
 
 
