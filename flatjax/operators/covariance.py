@@ -81,7 +81,7 @@ class GradientCovariance(DataOperator):
         )
 
     @property
-    def method(self):
+    def way(self):
         return derivatives.way_taken(_method, self)
 
     def _linear_map(self):

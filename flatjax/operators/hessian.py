@@ -72,7 +72,7 @@ class Hessian(DataOperator):
         )
 
     @property
-    def method(self):
+    def way(self):
         return derivatives.way_taken(_method, self)
 
     def linear(self):
