@@ -1,5 +1,6 @@
 """Central differences, for functions of the params that have no derivative of their own."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,12 +16,17 @@ from flatjax.operators.base import operator, static
 class CentralDifference:
     r"""``v -> J v`` from two evaluations of a function; made by [`central_difference`][].
 
-    The step along $v / \lVert v \rVert$ is $\epsilon^{1/3} \max(1, \lVert\theta\rVert)$, with
-    $\epsilon$ of the coarsest floating dtype on the way from the params to the outputs: an
-    evaluation is no better than that, whatever dtype its outputs are cast to. The step balances a
-    truncation error of the order of the step squared and a rounding error of the order of
-    $\epsilon$ over the step, both about $\epsilon^{2/3}$ of the product. It depends on ``v`` by its
-    direction alone, so that products are homogeneous, and linear up to the truncation.
+    The step along $u = v / \lVert v \rVert$ is
+
+    $$h = \epsilon^{1/3} \max(1, \; \mathrm{rms}(\theta) / \lVert u \rVert_\infty)$$
+
+    with $\epsilon$ of the coarsest floating dtype on the way from the params to the outputs: an
+    evaluation is no better than that, whatever dtype its outputs are cast to. A truncation error of
+    the order of $h^2$ and a rounding error of the order of $\epsilon / h$ are balanced, both about
+    $\epsilon^{2/3}$ of the largest products. Along a vector that is spread over all params they move
+    by $\epsilon^{1/3}$ of their size; along a sharp or sparse one a step by the norm of all params
+    would leave the neighbourhood in which the function is smooth. The step depends on ``v`` by its
+    direction alone: products are homogeneous, and linear up to these errors.
 
     Attributes:
       params: where, in at least float32: in bfloat16 most params would not move at all.
@@ -46,11 +52,12 @@ class CentralDifference:
         v = trees.cast(v, self.params)
         length = trees.norm(v)
         one = jnp.ones((), length.dtype)
-        step = jnp.asarray(self.eps ** (1 / 3), length.dtype)
-        step = step * jnp.maximum(one, trees.norm(self.params))
         # Divided and not multiplied by 1 / length, which overflows for the smallest lengths.
         divisor = jnp.where(length > 0, length, one)
         unit = jax.tree.map(lambda a: a / divisor.astype(a.dtype), v)
+        rms = trees.norm(self.params) / trees.size(self.params) ** 0.5
+        largest = jnp.maximum(_largest(unit), jnp.asarray(trees.size(v) ** -0.5, length.dtype))
+        step = self.eps ** (1 / 3) * jnp.maximum(one, rms / largest)
         ahead = self._evaluated(trees.axpy(step, unit, self.params))
         behind = self._evaluated(trees.axpy(-step, unit, self.params))
         factor = length / (2 * step)
@@ -85,6 +92,11 @@ def central_difference(fn: Callable[[Any], Any], params: Any) -> CentralDifferen
     bare = program.replace(consts=[None] * len(program.consts))
     eps = max(way.eps, coarsest(wide))
     return CentralDifference(wide, list(program.consts), bare, jax.tree.structure(shapes), eps)
+
+
+def _largest(tree):
+    sizes = [jnp.max(jnp.abs(a), initial=0).astype(trees.dtype(tree)) for a in jax.tree.leaves(tree)]
+    return functools.reduce(jnp.maximum, sizes)
 
 
 def coarsest(*arrays: Any) -> float:
