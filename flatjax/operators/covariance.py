@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import chex
-import jax
 import jax.numpy as jnp
 
 from flatjax import collectives, losses
@@ -76,7 +75,7 @@ class GradientCovariance(LossOperator):
         return CovarianceProduct(self.centered)
 
     @property
-    def method(self):
+    def way(self):
         return derivatives.way_taken(_method, self)
 
     def _linear_map(self):

@@ -44,14 +44,19 @@ class DataOperator(Operator):
         return self.example_weights.sum()
 
     @property
+    def way(self) -> derivatives.Way:
+        """How derivatives are taken, and how well."""
+        raise NotImplementedError
+
+    @property
     def method(self) -> str:
         """How derivatives are taken: a fallback where the model lacks a forward-mode rule."""
-        raise NotImplementedError
+        return self.way.method
 
     @property
     def relative_noise(self) -> float:
         """The relative error of a product to expect: rounding, or that of finite differences."""
-        return derivatives.relative_noise(self.method, self.structure)
+        return self.way.noise
 
     @property
     def rule(self) -> Callable[..., Any]:
@@ -149,12 +154,8 @@ class Linearized(DataOperator):
     precision: Any = static()  # type: ignore[assignment]
 
     @property
-    def method(self):
-        ways = {
-            derivatives.DoubleVjp: derivatives.DOUBLE_VJP,
-            derivatives.SymmetricVjp: derivatives.REVERSE_OVER_REVERSE,
-        }
-        return ways.get(type(self.linear_map), derivatives.FORWARD)
+    def way(self):
+        return self.linear_map.way
 
     @property
     def structure(self):
@@ -203,8 +204,6 @@ def sliced_weights(
     return weights * keep.reshape(-1, *(1,) * (weights.ndim - 1)).astype(weights.dtype)
 
 
-def transpose(linear: Callable[[Any], Any], v: Any, cotangent: Any) -> Any:
+def transpose(linear: Any, v: Any, cotangent: Any) -> Any:
     """The transpose of a linear map of vectors like ``v``, applied to a cotangent."""
-    if isinstance(linear, derivatives.DoubleVjp):
-        return linear.transpose(cotangent)
-    return jax.linear_transpose(linear, v)(cotangent)[0]
+    return linear.transpose(v, cotangent)

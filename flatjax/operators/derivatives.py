@@ -7,18 +7,52 @@ and at no cost for everybody else; the operator's ``method`` says which.
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from flatjax import loops, trees
-from flatjax.operators.base import operator
+from flatjax.operators.base import operator, static
+from flatjax.operators.differences import (
+    CentralDifference,
+    central_difference,
+    coarsest,
+    dependence,
+)
 
 FORWARD_OVER_REVERSE = "forward-over-reverse"
 REVERSE_OVER_REVERSE = "reverse-over-reverse"
 CENTRAL_DIFFERENCE = "central-difference"
 FORWARD, DOUBLE_VJP = "jvp", "double-vjp"
+
+
+class Way(NamedTuple):
+    """How a derivative is taken.
+
+    Attributes:
+      method: its name.
+      noise: the relative error of a product to expect: rounding in the coarsest dtype of params
+        and outputs, or the larger one of a central difference.
+    """
+
+    method: str
+    noise: float
+
+
+@operator
+class Jvp:
+    """``v -> J v`` by forward mode, its residuals kept."""
+
+    linear: Any
+    way: Any = static()
+
+    def __call__(self, v):
+        return self.linear(v)
+
+    def transpose(self, v, cotangent):
+        """``J^T u`` for a cotangent ``u``; of ``v``, a vector of the map, only the shapes."""
+        return jax.linear_transpose(self.linear, v)(cotangent)[0]
 
 
 @operator
@@ -28,16 +62,50 @@ class DoubleVjp:
     Attributes:
       vjp: ``u -> (J^T u,)``.
       outputs: an array like the outputs; the map is linear, so its value does not matter.
+      way: how it is made.
     """
 
     vjp: Any
     outputs: Any
+    way: Any = static()
 
     def __call__(self, v):
         return jax.vjp(lambda u: self.vjp(u)[0], self.outputs)[1](v)[0]
 
-    def transpose(self, cotangent):
+    def transpose(self, v, cotangent):
         """``J^T u``."""
+        del v
+        return self.vjp(cotangent)[0]
+
+
+@operator
+class DifferenceVjp:
+    """``v -> J v`` by central differences of the forward pass, ``u -> J^T u`` by the vjp.
+
+    Attributes:
+      forward: the central difference.
+      vjp: ``u -> (J^T u,)``.
+      outputs: an array like the outputs, for its dtype.
+      used: for every leaf of the params, whether its gradient can be other than zero. The others
+        (behind a ``stop_gradient``, or a kernel that gives its bias none) are not moved: the map
+        has to be the transpose of the vjp.
+      way: how it is made.
+    """
+
+    forward: CentralDifference
+    vjp: Any
+    outputs: Any
+    used: Any = static()
+    way: Any = static()
+
+    def __call__(self, v):
+        leaves, treedef = jax.tree.flatten(v)
+        leaves = [a if u else jnp.zeros_like(a) for a, u in zip(leaves, self.used, strict=True)]
+        return trees.cast(self.forward(treedef.unflatten(leaves)), self.outputs)
+
+    def transpose(self, v, cotangent):
+        """``J^T u``."""
+        del v
         return self.vjp(cotangent)[0]
 
 
@@ -46,12 +114,13 @@ class SymmetricVjp:
     """``v -> H v`` as ``H^T v``, the reverse derivative of a gradient."""
 
     vjp: Any
+    way: Any = static()
 
     def __call__(self, v):
         return self.vjp(v)[0]
 
 
-def linear_map(fn: Callable[[Any], Any], params: Any) -> tuple[str, Any, Any]:
+def linear_map(fn: Callable[[Any], Any], params: Any) -> tuple[Way, Any, Any]:
     """The value of ``fn`` and its Jacobian product.
 
     Args:
@@ -59,22 +128,47 @@ def linear_map(fn: Callable[[Any], Any], params: Any) -> tuple[str, Any, Any]:
       params: where.
 
     Returns:
-      How it is made, ``"jvp"`` or ``"double-vjp"``; the value; and the product, a pytree that
-      [`transpose`][flatjax.operators.data.transpose] understands.
+      How it is made, by ``"jvp"``, ``"double-vjp"`` or ``"central-difference"``; the value; and the
+      product, a pytree with a ``way`` that [`transpose`][flatjax.operators.data.transpose]
+      understands.
     """
+    reverse = functools.cache(lambda: _reverse(fn, params))
+
+    def forward():
+        outputs, linear = _linearize(fn, params)
+        return outputs, Jvp(linear, Way(FORWARD, coarsest(params, outputs)))
 
     def double_vjp():
-        outputs, vjp = jax.vjp(fn, params)
-        return outputs, DoubleVjp(vjp, jax.tree.map(jnp.zeros_like, outputs))
+        outputs, vjp, backward = reverse()
+        # `u -> J^T u` is linear by definition: where a backward pass stops its derivative, the
+        # second vjp is silently zero.
+        if "stop_gradient" in backward.operations:
+            raise TypeError("the backward pass of a jax.custom_vjp stops its own derivative.")
+        way = Way(DOUBLE_VJP, coarsest(params, outputs))
+        linear = DoubleVjp(vjp, jax.tree.map(jnp.zeros_like, outputs), way)
+        jax.eval_shape(linear, params)  # raises where the backward pass has no derivative
+        return outputs, linear
 
-    ways = {FORWARD: lambda: _linearize(fn, params), DOUBLE_VJP: double_vjp}
-    method, (outputs, linear) = _first_that_traces(ways)
-    return method, outputs, linear
+    def difference():
+        outputs, vjp, backward = reverse()
+        forward = central_difference(fn, params)
+        way = Way(CENTRAL_DIFFERENCE, max(forward.noise, coarsest(params, outputs)))
+        zeros = jax.tree.map(jnp.zeros_like, outputs)
+        return outputs, DifferenceVjp(forward, vjp, zeros, tuple(backward.outputs), way)
+
+    outputs, linear = _first_that_traces(forward, double_vjp, difference)
+    return linear.way, outputs, linear
+
+
+def _reverse(fn, params):
+    outputs, vjp = jax.vjp(fn, params)
+    program = jax.make_jaxpr(lambda u: vjp(u)[0])(outputs).jaxpr
+    return outputs, vjp, dependence(program, [True] * len(program.invars))
 
 
 def hessian_product(
     fn: Callable[[Any], Any], params: Any, v: Any, *, like: Any = ()
-) -> tuple[str, Any]:
+) -> tuple[Way, Any]:
     """The product of the Hessian of a scalar function, and how it was taken.
 
     Args:
@@ -84,22 +178,25 @@ def hessian_product(
       like: what else the function depends on; asked whether this is being traced.
 
     Returns:
-      ``"forward-over-reverse"``, ``"reverse-over-reverse"`` or ``"central-difference"``; and the
-      product.
+      The way, ``"forward-over-reverse"``, ``"reverse-over-reverse"`` or ``"central-difference"``;
+      and the product.
     """
-    gradient = jax.grad(fn)
+    gradient, rounding = jax.grad(fn), coarsest(params)
+
+    def difference():
+        map_ = central_difference(gradient, params)
+        return Way(CENTRAL_DIFFERENCE, max(map_.noise, rounding)), map_(v)
+
     return _first_that_traces(
-        {
-            # A jvp and no linearisation: without the residuals kept, XLA can recompute and free as
-            # it goes (temporary memory 1.7 gradients instead of 2.3).
-            FORWARD_OVER_REVERSE: lambda: _jvp(gradient, params, v, like),
-            REVERSE_OVER_REVERSE: lambda: jax.vjp(gradient, params)[1](v)[0],
-            CENTRAL_DIFFERENCE: lambda: central_difference(gradient, params, v),
-        }
+        # A jvp and no linearisation: without the residuals kept, XLA can recompute and free as it
+        # goes (temporary memory 1.7 gradients instead of 2.3).
+        lambda: (Way(FORWARD_OVER_REVERSE, rounding), _jvp(gradient, params, v, like)),
+        lambda: (Way(REVERSE_OVER_REVERSE, rounding), jax.vjp(gradient, params)[1](v)[0]),
+        difference,
     )
 
 
-def hessian_map(fn: Callable[[Any], Any], params: Any) -> tuple[str, Any]:
+def hessian_map(fn: Callable[[Any], Any], params: Any) -> tuple[Way, Any]:
     """The linear map ``v -> H v`` with its residuals kept; central differences keep none.
 
     Args:
@@ -107,47 +204,14 @@ def hessian_map(fn: Callable[[Any], Any], params: Any) -> tuple[str, Any]:
       params: where.
 
     Returns:
-      ``"forward-over-reverse"`` or ``"reverse-over-reverse"``; and the map.
+      The way, ``"forward-over-reverse"`` or ``"reverse-over-reverse"``; and the map.
     """
-    gradient = jax.grad(fn)
-    return _first_that_traces(
-        {
-            FORWARD_OVER_REVERSE: lambda: _linearize(gradient, params)[1],
-            REVERSE_OVER_REVERSE: lambda: SymmetricVjp(jax.vjp(gradient, params)[1]),
-        }
+    gradient, rounding = jax.grad(fn), coarsest(params)
+    linear = _first_that_traces(
+        lambda: Jvp(_linearize(gradient, params)[1], Way(FORWARD_OVER_REVERSE, rounding)),
+        lambda: SymmetricVjp(jax.vjp(gradient, params)[1], Way(REVERSE_OVER_REVERSE, rounding)),
     )
-
-
-def central_difference(gradient: Callable[[Any], Any], params: Any, v: Any) -> Any:
-    r"""``H v`` from two gradients.
-
-    The step along $v / \lVert v \rVert$ is $\epsilon^{1/3} \max(1, \lVert\theta\rVert)$ with
-    $\epsilon$ of the params in at least float32: in bfloat16 most params would not move at all. It
-    balances a truncation error of the order of the step squared and a rounding error of the order
-    of $\epsilon$ over the step, both about $\epsilon^{2/3}$ of the product.
-
-    Args:
-      gradient: the gradient function.
-      params: where.
-      v: the vector.
-
-    Returns:
-      The product, in at least float32; zero for a zero vector.
-    """
-    params = trees.cast(params, trees.structure_of(params))
-    dtype = trees.dtype(params)
-    one, length = jnp.ones((), dtype), trees.norm(v)
-    step = jnp.asarray(jnp.finfo(dtype).eps ** (1 / 3), dtype)
-    step = step * jnp.maximum(one, trees.norm(params)) / jnp.where(length > 0, length, one)
-    ahead = gradient(trees.axpy(step, v, params))
-    behind = gradient(trees.axpy(-step, v, params))
-    return jax.tree.map(lambda a, b: (a - b) / (2 * step).astype(a.dtype), ahead, behind)
-
-
-def relative_noise(method: str, structure: Any) -> float:
-    """The relative error of a product to expect: rounding, or that of a central difference."""
-    eps = float(jnp.finfo(trees.dtype(structure)).eps)
-    return eps ** (2 / 3) if method == CENTRAL_DIFFERENCE else eps
+    return linear.way, linear
 
 
 # Where a function with `jax.custom_vjp` has no forward-mode rule, JAX puts a placeholder of this
@@ -195,15 +259,15 @@ def _primitives(jaxpr: Any) -> set[str]:
     return names
 
 
-def way_taken(probe: Callable[[Any], str], op: Any) -> str:
-    """The method that ``probe(op)`` reports, by abstract evaluation: nothing is computed.
+def way_taken(probe: Callable[[Any], Way], op: Any) -> Way:
+    """The way that ``probe(op)`` reports, by abstract evaluation: nothing is computed.
 
     Args:
       probe: a module-level function, because the answer is cached by it.
       op: the operator; new values of the same shapes are not evaluated again.
 
     Returns:
-      The name.
+      The way.
     """
     leaves, treedef = jax.tree.flatten(op)
     shapes = (jax.typeof(leaf) for leaf in leaves)
@@ -212,21 +276,21 @@ def way_taken(probe: Callable[[Any], str], op: Any) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _way_taken(probe, treedef, shapes):
-    names = []
+    ways = []
 
     def run(leaves):
-        names.append(probe(jax.tree.unflatten(treedef, leaves)))
+        ways.append(probe(jax.tree.unflatten(treedef, leaves)))
         return ()
 
     jax.eval_shape(run, [jax.ShapeDtypeStruct(*shape) for shape in shapes])
-    return names[0]
+    return ways[0]
 
 
-def _first_that_traces(ways: dict[str, Callable[[], Any]]) -> tuple[str, Any]:
+def _first_that_traces(*ways: Callable[[], Any]) -> Any:
     first: Exception | None = None
-    for name, way in ways.items():
+    for way in ways:
         try:
-            return name, way()
+            return way()
         except Exception as error:
             first = first or error
     # The first is the one to read: the later ways fail for the same cause or a lesser one.

@@ -134,7 +134,7 @@ class GaussNewton(DataOperator):
         )
 
     @property
-    def method(self):
+    def way(self):
         return derivatives.way_taken(_method, self)
 
     def _linear_map(self):

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 import chex
-import jax
 
 from flatjax import collectives, losses
 from flatjax.operators import derivatives
@@ -33,7 +32,7 @@ class Hessian(LossOperator):
         return _apply
 
     @property
-    def method(self):
+    def way(self):
         return derivatives.way_taken(_method, self)
 
     def linear(self):

@@ -54,8 +54,13 @@ class Jacobian:
 
     @property
     def method(self) -> str:
-        """``"jvp"``, or ``"double-vjp"`` where the model has no forward-mode rule."""
-        return derivatives.way_taken(_method, self)
+        """``"jvp"``, or what takes its place where the model has no forward-mode rule."""
+        return derivatives.way_taken(_way, self).method
+
+    @property
+    def relative_noise(self) -> float:
+        """The relative error of ``J v`` to expect: rounding, or that of finite differences."""
+        return derivatives.way_taken(_way, self).noise
 
     @property
     def T(self) -> "JacobianTranspose":
@@ -131,9 +136,9 @@ class Jacobian:
     def _linear_map(self):
         """How it is made, and the map."""
         if self.kept is not None:
-            return derivatives.FORWARD, self.kept
-        method, _, linear = derivatives.linear_map(self._outputs, self.params)
-        return method, linear
+            return self.kept.way, self.kept
+        way, _, linear = derivatives.linear_map(self._outputs, self.params)
+        return way, linear
 
 
 @operator
@@ -197,7 +202,7 @@ def _dense_rows(op, rows):
     return jax.vmap(lambda row: ravel_pytree(op.rmv(unravel(row)))[0])(rows)
 
 
-def _method(op):
+def _way(op):
     return op._linear_map()[0]
 
 
