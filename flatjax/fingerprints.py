@@ -26,6 +26,10 @@ _FUNCTIONS = (types.FunctionType, functools.partial, jax.custom_jvp, jax.custom_
 _LIBRARIES = {"jax", "jaxlib", "numpy", "flatjax", "flax", "optax", "equinox", "haiku"}
 
 
+# Nor do methods of classes of the language.
+_UNCHANGED = {*_LIBRARIES, "builtins", "typing", "abc", "types"}
+
+
 class Unlike:
     """Part of a key that is equal to no other."""
 
@@ -162,6 +166,11 @@ class _Reader:
         return fn.__code__, self.values((cells, fn.__defaults__, fn.__kwdefaults__, read))
 
     def _object(self, value):
+        classes = [c for c in type(value).__mro__ if _library(c.__module__) not in _UNCHANGED]
+        methods = [f for c in classes for f in vars(c).values() if isinstance(f, _FUNCTIONS)]
+        return self.values(methods), self._content_of(value)
+
+    def _content_of(self, value):
         if dataclasses.is_dataclass(value):
             fields = [getattr(value, field.name, None) for field in dataclasses.fields(value)]
             return type(value), self.values(fields)

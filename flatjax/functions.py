@@ -15,6 +15,7 @@ cannot be compared makes a new program, which costs a compilation and is never w
 """
 
 import contextlib
+import contextvars
 import dataclasses
 import itertools
 import os
@@ -27,13 +28,14 @@ import jax.extend.core
 import jax.numpy as jnp
 from jax.experimental.xla_metadata import set_xla_metadata
 
-from flatjax import fingerprints
+from flatjax import fingerprints, loops
 
 _PROGRAMS: weakref.WeakValueDictionary[Any, "Program"] = weakref.WeakValueDictionary()
 # For every state of the functions behind a function, a name of its own; the latest are kept.
 _STATES: dict[Any, str] = {}
 _MOST_STATES = 4096
 _COUNT = itertools.count()
+_MEMORY = contextvars.ContextVar("flatjax_followed", default=None)
 
 
 class Program:
@@ -43,11 +45,11 @@ class Program:
       body: its equations.
       in_tree: the tree structure of the arguments.
       in_types: the shape and dtype of every leaf of the arguments.
-      out_tree: the tree structure of the output.
+      out: the output, as a tree of ``jax.ShapeDtypeStruct``.
     """
 
-    def __init__(self, body: "_Body", in_tree: Any, in_types: Any, out_tree: Any):
-        self.body, self.in_tree, self.in_types, self.out_tree = body, in_tree, in_types, out_tree
+    def __init__(self, body: "_Body", in_tree: Any, in_types: Any, out: Any):
+        self.body, self.in_tree, self.in_types, self.out = body, in_tree, in_types, out
 
 
 @jax.tree_util.register_dataclass
@@ -65,6 +67,39 @@ class Followed:
     programs: tuple[Program, ...] = dataclasses.field(metadata={"static": True})
     name: str = dataclasses.field(metadata={"static": True})
 
+    @property
+    def out(self) -> Any:
+        """What it returns at the first signature, as a tree of ``jax.ShapeDtypeStruct``."""
+        return self.programs[0].out
+
+    def takes(self, *args: Any) -> bool:
+        """Whether it was followed at arguments like these."""
+        leaves, tree = jax.tree.flatten(args)
+        signature = tree, tuple(_type_of(leaf) for leaf in leaves)
+        return any((p.in_tree, p.in_types) == signature for p in self.programs)
+
+    def at(self, *args: Any) -> "Followed":
+        """The same function, to be called at arguments like these, too.
+
+        Raises:
+          TypeError: for other arguments after a transformation, where the function is lost.
+        """
+        if self.takes(*args):
+            return self
+        if self.original is None:
+            raise TypeError(
+                f"{self.name} cannot be traced for data of another shape any more: name the size "
+                "where the operator is made, chunk_size= for instance."
+            )
+        more = follow(self.original, args)
+        both = self.captured + more.captured, self.programs + more.programs
+        return _with_original(Followed(*both, self.name), self.original)
+
+    @property
+    def original(self) -> Callable[..., Any] | None:
+        """The user's function, for what it returns at other shapes; lost in a transformation."""
+        return vars(self).get("_original")
+
     def __call__(self, *args: Any) -> Any:
         """The function of arguments like those that it was followed at."""
         leaves, tree = jax.tree.flatten(args)
@@ -73,12 +108,27 @@ class Followed:
         for program, captured in zip(self.programs, self.captured, strict=True):
             if program.in_tree == tree and program.in_types == types:
                 outputs = _evaluate(program.body, iter(captured), leaves)
-                return jax.tree.unflatten(program.out_tree, outputs)
+                return jax.tree.unflatten(jax.tree.structure(program.out), outputs)
         raise TypeError(
             f"{self.name} was traced for arguments of other shapes or dtypes than "
             f"{jax.tree.unflatten(tree, [jax.typeof(a).str_short() for a in leaves])}: make the "
             "operator again for these."
         )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """An object without arrays of its own as a leafless pytree.
+
+    Attributes:
+      value: the object.
+      state: what the code behind it reads, see [`flatjax.fingerprints.of_state`][]; a program that
+        was made for another state is not used again.
+    """
+
+    value: Any = dataclasses.field(metadata={"static": True})
+    state: Any = dataclasses.field(default=None, metadata={"static": True})
 
 
 def follow(fn: Callable[..., Any], *signatures: Sequence[Any]) -> Followed:
@@ -111,9 +161,59 @@ def follow(fn: Callable[..., Any], *signatures: Sequence[Any]) -> Followed:
     """
     if isinstance(fn, Followed):
         return fn
-    found = [_program(fn, tuple(signature)) for signature in signatures]
+    memory = _MEMORY.get()
+    found = []
+    for signature in signatures:
+        leaves, tree = jax.tree.flatten(tuple(signature))
+        key = id(fn), tree, tuple(_type_of(leaf) for leaf in leaves)
+        if memory is None or loops.is_traced(leaves):
+            found.append(_program(fn, tuple(signature)))
+            continue
+        if key not in memory:
+            memory[key] = _program(fn, tuple(signature)), fn
+        found.append(memory[key][0])
     programs, captured = zip(*found, strict=True)
-    return Followed(captured, programs, getattr(fn, "__name__", type(fn).__name__))
+    name = getattr(fn, "__name__", type(fn).__name__)
+    return _with_original(Followed(captured, programs, name), fn)
+
+
+def _with_original(followed: Followed, fn: Callable[..., Any]) -> Followed:
+    object.__setattr__(followed, "_original", fn)  # no field: it holds what it captures
+    return followed
+
+
+@contextlib.contextmanager
+def one_moment(memory: dict[Any, Any]) -> Iterator[None]:
+    """Take all that happens in contexts of one memory for one moment: a pass over batches.
+
+    A function that was followed at these shapes in one of them is not traced again.
+
+    Args:
+      memory: a dictionary, empty at first.
+
+    Yields:
+      Nothing.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flatjax import functions
+      >>> memory, traces = {}, []
+      >>> fn = lambda x: (traces.append(x), 2 * x)[1]
+      >>> for _ in range(3):
+      ...     with functions.one_moment(memory):
+      ...         twice = functions.follow(fn, (jnp.ones(2),))
+      >>> len(traces)
+      1
+    """
+    token = _MEMORY.set(memory)
+    try:
+        yield
+    finally:
+        _MEMORY.reset(token)
+
+
+def _type_of(leaf):
+    return jnp.shape(leaf), jnp.result_type(leaf)
 
 
 def _program(fn, args):
@@ -135,7 +235,7 @@ def _program(fn, args):
     program = _PROGRAMS.get(key)
     if program is None:
         _fix_rules(closed.jaxpr)
-        program = Program(body, in_tree, in_types, jax.tree.structure(out))
+        program = Program(body, in_tree, in_types, out)
         _PROGRAMS[key] = program
     return program, tuple(captured)
 

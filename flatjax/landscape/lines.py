@@ -13,6 +13,7 @@ from flatjax.losses import Mean
 from flatjax.operators import terms
 from flatjax.operators import weights as weighting
 from flatjax.operators.arguments import check_arguments, num_examples
+from flatjax.operators.callables import follow
 
 Tree = Any
 
@@ -81,12 +82,13 @@ def loss_along(
     if positions.ndim != 1:
         raise ValueError(f"positions must have shape (m,), got {positions.shape}.")
     weights = check_arguments(params, batch, weights, axis_name, None, args=args).weights
-    at = functools.partial(_loss_at, loss_fn, axis_name, params, direction, batch, args, weights)
+    fn = follow(loss_fn, "loss_fn", params, batch, args, axis_name=axis_name)
+    at = functools.partial(_loss_at, fn, axis_name, params, direction, batch, args, weights)
     losses = loops.map_chunks(at, positions, 1) if positions.size else positions
     return Line(positions, losses)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=1)
 def _loss_at(loss_fn, axis_name, params, direction, batch, args, weights, position):
     # Sums in at least float32, or steps of a bfloat16 direction would be lost in rounding.
     moved = jax.tree.map(
@@ -98,7 +100,7 @@ def _loss_at(loss_fn, axis_name, params, direction, batch, args, weights, positi
     )
     if weights is not None:
         batch = weighting.replaced(batch, weights != 0)
-    out = loss_fn(moved, batch, *args)
+    out = loss_fn(collectives.varying(moved, axis_name), batch, *args)
     if weights is not None and jnp.ndim(out.total if isinstance(out, Mean) else out) == 0:
         raise ValueError(
             "weights need a loss_fn that returns the losses of the examples, shape (n,), and it "

@@ -19,6 +19,7 @@ from flatjax.losses.base import positions_shape as positions_shape
 from flatjax.losses.mean import Mean as Mean
 from flatjax.losses.own import FunctionLoss as FunctionLoss
 from flatjax.losses.own import as_loss as as_loss
+from flatjax.losses.own import follow as follow
 from flatjax.losses.standard import SigmoidBinaryCrossEntropy as SigmoidBinaryCrossEntropy
 from flatjax.losses.standard import SoftmaxCrossEntropy as SoftmaxCrossEntropy
 from flatjax.losses.standard import SquaredError as SquaredError

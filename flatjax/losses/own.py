@@ -6,9 +6,11 @@ from typing import Any
 
 import jax
 
+from flatjax import fingerprints, functions
 from flatjax.losses.base import OutputLoss
 
 
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class FunctionLoss(OutputLoss):
     """A user's loss: a function ``(outputs, targets) -> (n,)``, or an object with more methods.
@@ -17,15 +19,21 @@ class FunctionLoss(OutputLoss):
     a third more temporary memory than a closed form; without ``sample`` it has no sampled Fisher.
 
     Attributes:
+      per: always ``"example"``.
       fn: the function or object.
+      product: its ``hessian_product``, or ``None``.
+      sampler: its ``sample``, or ``None``.
     """
 
+    per: Any = dataclasses.field(default="example", metadata={"static": True})
     fn: Any = None
+    product: Any = None
+    sampler: Any = None
 
     @property
     def closed_form(self) -> bool:
         """Whether the user gave a ``hessian_product``."""
-        return hasattr(self.fn, "hessian_product")
+        return self.product is not None
 
     def __call__(self, outputs=None, targets=None, *, per=None):
         """The user's values, checked to be one an example."""
@@ -41,17 +49,23 @@ class FunctionLoss(OutputLoss):
 
     def hessian_product(self, outputs, targets, tangents):
         if self.closed_form:
-            return self.fn.hessian_product(outputs, targets, tangents)
+            return self.product(outputs, targets, tangents.astype(outputs.dtype))
         gradient = jax.grad(lambda z: self(z, targets).sum())
         return jax.jvp(gradient, (outputs,), (tangents,))[1]
+
+    def at(self, outputs: Any, targets: Any) -> "FunctionLoss":
+        """Where its functions are followed, the loss to be called at these shapes, too."""
+        fn = self.fn.at(outputs, targets)
+        product = None if self.product is None else self.product.at(outputs, targets, outputs)
+        return dataclasses.replace(self, fn=fn, product=product)
 
     def score_product(self, outputs, targets, tangents):
         """``gradient_product``: a function's examples have no positions."""
         return self.gradient_product(outputs, targets, tangents)
 
     def sample(self, key, outputs):
-        if hasattr(self.fn, "sample"):
-            return self.fn.sample(key, outputs)
+        if self.sampler is not None:
+            return self.sampler(key, outputs)
         raise TypeError(
             "this loss cannot sample targets: use one of flatjax's losses, or an object with "
             "`sample(key, outputs)` beside `__call__` and `hessian_product`."
@@ -62,7 +76,7 @@ def as_loss(loss: OutputLoss | Callable[[Any, Any], jax.Array]) -> OutputLoss:
     """An [`OutputLoss`][] from a loss, a plain function, or an object with the same methods.
 
     Args:
-      loss: an output loss, a function ``(outputs, targets) -> (n,)``, or a hashable object with
+      loss: an output loss, a function ``(outputs, targets) -> (n,)``, or an object with
         ``__call__`` and, if it has them, ``hessian_product`` and ``sample``.
 
     Returns:
@@ -81,4 +95,32 @@ def as_loss(loss: OutputLoss | Callable[[Any, Any], jax.Array]) -> OutputLoss:
             "loss must be an output loss such as flatjax.softmax_cross_entropy or a function "
             f"(outputs, targets) -> (n,), got {type(loss).__name__}."
         )
-    return loss if isinstance(loss, OutputLoss) else FunctionLoss(fn=loss)
+    if isinstance(loss, OutputLoss):
+        return loss
+    product, sampler = getattr(loss, "hessian_product", None), getattr(loss, "sample", None)
+    return FunctionLoss(fn=loss, product=product, sampler=sampler)
+
+
+def follow(loss: OutputLoss, *signatures: tuple[Any, Any], key: Any = None) -> Any:
+    """A loss as a pytree whose leaves are the arrays that its functions capture.
+
+    Args:
+      loss: the loss.
+      *signatures: outputs and targets, arrays or ``jax.ShapeDtypeStruct``, that it is called with.
+      key: a PRNG key, where targets are drawn, one example at a time.
+
+    Returns:
+      A [`FunctionLoss`][] whose functions are followed; any other loss as a
+      [`flatjax.functions.Constant`][].
+    """
+    if not isinstance(loss, FunctionLoss):
+        own = type(loss).__module__.partition(".")[0] == "flatjax"
+        return functions.Constant(loss, None if own else fingerprints.of_state(loss))
+    product, sampler = loss.product, loss.sampler
+    fn = functions.follow(loss.fn, *signatures)
+    if product is not None:
+        product = functions.follow(product, *((z, t, z) for z, t in signatures))
+    if sampler is not None and key is not None:
+        one = lambda z: jax.eval_shape(lambda a: a[:1], z)  # noqa: E731
+        sampler = functions.follow(sampler, (key, one(signatures[0][0])))
+    return FunctionLoss(fn=fn, product=product, sampler=sampler if key is not None else None)

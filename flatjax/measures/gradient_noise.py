@@ -94,10 +94,11 @@ def gradient_noise_scale(
     if op.n is None:
         raise ValueError("gradient_noise_scale needs a batch of examples, got one without leaves.")
     _check_count(op, "gradient_noise_scale")
+    op = op.for_chunks(1)  # gradients of single examples
     _, mean = objective.loss_and_gradient_at(op, op.params)
     local = collectives.varying((op.params, mean), axis_name)
     squares, products, own = loops.map_chunks(
-        lambda part: _example_statistics(loss_fn, precision, *local, part, op.args),
+        lambda part: _example_statistics(op.loss_fn, precision, *local, part, op.args),
         op.batch,
         chunk_size,
     )
@@ -116,7 +117,7 @@ def _check_count(op, name):
         raise ValueError(f"{name} needs at least two examples that count, got {n}: one has none.")
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=1)
 def _example_statistics(loss_fn, precision, params, mean, part, args):
     """The squared norm of every example's gradient, its product with the mean one, its weight."""
 

@@ -49,7 +49,7 @@ class HessianVariance(Operator):
     batch: Any
     args: tuple
     weights: chex.Array
-    loss_fn: Any = static()
+    loss_fn: Any
     n: Any = static()
     chunk_size: Any = static()
     axis_name: Any = static(default=None)
@@ -169,9 +169,10 @@ def hessian_variance(
     size = op.n if chunk_size is None else min(chunk_size, op.n)
     if size < 1 or op.n % size:
         raise ValueError(f"chunk_size must divide the {op.n} examples, got {chunk_size}.")
+    op = op.for_chunks(1)  # Hessians of single examples
     w = jnp.ones((op.n,), trees.dtype(op.params)) if op.weights is None else op.weights
     return HessianVariance(
-        op.params, op.batch, op.args, w, loss_fn, op.n, size, axis_name, precision
+        op.params, op.batch, op.args, w, op.loss_fn, op.n, size, axis_name, precision
     )
 
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Any
 
 import chex
@@ -114,69 +114,6 @@ def check_arguments(
     return Checked(n, weights)
 
 
-def check_function(fn: Any, name: str, params: Any = None) -> None:
-    """Raise unless ``fn`` can be the static part of an operator: callable and hashable."""
-    if not callable(fn):
-        swapped = ": the order is (loss_fn, params, batch)" if callable(params) else ""
-        raise TypeError(f"{name} must be a function, got {type(fn).__name__}{swapped}.")
-    try:
-        hash(fn)
-    except TypeError:
-        raise TypeError(
-            f"{name} must be hashable, got an unhashable {type(fn).__name__}: pass a function, and "
-            "its arrays through params or *args."
-        ) from None
-
-
-def shape_of(fn: Callable[..., Any], name: str, params: Any, batch: Any, args: tuple) -> Any:
-    """What a user's function returns, as ``ShapeDtypeStruct``, with hints where it raises.
-
-    Args:
-      fn: the function.
-      name: what to call it in a message.
-      params: the params.
-      batch: the batch, or the inputs of a model.
-      args: the further arguments.
-
-    Returns:
-      The shapes.
-    """
-    try:
-        return jax.eval_shape(fn, params, batch, *args)
-    except Exception as error:
-        traced = (jax.errors.ConcretizationTypeError, jax.errors.TracerBoolConversionError)
-        flags = [a for a in jax.tree.leaves(args) if isinstance(a, (bool, int, str, bytes))]
-        if flags and (isinstance(error, traced) or any(isinstance(a, str) for a in flags)):
-            raise TypeError(
-                f"{name} looks at the value of a further argument ({flags[0]!r} is one), and *args "
-                "are traced like arrays: bind flags and names in the function instead, "
-                f"lambda params, batch: {name}(params, batch, {flags[0]!r})."
-            ) from error
-        if _looks_like_batches(batch):
-            error.add_note(
-                f"flatjax: batch is a list of {len(batch)} trees of one structure. For several "
-                "batches see flatjax.over_batches(lambda batch: ..., batches)."
-            )
-        error.add_note(
-            f"flatjax: {name} was called with params, batch"
-            f"{', *args' if args else ''}, where batch has the shapes {_shapes(batch)}."
-        )
-        raise
-
-
-def _shapes(tree):
-    return jax.tree.map(lambda a: tuple(jnp.shape(a)), tree)
-
-
-def _looks_like_batches(batch: Any) -> bool:
-    """Whether a batch may be a list of batches: a list, or a tuple of containers of one kind."""
-    if not isinstance(batch, (list, tuple)) or not batch:
-        return False
-    kinds = {jax.tree.structure(part) for part in batch}
-    contained = all(not jax.tree_util.all_leaves([part]) for part in batch)
-    return len(kinds) == 1 and (contained or isinstance(batch, list))
-
-
 def check_mesh(tree: Any) -> None:
     """Raise if an array is split over an Explicit mesh axis, the default of ``jax.make_mesh``.
 
@@ -252,7 +189,7 @@ def num_examples(batch: Any) -> int | None:
         sizes[jax.tree_util.keystr(path)] = leaf.shape[0]
     if len(set(sizes.values())) > 1:
         several = ""
-        if _looks_like_batches(batch):
+        if looks_like_batches(batch):
             several = " For a list of batches see flatjax.over_batches."
         raise ValueError(
             f"the leaves of batch must share a leading axis, got {sizes}. Sets of unequal sizes "
@@ -273,3 +210,12 @@ def split_batch(batch: Any) -> tuple[Any, Any]:
             f"got {type(batch).__name__}."
         )
     return batch[0], batch[1]
+
+
+def looks_like_batches(batch: Any) -> bool:
+    """Whether a batch may be a list of batches: a list, or a tuple of containers of one kind."""
+    if not isinstance(batch, (list, tuple)) or not batch:
+        return False
+    kinds = {jax.tree.structure(part) for part in batch}
+    contained = all(not jax.tree_util.all_leaves([part]) for part in batch)
+    return len(kinds) == 1 and (contained or isinstance(batch, list))

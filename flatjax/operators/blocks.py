@@ -1,7 +1,6 @@
 """Parts of an operator: one layer, a group of params, all diagonal blocks at once."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,12 +17,26 @@ from flatjax.operators.selection import By, Selection, Where, group_names, selec
 from flatjax.operators.stream import Stream
 
 
-@dataclasses.dataclass(frozen=True)
+@operator
 class PartFunction:
-    """A user's function of params as one of a part of them; equal for equal parts."""
+    """A followed function of params as one of a part of them."""
 
-    fn: Callable[..., Any]
-    selection: Selection
+    fn: Any
+    selection: Selection = static()
+
+    @property
+    def original(self):
+        """The user's function in the same way; ``None`` where it is lost."""
+        return None if self.fn.original is None else PartFunction(self.fn.original, self.selection)
+
+    def takes(self, selected, batch, rest, *args):
+        """Whether it was followed at arguments like these."""
+        return self.fn.takes(self.selection.merge(selected, rest), batch, *args)
+
+    def at(self, selected, batch, rest, *args):
+        """The same function, to be called at these arguments, too."""
+        fn = self.fn.at(self.selection.merge(selected, rest), batch, *args)
+        return PartFunction(fn, self.selection)
 
     def __call__(self, selected, batch, rest, *args):
         return self.fn(self.selection.merge(selected, rest), batch, *args)

@@ -121,7 +121,7 @@ def chunked(op: Data, chunk_size: int | None, *, check: bool = True) -> Data | C
         )
     if check:
         normalisers.check_operators(op, op)
-    return Chunked(op, chunk_size)
+    return Chunked(op.for_chunks(chunk_size), chunk_size)
 
 
 def _part(op, index, size):

@@ -1,6 +1,5 @@
 """The covariance of per-example gradients, as a product that never forms the gradients."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -12,16 +11,17 @@ from flatjax.operators import derivatives
 from flatjax.operators import weights as weighting
 from flatjax.operators.arguments import as_arrays, check_arguments
 from flatjax.operators.base import operator, static
+from flatjax.operators.callables import follow
 from flatjax.operators.chunks import Chunked, chunked
 from flatjax.operators.data import transpose
 from flatjax.operators.terms import LossOperator, form_of
 
 
-@dataclasses.dataclass(frozen=True)
+@operator
 class CovarianceProduct:
     """``J^T (s * (J v - mean))`` with J the Jacobian of the per-example losses, s their shares."""
 
-    centered: bool
+    centered: bool = static()
 
     def __call__(self, linear, weights, v, axis_name):
         tangents = linear(v)
@@ -63,7 +63,7 @@ class GradientCovariance(LossOperator):
     batch: Any
     args: tuple
     weights: chex.Array | None
-    loss_fn: Any = static()
+    loss_fn: Any
     form: Any = static()
     n: Any = static()
     centered: Any = static(default=True)
@@ -144,13 +144,26 @@ def gradient_covariance(
       >>> (K @ jnp.ones(2)).tolist()
       [1.0, 0.0]
     """
+    op = covariance(
+        loss_fn, params, batch, args, centered, weights, axis_name, precision, sizes=(chunk_size,)
+    )
+    return chunked(op, chunk_size)
+
+
+def covariance(
+    loss_fn, params, batch, args, centered, weights, axis_name, precision, *, sizes=()
+) -> GradientCovariance:
+    """[`gradient_covariance`][] of a loss that will be called with other batch sizes, too."""
     params, batch, args = as_arrays((params, batch, args))
     checked = check_arguments(params, batch, weights, axis_name, precision, args=args)
     if checked.n is None:
         raise ValueError("gradient_covariance needs a batch of examples, got one without leaves.")
-    form = form_of(loss_fn, params, batch, args, checked, scalar_allowed=False)
-    op = GradientCovariance(
-        params, batch, args, checked.weights, loss_fn, form, checked.n, bool(centered), axis_name,
+    followed = follow(
+        loss_fn, "loss_fn", params, batch, args, axis_name=axis_name, precision=precision,
+        sizes=sizes,
+    )  # fmt: skip
+    form = form_of(followed.out, checked, scalar_allowed=False)
+    return GradientCovariance(
+        params, batch, args, checked.weights, followed, form, checked.n, bool(centered), axis_name,
         precision,
     )  # fmt: skip
-    return chunked(op, chunk_size)

@@ -11,7 +11,6 @@ from flatjax.operators import derivatives
 from flatjax.operators import weights as weighting
 from flatjax.operators.arguments import as_arrays as as_arrays
 from flatjax.operators.arguments import check_arguments as check_arguments
-from flatjax.operators.arguments import check_function as check_function
 from flatjax.operators.arguments import matmul_precision as matmul_precision
 from flatjax.operators.arguments import num_examples as num_examples
 from flatjax.operators.base import Operator, operator, static
@@ -75,6 +74,10 @@ class DataOperator(Operator):
     def per_example(self) -> bool:
         """Whether every example has a term of its own, so that one can be masked."""
         return True
+
+    def for_chunks(self, size: int) -> "DataOperator":
+        """The operator with the user's functions followed for chunks of this size, too."""
+        raise NotImplementedError
 
     def part(self, start: Any, size: int, keep: chex.Array | None) -> "DataOperator":
         """The operator over some of the examples.
@@ -147,7 +150,7 @@ class Linearized(DataOperator):
     linear_map: Any
     aux: Any
     kept_weights: chex.Array
-    linear_rule: Any = static()
+    linear_rule: Any
     shapes: Any = static()
     dtypes: Any = static()
     axis_name: Any = static()  # type: ignore[assignment]

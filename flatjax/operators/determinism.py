@@ -238,6 +238,8 @@ def _relative(actual, desired) -> float:
 def _function_errors(op, rtol):
     """The errors of a second trace and of halves, and whether values are tied to a place."""
     function, data = _function(op)
+    if function is None:
+        return float("nan"), float("nan"), False
     n = op.examples
 
     def values(data):
@@ -261,7 +263,8 @@ def _function_errors(op, rtol):
 
 
 def _function(op):
-    """``function(op, data)``: what the user's function makes of every example."""
-    if isinstance(op, GaussNewton):
-        return (lambda o, inputs: o.model_fn(o.params, inputs, *o.args)), op.inputs
-    return (lambda o, batch: o.loss_fn(o.params, batch, *o.args)), op.batch
+    """``function(op, data)``: what the user's function makes of every example, traced anew."""
+    gauss_newton = isinstance(op, GaussNewton)
+    followed, data = (op.model_fn, op.inputs) if gauss_newton else (op.loss_fn, op.batch)
+    fn = followed.original
+    return fn and (lambda o, data: fn(o.params, data, *o.args)), data

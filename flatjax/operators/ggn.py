@@ -14,41 +14,43 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from flatjax import collectives, loops, losses, trees
+from flatjax import collectives, functions, loops, losses, trees
 from flatjax.operators import derivatives
 from flatjax.operators import weights as weighting
 from flatjax.operators.arguments import (
     as_arrays,
     check_arguments,
-    check_function,
     matmul_precision,
-    shape_of,
     split_batch,
 )
 from flatjax.operators.base import operator, static
+from flatjax.operators.callables import first_examples, follow
 from flatjax.operators.chunks import Chunked, chunked
 from flatjax.operators.data import DataOperator, sliced, sliced_weights, transpose
 
 
-@dataclasses.dataclass(frozen=True)
+@operator
 class OutputProduct:
-    """``J^T (s * M (J v))``, s the shares of the examples; hashable and without data, so that it can be static.
+    """``J^T (s * M (J v))``, s the shares of the examples.
 
     Attributes:
-      loss: the output loss, with one row of outputs an example.
+      held_loss: the output loss, see `losses.follow`; it is given one row of outputs an example.
       kind: M is the loss's ``"hessian_product"``, or the mean over the draws of the targets of its
         ``"score_product"`` or ``"gradient_product"``.
     """
 
-    loss: losses.OutputLoss
-    kind: str
+    held_loss: Any
+    kind: Any = static()
 
     def __call__(self, linear, aux, v, axis_name):
         del axis_name
+        loss = dataclasses.replace(_loss(self.held_loss), per="example")
+        if self.kind == "score_product":
+            loss = loss.of_draws()
         outputs, targets, weights = aux
         factors, counted = weighting.shares(weights)[0], weights != 0
         tangents = linear(v)
-        product = getattr(self.loss, self.kind)
+        product = getattr(loss, self.kind)
         if self.kind == "hessian_product":
             product = product(outputs, targets, tangents)
         else:
@@ -74,8 +76,8 @@ class GaussNewton(DataOperator):
     args: tuple
     weights: chex.Array | None
     draws: Any  # None for the output Hessian, else targets with a leading axis of draws
-    model_fn: Any = static()
-    loss: Any = static()
+    model_fn: Any
+    held_loss: Any
     outputs: Any = static()  # (shape, dtype) of the model's outputs
     kind: Any = static()  # of OutputProduct
     axis_name: Any = static(default=None)
@@ -83,8 +85,12 @@ class GaussNewton(DataOperator):
 
     @property
     def rule(self):
-        loss = dataclasses.replace(self.loss, per="example")
-        return OutputProduct(loss.of_draws() if self.kind == "score_product" else loss, self.kind)
+        return OutputProduct(self.held_loss, self.kind)
+
+    @property
+    def loss(self) -> losses.OutputLoss:
+        """The output loss."""
+        return _loss(self.held_loss)
 
     @property
     def positions(self):
@@ -121,6 +127,19 @@ class GaussNewton(DataOperator):
         """How many rows of the Jacobian's blocks an example of the batch makes."""
         return math.prod(self.positions[1:]) if self.loss.per == "token" else 1
 
+    def for_chunks(self, size: int) -> "GaussNewton":
+        """The operator with its functions followed for chunks of this size, too."""
+        params = collectives.varying(self.params, self.axis_name)
+        with matmul_precision(self.precision):
+            fn = self.model_fn.at(params, first_examples(self.inputs, size), *self.args)
+        targets = self.rows(self.targets)
+        if self.draws is not None:
+            targets = jax.tree.map(lambda a: a[0], self.draws)
+        held = self.held_loss
+        if isinstance(held, losses.FunctionLoss):
+            held = held.at(*first_examples((jax.ShapeDtypeStruct(*self.outputs), targets), size))
+        return dataclasses.replace(self, model_fn=fn, held_loss=held)
+
     def part(self, start, size, keep):
         shape, dtype = self.outputs
         rows = self.rows_per_example
@@ -155,6 +174,10 @@ class GaussNewton(DataOperator):
 
 def _method(op):
     return op._linear_map()[0]
+
+
+def _loss(held):
+    return held.value if isinstance(held, functions.Constant) else held
 
 
 def _row_weights(loss, outputs, targets, weights):
@@ -231,7 +254,9 @@ def ggn(
       >>> (G @ jnp.ones(2)).tolist()  # x'x / 2
       [0.5, 2.0]
     """
-    op = _gauss_newton(model_fn, loss, params, batch, args, weights, axis_name, precision)
+    op = _gauss_newton(
+        model_fn, loss, params, batch, args, weights, axis_name, precision, chunk_size
+    )
     return chunked(op, chunk_size)
 
 
@@ -317,13 +342,17 @@ def fisher(
             "the exact Fisher needs the loss's distribution: use one of flatjax's losses, or an "
             "object with a `hessian_product`; for a bare function use flatjax.ggn."
         )
-    op = _gauss_newton(model_fn, loss, params, batch, args, weights, axis_name, precision)
+    op = _gauss_newton(
+        model_fn, loss, params, batch, args, weights, axis_name, precision, chunk_size, key
+    )
     if kind == "empirical":
         draws = jax.tree.map(lambda a: a[None], op.rows(op.targets))
         op = dataclasses.replace(op, draws=draws, kind="gradient_product")
     elif kind == "sampled":
         draws = _all_draws(op, key, num_samples, chunk_size)
-        op = dataclasses.replace(op, draws=draws, kind="score_product")
+        outputs = jax.ShapeDtypeStruct(*op.outputs)
+        held_loss = _followed_loss(loss, outputs, jax.tree.map(lambda a: a[0], draws), chunk_size)
+        op = dataclasses.replace(op, draws=draws, kind="score_product", held_loss=held_loss)
     return chunked(op, chunk_size)
 
 
@@ -358,17 +387,28 @@ def _draws(op, index, key, num_samples):
     return jax.vmap(op.rows)(jax.vmap(example, out_axes=1)(index, outputs, op.targets))
 
 
-def _gauss_newton(model_fn, loss, params, batch, args, weights, axis_name, precision):
+def _followed_loss(loss, outputs, targets, chunk_size, key=None):
+    whole = outputs, targets
+    if chunk_size is None:
+        return losses.follow(loss, whole, key=key)
+    return losses.follow(loss, whole, first_examples(whole, chunk_size), key=key)
+
+
+def _gauss_newton(
+    model_fn, loss, params, batch, args, weights, axis_name, precision, chunk_size, key=None
+):
     params, batch, args = as_arrays((params, batch, args))
     inputs, targets = split_batch(batch)
     loss = losses.as_loss(loss)
-    check_function(model_fn, "model_fn", params)
-    check_function(loss, "loss")
     token_weights = weights is not None and loss.per == "token" and jnp.ndim(weights) > 1
     checked = check_arguments(
         params, batch, weights, axis_name, precision, args=args, token_weights=token_weights
     )
-    outputs = shape_of(model_fn, "model_fn", params, inputs, args)
+    model_fn = follow(
+        model_fn, "model_fn", params, inputs, args, axis_name=axis_name, precision=precision,
+        sizes=(chunk_size,),
+    )  # fmt: skip
+    outputs = model_fn.out
     if not hasattr(outputs, "shape") or not jnp.issubdtype(outputs.dtype, jnp.floating):
         raise TypeError(
             f"model_fn must return one real floating array, got {outputs}: drop model state and "
@@ -392,6 +432,7 @@ def _gauss_newton(model_fn, loss, params, batch, args, weights, axis_name, preci
         total = _total_weight(loss, (outputs.shape, outputs.dtype), targets, checked.weights)
         weighting.check_total(total, "all targets are padding, or of weight zero")
     return GaussNewton(
-        params, inputs, targets, args, checked.weights, None, model_fn, loss,
+        params, inputs, targets, args, checked.weights, None, model_fn,
+        _followed_loss(loss, outputs, targets, chunk_size, key),
         (outputs.shape, outputs.dtype), "hessian_product", axis_name, precision,
     )  # fmt: skip

@@ -14,7 +14,7 @@ from flatjax.operators import terms
 from flatjax.operators import weights as weighting
 from flatjax.operators.arguments import matmul_precision
 from flatjax.operators.chunks import chunked, local_sum
-from flatjax.operators.covariance import gradient_covariance
+from flatjax.operators.covariance import covariance
 from flatjax.operators.data import sliced
 
 _LIMIT = 20_000
@@ -180,9 +180,9 @@ def gram_eigh(
 
 def _prepared(loss_fn, params, batch, args, centered, weights, axis_name, chunk_size, precision):
     """The covariance as an operator (which checks its arguments), its mean, and the chunk size."""
-    op: Any = gradient_covariance(
-        loss_fn, params, batch, *args, centered=centered, weights=weights, axis_name=axis_name,
-        precision=precision,
+    op: Any = covariance(
+        loss_fn, params, batch, args, centered, weights, axis_name, precision,
+        sizes=(1, chunk_size),
     )  # fmt: skip
     n = op.examples * collectives.axis_size(axis_name)
     if n > _LIMIT:

@@ -9,8 +9,18 @@ from flatjax import collectives, losses
 from flatjax.operators import derivatives
 from flatjax.operators.arguments import as_arrays, check_arguments
 from flatjax.operators.base import operator, static
+from flatjax.operators.callables import follow
 from flatjax.operators.chunks import Chunked, chunked
 from flatjax.operators.terms import LossOperator, form_of
+
+
+@operator
+class HessianProduct:
+    """The rule of a Hessian: its linear map is the product."""
+
+    def __call__(self, linear, aux, v, axis_name):
+        del aux, axis_name
+        return linear(v)
 
 
 @operator
@@ -21,7 +31,7 @@ class Hessian(LossOperator):
     batch: Any
     args: tuple
     weights: chex.Array | None
-    loss_fn: Any = static()
+    loss_fn: Any
     form: Any = static()
     n: Any = static()
     axis_name: Any = static(default=None)
@@ -29,7 +39,7 @@ class Hessian(LossOperator):
 
     @property
     def rule(self):
-        return _apply
+        return HessianProduct()
 
     @property
     def way(self):
@@ -60,11 +70,6 @@ def _method(op):
     return op._product(op.params)[0]
 
 
-def _apply(linear, aux, v, axis_name):
-    del aux, axis_name
-    return linear(v)
-
-
 def hessian(
     loss_fn: Callable[..., chex.Array | losses.Mean],
     params: Any,
@@ -80,8 +85,8 @@ def hessian(
 
     $$H = \frac{1}{W} \sum_i w_i \nabla^2 \ell_i(\theta), \qquad W = \sum_i w_i,$$
 
-    with $w_i = 1$ unless ``weights`` are given (an example of weight zero does not count, whatever it
-    holds), and the sums over all devices with ``axis_name``.
+    with $w_i = 1$ unless ``weights`` are given (an example of weight zero does not count, whatever
+    it holds), and the sums over all devices with ``axis_name``.
     Products are forward-over-reverse (Pearlmutter 1994, Neural Computation 6(1)): they cost about
     2.7 gradients, 2.0 after ``linearize()``, which keeps the residuals of one gradient in memory.
     Where the gradient has no forward-mode rule they fall back to reverse-over-reverse, and from
@@ -124,8 +129,12 @@ def hessian(
     """
     params, batch, args = as_arrays((params, batch, args))
     checked = check_arguments(params, batch, weights, axis_name, precision, args=args)
-    form = form_of(loss_fn, params, batch, args, checked, scalar_allowed=True)
+    followed = follow(
+        loss_fn, "loss_fn", params, batch, args, axis_name=axis_name, precision=precision,
+        sizes=(chunk_size,),
+    )  # fmt: skip
+    form = form_of(followed.out, checked, scalar_allowed=True)
     op = Hessian(
-        params, batch, args, checked.weights, loss_fn, form, checked.n, axis_name, precision
+        params, batch, args, checked.weights, followed, form, checked.n, axis_name, precision
     )
     return chunked(op, chunk_size, check=check)

@@ -11,10 +11,10 @@ from jax.flatten_util import ravel_pytree
 from flatjax import trees
 from flatjax.operators import derivatives
 from flatjax.operators.base import Operator, operator, static
+from flatjax.operators.callables import follow
 from flatjax.operators.data import (
     as_arrays,
     check_arguments,
-    check_function,
     matmul_precision,
     transpose,
 )
@@ -34,7 +34,7 @@ class Jacobian:
     inputs: Any
     args: tuple
     kept: Any = None  # the linear map, once linearised
-    model_fn: Any = static(default=None)
+    model_fn: Any = None
     precision: Any = static(default="highest")
 
     @property
@@ -259,16 +259,15 @@ def jacobian(
       >>> (J @ jnp.ones(2)).tolist(), (J.T @ jnp.ones(3)).tolist()
       ([1.0, 2.0, 2.0], [2.0, 3.0])
     """
-    check_function(model_fn, "model_fn")
     check_arguments(params, None, None, None, precision)
-    outputs = jax.eval_shape(model_fn, params, inputs, *args)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(outputs):
+    params, inputs, args = as_arrays((params, inputs, args))
+    model_fn = follow(model_fn, "model_fn", params, inputs, args, precision=precision)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(model_fn.out):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(
                 f"model_fn's output{jax.tree_util.keystr(path)} must be a real floating array, got "
                 f"dtype {leaf.dtype}."
             )
-    params, inputs, args = as_arrays((params, inputs, args))
     return Jacobian(params, inputs, args, None, model_fn, precision)
 
 

@@ -30,6 +30,9 @@ def check_operators(first: Any, last: Any) -> None:
     """
     if getattr(first, "form", None) != MEAN or not first.n or loops.is_traced(first, last):
         return
+    loss_fn = first.loss_fn.original
+    if loss_fn is None:
+        return
     addressable = (getattr(a, "is_fully_addressable", True) for a in jax.tree.leaves(first))
     if not all(addressable):
         return
@@ -37,7 +40,7 @@ def check_operators(first: Any, last: Any) -> None:
     if examples is None:
         return
     with matmul_precision(first.precision):
-        check_mean(lambda batch: first.loss_fn(first.params, batch, *first.args), examples)
+        check_mean(lambda batch: loss_fn(first.params, batch, *first.args), examples)
 
 
 def check_mean(fn: Callable[[Any], Any], batch: Any) -> None:

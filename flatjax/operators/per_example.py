@@ -10,6 +10,7 @@ import jax
 from flatjax import collectives, loops
 from flatjax.operators import terms
 from flatjax.operators.arguments import as_arrays, check_arguments, matmul_precision
+from flatjax.operators.callables import follow
 
 
 def per_example_gradients(
@@ -61,13 +62,16 @@ def per_example_gradients(
     checked = check_arguments(params, batch, None, axes, precision)
     if checked.n is None:
         raise ValueError("per_example_gradients needs a batch of examples, got one without leaves.")
-    terms.form_of(loss_fn, params, batch, args, checked, scalar_allowed=True)
+    followed = follow(
+        loss_fn, "loss_fn", params, batch, args, axis_name=axes, precision=precision, sizes=(1,)
+    )
+    terms.form_of(followed.out, checked, scalar_allowed=True)
     params = collectives.varying(params, axes)
-    gradients = functools.partial(_gradients, loss_fn, params, args=args, precision=precision)
+    gradients = functools.partial(_gradients, followed, params, args=args, precision=precision)
     return loops.map_chunks(gradients, batch, chunk_size)
 
 
-@functools.partial(jax.jit, static_argnames=("loss_fn", "precision"))
+@functools.partial(jax.jit, static_argnames="precision")
 def _gradients(loss_fn, params, batch, args, precision):
     def one(example):
         return terms.gradient_of_one(loss_fn, params, example, args)[0]

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from flatjax import loops, trees
+from flatjax import functions, loops, trees
 from flatjax.operators import normalisers, sums
 from flatjax.operators import weights as weighting
 from flatjax.operators.base import Operator
@@ -53,8 +53,9 @@ class Stream(Operator):
     def _operators(self):
         first: Any = None
         op: Any = None
+        memory: dict[Any, Any] = {}
         for batch in self._batches:
-            with weighting.part_of_the_data():
+            with weighting.part_of_the_data(), functions.one_moment(memory):
                 op = self._make(batch)
             if not isinstance(op, DataOperator):
                 raise TypeError(

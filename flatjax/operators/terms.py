@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from flatjax import collectives, trees
 from flatjax.losses import Mean
 from flatjax.operators import weights as weighting
-from flatjax.operators.arguments import Checked, check_function, shape_of
+from flatjax.operators.arguments import Checked, matmul_precision
+from flatjax.operators.callables import first_examples
 from flatjax.operators.data import DataOperator, sliced, sliced_weights
 
 # The forms: the mean over the examples, one loss an example, and a `Mean` of scalars or of rows.
@@ -90,6 +91,13 @@ class LossOperator(DataOperator):
             n=size,
         )
 
+    def for_chunks(self, size: int) -> Any:
+        """The operator with its function followed for chunks of this size, too."""
+        params = collectives.varying(self.params, self.axis_name)
+        with matmul_precision(self.precision):
+            fn = self.loss_fn.at(params, first_examples(self.batch, size), *self.args)
+        return dataclasses.replace(self, loss_fn=fn)  # type: ignore[type-var]
+
     def _call(self, params, batch):
         return self.loss_fn(params, batch, *self.args)
 
@@ -124,16 +132,11 @@ class LossOperator(DataOperator):
         return (losses * factors.astype(losses.dtype)).sum()
 
 
-def form_of(
-    loss_fn: Any, params: Any, batch: Any, args: tuple, checked: Checked, *, scalar_allowed: bool
-) -> str:
-    """What ``loss_fn`` returns, or an error unless the operator can work with it.
+def form_of(out: Any, checked: Checked, *, scalar_allowed: bool) -> str:
+    """What form a loss function returns, or an error unless the operator can work with it.
 
     Args:
-      loss_fn: the loss.
-      params: the params.
-      batch: the batch.
-      args: the further arguments.
+      out: what it returns, as ``jax.ShapeDtypeStruct``.
       checked: the outcome of ``check_arguments``.
       scalar_allowed: whether a mean loss will do.
 
@@ -141,11 +144,9 @@ def form_of(
       One of the forms.
 
     Raises:
-      TypeError: if ``loss_fn`` is no hashable function, or returns no real floating array.
+      TypeError: if it is no real floating array.
       ValueError: for another shape, or weights beside a scalar loss.
     """
-    check_function(loss_fn, "loss_fn", params)
-    out = shape_of(loss_fn, "loss_fn", params, batch, args)
     total = _checked_mean(out, checked.n) if isinstance(out, Mean) else out
     if not hasattr(total, "shape") or not jnp.issubdtype(total.dtype, jnp.floating):
         raise TypeError(

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from flatjax import functions
 from flatjax.transforms import base
 
 Tree = Any
@@ -44,7 +45,9 @@ def reestimate_batch_statistics(
       >>> round(float(found), 3)
       4.0
     """
-    forward = jax.jit(update_fn)
+
+    def forward(*args):
+        return _call(functions.follow(update_fn, args), args)
 
     def filled(value):
         return jax.tree.map(lambda a: jnp.full_like(a, value) if _floating(a) else a, statistics)
@@ -73,6 +76,11 @@ def reestimate_batch_statistics(
         lambda t, g, s: (t / (examples * g)).astype(s.dtype) if _floating(s) else s,
         total, gain, statistics,
     )  # fmt: skip
+
+
+@jax.jit
+def _call(fn, args):
+    return fn(*args)
 
 
 def _floating(a):
