@@ -10,6 +10,9 @@ product has 8: 3 for the forward pass and its tangent, 5 for the backward pass o
 and the tangents of both (the weight gradients themselves are not needed); linearised 6. A product
 with J' M J has 5: 3 forward and 2 backward; linearised 4.
 
+"made" is the time in which an operator is made from a function that was not seen before, over that
+of tracing a gradient of it: the function is traced anew and its program compared with those known.
+
 The second table holds 80 Lanczos steps against their bound and the first answer of a session
 against the compile time of a gradient; see `benchmarks/_solvers.py`.
 
@@ -22,6 +25,7 @@ import json
 import pathlib
 import statistics
 import time
+import types
 
 import jax
 import rich.box
@@ -43,6 +47,7 @@ COLUMNS = {  # key of a result: heading
     "kept": "kept",
     "programs": "progs",
     "again": "again",
+    "construction": "made",
     "time": "time",
 }
 
@@ -101,6 +106,25 @@ def _programs(kind, problem, *, linearize) -> tuple[int, int]:
     return counts[0], counts[1]
 
 
+def _constructions(kind, problem, repeats) -> float:
+    """Making an operator of a fresh function over tracing its gradient, medians of turns."""
+
+    def fresh(fn):
+        return lambda *args: fn(*args)
+
+    def make():
+        made = types.SimpleNamespace(
+            losses_fn=fresh(problem.losses_fn), model_fn=fresh(problem.model_fn)
+        )
+        return _make(kind, made, problem.params, problem.batch)
+
+    def trace():
+        jax.make_jaxpr(jax.grad(fresh(problem.mean_loss)))(problem.params, problem.batch)
+
+    seconds = _times({"made": make, "traced": trace}, repeats)
+    return seconds["made"] / seconds["traced"]
+
+
 def _times(runs, repeats) -> dict[str, float]:
     """Median seconds of every run, taken in turns so that a busy machine slows all alike."""
     seconds = {name: [] for name in runs}
@@ -134,6 +158,8 @@ def measure(name: str, repeats: int = 0) -> dict[str, dict[str, float]]:
             if linearize:
                 kept = sum(leaf.nbytes for leaf in jax.tree.leaves(used))
                 results[row]["kept"] = kept / gradient["temporary"]
+            elif repeats:
+                results[row]["construction"] = _constructions(kind, problem, repeats)
             runs[row] = lambda used=used: used @ params
     if repeats:
         seconds = _times(runs, repeats)

@@ -28,7 +28,7 @@ import jax.extend.core
 import jax.numpy as jnp
 from jax.experimental.xla_metadata import set_xla_metadata
 
-from flatjax import fingerprints, loops
+from flatjax import collectives, fingerprints, loops
 
 _PROGRAMS: weakref.WeakValueDictionary[Any, "Program"] = weakref.WeakValueDictionary()
 # For every state of the functions behind a function, a name of its own; the latest are kept.
@@ -45,11 +45,13 @@ class Program:
       body: its equations.
       in_tree: the tree structure of the arguments.
       in_types: the shape and dtype of every leaf of the arguments.
+      in_axes: the mesh axes over which each varies, inside ``shard_map``.
       out: the output, as a tree of ``jax.ShapeDtypeStruct``.
     """
 
     def __init__(self, body: "_Body", in_tree: Any, in_types: Any, out: Any):
         self.body, self.in_tree, self.in_types, self.out = body, in_tree, in_types, out
+        self.in_axes = tuple(tuple(v.aval.manual_axis_type.varying) for v in body.invars)
 
 
 @jax.tree_util.register_dataclass
@@ -107,6 +109,7 @@ class Followed:
         types = tuple((a.shape, a.dtype) for a in leaves)
         for program, captured in zip(self.programs, self.captured, strict=True):
             if program.in_tree == tree and program.in_types == types:
+                leaves = list(map(collectives.varying, leaves, program.in_axes))
                 outputs = _evaluate(program.body, iter(captured), leaves)
                 return jax.tree.unflatten(jax.tree.structure(program.out), outputs)
         raise TypeError(

@@ -119,30 +119,29 @@ def _product(op, v, shardings):
 
 
 def product(op: Any) -> Callable[[Any], Any]:
-    """The compiled product ``v -> A v`` of an operator or a plain callable.
+    """The compiled product ``v -> A v`` of an operator.
 
-    An operator is passed to one module-level program as an argument, so that new data or params of
-    the same shapes compile nothing. A plain callable is compiled by its identity: pass the same
-    function object again to compile nothing.
+    The operator is passed to one module-level program as an argument, so that new data or params of
+    the same shapes compile nothing.
 
     Args:
-      op: a flatjax operator, or a traceable callable ``v -> A v`` on pytrees. An operator with
-        ``host_driven`` set (a stream over batches) is called as it is.
+      op: a flatjax operator. One with ``host_driven`` set (a stream over batches) is called as it
+        is.
 
     Returns:
       A function of ``v``.
 
     Example:
       >>> import jax.numpy as jnp
+      >>> import flatjax
       >>> from flatjax import loops
-      >>> loops.product(lambda v: 2.0 * v)(jnp.ones(2))
+      >>> twice = flatjax.as_operator(lambda v: 2.0 * v, structure=jnp.ones(2))
+      >>> loops.product(twice)(jnp.ones(2))
       Array([2., 2.], dtype=float32)
     """
     if getattr(op, "host_driven", False):
         return op.mv
-    if hasattr(op, "mv"):
-        return lambda v: _product(op, v, _shardings(v))
-    return jax.jit(op)
+    return lambda v: _product(op, v, _shardings(v))
 
 
 def _compiled(loop, *args):

@@ -104,6 +104,17 @@ def fisher_rao_norm(
     return FisherRaoNorm(jnp.sqrt(squared), squared, from_outputs)
 
 
+class _Identity:
+    """The identity as a linear map with a transpose."""
+
+    def __call__(self, u):
+        return u
+
+    def transpose(self, u, cotangent):
+        del u
+        return cotangent
+
+
 @jax.jit
 def _quadratic_forms(op: GaussNewton) -> tuple[jax.Array, jax.Array]:
     """The means of ``(J w)' M (J w)`` and of ``f' M f`` over all devices' examples."""
@@ -113,7 +124,7 @@ def _quadratic_forms(op: GaussNewton) -> tuple[jax.Array, jax.Array]:
 
         def form(tangents):
             # The rule of the operator, J' (s M (J v)), with the identity in place of J.
-            product = op.rule(lambda u: u, aux, tangents, op.axis_name)
+            product = op.rule(_Identity(), aux, tangents, op.axis_name)
             # Where nothing counts the outputs may be anything.
             there = jnp.where(product != 0, tangents, jnp.zeros_like(tangents))
             mean = trees.vdot(there, product).astype(dtype)

@@ -59,8 +59,8 @@ def follow(
 
 def first_examples(batch, size):
     """The first examples of a batch for a signature; of arrays that are at hand the shapes."""
-    take = lambda: jax.tree.map(lambda a: a[:size], batch)  # noqa: E731
-    return take() if loops.is_traced(batch) else jax.eval_shape(take)
+    take = lambda batch: jax.tree.map(lambda a: a[:size], batch)  # noqa: E731
+    return take(batch) if loops.is_traced(batch) else jax.eval_shape(take, batch)
 
 
 def _in_float32(fn, signatures):

@@ -181,6 +181,7 @@ class _Compiler:
 
     def chunk(self, op, size, probes):
         size = min(size, op.examples)
+        op = op.for_chunks(size)
         return self._temporary(("chunk", size, probes), _block_chunk, op, probes, size)
 
     def linearize(self, op):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from flatjax.landscape import loss_along
+from tests.compilations import count_compilations
 
 
 def losses_fn(params, batch, scale=1.0):
@@ -58,16 +59,15 @@ def test_a_scalar_loss_gives_the_same(key):
 
 
 def test_one_program_serves_all_positions_directions_and_batches(key):
-    traces = []
-
-    def counted(w, x):
-        traces.append(None)
-        return (x @ w) ** 2
-
+    counts = []
     for i in range(3):
         w, d = jax.random.normal(jax.random.fold_in(key, i), (2, 3))
-        loss_along(counted, w, d, jnp.ones((4, 3)) * i, positions=np.arange(5.0) + i)
-    assert len(traces) == 1
+        batch = jnp.ones((4, 3)) * i
+        with count_compilations() as count:
+            loss_along(lambda w, x: (x @ w) ** 2, w, d, batch, positions=np.arange(5.0) + i)
+        counts.append(count.value)
+    assert counts[0] > 0
+    assert counts[1:] == [0, 0]
 
 
 def test_inside_jit_and_grad(key):

@@ -183,7 +183,7 @@ def test_temporary_memory_is_that_of_a_chunk():
         return compiled.memory_analysis().temp_size_in_bytes
 
     whole = temporary(jax.jit(lambda op, v: op.mv(v)), op, params)
-    part = temporary(chunks.local_sum, op, 0, params, size=32)
+    part = temporary(chunks.local_sum, op.for_chunks(32), 0, params, size=32)
     assert part < whole / 8  # 16 chunks, and a constant
 
 
