@@ -46,9 +46,10 @@ def follow(
     check_function(fn, name, params)
     params = collectives.varying(params, axis_name)
     signatures = [(params, batch, *args)]
-    signatures += [
-        (params, first_examples(batch, size), *args) for size in sizes if size is not None
-    ]
+    n = jax.tree.leaves(batch)[0].shape[0] if sizes and jax.tree.leaves(batch) else 0
+    for size in dict.fromkeys(sizes):
+        if size is not None and 1 <= size < n:  # others are refused or come to the whole batch
+            signatures.append((params, first_examples(batch, size), *args))
     with matmul_precision(precision):
         try:
             return functions.follow(fn, *signatures, *_in_float32(fn, signatures))

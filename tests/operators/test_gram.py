@@ -102,6 +102,7 @@ def test_chunks_bound_the_memory():
 
     x = jnp.ones((256, 64))
     op = flatjax.gradient_covariance(lambda w, x: jnp.tanh(x @ w).sum(1), jnp.ones((64, 64)), x)
+    op = op.for_chunks(1)
     mean = op.params
 
     def temporary(size, fn, *args):

@@ -77,7 +77,7 @@ def test_a_small_budget_chunks_and_the_chunk_fits(ample):
     # Not needlessly small either: memory is about affine in the size of a chunk.
     assert N // 16 <= small.chunk_size <= N // 4
     memory = chunks.local_sum.lower(
-        HESSIAN, 0, PARAMS, size=small.chunk_size
+        HESSIAN.for_chunks(small.chunk_size), 0, PARAMS, size=small.chunk_size
     ).compile().memory_analysis()  # fmt: skip
     assert memory.temp_size_in_bytes + memory.output_size_in_bytes <= budget
     assert small.chunk_bytes <= budget
