@@ -172,7 +172,8 @@ def ggn(
     and one reverse-mode pass with the loss's closed-form output Hessian between: about 1.7
     gradients, 1.35 after ``linearize()``. For a model without a forward-mode rule
     (``jax.custom_vjp``, most fused attention kernels) the forward pass is made of two reverse ones,
-    and the operator's ``method`` is ``"double-vjp"`` instead of ``"jvp"``.
+    and the operator's ``method`` is ``"double-vjp"`` instead of ``"jvp"``; where the backward pass
+    has no derivative either, by central differences, ``"central-difference"``.
 
     Args:
       model_fn: ``model_fn(params, inputs, *args)``, the outputs, leading axis ``n``.
