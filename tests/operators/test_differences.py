@@ -261,7 +261,7 @@ def test_the_coarsest_dtype_on_the_way_counts(name):
     for where, fn in coarse.items():
         assert noise_of(fn, w) == pytest.approx(eps ** (2 / 3)), where
     # Data in half precision are exact numbers like any others.
-    data = lambda w, x: kernel(w * x.astype(jnp.float32))  # noqa: E731
+    data = lambda w, x: kernel(w * (x + x).astype(jnp.float32))  # noqa: E731
     for fn in (data, jax.jit(data)):
         assert noise_of(lambda w, fn=fn: fn(w, x), w) == pytest.approx(NOISE)
     # Params in half precision are moved in float32, but the vjp is at their own dtype.
