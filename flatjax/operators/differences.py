@@ -23,10 +23,10 @@ class CentralDifference:
     with $\epsilon$ of the coarsest floating dtype on the way from the params to the outputs: an
     evaluation is no better than that, whatever dtype its outputs are cast to. A truncation error of
     the order of $h^2$ and a rounding error of the order of $\epsilon / h$ are balanced, both about
-    $\epsilon^{2/3}$ of the largest products. Along a vector that is spread over all params they move
-    by $\epsilon^{1/3}$ of their size; along a sharp or sparse one a step by the norm of all params
-    would leave the neighbourhood in which the function is smooth. The step depends on ``v`` by its
-    direction alone: products are homogeneous, and linear up to these errors.
+    $\epsilon^{2/3}$ of the largest products. Along a vector that is spread over all params they
+    move by $\epsilon^{1/3}$ of their size; along a sharp or sparse one a step by the norm of all
+    params would leave the neighbourhood in which the function is smooth. The step depends on ``v``
+    by its direction alone: products are homogeneous, and linear up to these errors.
 
     Attributes:
       params: where, in at least float32: in bfloat16 most params would not move at all.

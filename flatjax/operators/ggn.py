@@ -218,7 +218,8 @@ def ggn(
     and one reverse-mode pass with the loss's closed-form output Hessian between: about 1.7
     gradients, 1.35 after ``linearize()``. For a model without a forward-mode rule
     (``jax.custom_vjp``, most fused attention kernels) the forward pass is made of two reverse ones,
-    and the operator's ``method`` is ``"double-vjp"`` instead of ``"jvp"``.
+    and the operator's ``method`` is ``"double-vjp"`` instead of ``"jvp"``; where the backward pass
+    has no derivative either, by central differences, ``"central-difference"``.
 
     **Language models**: the losses of ``flatjax.losses`` are per example, the mean over the
     unmasked tokens of each sequence and then over the sequences. Training usually takes the mean

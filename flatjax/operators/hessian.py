@@ -90,7 +90,7 @@ def hessian(
     Products are forward-over-reverse (Pearlmutter 1994, Neural Computation 6(1)): they cost about
     2.7 gradients, 2.0 after ``linearize()``, which keeps the residuals of one gradient in memory.
     Where the gradient has no forward-mode rule they fall back to reverse-over-reverse, and from
-    there to central differences of gradients (relative error $\epsilon^{2/3}$, 2e-5 in float32);
+    there to central differences of gradients (error about $\epsilon^{2/3}$, 2e-5 in float32);
     the operator's ``method`` and ``relative_noise`` say so.
 
     Args:
