@@ -12,8 +12,8 @@ from flatjax import collectives, loops, trees
 from flatjax.linalg import eigsh
 from flatjax.measures import objective
 from flatjax.operators import terms
-from flatjax.operators.base import Operator, operator, static
 from flatjax.operators.arguments import matmul_precision
+from flatjax.operators.base import Operator, operator, static
 from flatjax.operators.data import sliced
 from flatjax.operators.weights import where_rows
 

@@ -1,7 +1,7 @@
 """Operators over a batch on the device that is too large for one pass: chunk by chunk."""
 
 import functools
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import chex
-import jax
 import jax.numpy as jnp
 
 from flatjax import collectives, losses

@@ -32,7 +32,9 @@ from flatjax.operators.data import DataOperator, sliced, sliced_weights, transpo
 
 @dataclasses.dataclass(frozen=True)
 class OutputProduct:
-    """``J^T (s * M (J v))``, s the shares of the examples; hashable and without data, so that it can be static.
+    """``J^T (s * M (J v))`` with s the shares of the examples.
+
+    Hashable and without data, so that it can be static.
 
     Attributes:
       loss: the output loss, with one row of outputs an example.
