@@ -339,3 +339,17 @@ class TestPlainScalars:
         assert calls.count(False) == 6  # the batch, two halves, two others; once for its dtypes
         stream @ jnp.ones(3)
         assert calls.count(False) == 6
+
+
+def test_check_deterministic_understands_it():
+    w, batch = data()
+    report = flatjax.check_deterministic(flatjax.hessian(rows, w, batch))
+    assert report.ok, report.causes
+    assert report.batch_error < 1e-5
+
+    def tied(w, batch):  # the weight of a batch is not that of its halves
+        mean = scalars(w, batch)
+        return flatjax.Mean(mean.total / mean.weight, mean.weight)
+
+    broken = flatjax.check_deterministic(flatjax.hessian(tied, w, batch))
+    assert [cause[:16] for cause in broken.causes] == ["batch statistics"]
