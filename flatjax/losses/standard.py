@@ -1,12 +1,13 @@
 """The three losses of exponential families in their natural parameter."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from flatjax import trees
-from flatjax.losses.base import OutputLoss
+from flatjax.losses.base import OutputLoss, Per
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,14 @@ class SoftmaxCrossEntropy(OutputLoss):
         if index is not None and (isinstance(index, bool) or not isinstance(index, int)):
             raise TypeError(f"ignore_index must be a class id, an integer, got {index!r}.")
 
-    def __call__(self, outputs=None, targets=None, *, per=None, ignore_index=None):
+    def __call__(
+        self,
+        outputs: Any = None,
+        targets: Any = None,
+        *,
+        per: Per | None = None,
+        ignore_index: int | None = None,
+    ) -> Any:
         """The loss of every example; without outputs, a copy of the loss with these options."""
         if ignore_index is None:
             return super().__call__(outputs, targets, per=per)

@@ -78,7 +78,8 @@ class HessianVariance(Operator):
         total = _add_chunk(self, 0, v, offset, nothing, squared)
         body = lambda i, total: _add_chunk(self, i + 1, v, offset, total, squared)  # noqa: E731
         total = loops.fori(count - 1, body, total)
-        return collectives.weighted_mean(*total, self.axis_name)
+        summed, weight = total
+        return collectives.weighted_mean(summed, weight, self.axis_name)
 
 
 @partial(jax.jit, static_argnums=5)

@@ -11,7 +11,7 @@ from flatjax import collectives, trees
 from flatjax.linalg.basis import gram
 from flatjax.operators.arguments import num_examples
 from flatjax.operators.per_example import per_example_gradients
-from flatjax.operators.weights import where_rows
+from flatjax.operators.weights import check_total, where_rows
 
 
 class PairStatistic(NamedTuple):
@@ -321,4 +321,5 @@ def _checked_weights(name, weights, n, dtype):
         raise ValueError(
             f"{name} must have one entry an example, shape ({n},), got {weights.shape}."
         )
+    check_total(weights)
     return weights.astype(dtype)

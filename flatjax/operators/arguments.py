@@ -136,7 +136,7 @@ def check_params(params: Any) -> None:
         raise TypeError("params is a function: the order is (function, params, batch).")
     leaves = jax.tree_util.tree_leaves_with_path(params)
     for path, leaf in leaves:
-        _check_array(f"params{jax.tree_util.keystr(path)}", leaf)
+        _check_array("params", path, leaf)
     if not leaves or trees.size([leaf for _, leaf in leaves if hasattr(leaf, "shape")]) == 0:
         raise ValueError("params has no entries: pass a pytree of floating arrays.")
     for path, leaf in leaves:
@@ -160,11 +160,14 @@ def check_params(params: Any) -> None:
             )
 
 
-def _check_array(name: str, leaf: Any) -> None:
+def _check_array(tree: str, path: Any, leaf: Any) -> None:
     """Raise for what looks like an array and is another library's, and for text."""
+    if isinstance(leaf, jax.Array):
+        return
+    name = f"{tree}{jax.tree_util.keystr(path)}"
     if isinstance(leaf, (str, bytes)):
         raise TypeError(f"{name} is text ({leaf!r}): leave it out, JAX holds numbers only.")
-    known = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct, bool, int, float, complex)
+    known = (np.ndarray, np.generic, jax.ShapeDtypeStruct, bool, int, float, complex)
     foreign = not isinstance(leaf, known) and not hasattr(leaf, "__jax_array__")
     if foreign and hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
         raise TypeError(
@@ -180,7 +183,7 @@ def num_examples(batch: Any) -> int | None:
         return None
     sizes = {}
     for path, leaf in leaves:
-        _check_array(f"batch{jax.tree_util.keystr(path)}", leaf)
+        _check_array("batch", path, leaf)
         if not getattr(leaf, "shape", ()):
             raise ValueError(
                 f"batch{jax.tree_util.keystr(path)} has no leading example axis: pass values that "

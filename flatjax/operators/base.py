@@ -103,10 +103,8 @@ class Operator:
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: chex.Numeric) -> "Operator":
-        if isinstance(divisor, Operator):
+        if isinstance(divisor, Operator) or jnp.ndim(divisor) != 0:
             raise TypeError("operators are divided by scalars only; see flatjax.inverse.")
-        if jnp.ndim(divisor) != 0:
-            return NotImplemented
         return ScaledOperator(1 / divisor, self)
 
     def __neg__(self) -> "Operator":

@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatjax import loops, trees
+from flatjax.losses import Mean
 from flatjax.operators.base import Operator, as_operator
 from flatjax.operators.data import DataOperator, Linearized, sliced
 from flatjax.operators.ggn import GaussNewton
 from flatjax.operators.stream import Stream
+from flatjax.operators.terms import SCALARS
 
 _CAUSES = {
     "shuffled data": "the batches hold the same examples in another order at every pass: fix the "
@@ -244,7 +246,10 @@ def _function_errors(op, rtol):
 
     def values(data):
         # A new function object, so that it is traced anew.
-        return jax.jit(lambda data, op: function(op, data))(data, op).astype(jnp.float32)
+        out = jax.jit(lambda data, op: function(op, data))(data, op)
+        if isinstance(out, Mean):  # its two parts on a last axis
+            out = jnp.stack([out.total.astype(jnp.float32), out.weight.astype(jnp.float32)], -1)
+        return out.astype(jnp.float32)
 
     whole = values(data)
     trace_error = _relative(values(data), whole)
@@ -255,6 +260,9 @@ def _function_errors(op, rtol):
     rolled = values(jax.tree.map(lambda a: jnp.roll(a, 1, axis=0), data))
     if whole.ndim == 0:
         halves = (half * parts[0] + (n - half) * parts[1]) / n
+        tied = _relative(rolled, whole) > rtol
+    elif getattr(op, "form", None) == SCALARS:
+        halves = parts[0] + parts[1]
         tied = _relative(rolled, whole) > rtol
     else:
         halves = jnp.concatenate(parts)

@@ -85,10 +85,10 @@ def hessian(
 
     $$H = \frac{1}{W} \sum_i w_i \nabla^2 \ell_i(\theta), \qquad W = \sum_i w_i,$$
 
-    with $w_i = 1$ unless ``weights`` are given (an example of weight zero does not count, whatever
-    it holds), and the sums over all devices with ``axis_name``.
-    Products are forward-over-reverse (Pearlmutter 1994, Neural Computation 6(1)): they cost about
-    2.7 gradients, 2.0 after ``linearize()``, which keeps the residuals of one gradient in memory.
+    with $w_i = 1$ unless ``weights`` are given, and the sums over all devices with ``axis_name``.
+    An example of weight zero does not count, whatever it holds. Products are forward-over-reverse
+    (Pearlmutter 1994, Neural Computation 6(1)): they cost about 2.7 gradients, 2.0 after
+    ``linearize()``, which keeps the residuals of one gradient in memory.
     Where the gradient has no forward-mode rule they fall back to reverse-over-reverse, and from
     there to central differences of gradients (error about $\epsilon^{2/3}$, 2e-5 in float32);
     the operator's ``method`` and ``relative_noise`` say so.

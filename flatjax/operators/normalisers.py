@@ -18,8 +18,9 @@ def check_operators(first: Any, last: Any) -> None:
     """Look once that the scalar loss of two operators is a mean over examples.
 
     Takes a few examples from each, and compares their loss with those of their halves: the user's
-    function is called eagerly, six times, on at most 16 examples. Nothing is looked at where there
-    are fewer than two examples, where it returns no plain scalar, or under tracing.
+    function is called eagerly, five times, on at most 16 examples, and traced once. Nothing is
+    looked at where there are fewer than two examples, where it returns no plain scalar, or under
+    tracing.
 
     Args:
       first: an operator over a batch.

@@ -42,17 +42,18 @@ def of(op: Any, v: Any) -> Sums:
     """The sums over this device's examples of an operator over a batch."""
     w = op.example_weights
     weight = w.sum()
+    dtype = trees.dtype(op.structure)
+    slope: Any = None
+    gradient: Any = None
     with matmul_precision(op.precision):
         v = op.prepared(v)
         if op.centered:
             mean, slope, gradient = op.moments(v)
+            slope, gradient = slope.astype(dtype), trees.cast(gradient, op.structure)
         else:
-            mean, slope, gradient = op.local_mean(v), None, None
+            mean = op.local_mean(v)
     _, scale = weights.shares(w)
     total = jax.tree.map(lambda a: a * scale.astype(a.dtype), trees.cast(mean, op.structure))
-    dtype = trees.dtype(op.structure)
-    if op.centered:
-        slope, gradient = slope.astype(dtype), trees.cast(gradient, op.structure)
     total, slope, gradient = weights.where_any(w, (total, slope, gradient))
     sums = Sums(total, weight.astype(dtype), slope, gradient)
     return collectives.varying(sums, op.axis_name)

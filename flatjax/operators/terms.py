@@ -84,8 +84,9 @@ class LossOperator(DataOperator):
         return self.form in (LOSSES, ROWS)
 
     def part(self, start, size, keep):
+        op: Any = self  # a dataclass, as every subclass is
         return dataclasses.replace(
-            self,  # type: ignore[type-var]
+            op,
             batch=sliced(self.batch, start, size),
             weights=sliced_weights(self.weights, start, size, keep),
             n=size,

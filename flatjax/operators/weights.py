@@ -71,7 +71,7 @@ def shares(weights: jax.Array) -> tuple[jax.Array, jax.Array]:
     return weights / jnp.where(scale == 0, jnp.ones_like(scale), scale), scale
 
 
-def over_devices(tree: Any, weights: jax.Array, axis_name: collectives.AxisName) -> Any:
+def over_devices(tree: Any, weights: Any, axis_name: collectives.AxisName) -> Any:
     """The mean over all devices' examples, of every device's sum with its [`shares`][].
 
     Args:

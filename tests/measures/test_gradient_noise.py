@@ -54,6 +54,27 @@ def test_jackknife_leaves_every_example_out():
     assert float(result.count) == 9
 
 
+def test_unbiased_with_weights():
+    """Weights are worth $W^2 / \\sum w^2$ equal examples: 36 / 14 of the weights 1, 2 and 3."""
+    x, w = jnp.array([[1.0, 0.0, 2.0], [3.0, 1.0, 1.0], [2.0, 4.0, 0.0]]), np.array([1.0, 2.0, 3.0])
+    result = gradient_noise_scale(linear_loss, jnp.zeros(3), x, weights=w, unbiased=True)
+    mean = np.average(x, axis=0, weights=w)
+    biased = np.average(((np.asarray(x) - mean) ** 2).sum(axis=1), weights=w)
+    n = 36 / 14
+    trace = biased * n / (n - 1)
+    np.testing.assert_allclose(result.trace, trace, rtol=1e-13)
+    np.testing.assert_allclose(result.squared_norm, mean @ mean - trace / n, rtol=1e-13)
+    np.testing.assert_allclose(result.value, trace / (mean @ mean - trace / n), rtol=1e-13)
+    assert float(result.count) == 3
+
+
+@pytest.mark.parametrize("weights", [None, [1.0, 0.0, 0.0]])
+def test_one_example_has_no_noise_scale(weights):
+    n = 1 if weights is None else 3
+    with pytest.raises(ValueError, match="needs at least two examples that count, got 1"):
+        gradient_noise_scale(linear_loss, jnp.zeros(3), jnp.ones((n, 3)), weights=weights)
+
+
 def test_unbiased_parts_and_honest_error_over_draws():
     def one(key):
         return gradient_noise_scale(linear_loss, jnp.zeros(3), draws(key, 100), unbiased=True)

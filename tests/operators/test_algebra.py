@@ -88,6 +88,26 @@ class TestCombinations:
             assert isinstance(scaled, flatjax.Operator)
             np.testing.assert_array_equal(scaled @ jnp.ones(3), [0.0, 2.0, 4.0])
 
+    def test_sums_and_means_of_several(self, operators, matrices, x64):
+        H, G = operators["hessian"], operators["ggn"]
+        wanted = (2 * matrices["hessian"] + matrices["ggn"]) / 3
+        references.assert_product(sum([H, G, H]) / 3, wanted, references.FLOAT64, linearized=False)
+        assert 0 + H is H
+        assert H + 0 is H
+        one = flatjax.over_batches(
+            lambda x: flatjax.hessian(lambda w, x: (x @ w) ** 2, jnp.ones(2), x), [jnp.eye(2)] * 2
+        )
+        np.testing.assert_array_equal((sum([one, one]) / 2) @ jnp.ones(2), [1.0, 1.0])
+
+    def test_what_is_no_divisor_and_no_term(self):
+        op = flatjax.as_operator(lambda v: v, structure=jnp.ones(3))
+        for wrong in (op, np.ones(3)):
+            with pytest.raises(TypeError, match=r"divided by scalars only; see flatjax\.inverse"):
+                op / wrong
+        for wrong in (1, False + 2, 1.5, jnp.zeros(3)):
+            with pytest.raises(TypeError):
+                op + wrong
+
     def test_a_traced_factor(self):
         op = flatjax.as_operator(lambda v: jnp.arange(3.0) * v, structure=jnp.ones(3))
         assert float(jax.grad(lambda c: (c * op).mv(jnp.ones(3)).sum())(3.0)) == 3.0

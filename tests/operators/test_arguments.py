@@ -54,6 +54,56 @@ class TestEveryFactory:
         with pytest.raises(TypeError, match=text):
             make({"b": leaf, "w": W["w"]}, (X, Y))
 
+    def test_text_among_the_params(self, make):
+        with pytest.raises(TypeError, match=r"params\['b'\] is text \('text'\): leave it out"):
+            make({"b": "text", "w": W["w"]}, (X, Y))
+
+    def test_complex_params(self, make):
+        text = "got dtype complex64: pass the real and the imaginary part as two leaves"
+        with pytest.raises(TypeError, match=text):
+            make({"w": W["w"].astype(jnp.complex64)}, (X, Y))
+
+    def test_flags_among_the_params(self, make):
+        with pytest.raises(TypeError, match=r"params\['b'\] must be a real floating array, got"):
+            make({"b": jnp.array([True]), "w": W["w"]}, (X, Y))
+        with pytest.raises(TypeError, match=r"got bool: pass counters, keys and model state"):
+            make({"b": True, "w": W["w"]}, (X, Y))
+
+    def test_functions_among_the_params(self, make):
+        text = r"got function: split the functions off.*equinox.partition\(model, equinox.is_inexac"
+        with pytest.raises(TypeError, match=text):
+            make({"activation": lambda x: x, "w": W["w"]}, (X, Y))
+        with pytest.raises(TypeError, match="got custom_jvp: split the functions off"):
+            make({"activation": jax.nn.relu, "w": W["w"]}, (X, Y))
+
+    @pytest.mark.parametrize("where", ["params", "batch"])
+    def test_tensors_of_another_library(self, make, where):
+        class Tensor:
+            shape, dtype = (4, 3), "torch.float32"
+
+        params = {"w": Tensor()} if where == "params" else W
+        text = rf"{where}\[.*\] is a .*Tensor, no array of JAX: convert it.*tensor.detach"
+        with pytest.raises(TypeError, match=text):
+            make(params, (X if where == "params" else Tensor(), Y))
+
+    def test_swapped_arguments(self, make):
+        with pytest.raises(TypeError, match="params is a function: the order is"):
+            make(lambda p, b: 0.0, (X, Y))
+
+    def test_text_beside_the_arrays(self, make):
+        ids = np.array(["a"] * 4)
+        with pytest.raises(TypeError, match=r"dtype <U1, which JAX cannot hold: leave text, ids"):
+            make(W, ({"x": X, "id": ids}, Y))
+        with pytest.raises(TypeError, match="dtype object, which JAX cannot hold: leave text"):
+            make(W, ({"x": X, "id": ids.astype(object)}, Y))
+        with pytest.raises(TypeError, match=r"batch\[0\]\['id'\]\[0\] is text \('a'\): leave it"):
+            make(W, ({"x": X, "id": list("abcd")}, Y))
+
+    def test_sets_of_unequal_sizes(self, make):
+        text = r"share a leading axis.*unequal sizes.*go through \*args with batch=None: loss_fn\(p"
+        with pytest.raises(ValueError, match=text):
+            make(W, (X, Y[:3]))
+
     def test_a_key_among_the_params(self, make):
         with pytest.raises(TypeError, match=r"got dtype key<fry>: pass counters, keys and model"):
             make({"key": jax.random.key(0), "w": W["w"]}, (X, Y))
@@ -112,6 +162,41 @@ class TestLossFunctions:
     def test_no_function(self, factory):
         with pytest.raises(TypeError, match="loss_fn must be a function, got dict"):
             factory(W, W, (X, Y))
+
+    def test_swapped_with_the_params(self, factory):
+        with pytest.raises(TypeError, match=r"params is a function: the order is \(function, par"):
+            factory(W, losses_fn, (X, Y))
+
+    @pytest.mark.parametrize("flag", [True, "train"])
+    def test_a_flag_as_further_argument(self, factory, flag):
+        def loss_fn(params, batch, train):
+            return losses_fn(params, batch) if train else 0 * losses_fn(params, batch)
+
+        text = rf"loss_fn looks at the value of a further argument \({flag!r} is one\).*bind flags"
+        with pytest.raises(TypeError, match=text):
+            factory(loss_fn, W, (X, Y), flag)
+
+    def test_a_flag_that_is_a_number_is_one(self, factory):
+        scaled = lambda p, b, on: jnp.where(on, 2.0, 1.0) * losses_fn(p, b)  # noqa: E731
+        product = factory(scaled, W, (X, Y), True) @ W
+        assert np.isfinite(product["w"]).all()
+
+    @pytest.mark.parametrize("sizes", [(4, 4), (4, 3)])
+    def test_a_list_of_batches(self, factory, sizes):
+        batches = [(X[:n], Y[:n]) for n in sizes]
+        with pytest.raises((TypeError, ValueError)) as caught:
+            factory(losses_fn, W, batches)
+        notes = getattr(caught.value, "__notes__", [])
+        assert any("flatjax.over_batches" in text for text in (str(caught.value), *notes))
+
+    def test_a_batch_in_another_order(self, factory):
+        """JAX's own message, with what the function was called with."""
+        with pytest.raises((TypeError, ValueError)) as caught:
+            factory(losses_fn, W, (Y, X))
+        assert (
+            "loss_fn was called with params, batch, where batch has the shapes ((4,), (4, 3))"
+            in ("".join(caught.value.__notes__))
+        )
 
     def test_unhashable(self, factory):
         class Unhashable:

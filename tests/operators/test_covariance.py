@@ -51,6 +51,26 @@ class TestGradientCovariance:
         wanted = np.array([[1.0, -1.0], [-1.0, 1.0]])
         np.testing.assert_allclose(K.to_dense(), wanted, atol=1e-3)
 
+    @pytest.mark.parametrize("centered", [True, False])
+    def test_weights_centre_and_weigh(self, centered, x64):
+        """By hand: the gradients 0, 2 and 5 with the weights 1, 2 and 1."""
+        x, weights = jnp.array([[0.0], [2.0], [5.0]]), np.array([1.0, 2.0, 1.0])
+        make = lambda x, weights, **options: flatjax.gradient_covariance(  # noqa: E731
+            lambda w, x: x @ w, jnp.zeros(1), x, centered=centered, weights=weights, **options
+        )
+        # (0 + 2 * 4 + 25) / 4 = 8.25, less the square of (2 * 2 + 5) / 4 = 2.25.
+        wanted = 8.25 - centered * 2.25**2
+        parts = [(x[:2], weights[:2]), (x[2:], weights[2:])]
+        ways = (
+            make(x, weights),
+            make(x, weights).linearize(),
+            make(x, weights, chunk_size=2),
+            flatjax.over_batches(lambda part: make(*part), parts),
+            flatjax.over_batches(lambda part: make(*part).linearize(), parts),
+        )
+        for op in ways:
+            np.testing.assert_allclose(op @ jnp.ones(1), [wanted], rtol=1e-14)
+
     def test_a_batch_without_leaves(self):
         with pytest.raises(ValueError, match="gradient_covariance needs a batch of examples"):
             flatjax.gradient_covariance(lambda w, _: w, jnp.ones(2), None)

@@ -137,3 +137,74 @@ def test_per_example_gradients_are_at_the_highest_precision():
         lambda p: flatjax.per_example_gradients(losses_fn, p, batch, precision=None), params
     )
     assert set(found) == {None}
+
+
+# Backward passes in float16, whose largest number is 65,504: a sum over the batch overflows where
+# its mean has no trouble.
+def half(w, x):
+    return x.astype(jnp.float16) @ w.astype(jnp.float16)
+
+
+def half_losses(model, w, batch):
+    return (20 * (model(w, batch[0]).astype(jnp.float32) - 1) ** 2).mean(axis=1)
+
+
+def of_large_batch(kind, model, w, batch, **options):
+    match kind:
+        case "mean":
+            mean_loss = lambda w, b: half_losses(model, w, b).mean()  # noqa: E731
+            return flatjax.hessian(mean_loss, w, batch, **options)
+        case "losses":
+            return flatjax.hessian(lambda w, b: half_losses(model, w, b), w, batch, **options)
+        case "Mean":
+            loss = lambda w, b: flatjax.Mean(  # noqa: E731
+                half_losses(model, w, b).sum(), jnp.float32(b[0].shape[0])
+            )
+            return flatjax.hessian(loss, w, batch, **options)
+        case "covariance":
+            losses_fn = lambda w, b: half_losses(model, w, b)  # noqa: E731
+            return flatjax.gradient_covariance(losses_fn, w, batch, **options)
+        case "function":
+            loss = lambda z, t: (20 * (z.astype(jnp.float32) - 1) ** 2).mean(axis=1)  # noqa: E731
+            return flatjax.ggn(model, loss, w, batch, **options)
+        case "ggn":
+            return flatjax.ggn(model, flatjax.softmax_cross_entropy, w, batch, **options)
+    return flatjax.fisher(
+        model, flatjax.softmax_cross_entropy, w, batch, kind="empirical", **options
+    )
+
+
+KINDS = ["mean", "losses", "Mean", "covariance", "function", "ggn", "empirical"]
+
+
+@pytest.mark.parametrize("n", [8192, pytest.param(70_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_sum_over_a_batch_in_float16(kind, n):
+    rng = np.random.default_rng(0)
+    x, y = jnp.asarray(rng.normal(size=(n, 5)), jnp.float32), jnp.arange(n) % 3
+    w, v = (jnp.asarray(a, jnp.float32) for a in rng.normal(size=(2, 5, 3)))
+    wanted = np.asarray(of_large_batch(kind, lambda w, x: x @ w, w, (x, y)) @ v)
+    op = of_large_batch(kind, half, w, (x, y))
+    halves = [(x[: n // 2], y[: n // 2]), (x[n // 2 :], y[n // 2 :])]
+    ways = {
+        "plain": op,
+        "linearized": op.linearize(),
+        "chunks": flatjax.chunked(op, n // 4),
+        "stream": flatjax.over_batches(lambda b: of_large_batch(kind, half, w, b), halves),
+    }
+    for name, way in ways.items():
+        # An example's term is rounded some four times by 2^-11, independently of the others', and
+        # a sum in float16 is rounded once more.
+        gap = np.abs(np.asarray(way @ v) - wanted).max() / np.abs(wanted).max()
+        assert gap < 2e-3, name
+
+
+def test_measures_of_a_large_batch_in_float16():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(8192, 5)), jnp.float32)
+    w = jnp.asarray(rng.normal(size=(5, 3)), jnp.float32)
+    found, wanted = (
+        flatjax.sam_sharpness(lambda w, b, m=m: half_losses(m, w, b), w, (x, None), rho=0.1)
+        for m in (half, lambda w, x: x @ w)
+    )
+    assert float(found.value) == pytest.approx(float(wanted.value), rel=2e-2)

@@ -1,5 +1,7 @@
 """A whole data set, batch by batch: the same as one big batch, however it is cut."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -107,6 +109,57 @@ def test_the_batches_are_read_at_every_product():
     before = source.passes
     K @ w
     assert source.passes == before + 1  # the mean gradient is that of the same pass
+
+
+class TestNothingIsKept:
+    """A product is that of the params, batches and weights that it meets."""
+
+    batches = (np.array([[1.0, 0.0], [3.0, 1.0]]), np.array([[0.0, 2.0], [4.0, 4.0], [1.0, 1.0]]))
+
+    @staticmethod
+    def losses_fn(w, x):
+        return 0.5 * (x @ w) ** 2
+
+    def whole(self, w, batches, weights=None):
+        data = jnp.asarray(np.concatenate(batches))
+        return flatjax.gradient_covariance(self.losses_fn, w, data, weights=weights)
+
+    def test_params_that_are_bound_anew(self, x64):
+        w, v = jnp.ones(2), jnp.array([1.0, -2.0])
+        stream = flatjax.over_batches(
+            lambda x: flatjax.gradient_covariance(self.losses_fn, w, x), list(self.batches)
+        )
+        for w in (jnp.ones(2), jnp.array([3.0, -1.0])):  # read by the lambda
+            wanted = self.whole(w, self.batches) @ v
+            np.testing.assert_allclose(stream @ v, wanted, rtol=1e-12)
+
+    def test_a_batch_that_is_added(self, x64):
+        w, v, batches = jnp.ones(2), jnp.array([1.0, -2.0]), [self.batches[0]]
+        stream = flatjax.over_batches(
+            lambda x: flatjax.gradient_covariance(self.losses_fn, w, x), batches
+        )
+        for count in (2, 5):
+            np.testing.assert_allclose(stream @ v, self.whole(w, batches) @ v, rtol=1e-12)
+            assert float(stream.weight) == count
+            batches.append(self.batches[1])
+
+    def test_leaves_of_a_chunked_covariance(self, x64):
+        data, v = jnp.asarray(np.concatenate(self.batches)), jnp.array([1.0, -2.0])
+        old, new = jnp.ones(2), jnp.array([3.0, -1.0])
+        parts = flatjax.gradient_covariance(self.losses_fn, old, data, chunk_size=2)
+        replaced = dataclasses.replace(parts, op=dataclasses.replace(parts.op, params=new))
+        mapped = jax.tree.map(lambda a: new if a is parts.op.params else a, parts)
+        wanted = self.whole(new, self.batches) @ v
+        for op in (replaced, mapped):
+            np.testing.assert_allclose(op @ v, wanted, rtol=1e-12)
+
+    def test_a_large_mean_does_not_cancel(self):
+        """float32: gradients of 1e4 with a variance of 2, in batches of unequal means."""
+        x = 1e4 + jnp.array([[1.0], [2.0], [3.0], [4.0], [5.0]])
+        make = lambda x: flatjax.gradient_covariance(lambda w, x: x @ w, jnp.zeros(1), x)  # noqa: E731
+        stream = flatjax.over_batches(make, [x[:1], x[1:3], x[3:]])
+        # The gradients of 1e4 are exact to 1e-3.
+        assert float((stream @ jnp.ones(1))[0]) == pytest.approx(2.0, abs=2e-3)
 
 
 def test_in_sums_and_products_by_scalars(x64):
