@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from flatjax import collectives, loops, trees
-from flatjax.transforms import base
+from flatjax.transforms import base, callables
 from flatjax.transforms import groups as grp
 
 
@@ -39,8 +39,8 @@ class Calls:
 
         def scalar(params, rest, kwargs):
             out = loss_fn(*self.join(params, rest), **kwargs)
-            loss, extra = out if has_aux else (out, None)
-            return base.mean_loss(lambda: loss)(), extra
+            loss, extra = callables.loss_and_aux(out) if has_aux else (out, None)
+            return callables.scalar_loss(loss), extra
 
         return jax.value_and_grad(scalar, has_aux=True)
 

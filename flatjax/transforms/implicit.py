@@ -10,7 +10,7 @@ import optax
 
 from flatjax import collectives, trees
 from flatjax.transforms import ascent as asc
-from flatjax.transforms import base, penalties
+from flatjax.transforms import base, callables, penalties
 from flatjax.transforms import groups as grp
 from flatjax.transforms import penalty as pen
 
@@ -26,6 +26,7 @@ def implicit_gradient_regularization(
     mask: asc.Mask | None = None,
     axis_name: collectives.AxisName = None,
     diagnostics: bool = False,
+    check: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Implicit gradient regularisation (IGR): $L + \frac h4 \lVert \nabla L \rVert^2$.
 
@@ -52,6 +53,7 @@ def implicit_gradient_regularization(
       mask: the leaves that count in the norm.
       axis_name: inside ``shard_map`` or ``pmap``, the axes of the batch.
       diagnostics: keep the squared norm, or its estimate, in the state.
+      check: look at the incoming updates at the first eager call, for ``"batch"``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` with state [`PenaltyState`][].
@@ -73,14 +75,14 @@ def implicit_gradient_regularization(
     coef = _fraction(learning_rate, 4)
     if estimator == "batch":
         return penalties.training_penalty(
-            name, coef, every, mode, step, mask, axis_name, diagnostics
+            name, coef, every, mode, step, mask, axis_name, diagnostics, check
         )
     if estimator != "halves":
         raise ValueError(f'estimator must be "batch" or "halves", got {estimator!r}.')
     if loss_fn is None:
         raise ValueError(f'{name}(estimator="halves") needs loss_fn=, and batch= in update.')
     pen.check_mode(mode, step)
-    mean = base.mean_loss(loss_fn)
+    mean = callables.mean_loss(loss_fn)
 
     def evaluate(params, updates, incoming, key, count, extra):
         del updates, incoming, key, count
@@ -195,7 +197,7 @@ def stochastic_implicit_gradient_regularization(
     pen.check_mode(mode, step)
     grp.check_group_mode(group_mode)
     parts = base.static_int("micro_batches", micro_batches, 1)
-    mean = base.mean_loss(loss_fn)
+    mean = callables.mean_loss(loss_fn)
 
     def evaluate(params, updates, incoming, key, count, extra):
         del updates, incoming, key, count

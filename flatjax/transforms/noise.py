@@ -21,7 +21,7 @@ class NoiseState(NamedTuple):
 
     Attributes:
       count: the number of updates.
-      key: the key, folded with ``count`` for each draw.
+      key: the key, folded with ``count`` for each draw, as integers (``jax.random.key_data``).
     """
 
     count: jax.Array
@@ -100,12 +100,12 @@ def gradient_noise(
 
     def init(params):
         del params
-        return NoiseState(base.start(), jax.random.key(seed))
+        return NoiseState(base.start(), base.initial_key(seed))
 
     def update(updates, state, params=None, *, batch=None, args=(), **extra):
         del extra
         incoming = base.average(updates, axis_name)
-        key = jax.random.fold_in(state.key, state.count)
+        key = base.key_of_step(state.key, state.count)
         if isinstance(covariance, str) and covariance != "isotropic":
             base.require_params("gradient_noise", params)
             base.require_batch("gradient_noise", batch)
@@ -124,7 +124,7 @@ def gradient_noise(
         out = base.combine(1.0, incoming, size, trees.cast(noise, incoming))
         return out, NoiseState(base.advance(state.count), state.key)
 
-    return base.with_extra_args(init, update)
+    return base.head_of_chain(init, update)
 
 
 def _from_gradients(key, loss_fn, params, batch, args, chunk_size, axis_name):
@@ -241,7 +241,7 @@ def label_noise(
 
     def init(params):
         del params
-        return NoiseState(base.start(), jax.random.key(seed))
+        return NoiseState(base.start(), base.initial_key(seed))
 
     def update(updates, state, params=None, *, batch: Any = None, args=(), **extra):
         del extra
@@ -249,7 +249,7 @@ def label_noise(
         n = base.require_batch("label_noise", batch)
         inputs, targets = batch
         incoming = base.average(updates, axis_name)
-        key = jax.random.fold_in(state.key, state.count)
+        key = base.key_of_step(state.key, state.count)
         index = collectives.example_index(n, axis_name)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
         here = collectives.varying(params, axis_name)
@@ -264,4 +264,4 @@ def label_noise(
         out = base.combine(1.0, incoming, 1.0, noise)
         return out, NoiseState(base.advance(state.count), state.key)
 
-    return base.with_extra_args(init, update)
+    return base.head_of_chain(init, update)
