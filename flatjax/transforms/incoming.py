@@ -5,11 +5,14 @@ decay that stands before it in the chain acted on the old one, for nothing. Wher
 there to be looked at, the incoming updates are therefore compared with ``grad_fn(params)``, once.
 
 They may differ by rounding: another order of summation, a compiled step and one that is not, half
-precision. How much that is nobody knows beforehand (a gradient near zero is all rounding), so it is
-measured: the gradient is evaluated again at params moved by one unit in the last place of the
-lowest precision at work, to either side.
+precision. Near a minimum a gradient is all rounding, so beyond a few units in the last place the
+rounding is measured: the gradient is evaluated again at params moved by one unit in the last place
+of the lowest precision at work, to either side. That is more than two programs of the same gradient
+were seen to differ by (a quarter of it at most): in half precision the comparison is blunt, and a
+small weight decay is not seen.
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,10 +24,11 @@ from flatjax import loops, trees
 from flatjax.transforms import callables
 
 Tree = Any
-# A sum of n terms is off by some sqrt(n) units in the last place; this covers sums of thousands.
+# In units in the last place of what sums are accumulated in: between compiled and eager, whole and
+# accumulated, sharded and permuted gradients of up to 4,096 examples 4 were seen.
 _SUMS = 64
-# Differences of two roundings, measured in two draws of one: four standard deviations are rare.
-_DRAWS = 4
+# In those of the lowest precision at work, float32 sums of half-precision terms: 1 was seen.
+_TERMS = 4
 
 
 def check_is_gradient(
@@ -107,15 +111,15 @@ def equal_up_to_rounding(
     difference, size = _distance(incoming, reference), float(trees.norm(reference))
     leaves = [a.dtype for a in jax.tree.leaves((incoming, reference, params))]
     sums = max(float(jnp.finfo(trees.compute_dtype(a)).eps) for a in leaves)
-    if not difference > _SUMS * sums * size:  # true of NaN, too
+    if difference <= _SUMS * sums * size or not math.isfinite(difference):
         return True
-    if not difference < float("inf"):
+    terms = max(float(jnp.finfo(a).eps) for a in [*leaves, *_dtypes_inside(gradient, params)])
+    if difference <= _TERMS * terms * size:
         return True
-    unit = max(float(jnp.finfo(a).eps) for a in [*leaves, *_dtypes_inside(gradient, params)])
-    noise = unit * size
-    for sign in (1, -1):
-        noise = max(noise, _distance(gradient(_nudged(params, sign * unit)), reference))
-    return difference <= _DRAWS * noise
+    return any(
+        not difference > _distance(gradient(_nudged(params, by)), reference)
+        for by in (terms, -terms)
+    )
 
 
 def _distance(a, b):

@@ -216,9 +216,9 @@ def test_batch_statistics_come_from_the_chosen_pass(passes):
 def test_bfloat16_compute_with_float32_masters():
     params, batch = network()
     half = lambda t: jax.tree.map(lambda a: a.astype(jnp.bfloat16), t)  # noqa: E731
-    grad = jax.grad(lambda p: loss_fn(half(p), (half(batch[0]), batch[1])))
+    value = lambda p: loss_fn(half(p), (half(batch[0]), batch[1]))  # noqa: E731
     tx = ft.sam(0.05, diagnostics=True)
-    out, state = tx.update(grad(params), tx.init(params), params, grad_fn=grad)
+    out, state = tx.update(jax.grad(value)(params), tx.init(params), params, value_fn=value)
     assert {a.dtype for a in jax.tree.leaves(out)} == {jnp.dtype(jnp.float32)}
     # The masters are perturbed by exactly rho, whatever the compute dtype rounds.
     assert float(state.metrics.perturbation_norm) == pytest.approx(0.05, rel=1e-6)

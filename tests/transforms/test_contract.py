@@ -10,7 +10,7 @@ import pytest
 
 import flatjax.transforms as ft
 from flatjax import losses
-from tests.transforms.zoo import EVERY, HEADS, TAILS, WHOLE, loss_fn, model, network
+from tests.transforms.zoo import EVERY, HEADS, TAILS, WHOLE, functions, loss_fn, model, network
 
 NAMES = list(EVERY)
 
@@ -33,9 +33,8 @@ def stepper(tx, batch):
             state,
             params,
             value=value,
-            grad_fn=lambda p: jax.grad(loss_fn)(p, batch),
-            batch=batch,
             unexpected=1,
+            **functions(batch),
         )
         return optax.apply_updates(params, updates), state
 
@@ -112,9 +111,7 @@ def test_clean_under_strict_promotion(name):
 
     def step(state):
         g = jax.grad(loss_fn)(params, batch)
-        return tx.update(
-            g, state, params, grad_fn=lambda p: jax.grad(loss_fn)(p, batch), batch=batch
-        )
+        return tx.update(g, state, params, **functions(batch))
 
     state = tx.init(params)
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
@@ -183,9 +180,7 @@ def test_inject_hyperparams(name):
     def run(params, states):
         results = []
         for tx, state in zip((plain, injected), states, strict=True):
-            out, new = tx.update(
-                g, state, params, grad_fn=lambda p: jax.grad(loss_fn)(p, batch), batch=batch
-            )
+            out, new = tx.update(g, state, params, **functions(batch))
             results.append(out)
         return results, new.hyperparams
 
@@ -262,9 +257,7 @@ def test_multi_steps_emits_zero_first(name):
 
     def step(state):
         g = jax.grad(loss_fn)(params, batch)
-        return tx.update(
-            g, state, params, grad_fn=lambda p: jax.grad(loss_fn)(p, batch), batch=batch
-        )
+        return tx.update(g, state, params, **functions(batch))
 
     updates, new = jax.eval_shape(step, state)
     assert types(updates) == types(params)
