@@ -175,16 +175,6 @@ def averaged(fn: Callable[[Tree], Tree], axis_name: collectives.AxisName) -> Cal
     return lambda params: average(fn(collectives.varying(params, axis_name)), axis_name)
 
 
-def initial_key(seed: Any) -> jax.Array:
-    """The key of a seed as the integers behind it, which every kind of checkpoint can hold."""
-    return jax.random.key_data(jax.random.key(seed))
-
-
-def key_of_step(data: jax.Array, count: jax.Array) -> jax.Array:
-    """The key of step ``count``, from the integers in the state."""
-    return jax.random.fold_in(jax.random.wrap_key_data(data), count)
-
-
 def all_finite(tree: Tree) -> jax.Array:
     """Whether every entry of every leaf is finite."""
     flags = [jnp.isfinite(a).all() for a in jax.tree.leaves(tree)]

@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from flatjax.transforms import prng
+
 Tree = Any
 Gradient = Callable[[Tree], Tree]
 
@@ -65,9 +67,10 @@ def value_function(name: str, value_fn: Callable[[Tree], Any]) -> Callable[[Tree
 
 def mean_loss(loss_fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
     """``loss_fn`` as a scalar: the mean where it returns per-example losses."""
+    called = prng.cloning(loss_fn)
 
     def mean(*args, **kwargs):
-        return scalar_loss(loss_fn(*args, **kwargs))
+        return scalar_loss(called(*args, **kwargs))
 
     return mean
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from flatjax import collectives, trees
-from flatjax.transforms import base
+from flatjax.transforms import base, prng
 from flatjax.transforms.noise import normal_like
 
 Tree = Any
@@ -101,7 +101,7 @@ def entropy_sgd(
         anchor, mean = (
             trees.zeros(structure) if abstract else base.copy_of(params) for _ in range(2)
         )
-        return EntropySGDState(base.start(), base.initial_key(seed), anchor, mean)
+        return EntropySGDState(base.start(), prng.initial(seed), anchor, mean)
 
     def update(updates, state, params=None, **extra):
         del extra
@@ -122,7 +122,7 @@ def entropy_sgd(
         alpha = base.at(averaging, outer, scalar)
 
         g = trees.cast(base.average(updates, axis_name), wide)
-        xi = normal_like(base.key_of_step(state.key, state.count), params)
+        xi = normal_like(prng.of_step(state.key, state.count), params)
         pull = base.combine(1.0, anchor, -1.0, point)
         inner = base.combine(1.0, point, -rate, base.combine(1.0, g, -scope, pull))
         size = jnp.sqrt(rate) * base.at(noise, state.count, scalar)

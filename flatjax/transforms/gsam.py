@@ -217,7 +217,9 @@ def gradient_norm_penalty(
         return base.combine(1 - weight, g, weight, perturbed)
 
     ascent = asc.Ascent(p, mask=mask)
-    return pair_transform("gradient_norm_penalty", combine, rho, ascent, axis_name, diagnostics, check)
+    return pair_transform(
+        "gradient_norm_penalty", combine, rho, ascent, axis_name, diagnostics, check
+    )
 
 
 class WSAMState(NamedTuple):

@@ -10,7 +10,7 @@ import optax
 
 from flatjax import collectives, trees
 from flatjax.transforms import ascent as asc
-from flatjax.transforms import base, callables, penalties
+from flatjax.transforms import base, callables, penalties, prng
 from flatjax.transforms import groups as grp
 from flatjax.transforms import penalty as pen
 
@@ -91,12 +91,13 @@ def implicit_gradient_regularization(
         halves = grp.split(batch, 2, "halves")
         parts = [jax.tree.map(lambda a, i=i: a[i], halves) for i in (0, 1)]
 
-        def gradient(part):
-            return base.averaged(lambda w: jax.grad(mean)(w, part, *args), axis_name)
+        def gradient(part, index):
+            a = prng.fold(args, index)
+            return base.averaged(lambda w: jax.grad(mean)(w, part, *a), axis_name)
 
         expanded = asc.expand_mask(mask, params)
         (g_a, apply_a), (g_b, apply_b) = (
-            _product_along(gradient(part), params, mode, step) for part in parts
+            _product_along(gradient(part, i), params, mode, step) for i, part in enumerate(parts)
         )
         v_a, v_b = asc.select(expanded, g_a), asc.select(expanded, g_b)
         # coef <g_A, g_B> has the gradient coef (H_A g_B + H_B g_A); a factor 2 comes later.
@@ -206,11 +207,11 @@ def stochastic_implicit_gradient_regularization(
         here = collectives.varying(params, axis_name)
 
         def one(index, part, within):
-            del index
+            a = args if parts == 1 else prng.fold(args, index)
 
             def gradient(w):
                 w = collectives.varying(w, axis_name)
-                return within(jax.grad(mean)(w, part, *args)), None
+                return within(jax.grad(mean)(w, part, *a)), None
 
             point = params if parts == 1 else here
             found = pen.hessian_product(gradient, point, mode=mode, step=step, mask=mask)

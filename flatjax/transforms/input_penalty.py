@@ -10,7 +10,7 @@ import optax
 
 from flatjax import collectives, losses, trees
 from flatjax.transforms import ascent as asc
-from flatjax.transforms import base, penalties
+from flatjax.transforms import base, penalties, prng
 from flatjax.transforms import penalty as pen
 from flatjax.transforms.label_penalties import OutputLoss, sub_sample
 
@@ -69,6 +69,7 @@ def input_gradient_penalty(
     """
     name = "input_gradient_penalty"
     pen.check_mode(mode, step)
+    model_fn = prng.cloning(model_fn)
     output_loss = losses.as_loss(loss)
     size = None if sub_batch is None else base.static_int("sub_batch", sub_batch, 1)
 

@@ -10,7 +10,7 @@ import optax
 
 from flatjax import collectives, losses
 from flatjax.transforms import ascent as asc
-from flatjax.transforms import base, penalties
+from flatjax.transforms import base, penalties, prng
 from flatjax.transforms import penalty as pen
 
 Tree = Any
@@ -165,6 +165,7 @@ def _label_penalty(
     diagnostics,
 ):  # fmt: skip
     pen.check_mode(mode, step)
+    model_fn = prng.cloning(model_fn)
     output_loss = losses.as_loss(loss)
     size = None if sub_batch is None else base.static_int("sub_batch", sub_batch, 1)
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from flatjax import collectives, trees
-from flatjax.transforms import base
+from flatjax.transforms import base, prng
 from flatjax.transforms.noise import normal_like
 
 Tree = Any
@@ -105,7 +105,7 @@ def langevin(
         zeros = trees.zeros(trees.structure_of(params))
         return LangevinState(
             base.start(),
-            base.initial_key(seed),
+            prng.initial(seed),
             () if friction is None else zeros,
             () if preconditioner is None else zeros,
         )
@@ -121,7 +121,7 @@ def langevin(
         mean = trees.cast(base.average(updates, axis_name), wide)
         data = base.at(num_data, state.count, scalar)
         force = base.combine(data, mean, tau, trees.cast(params, wide))
-        xi = normal_like(base.key_of_step(state.key, state.count), params)
+        xi = normal_like(prng.of_step(state.key, state.count), params)
 
         velocity, moment = state.velocity, state.second_moment
         if preconditioner == "rms":

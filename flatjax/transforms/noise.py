@@ -10,7 +10,7 @@ import optax
 
 from flatjax import collectives, losses, trees
 from flatjax.operators.per_example import per_example_gradients
-from flatjax.transforms import base
+from flatjax.transforms import base, callables, prng
 from flatjax.transforms.label_penalties import OutputLoss
 
 Tree = Any
@@ -98,19 +98,21 @@ def gradient_noise(
                 f'gradient_noise(covariance="{covariance}") needs loss_fn=, and batch= in update.'
             )
 
+    each = None if loss_fn is None else prng.cloning(loss_fn)
+
     def init(params):
         del params
-        return NoiseState(base.start(), base.initial_key(seed))
+        return NoiseState(base.start(), prng.initial(seed))
 
     def update(updates, state, params=None, *, batch=None, args=(), **extra):
         del extra
         incoming = base.average(updates, axis_name)
-        key = base.key_of_step(state.key, state.count)
+        key = prng.of_step(state.key, state.count)
         if isinstance(covariance, str) and covariance != "isotropic":
             base.require_params("gradient_noise", params)
             base.require_batch("gradient_noise", batch)
             draw = _from_gradients if covariance == "gradient" else _from_diagonal
-            noise = draw(key, loss_fn, params, batch, args, chunk_size, axis_name)
+            noise = draw(key, each, params, batch, args, chunk_size, axis_name)
         else:
             noise = normal_like(key, incoming)
             if not isinstance(covariance, str):
@@ -143,7 +145,12 @@ def _from_gradients(key, loss_fn, params, batch, args, chunk_size, axis_name):
 
 def _loss_vector(loss_fn, params, batch, args):
     """The per-example losses, of a mean loss by batches of one."""
-    losses_of = lambda b: loss_fn(params, b, *args)  # noqa: E731
+
+    def losses_of(b):
+        loss = loss_fn(params, b, *args)
+        callables.scalar_loss(loss)
+        return jnp.asarray(loss)
+
     if jax.eval_shape(losses_of, batch).ndim == 1:
         return losses_of(batch)
     return jax.vmap(lambda b: losses_of(jax.tree.map(lambda a: a[None], b)).reshape(()))(batch)
@@ -216,6 +223,7 @@ def label_noise(
         "flip_probability", flip_probability if flip_probability is not None else 0.0,
         minimum=0.0, maximum=1.0,
     )  # fmt: skip
+    model_fn = prng.cloning(model_fn)
     output_loss = losses.as_loss(loss)
 
     def noised(keys, outputs, targets, count):
@@ -241,7 +249,7 @@ def label_noise(
 
     def init(params):
         del params
-        return NoiseState(base.start(), base.initial_key(seed))
+        return NoiseState(base.start(), prng.initial(seed))
 
     def update(updates, state, params=None, *, batch: Any = None, args=(), **extra):
         del extra
@@ -249,7 +257,7 @@ def label_noise(
         n = base.require_batch("label_noise", batch)
         inputs, targets = batch
         incoming = base.average(updates, axis_name)
-        key = base.key_of_step(state.key, state.count)
+        key = prng.of_step(state.key, state.count)
         index = collectives.example_index(n, axis_name)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
         here = collectives.varying(params, axis_name)

@@ -21,7 +21,7 @@ import optax
 
 from flatjax import collectives, loops, trees
 from flatjax.transforms import ascent as asc
-from flatjax.transforms import base
+from flatjax.transforms import base, prng
 from flatjax.transforms import incoming as inc
 from flatjax.transforms import penalty as pen
 from flatjax.transforms import perturbed as per
@@ -36,8 +36,8 @@ class PenaltyState(NamedTuple):
 
     Attributes:
       count: the number of updates.
-      key: the key, folded with ``count`` for each draw, as integers (``jax.random.key_data``); ``()``
-        for a penalty that draws nothing.
+      key: the key, folded with ``count`` for each draw, as integers (``jax.random.key_data``);
+        ``()`` for a penalty that draws nothing.
       product: half the gradient of the penalty, as last computed and finite; ``()`` with
         ``every=1``.
       penalty: the last squared norm, before the coefficient; ``()`` without ``diagnostics``.
@@ -77,7 +77,7 @@ def penalty_transform(
     base.check_every(every)
 
     def init(params):
-        key = () if seed is None else base.initial_key(seed)
+        key = () if seed is None else prng.initial(seed)
         product = () if base.always(every) else base.zeros_like(params)
         penalty = jnp.zeros((), trees.dtype(params)) if diagnostics else ()
         return PenaltyState(base.start(), key, product, penalty)
@@ -87,7 +87,7 @@ def penalty_transform(
         incoming = base.average(updates, axis_name)
 
         def refresh():
-            key = () if seed is None else base.key_of_step(state.key, state.count)
+            key = () if seed is None else prng.of_step(state.key, state.count)
             product, squared = evaluate(params, updates, incoming, key, state.count, extra)
             squared = squared.astype(state.penalty.dtype) if diagnostics else ()
             return trees.cast(product, params), squared

@@ -15,7 +15,7 @@ import optax
 
 from flatjax import collectives, loops, trees
 from flatjax.transforms import ascent as asc
-from flatjax.transforms import base, callables
+from flatjax.transforms import base, callables, prng
 from flatjax.transforms import groups as grp
 from flatjax.transforms import incoming as inc
 from flatjax.transforms import perturbed as per
@@ -89,6 +89,7 @@ def sam(
         its own, whatever the number of devices. Needs ``loss_fn`` here and ``batch`` (and ``args``)
         in ``update``, unless ``groups`` is the number of devices of ``axis_name``.
       loss_fn: ``loss_fn(params, batch, *args)``, for ``groups``: the mean or per-example losses.
+        Typed keys among ``args`` are folded with the group's index.
       group_mode: ``"vmap"``: all groups at once; ``"loop"``: the memory of one group at a time;
         ``"auto"``: a loop on a single CPU device, else all at once.
       axis_name: inside ``shard_map`` or ``pmap``: the incoming gradient, ``grad_fn`` and ``batch``
@@ -147,16 +148,15 @@ def sam(
             value, local = _group_losses(
                 parts, loss_fn, batch, args, grad_fn, value_fn, axis_name, diagnostics
             )
-            gradient = base.averaged(lambda w: local(w, batch), axis_name)
+            gradient = base.averaged(lambda w: local(w, batch, None), axis_name)
 
             def perturbed():
                 def group(index, part, within):
-                    del index
                     here = collectives.varying(params, axis_name)
-                    here_gradient = lambda w: within(local(w, part))  # noqa: E731
+                    here_gradient = lambda w: within(local(w, part, index))  # noqa: E731
                     g = trees.cast(here_gradient(here), incoming)
                     if diagnostics:
-                        options["value_fn"] = lambda w: within(value(w, part))
+                        options["value_fn"] = lambda w: within(value(w, part, index))
                     return per.perturbed_gradient(
                         ascent, here_gradient, g, here, radius, **options
                     ), None
@@ -181,11 +181,16 @@ def sam(
 
 
 def _group_losses(parts, loss_fn, batch, args, grad_fn, value_fn, axis_name, diagnostics):
-    """Loss and gradient as functions ``(params, part)`` of this device's part of a group."""
+    """Loss and gradient on this device's part of a group, ``(params, part, index)``."""
     if loss_fn is not None:
         base.require_batch("sam(groups=...)", batch)
         mean = callables.mean_loss(loss_fn)
-        value = lambda params, part: mean(params, part, *args)  # noqa: E731
+
+        def value(params, part, index):
+            # Each group has a dropout of its own; `None` is the whole batch.
+            a = args if index is None else prng.fold(args, index)
+            return mean(params, part, *a)
+
         return value, jax.grad(value)
     if axis_name is None or collectives.axis_size(axis_name) != parts:
         raise ValueError(
@@ -195,7 +200,7 @@ def _group_losses(parts, loss_fn, batch, args, grad_fn, value_fn, axis_name, dia
         )
     gradient = callables.gradient_function("sam", grad_fn, value_fn)
     value = per.gap_function("sam", diagnostics, value_fn, None)
-    return lambda params, part: value(params), lambda params, part: gradient(params)
+    return lambda params, *_: value(params), lambda params, *_: gradient(params)
 
 
 def asam(
