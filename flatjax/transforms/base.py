@@ -129,6 +129,16 @@ def require_batch(name: str, batch: Tree) -> int:
     return sizes.pop()
 
 
+def require_pair(name: str, batch: Tree) -> int:
+    """The number of examples of a ``batch`` of inputs and targets."""
+    if batch is not None and not (isinstance(batch, tuple | list) and len(batch) == 2):
+        raise TypeError(
+            f"{name} takes batch=(inputs, targets), got a {type(batch).__name__}: write "
+            'batch=(batch["inputs"], batch["targets"]), or whatever yours are called.'
+        )
+    return require_batch(name, batch)
+
+
 def check_not_explicit(name: str, batch: Tree) -> None:
     """Raise if a batch that has to be cut or mapped over is split over an Explicit mesh axis."""
     axes = collectives.explicit_axes(batch)

@@ -1,4 +1,4 @@
-"""The caller's functions, looked at where they enter: `grad_fn`, `value_fn`, `loss_fn`.
+"""The caller's functions, looked at where they enter.
 
 Each of them is wrapped once, and what it returns is compared with what it should: all of it while
 tracing, at no cost at run time.
@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from flatjax import losses
 from flatjax.transforms import prng
 
 Tree = Any
@@ -30,9 +31,8 @@ def gradient_function(
 ) -> Gradient:
     """``grad_fn``, or the gradient of ``value_fn``, checked."""
     if grad_fn is not None:
-        return lambda params: check_gradient(
-            f"{name}: grad_fn returned", _called(name, "grad_fn", grad_fn, params), params
-        )
+        called = explained(f"{name}: grad_fn", grad_fn)
+        return lambda params: check_gradient(f"{name}: grad_fn returned", called(params), params)
     if value_fn is not None:
         return jax.grad(value_function(name, value_fn))
     raise ValueError(
@@ -46,43 +46,30 @@ def gradient_function(
 
 def value_function(name: str, value_fn: Callable[[Tree], Any]) -> Callable[[Tree], jax.Array]:
     """``value_fn``, which has to return a scalar."""
+    called = explained(f"{name}: value_fn", value_fn)
 
     def value(params):
-        out = _called(name, "value_fn", value_fn, params)
-        if isinstance(out, tuple | list | dict):
-            raise TypeError(
-                f"{name}: value_fn returned a {type(out).__name__}, where the loss alone is "
-                "expected: leave out the aux (or the gradient), as in "
-                "value_fn=lambda p: loss_fn(p, batch)[0]."
-            )
-        if jnp.shape(out) != ():
+        loss = called(params)
+        _check_loss(f"{name}: value_fn", loss)
+        if jnp.shape(loss) != ():
             raise ValueError(
-                f"{name}: value_fn must return a scalar, got shape {jnp.shape(out)}: take the mean "
-                "over the examples, value_fn=lambda p: loss_fn(p, batch).mean()."
+                f"{name}: value_fn must return a scalar, got shape {jnp.shape(loss)}: take the "
+                "mean over the examples, value_fn=lambda p: loss_fn(p, batch).mean()."
             )
-        return jnp.asarray(out)
+        return jnp.asarray(loss)
 
     return value
 
 
 def mean_loss(loss_fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """``loss_fn`` as a scalar: the mean where it returns per-example losses."""
-    called = prng.cloning(loss_fn)
-
-    def mean(*args, **kwargs):
-        return scalar_loss(called(*args, **kwargs))
-
-    return mean
+    """``loss_fn(params, ...)`` as a scalar: the mean where it returns per-example losses."""
+    called = explained("loss_fn", prng.cloning(loss_fn))
+    return lambda *args, **kwargs: scalar_loss(called(*args, **kwargs))
 
 
 def scalar_loss(loss: Any) -> jax.Array:
     """What a ``loss_fn`` returned, as a scalar."""
-    if isinstance(loss, tuple | list | dict):
-        raise TypeError(
-            f"loss_fn returned a {type(loss).__name__} of length {len(loss)}, where the loss alone "
-            "is expected: an oracle takes a pair (loss, aux) with has_aux=True; elsewhere return "
-            "the loss only."
-        )
+    _check_loss("loss_fn", loss)
     loss = jnp.asarray(loss)
     if loss.ndim > 1:
         raise ValueError(
@@ -91,14 +78,45 @@ def scalar_loss(loss: Any) -> jax.Array:
     return loss.mean()
 
 
+def _check_loss(what, loss):
+    if loss is None:
+        raise TypeError(f"{what} returned None: does the function return its result?")
+    if isinstance(loss, tuple | list | dict):
+        raise TypeError(
+            f"{what} returned a {type(loss).__name__} of length {len(loss)}, where the loss alone "
+            "is expected: return the loss only, as in lambda p: loss_fn(p, batch)[0]; the oracles "
+            "sam_value_and_grad and penalty_value_and_grad take a pair (loss, aux) with "
+            "has_aux=True."
+        )
+
+
 def loss_and_aux(out: Any) -> tuple[Any, Any]:
     """What a ``loss_fn`` with ``has_aux=True`` returned."""
     if isinstance(out, tuple | list) and len(out) == 2:
         return out[0], out[1]
     raise TypeError(
-        f"has_aux=True, but loss_fn returned a {type(out).__name__} where a pair (loss, aux) is "
-        "expected: return both, or leave out has_aux."
+        "has_aux=True, but loss_fn did not return a pair (loss, aux): return both, or leave out "
+        "has_aux."
     )
+
+
+def model_function(
+    name: str, model_fn: Callable[..., Any], loss: losses.OutputLoss
+) -> Callable[..., Any]:
+    """``model_fn``, which has to return the outputs alone where ``loss`` is one of this package."""
+    called = explained(f"{name}: model_fn", prng.cloning(model_fn))
+
+    def outputs(*args):
+        out = called(*args)
+        if isinstance(out, tuple | list | dict) and not isinstance(loss, losses.FunctionLoss):
+            raise TypeError(
+                f"{name}: model_fn returned a {type(out).__name__}, where the outputs alone are "
+                "expected: leave out the new model state, as in "
+                "model_fn=lambda params, inputs, *args: apply(params, inputs, *args)[0]."
+            )
+        return out
+
+    return outputs
 
 
 def check_params(name: str, params: Tree) -> None:
@@ -180,24 +198,29 @@ def _other_structure(gradient, params):
     )
 
 
-def _called(name, argument, fn, params):
-    """``fn(params)``; a module without its static half, called as a model, is explained."""
-    try:
-        return fn(params)
-    except (TypeError, AttributeError) as error:
-        text = str(error)
-        if _is_nnx(params) and "State" in text:
-            raise TypeError(
-                f"{name}: {argument} is called with the params, a flax.nnx.State, which is no "
-                f"model ({text}): {_SPLIT}; then {argument} differentiates that loss with jax.grad."
-            ) from error
-        if _has_none(params) and "NoneType" in text:
-            raise TypeError(
-                f"{name}: {argument} is called with the params, which hold the arrays of the model "
-                f"alone: what eqx.filter left out is None ({text}). Write {_PARTITION}: "
-                f"{argument}=lambda p: jax.grad(lambda p: loss(eqx.combine(p, static), batch))(p)."
-            ) from error
-        raise
+def explained(what: str, fn: Callable[..., Any]) -> Callable[..., Any]:
+    """``fn(params, ...)``; params called as if they were a model raise what to do instead."""
+
+    def call(params, *args, **kwargs):
+        try:
+            return fn(params, *args, **kwargs)
+        except (TypeError, AttributeError) as error:
+            text = str(error)
+            if _is_nnx(params) and "State" in text:
+                raise TypeError(
+                    f"{what} is called with the params, a flax.nnx.State, which is no model "
+                    f"({text}). Write {_SPLIT}, and differentiate that loss: "
+                    "grad_fn=lambda p: jax.grad(loss)(p, batch)."
+                ) from error
+            if _has_none(params) and "NoneType" in text:
+                raise TypeError(
+                    f"{what} is called with the params, which hold the arrays of the model alone: "
+                    f"what eqx.filter left out is None ({text}). Write {_PARTITION}: "
+                    "grad_fn=jax.grad(lambda p: loss(eqx.combine(p, static), batch))."
+                ) from error
+            raise
+
+    return call
 
 
 def _is_nnx(tree):

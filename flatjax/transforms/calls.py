@@ -37,9 +37,12 @@ class Calls:
     def replace(self, loss_fn, has_aux=False):
         """``value_and_grad`` of ``(loss, aux)``, the aux ``None`` where there is none."""
         loss_fn = prng.cloning(loss_fn)
+        called = callables.explained(
+            "loss_fn", lambda params, rest, kwargs: loss_fn(*self.join(params, rest), **kwargs)
+        )
 
         def scalar(params, rest, kwargs):
-            out = loss_fn(*self.join(params, rest), **kwargs)
+            out = called(params, rest, kwargs)
             loss, extra = callables.loss_and_aux(out) if has_aux else (out, None)
             return callables.scalar_loss(loss), extra
 
@@ -135,6 +138,7 @@ class Calls:
                 raise TypeError(f"argnums={self.argnums}, but only {len(call)} arguments given.")
             chosen = tuple(call[i] for i in places)
             params = chosen[0] if isinstance(self.argnums, int) else chosen
+            callables.check_params("loss_fn", params)
             rest = [a for i, a in enumerate(call) if i not in places]
             (value, extra), grads = self.run(group, params, rest, kwargs)
             return ((value, extra), grads) if self.has_aux else (value, grads)

@@ -223,8 +223,8 @@ def label_noise(
         "flip_probability", flip_probability if flip_probability is not None else 0.0,
         minimum=0.0, maximum=1.0,
     )  # fmt: skip
-    model_fn = prng.cloning(model_fn)
     output_loss = losses.as_loss(loss)
+    model_fn = callables.model_function("label_noise", model_fn, output_loss)
 
     def noised(keys, outputs, targets, count):
         integer = jnp.issubdtype(targets.dtype, jnp.integer)
@@ -254,7 +254,7 @@ def label_noise(
     def update(updates, state, params=None, *, batch: Any = None, args=(), **extra):
         del extra
         base.require_params("label_noise", params)
-        n = base.require_batch("label_noise", batch)
+        n = base.require_pair("label_noise", batch)
         inputs, targets = batch
         incoming = base.average(updates, axis_name)
         key = prng.of_step(state.key, state.count)
