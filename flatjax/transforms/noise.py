@@ -11,6 +11,7 @@ import optax
 from flatjax import collectives, losses, trees
 from flatjax.operators.per_example import per_example_gradients
 from flatjax.transforms import base, callables, prng
+from flatjax.transforms import perturbed as per
 from flatjax.transforms.label_penalties import OutputLoss
 
 Tree = Any
@@ -109,7 +110,7 @@ def gradient_noise(
         incoming = base.average(updates, axis_name)
         key = prng.of_step(state.key, state.count)
         if isinstance(covariance, str) and covariance != "isotropic":
-            base.require_params("gradient_noise", params)
+            per.check_trees("gradient_noise", updates, params)
             base.require_batch("gradient_noise", batch)
             draw = _from_gradients if covariance == "gradient" else _from_diagonal
             noise = draw(key, each, params, batch, args, chunk_size, axis_name)
@@ -253,7 +254,7 @@ def label_noise(
 
     def update(updates, state, params=None, *, batch: Any = None, args=(), **extra):
         del extra
-        base.require_params("label_noise", params)
+        per.check_trees("label_noise", updates, params)
         n = base.require_pair("label_noise", batch)
         inputs, targets = batch
         incoming = base.average(updates, axis_name)
