@@ -138,8 +138,9 @@ def sam(
         radius = base.at(rho, state.count, trees.dtype(params))
         options: dict[str, Any] = {"steps": steps, "second_order": second_order}
         if parts == 1:
-            local = callables.gradient_function("sam", grad_fn, value_fn)
-            gradient = base.averaged(local, axis_name)
+            gradient = base.averaged(
+                callables.gradient_function("sam", grad_fn, value_fn), axis_name
+            )
             options["value_fn"] = per.gap_function("sam", diagnostics, value_fn, axis_name)
 
             def perturbed():
@@ -180,7 +181,9 @@ def sam(
     return base.head_of_chain(init, update)
 
 
-def _group_losses(parts, loss_fn, batch, args, grad_fn, value_fn, axis_name, diagnostics):
+def _group_losses(
+    parts, loss_fn, batch, args, grad_fn, value_fn, axis_name, diagnostics
+) -> tuple[Any, Callable[..., Tree]]:
     """Loss and gradient on this device's part of a group, ``(params, part, index)``."""
     if loss_fn is not None:
         base.require_batch("sam(groups=...)", batch)
@@ -199,8 +202,8 @@ def _group_losses(parts, loss_fn, batch, args, grad_fn, value_fn, axis_name, dia
             "axis_name."
         )
     gradient = callables.gradient_function("sam", grad_fn, value_fn)
-    value = per.gap_function("sam", diagnostics, value_fn, None)
-    return lambda params, *_: value(params), lambda params, *_: gradient(params)
+    loss = per.gap_function("sam", diagnostics, value_fn, None)
+    return loss and (lambda params, *_: loss(params)), lambda params, *_: gradient(params)
 
 
 def asam(

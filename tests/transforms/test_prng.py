@@ -88,6 +88,13 @@ def test_oracles_with_a_key_among_the_arguments(name):
     assert bool(jnp.isfinite(flat(out)).all())
 
 
+def test_a_draw_from_swag():
+    tx = ft.swag(rank=2)
+    draw = jax.jit(lambda key: ft.swag_sample(tx.init(PARAMS), key, PARAMS))
+    with jax.debug_key_reuse(True):
+        np.testing.assert_array_equal(flat(draw(jax.random.key(0))), 0.0)  # nothing collected
+
+
 @pytest.mark.parametrize("kind", ["sam", "isgr", "halves"])
 def test_groups_have_dropout_of_their_own_in_both_passes(kind):
     # A loss that is its draw times the sum of the params: the gradient tells which draws were seen.
