@@ -155,7 +155,9 @@ WHOLE = {
     "wsam_decoupled": lambda **k: ft.wsam(
         **{"rho": 0.05, "optimizer": optax.sgd(0.01), "learning_rate": 0.01, **k}
     ),
-    "momentum_sam": lambda **k: ft.momentum_sam(**{"learning_rate": 0.1, **k}),
+    "momentum_sam": lambda **k: ft.momentum_sam(
+        **{"learning_rate": 0.1, "rho": lambda t: 0.1 * (t + 1).astype("f4"), **k}
+    ),
     "langevin": lambda **k: ft.langevin(
         **{"learning_rate": 1e-4, "num_data": N, "friction": 0.1, **k}
     ),
