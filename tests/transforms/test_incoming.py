@@ -220,6 +220,15 @@ def test_near_a_minimum_a_gradient_is_all_rounding(compute):
     assert not equal_up_to_rounding(reference + 1.0, reference, gradient, solution)
 
 
+def test_rounding_may_show_on_one_side_alone():
+    # At a kink one of the two neighbours has another gradient, and so may another program.
+    w = jnp.array([2.0])
+    for above in (True, False):
+        kink = lambda v, above=above: jnp.where((v > w) if above else (v < w), 1.001, 1.0)  # noqa: E731
+        assert equal_up_to_rounding(jnp.array([1.001]), kink(w), kink, w)
+        assert not equal_up_to_rounding(jnp.array([1.002]), kink(w), kink, w)
+
+
 def test_a_function_of_the_host_is_compared_too():
     # It cannot be traced, so the precision inside it is not known: that of the params counts.
     host = lambda w: jnp.asarray(np.asarray(w) * 2)  # noqa: E731

@@ -168,6 +168,7 @@ WHOLE = {
 }
 TAILS = {
     "ema_params": lambda **k: ft.ema_params(**{"decay": 0.9, **k}),
+    "ema_debiased": lambda **k: ft.ema_params(**{"decay": 0.9, "debias": True, **k}),
     "swa": lambda **k: ft.swa(**{"every": 2, **k}),
     "swag": lambda **k: ft.swag(**{"every": 2, "rank": 2, **k}),
 }
