@@ -153,9 +153,11 @@ def test_nothing_is_seen_under_jit():
 
 @pytest.mark.parametrize("bad", [jnp.nan, jnp.inf])
 def test_a_gradient_that_is_not_finite_is_passed_on(bad):
+    # Nothing can be compared, whether grad_fn(params) is finite or not.
     g = {**grad(W), "b": jnp.full(3, bad)}
-    out = update(ft.sam(), g, grad_fn=lambda p: g)
-    assert not bool(jnp.isfinite(out["b"]).all())
+    for grad_fn in (grad, lambda p: g):
+        out = update(ft.sam(), g, grad_fn=grad_fn)
+        assert not bool(jnp.isfinite(out["b"]).all())
 
 
 def precision(name):
@@ -227,6 +229,15 @@ def test_rounding_may_show_on_one_side_alone():
         kink = lambda v, above=above: jnp.where((v > w) if above else (v < w), 1.001, 1.0)  # noqa: E731
         assert equal_up_to_rounding(jnp.array([1.001]), kink(w), kink, w)
         assert not equal_up_to_rounding(jnp.array([1.002]), kink(w), kink, w)
+
+
+def test_half_precision_at_zero_weights():
+    # Zeros cannot be moved by a fraction of themselves: a few units in the last place are allowed.
+    w = jnp.zeros(2)
+    shifted = lambda w: (w.astype(jnp.bfloat16) + 1).astype(jnp.float32)  # noqa: E731
+    unit = 2.0**-7
+    assert equal_up_to_rounding(jnp.full(2, 1 + 3 * unit), shifted(w), shifted, w)
+    assert not equal_up_to_rounding(jnp.full(2, 1 + 5 * unit), shifted(w), shifted, w)
 
 
 def test_a_function_of_the_host_is_compared_too():
