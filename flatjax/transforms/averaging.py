@@ -124,7 +124,11 @@ def ema_params(
             first = trees.cast(params, old)
             old = jax.tree.map(lambda a, b: jnp.where(state.count == 0, b, a), old, first)
         average = base.combine(d, old, 1 - d, new)
-        weight = d * state.weight + (1 - d) if debias else jnp.ones_like(state.weight)
+        weight, old_weight = jnp.ones_like(state.weight), jnp.ones_like(state.weight)
+        if debias:
+            weight, old_weight = d * state.weight + (1 - d), state.weight
+        finite = base.all_finite(new)
+        average, weight = base.where(finite, (average, weight), (old, old_weight))
         return updates, EMAState(base.advance(state.count), average, weight)
 
     return base.with_extra_args(init, update)
@@ -179,7 +183,7 @@ def swa(start: base.Number = 0, *, every: base.Number = 1) -> optax.GradientTran
         del extra
         new = _next("swa", updates, params)
         count = base.advance(state.count)
-        due = _due(count, start, every)
+        due = _due(count, start, every) & base.all_finite(new)
         collected = state.collected + due.astype(state.collected.dtype)
         average = _towards(state.average, new, due, collected)
         return updates, SWAState(count, collected, average)
@@ -250,7 +254,7 @@ def swag(
         del extra
         new = _next("swag", updates, params)
         count = base.advance(state.count)
-        due = _due(count, start, every)
+        due = _due(count, start, every) & base.all_finite(new)
         collected = state.collected + due.astype(state.collected.dtype)
         average = _towards(state.average, new, due, collected)
 
@@ -295,8 +299,8 @@ def averaged_params(state: Any, params: Tree) -> Tree:
     """
     found = base.find_state(state, (EMAState, SWAState, SWAGState))
     if isinstance(found, EMAState):
-        weight = jnp.where(found.count == 0, jnp.ones_like(found.weight), found.weight)
-        some = found.count > 0
+        some = found.weight != 0
+        weight = jnp.where(some, found.weight, jnp.ones_like(found.weight))
         average = jax.tree.map(lambda a: a / weight.astype(a.dtype), found.average)
     else:
         some, average = found.collected > 0, found.average

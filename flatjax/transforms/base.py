@@ -13,10 +13,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from flatjax import collectives, loops, trees
+from flatjax import collectives, trees
 
 Tree = Any
-Gradient = Callable[[Tree], Tree]
 Number = float | int | jax.Array
 Scalar = Number | optax.Schedule
 
@@ -130,6 +129,16 @@ def require_batch(name: str, batch: Tree) -> int:
     return sizes.pop()
 
 
+def require_pair(name: str, batch: Tree) -> int:
+    """The number of examples of a ``batch`` of inputs and targets."""
+    if batch is not None and not (isinstance(batch, tuple | list) and len(batch) == 2):
+        raise TypeError(
+            f"{name} takes batch=(inputs, targets), got a {type(batch).__name__}: write "
+            'batch=(batch["inputs"], batch["targets"]), or whatever yours are called.'
+        )
+    return require_batch(name, batch)
+
+
 def check_not_explicit(name: str, batch: Tree) -> None:
     """Raise if a batch that has to be cut or mapped over is split over an Explicit mesh axis."""
     axes = collectives.explicit_axes(batch)
@@ -139,37 +148,6 @@ def check_not_explicit(name: str, batch: Tree) -> None:
             f"{axes}: build the mesh with axis_types=(jax.sharding.AxisType.Auto,), or work inside "
             "jax.shard_map with axis_name=."
         )
-
-
-def gradient_function(
-    name: str, grad_fn: Gradient | None, value_fn: Callable[[Tree], jax.Array] | None
-) -> Gradient:
-    """``grad_fn``, or the gradient of ``value_fn``."""
-    if grad_fn is not None:
-        return grad_fn
-    if value_fn is not None:
-        return jax.grad(value_fn)
-    raise ValueError(
-        f"{name} evaluates gradients of its own: call update(updates, state, params, "
-        "grad_fn=lambda p: jax.grad(loss_fn)(p, batch)), or pass value_fn=, the loss as a "
-        "function of the params. (flax's TrainState.apply_gradients does not forward extra "
-        "arguments: use the oracle flatjax.sam_value_and_grad there.)"
-    )
-
-
-def mean_loss(loss_fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """``loss_fn`` as a scalar: the mean where it returns per-example losses."""
-
-    def mean(*args, **kwargs):
-        loss = loss_fn(*args, **kwargs)
-        if loss.ndim > 1:
-            raise ValueError(
-                "loss_fn must return a scalar or one loss an example, shape (n,), got "
-                f"{loss.shape}."
-            )
-        return loss.mean()
-
-    return mean
 
 
 def average(tree: Tree, axis_name: collectives.AxisName) -> Tree:
@@ -207,31 +185,15 @@ def averaged(fn: Callable[[Tree], Tree], axis_name: collectives.AxisName) -> Cal
     return lambda params: average(fn(collectives.varying(params, axis_name)), axis_name)
 
 
-def check_points_uphill(
-    name: str, incoming: Tree, other: Tree, gradient: Gradient, params: Tree, count: jax.Array
-) -> None:
-    """Raise if the first incoming update is a descent step instead of the gradient.
-
-    Seen only where the values are there to look at: at the first call, if it is eager. A gradient
-    is spent on making sure only where ``other``, one nearby, points the opposite way.
-    """
-    if loops.is_traced(incoming, other, params, count) or int(count) != 0:
-        return
-    if not _opposed(incoming, other) or not _opposed(incoming, gradient(params)):
-        return
-    raise ValueError(
-        f"{name} was given a descent step where it expects the gradient: put it at the head of the "
-        f"chain, before the optimiser: optax.chain(flatjax.{name}(...), optax.sgd(lr))."
-    )
+def all_finite(tree: Tree) -> jax.Array:
+    """Whether every entry of every leaf is finite."""
+    flags = [jnp.isfinite(a).all() for a in jax.tree.leaves(tree)]
+    return jnp.stack([jnp.asarray(True), *flags]).all()
 
 
-def _opposed(a, b):
-    return float(trees.vdot(a, b)) < -0.5 * float(trees.norm(a)) * float(trees.norm(b)) < 0
-
-
-def cast_like(tree: Tree, like: Tree) -> Tree:
-    """Every leaf in the dtype of the matching leaf of ``like``."""
-    return trees.cast(tree, like)
+def where(flag: jax.Array, new: Tree, old: Tree) -> Tree:
+    """One of two trees of the same structure and dtypes."""
+    return jax.tree.map(lambda a, b: jnp.where(flag, a, b), new, old)
 
 
 def combine(a: Any, x: Tree, b: Any, y: Tree) -> Tree:
@@ -271,6 +233,21 @@ def zeros_like(tree: Tree) -> Tree:
 def with_extra_args(init, update) -> optax.GradientTransformationExtraArgs:
     """The transform of an ``init`` and an ``update``."""
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def head_of_chain(init, update) -> optax.GradientTransformationExtraArgs:
+    """The same for a transform that evaluates the model.
+
+    Before ``optax.lookahead`` the params come in a pair, of which the fast ones are in training.
+    """
+
+    def fast(params):
+        return params.fast if isinstance(params, optax.LookaheadParams) else params
+
+    def on_fast(updates, state, params=None, **extra):
+        return update(updates, state, fast(params), **extra)
+
+    return with_extra_args(lambda params: init(fast(params)), on_fast)
 
 
 def find_state(state: Any, kind: type | tuple[type, ...]) -> Any:

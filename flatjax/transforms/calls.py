@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from flatjax import collectives, loops, trees
-from flatjax.transforms import base
+from flatjax.transforms import base, callables, prng
 from flatjax.transforms import groups as grp
 
 
@@ -36,11 +36,15 @@ class Calls:
 
     def replace(self, loss_fn, has_aux=False):
         """``value_and_grad`` of ``(loss, aux)``, the aux ``None`` where there is none."""
+        loss_fn = prng.cloning(loss_fn)
+        called = callables.explained(
+            "loss_fn", lambda params, rest, kwargs: loss_fn(*self.join(params, rest), **kwargs)
+        )
 
         def scalar(params, rest, kwargs):
-            out = loss_fn(*self.join(params, rest), **kwargs)
-            loss, extra = out if has_aux else (out, None)
-            return base.mean_loss(lambda: loss)(), extra
+            out = called(params, rest, kwargs)
+            loss, extra = callables.loss_and_aux(out) if has_aux else (out, None)
+            return callables.scalar_loss(loss), extra
 
         return jax.value_and_grad(scalar, has_aux=True)
 
@@ -62,12 +66,12 @@ class Calls:
             def one(i, part):
                 a, k = part
                 if self.accumulate > 1:
-                    a, k = _fold_keys((a, k), i)
+                    a, k = prng.fold((a, k), i)
                 if number:
-                    a, k = _fold_keys((a, k), number)
+                    a, k = prng.fold((a, k), number)
                 return fn(here, a, k)
 
-            a, k = (rest, kwargs) if self.groups == 1 else _fold_keys((rest, kwargs), index)
+            a, k = (rest, kwargs) if self.groups == 1 else prng.fold((rest, kwargs), index)
             if self.accumulate == 1:
                 return one(0, (a, k))
             return self.accumulated(one, a, k)
@@ -134,6 +138,7 @@ class Calls:
                 raise TypeError(f"argnums={self.argnums}, but only {len(call)} arguments given.")
             chosen = tuple(call[i] for i in places)
             params = chosen[0] if isinstance(self.argnums, int) else chosen
+            callables.check_params("loss_fn", params)
             rest = [a for i, a in enumerate(call) if i not in places]
             (value, extra), grads = self.run(group, params, rest, kwargs)
             return ((value, extra), grads) if self.has_aux else (value, grads)
@@ -165,14 +170,3 @@ class Calls:
 
 def _is_float(a):
     return hasattr(a, "dtype") and jnp.issubdtype(a.dtype, jnp.inexact)
-
-
-def _fold_keys(tree, data):
-    """Every typed PRNG key folded with ``data``; legacy uint32 keys cannot be told from data."""
-
-    def leaf(a):
-        if hasattr(a, "dtype") and jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-            return jax.random.fold_in(a, data) if a.ndim == 0 else a
-        return a
-
-    return jax.tree.map(leaf, tree)

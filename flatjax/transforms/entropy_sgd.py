@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from flatjax import collectives, trees
-from flatjax.transforms import base
+from flatjax.transforms import base, prng
 from flatjax.transforms.noise import normal_like
 
 Tree = Any
@@ -18,7 +18,7 @@ class EntropySGDState(NamedTuple):
 
     Attributes:
       count: the number of updates (inner steps).
-      key: the key, folded with ``count`` for each draw.
+      key: the key, folded with ``count`` for each draw, as integers (``jax.random.key_data``).
       anchor: the outer params $w$, in at least float32.
       mean: the running average of the inner params.
     """
@@ -101,7 +101,7 @@ def entropy_sgd(
         anchor, mean = (
             trees.zeros(structure) if abstract else base.copy_of(params) for _ in range(2)
         )
-        return EntropySGDState(base.start(), jax.random.key(seed), anchor, mean)
+        return EntropySGDState(base.start(), prng.initial(seed), anchor, mean)
 
     def update(updates, state, params=None, **extra):
         del extra
@@ -122,24 +122,23 @@ def entropy_sgd(
         alpha = base.at(averaging, outer, scalar)
 
         g = trees.cast(base.average(updates, axis_name), wide)
-        xi = normal_like(jax.random.fold_in(state.key, state.count), params)
+        xi = normal_like(prng.of_step(state.key, state.count), params)
         pull = base.combine(1.0, anchor, -1.0, point)
         inner = base.combine(1.0, point, -rate, base.combine(1.0, g, -scope, pull))
         size = jnp.sqrt(rate) * base.at(noise, state.count, scalar)
         inner = base.combine(1.0, inner, size, xi)
-        mean = base.combine(alpha, mean, 1 - alpha, inner)
+        new_mean = base.combine(alpha, mean, 1 - alpha, inner)
 
         eta = base.at(learning_rate, outer, scalar)
-        moved = base.combine(1 - eta, anchor, eta, mean)
+        moved = base.combine(1 - eta, anchor, eta, new_mean)
         count = base.advance(state.count)
         last = count % length == 0
 
-        def where(new, old):
-            return jax.tree.map(lambda a, b: jnp.where(last, a, b), new, old)
-
-        step = base.combine(1.0, where(moved, inner), -1.0, point)
-        new = EntropySGDState(count, state.key, where(moved, anchor), where(moved, mean))
-        return trees.cast(step, params), new
+        step = base.combine(1.0, base.where(last, moved, inner), -1.0, point)
+        # What is not finite shows in the step; the state keeps what it had.
+        new = base.where(last, (moved, moved), (anchor, new_mean))
+        new = base.where(base.all_finite(inner), new, (anchor, mean))
+        return trees.cast(step, params), EntropySGDState(count, state.key, *new)
 
     return base.with_extra_args(init, update)
 

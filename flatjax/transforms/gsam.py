@@ -14,6 +14,7 @@ import optax
 from flatjax import collectives, trees
 from flatjax.transforms import ascent as asc
 from flatjax.transforms import base
+from flatjax.transforms import incoming as inc
 from flatjax.transforms import perturbed as per
 
 Tree = Any
@@ -38,6 +39,7 @@ def pair_transform(
     ascent: asc.Ascent,
     axis_name: collectives.AxisName,
     diagnostics: bool,
+    check: bool,
 ) -> optax.GradientTransformationExtraArgs:
     """A head-of-chain transform ``combine(gradient, perturbed gradient, count)``."""
     ascent.check()
@@ -51,14 +53,15 @@ def pair_transform(
         gradient, g = per.head(name, updates, params, grad_fn, value_fn, axis_name)
         result = per.perturbed_gradient(
             ascent, gradient, g, params, base.at(rho, state.count, trees.dtype(params)),
-            value_fn=per.gap_function(diagnostics, value_fn, axis_name),
+            value_fn=per.gap_function(name, diagnostics, value_fn, axis_name),
         )  # fmt: skip
-        base.check_points_uphill(name, g, result.gradient, gradient, params, state.count)
+        if check:
+            inc.check_is_gradient(name, g, result.gradient, gradient, params, state.count)
         metrics = per.measured(g, result, state.metrics) if diagnostics else ()
         out = trees.cast(combine(g, result.gradient, state.count), g)
         return out, PairState(base.advance(state.count), metrics)
 
-    return base.with_extra_args(init, update)
+    return base.head_of_chain(init, update)
 
 
 def gsam(
@@ -71,6 +74,7 @@ def gsam(
     mask: asc.Mask | None = None,
     axis_name: collectives.AxisName = None,
     diagnostics: bool = False,
+    check: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Surrogate-gap guided SAM, at the head of a chain.
 
@@ -90,7 +94,8 @@ def gsam(
       eta: the offset of that scale.
       mask: the leaves to perturb.
       axis_name: inside ``shard_map`` or ``pmap``, the axes of the batch.
-      diagnostics: keep [`SharpnessMetrics`][] in the state.
+      diagnostics: keep [`SharpnessMetrics`][] in the state; needs ``value_fn``.
+      check: compare the incoming updates with ``grad_fn(params)`` once, see [`sam`][].
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``; ``update`` takes ``grad_fn`` or ``value_fn``.
@@ -114,7 +119,7 @@ def gsam(
         return base.combine(1.0, perturbed, -base.at(alpha, count, trees.dtype(g)), orthogonal)
 
     ascent = asc.Ascent(p, adaptive, eta, mask=mask)
-    return pair_transform("gsam", combine, rho, ascent, axis_name, diagnostics)
+    return pair_transform("gsam", combine, rho, ascent, axis_name, diagnostics, check)
 
 
 def proportional_schedule(
@@ -169,6 +174,7 @@ def gradient_norm_penalty(
     mask: asc.Mask | None = None,
     axis_name: collectives.AxisName = None,
     diagnostics: bool = False,
+    check: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Penalty on the gradient norm (not squared) by finite differences, at the head of a chain.
 
@@ -186,7 +192,8 @@ def gradient_norm_penalty(
       p: the norm of the ball, see [`sam`][]; so for the rest.
       mask: the leaves that count in the norm.
       axis_name: inside ``shard_map`` or ``pmap``, the axes of the batch.
-      diagnostics: keep [`SharpnessMetrics`][] in the state.
+      diagnostics: keep [`SharpnessMetrics`][] in the state; needs ``value_fn``.
+      check: compare the incoming updates with ``grad_fn(params)`` once, see [`sam`][].
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``; ``update`` takes ``grad_fn`` or ``value_fn``.
@@ -210,7 +217,9 @@ def gradient_norm_penalty(
         return base.combine(1 - weight, g, weight, perturbed)
 
     ascent = asc.Ascent(p, mask=mask)
-    return pair_transform("gradient_norm_penalty", combine, rho, ascent, axis_name, diagnostics)
+    return pair_transform(
+        "gradient_norm_penalty", combine, rho, ascent, axis_name, diagnostics, check
+    )
 
 
 class WSAMState(NamedTuple):
@@ -239,6 +248,7 @@ def wsam(
     mask: asc.Mask | None = None,
     axis_name: collectives.AxisName = None,
     diagnostics: bool = False,
+    check: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Weighted SAM: sharpness as a regulariser of chosen weight.
 
@@ -264,7 +274,8 @@ def wsam(
       eta: the offset of that scale.
       mask: the leaves to perturb.
       axis_name: inside ``shard_map`` or ``pmap``, the axes of the batch.
-      diagnostics: keep [`SharpnessMetrics`][] in the state.
+      diagnostics: keep [`SharpnessMetrics`][] in the state; needs ``value_fn``.
+      check: compare the incoming updates with ``grad_fn(params)`` once, see [`sam`][].
 
     Returns:
       An ``optax.GradientTransformationExtraArgs``; ``update`` takes ``grad_fn`` or ``value_fn``.
@@ -300,7 +311,7 @@ def wsam(
             factor = ratio(count, trees.dtype(g))
             return base.combine(1 - factor, g, factor, perturbed)
 
-        return pair_transform("wsam", combine, rho, ascent, axis_name, diagnostics)
+        return pair_transform("wsam", combine, rho, ascent, axis_name, diagnostics, check)
 
     inner = optax.with_extra_args_support(optimizer)
     rate: base.Scalar = 0.0 if learning_rate is None else learning_rate
@@ -311,7 +322,7 @@ def wsam(
         factor = -base.at(rate, count, dtype) * ratio(count, dtype)
         return base.combine(factor, perturbed, -factor, g)
 
-    part = pair_transform("wsam", sharpness, rho, ascent, axis_name, diagnostics)
+    part = pair_transform("wsam", sharpness, rho, ascent, axis_name, diagnostics, check)
 
     def init(params):
         state: Any = part.init(params)
@@ -326,4 +337,4 @@ def wsam(
         out = jax.tree.map(lambda a, b: a + b.astype(a.dtype), plain, extra_step)
         return out, WSAMState(pair.count, optimizer_state, pair.metrics)
 
-    return base.with_extra_args(init, update)
+    return base.head_of_chain(init, update)

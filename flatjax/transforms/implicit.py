@@ -10,7 +10,7 @@ import optax
 
 from flatjax import collectives, trees
 from flatjax.transforms import ascent as asc
-from flatjax.transforms import base, penalties
+from flatjax.transforms import base, callables, penalties, prng
 from flatjax.transforms import groups as grp
 from flatjax.transforms import penalty as pen
 
@@ -26,6 +26,7 @@ def implicit_gradient_regularization(
     mask: asc.Mask | None = None,
     axis_name: collectives.AxisName = None,
     diagnostics: bool = False,
+    check: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Implicit gradient regularisation (IGR): $L + \frac h4 \lVert \nabla L \rVert^2$.
 
@@ -52,6 +53,7 @@ def implicit_gradient_regularization(
       mask: the leaves that count in the norm.
       axis_name: inside ``shard_map`` or ``pmap``, the axes of the batch.
       diagnostics: keep the squared norm, or its estimate, in the state.
+      check: look at the incoming updates at the first eager call, for ``"batch"``.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` with state [`PenaltyState`][].
@@ -73,14 +75,14 @@ def implicit_gradient_regularization(
     coef = _fraction(learning_rate, 4)
     if estimator == "batch":
         return penalties.training_penalty(
-            name, coef, every, mode, step, mask, axis_name, diagnostics
+            name, coef, every, mode, step, mask, axis_name, diagnostics, check
         )
     if estimator != "halves":
         raise ValueError(f'estimator must be "batch" or "halves", got {estimator!r}.')
     if loss_fn is None:
         raise ValueError(f'{name}(estimator="halves") needs loss_fn=, and batch= in update.')
     pen.check_mode(mode, step)
-    mean = base.mean_loss(loss_fn)
+    mean = callables.mean_loss(loss_fn)
 
     def evaluate(params, updates, incoming, key, count, extra):
         del updates, incoming, key, count
@@ -89,12 +91,13 @@ def implicit_gradient_regularization(
         halves = grp.split(batch, 2, "halves")
         parts = [jax.tree.map(lambda a, i=i: a[i], halves) for i in (0, 1)]
 
-        def gradient(part):
-            return base.averaged(lambda w: jax.grad(mean)(w, part, *args), axis_name)
+        def gradient(part, index):
+            a = prng.fold(args, index)
+            return base.averaged(lambda w: jax.grad(mean)(w, part, *a), axis_name)
 
         expanded = asc.expand_mask(mask, params)
         (g_a, apply_a), (g_b, apply_b) = (
-            _product_along(gradient(part), params, mode, step) for part in parts
+            _product_along(gradient(part, i), params, mode, step) for i, part in enumerate(parts)
         )
         v_a, v_b = asc.select(expanded, g_a), asc.select(expanded, g_b)
         # coef <g_A, g_B> has the gradient coef (H_A g_B + H_B g_A); a factor 2 comes later.
@@ -195,7 +198,7 @@ def stochastic_implicit_gradient_regularization(
     pen.check_mode(mode, step)
     grp.check_group_mode(group_mode)
     parts = base.static_int("micro_batches", micro_batches, 1)
-    mean = base.mean_loss(loss_fn)
+    mean = callables.mean_loss(loss_fn)
 
     def evaluate(params, updates, incoming, key, count, extra):
         del updates, incoming, key, count
@@ -204,11 +207,11 @@ def stochastic_implicit_gradient_regularization(
         here = collectives.varying(params, axis_name)
 
         def one(index, part, within):
-            del index
+            a = args if parts == 1 else prng.fold(args, index)
 
             def gradient(w):
                 w = collectives.varying(w, axis_name)
-                return within(jax.grad(mean)(w, part, *args)), None
+                return within(jax.grad(mean)(w, part, *a)), None
 
             point = params if parts == 1 else here
             found = pen.hessian_product(gradient, point, mode=mode, step=step, mask=mask)

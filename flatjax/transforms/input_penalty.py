@@ -10,7 +10,7 @@ import optax
 
 from flatjax import collectives, losses, trees
 from flatjax.transforms import ascent as asc
-from flatjax.transforms import base, penalties
+from flatjax.transforms import base, callables, penalties
 from flatjax.transforms import penalty as pen
 from flatjax.transforms.label_penalties import OutputLoss, sub_sample
 
@@ -70,12 +70,13 @@ def input_gradient_penalty(
     name = "input_gradient_penalty"
     pen.check_mode(mode, step)
     output_loss = losses.as_loss(loss)
+    model_fn = callables.model_function(name, model_fn, output_loss)
     size = None if sub_batch is None else base.static_int("sub_batch", sub_batch, 1)
 
     def evaluate(params, updates, incoming, key, count, extra):
         del updates, incoming, count
         batch, args = extra.get("batch"), extra.get("args", ())
-        base.require_batch(name, batch)
+        base.require_pair(name, batch)
         inputs, targets = sub_sample(batch, size, key, axis_name)
         for leaf in jax.tree.leaves(inputs):
             if not jnp.issubdtype(leaf.dtype, jnp.floating):

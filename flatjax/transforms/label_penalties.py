@@ -10,7 +10,7 @@ import optax
 
 from flatjax import collectives, losses
 from flatjax.transforms import ascent as asc
-from flatjax.transforms import base, penalties
+from flatjax.transforms import base, callables, penalties
 from flatjax.transforms import penalty as pen
 
 Tree = Any
@@ -166,12 +166,13 @@ def _label_penalty(
 ):  # fmt: skip
     pen.check_mode(mode, step)
     output_loss = losses.as_loss(loss)
+    model_fn = callables.model_function(name, model_fn, output_loss)
     size = None if sub_batch is None else base.static_int("sub_batch", sub_batch, 1)
 
     def evaluate(params, updates, incoming, key, count, extra):
         del updates, incoming, count
         batch, args = extra.get("batch"), extra.get("args", ())
-        base.require_batch(name, batch)
+        base.require_pair(name, batch)
         offset_key, label_key = jax.random.split(key)
         inputs, targets = sub_sample(batch, size, offset_key, axis_name)
         n = jax.tree.leaves(inputs)[0].shape[0]

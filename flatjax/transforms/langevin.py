@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from flatjax import collectives, trees
-from flatjax.transforms import base
+from flatjax.transforms import base, prng
 from flatjax.transforms.noise import normal_like
 
 Tree = Any
@@ -18,7 +18,7 @@ class LangevinState(NamedTuple):
 
     Attributes:
       count: the number of updates.
-      key: the key, folded with ``count`` for each draw.
+      key: the key, folded with ``count`` for each draw, as integers (``jax.random.key_data``).
       velocity: the velocity; ``()`` without ``friction``.
       second_moment: the moving average of squared mean gradients; ``()`` without a preconditioner.
     """
@@ -105,7 +105,7 @@ def langevin(
         zeros = trees.zeros(trees.structure_of(params))
         return LangevinState(
             base.start(),
-            jax.random.key(seed),
+            prng.initial(seed),
             () if friction is None else zeros,
             () if preconditioner is None else zeros,
         )
@@ -121,7 +121,7 @@ def langevin(
         mean = trees.cast(base.average(updates, axis_name), wide)
         data = base.at(num_data, state.count, scalar)
         force = base.combine(data, mean, tau, trees.cast(params, wide))
-        xi = normal_like(jax.random.fold_in(state.key, state.count), params)
+        xi = normal_like(prng.of_step(state.key, state.count), params)
 
         velocity, moment = state.velocity, state.second_moment
         if preconditioner == "rms":
@@ -140,6 +140,11 @@ def langevin(
             step = velocity = base.combine(1 - alpha, velocity, 1.0, kick)
         else:
             step = base.combine(-eta, force, jnp.sqrt(2 * eta * heat), xi)
+        # What is not finite shows in the step; the state keeps what it had.
+        finite = base.all_finite(force)
+        velocity, moment = base.where(
+            finite, (velocity, moment), (state.velocity, state.second_moment)
+        )
         new = LangevinState(base.advance(state.count), state.key, velocity, moment)
         return trees.cast(step, params), new
 

@@ -10,6 +10,7 @@ import optax
 from flatjax import collectives, loops, trees
 from flatjax.transforms import ascent as asc
 from flatjax.transforms import base
+from flatjax.transforms import incoming as inc
 from flatjax.transforms import perturbed as per
 
 Tree = Any
@@ -20,7 +21,7 @@ class LookSAMState(NamedTuple):
 
     Attributes:
       count: the number of updates.
-      direction: the component of the last SAM gradient orthogonal to the gradient.
+      direction: the component of the last finite SAM gradient orthogonal to the gradient.
       metrics: [`SharpnessMetrics`][] of the last SAM step with ``diagnostics=True``, else ``()``.
     """
 
@@ -40,6 +41,7 @@ def looksam(
     mask: asc.Mask | None = None,
     axis_name: collectives.AxisName = None,
     diagnostics: bool = False,
+    check: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     r"""SAM on every k-th step, its orthogonal component re-used between, at the head of a chain.
 
@@ -60,7 +62,8 @@ def looksam(
       eta: the offset of that scale.
       mask: the leaves to perturb.
       axis_name: inside ``shard_map`` or ``pmap``, the axes of the batch.
-      diagnostics: keep [`SharpnessMetrics`][] in the state.
+      diagnostics: keep [`SharpnessMetrics`][] in the state; needs ``value_fn``.
+      check: compare the incoming updates with ``grad_fn(params)`` once, see [`sam`][].
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` with state [`LookSAMState`][]; ``update`` takes
@@ -97,11 +100,13 @@ def looksam(
         def look():
             result = per.perturbed_gradient(
                 ascent, gradient, g, params, base.at(rho, state.count, trees.dtype(params)),
-                value_fn=per.gap_function(diagnostics, value_fn, axis_name),
+                value_fn=per.gap_function("looksam", diagnostics, value_fn, axis_name),
             )  # fmt: skip
             direction, _ = per.rejection(result.gradient, g)
+            direction = trees.cast(direction, state.direction)
+            direction = base.where(base.all_finite(direction), direction, state.direction)
             metrics = per.measured(g, result, state.metrics) if diagnostics else ()
-            return result.gradient, trees.cast(direction, state.direction), metrics
+            return result.gradient, direction, metrics
 
         def reuse():
             unit = asc.dual_direction(state.direction)
@@ -110,10 +115,11 @@ def looksam(
 
         due = state.count % jnp.asarray(every, state.count.dtype) == 0
         out, direction, metrics = look() if base.always(every) else loops.cond(due, look, reuse)
-        base.check_points_uphill("looksam", g, out, gradient, params, state.count)
+        if check:
+            inc.check_is_gradient("looksam", g, out, gradient, params, state.count)
         return out, LookSAMState(base.advance(state.count), direction, metrics)
 
-    return base.with_extra_args(init, update)
+    return base.head_of_chain(init, update)
 
 
 class FriendlySAMState(NamedTuple):
@@ -121,11 +127,13 @@ class FriendlySAMState(NamedTuple):
 
     Attributes:
       count: the number of updates.
+      collected: the number of finite gradients among them, which are in the average.
       average: the moving average of the gradients, in at least float32.
       metrics: [`SharpnessMetrics`][] with ``diagnostics=True``, else ``()``.
     """
 
     count: jax.Array
+    collected: jax.Array
     average: Tree
     metrics: Any
 
@@ -141,13 +149,14 @@ def friendly_sam(
     mask: asc.Mask | None = None,
     axis_name: collectives.AxisName = None,
     diagnostics: bool = False,
+    check: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     r"""SAM along the batch-specific part of the gradient, at the head of a chain.
 
     With the moving average $m_t = \lambda m_{t-1} + (1 - \lambda) g_t$ of the *raw* gradients, the
     perturbation follows $d_t = g_t - \sigma m_{t-1}$ instead of $g_t$: the full-batch component
     hurts generalisation (Li et al. 2024, "Friendly Sharpness-Aware Minimization"). On the first
-    step $m = d = g$. ``sigma=0`` is SAM.
+    step $m = d = g$. A gradient that is not finite does not enter $m$. ``sigma=0`` is SAM.
 
     Cost: 2 gradients a step, two more copies of the params.
 
@@ -160,7 +169,8 @@ def friendly_sam(
       eta: the offset of that scale.
       mask: the leaves to perturb.
       axis_name: inside ``shard_map`` or ``pmap``, the axes of the batch.
-      diagnostics: keep [`SharpnessMetrics`][] in the state.
+      diagnostics: keep [`SharpnessMetrics`][] in the state; needs ``value_fn``.
+      check: compare the incoming updates with ``grad_fn(params)`` once, see [`sam`][].
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` with state [`FriendlySAMState`][]; ``update``
@@ -186,13 +196,14 @@ def friendly_sam(
 
     def init(params):
         metrics = per.initial_metrics(params) if diagnostics else ()
-        return FriendlySAMState(base.start(), trees.zeros(trees.structure_of(params)), metrics)
+        average = trees.zeros(trees.structure_of(params))
+        return FriendlySAMState(base.start(), base.start(), average, metrics)
 
     def update(updates, state, params=None, *, grad_fn=None, value_fn=None, **extra):
         del extra
         gradient, g = per.head("friendly_sam", updates, params, grad_fn, value_fn, axis_name)
         scalar = trees.dtype(params)
-        first = state.count == 0
+        first = state.collected == 0
         wide = trees.cast(g, state.average)
         weight = jnp.where(first, 0.0, base.at(sigma, state.count, scalar)).astype(scalar)
         memory = jnp.where(first, 0.0, base.at(decay, state.count, scalar)).astype(scalar)
@@ -200,12 +211,16 @@ def friendly_sam(
         # The ascent follows `direction`; the gradient itself only enters the diagnostics.
         result = per.perturbed_gradient(
             ascent, gradient, direction, params, base.at(rho, state.count, scalar),
-            value_fn=per.gap_function(diagnostics, value_fn, axis_name),
+            value_fn=per.gap_function("friendly_sam", diagnostics, value_fn, axis_name),
         )  # fmt: skip
+        finite = base.all_finite(wide)
         average = base.combine(memory, state.average, 1 - memory, wide)
+        average = base.where(finite, average, state.average)
+        collected = state.collected + finite.astype(state.collected.dtype)
         metrics = per.measured(g, result, state.metrics) if diagnostics else ()
-        base.check_points_uphill("friendly_sam", g, result.gradient, gradient, params, state.count)
+        if check:
+            inc.check_is_gradient("friendly_sam", g, result.gradient, gradient, params, state.count)
         out = trees.cast(result.gradient, g)
-        return out, FriendlySAMState(base.advance(state.count), average, metrics)
+        return out, FriendlySAMState(base.advance(state.count), collected, average, metrics)
 
-    return base.with_extra_args(init, update)
+    return base.head_of_chain(init, update)

@@ -101,8 +101,12 @@ def momentum_sam(
             state.radius, asc.dual_direction(state.velocity), -radius, asc.dual_direction(velocity)
         )
         step = base.combine(1.0, step, -eta, velocity)
-        new = MomentumSAMState(base.advance(state.count), velocity, radius)
-        return trees.cast(step, params), new
+        # What is not finite shows in the step; the state keeps what it had.
+        finite = base.all_finite(forced)
+        velocity, radius = base.where(finite, (velocity, radius), (state.velocity, state.radius))
+        return trees.cast(step, params), MomentumSAMState(
+            base.advance(state.count), velocity, radius
+        )
 
     return base.with_extra_args(init, update)
 

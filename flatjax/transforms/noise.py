@@ -10,7 +10,8 @@ import optax
 
 from flatjax import collectives, losses, trees
 from flatjax.operators.per_example import per_example_gradients
-from flatjax.transforms import base
+from flatjax.transforms import base, callables, prng
+from flatjax.transforms import perturbed as per
 from flatjax.transforms.label_penalties import OutputLoss
 
 Tree = Any
@@ -21,7 +22,7 @@ class NoiseState(NamedTuple):
 
     Attributes:
       count: the number of updates.
-      key: the key, folded with ``count`` for each draw.
+      key: the key, folded with ``count`` for each draw, as integers (``jax.random.key_data``).
     """
 
     count: jax.Array
@@ -98,19 +99,21 @@ def gradient_noise(
                 f'gradient_noise(covariance="{covariance}") needs loss_fn=, and batch= in update.'
             )
 
+    each = None if loss_fn is None else prng.cloning(loss_fn)
+
     def init(params):
         del params
-        return NoiseState(base.start(), jax.random.key(seed))
+        return NoiseState(base.start(), prng.initial(seed))
 
     def update(updates, state, params=None, *, batch=None, args=(), **extra):
         del extra
         incoming = base.average(updates, axis_name)
-        key = jax.random.fold_in(state.key, state.count)
+        key = prng.of_step(state.key, state.count)
         if isinstance(covariance, str) and covariance != "isotropic":
-            base.require_params("gradient_noise", params)
+            per.check_trees("gradient_noise", updates, params)
             base.require_batch("gradient_noise", batch)
             draw = _from_gradients if covariance == "gradient" else _from_diagonal
-            noise = draw(key, loss_fn, params, batch, args, chunk_size, axis_name)
+            noise = draw(key, each, params, batch, args, chunk_size, axis_name)
         else:
             noise = normal_like(key, incoming)
             if not isinstance(covariance, str):
@@ -124,7 +127,7 @@ def gradient_noise(
         out = base.combine(1.0, incoming, size, trees.cast(noise, incoming))
         return out, NoiseState(base.advance(state.count), state.key)
 
-    return base.with_extra_args(init, update)
+    return base.head_of_chain(init, update)
 
 
 def _from_gradients(key, loss_fn, params, batch, args, chunk_size, axis_name):
@@ -143,7 +146,12 @@ def _from_gradients(key, loss_fn, params, batch, args, chunk_size, axis_name):
 
 def _loss_vector(loss_fn, params, batch, args):
     """The per-example losses, of a mean loss by batches of one."""
-    losses_of = lambda b: loss_fn(params, b, *args)  # noqa: E731
+
+    def losses_of(b):
+        loss = loss_fn(params, b, *args)
+        callables.scalar_loss(loss)
+        return jnp.asarray(loss)
+
     if jax.eval_shape(losses_of, batch).ndim == 1:
         return losses_of(batch)
     return jax.vmap(lambda b: losses_of(jax.tree.map(lambda a: a[None], b)).reshape(()))(batch)
@@ -217,6 +225,7 @@ def label_noise(
         minimum=0.0, maximum=1.0,
     )  # fmt: skip
     output_loss = losses.as_loss(loss)
+    model_fn = callables.model_function("label_noise", model_fn, output_loss)
 
     def noised(keys, outputs, targets, count):
         integer = jnp.issubdtype(targets.dtype, jnp.integer)
@@ -241,15 +250,15 @@ def label_noise(
 
     def init(params):
         del params
-        return NoiseState(base.start(), jax.random.key(seed))
+        return NoiseState(base.start(), prng.initial(seed))
 
     def update(updates, state, params=None, *, batch: Any = None, args=(), **extra):
         del extra
-        base.require_params("label_noise", params)
-        n = base.require_batch("label_noise", batch)
+        per.check_trees("label_noise", updates, params)
+        n = base.require_pair("label_noise", batch)
         inputs, targets = batch
         incoming = base.average(updates, axis_name)
-        key = jax.random.fold_in(state.key, state.count)
+        key = prng.of_step(state.key, state.count)
         index = collectives.example_index(n, axis_name)
         keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
         here = collectives.varying(params, axis_name)
@@ -264,4 +273,4 @@ def label_noise(
         out = base.combine(1.0, incoming, 1.0, noise)
         return out, NoiseState(base.advance(state.count), state.key)
 
-    return base.with_extra_args(init, update)
+    return base.head_of_chain(init, update)

@@ -21,7 +21,8 @@ import optax
 
 from flatjax import collectives, loops, trees
 from flatjax.transforms import ascent as asc
-from flatjax.transforms import base
+from flatjax.transforms import base, prng
+from flatjax.transforms import incoming as inc
 from flatjax.transforms import penalty as pen
 from flatjax.transforms import perturbed as per
 
@@ -35,8 +36,10 @@ class PenaltyState(NamedTuple):
 
     Attributes:
       count: the number of updates.
-      key: the key of the last draw; ``()`` for a penalty that draws nothing.
-      product: half the gradient of the penalty, as last computed; ``()`` with ``every=1``.
+      key: the key, folded with ``count`` for each draw, as integers (``jax.random.key_data``);
+        ``()`` for a penalty that draws nothing.
+      product: half the gradient of the penalty, as last computed and finite; ``()`` with
+        ``every=1``.
       penalty: the last squared norm, before the coefficient; ``()`` without ``diagnostics``.
     """
 
@@ -74,17 +77,17 @@ def penalty_transform(
     base.check_every(every)
 
     def init(params):
-        key = () if seed is None else jax.random.key(seed)
+        key = () if seed is None else prng.initial(seed)
         product = () if base.always(every) else base.zeros_like(params)
         penalty = jnp.zeros((), trees.dtype(params)) if diagnostics else ()
         return PenaltyState(base.start(), key, product, penalty)
 
     def update(updates, state, params=None, **extra):
-        base.require_params(name, params)
+        per.check_trees(name, updates, params)
         incoming = base.average(updates, axis_name)
 
         def refresh():
-            key = () if seed is None else jax.random.fold_in(state.key, state.count)
+            key = () if seed is None else prng.of_step(state.key, state.count)
             product, squared = evaluate(params, updates, incoming, key, state.count, extra)
             squared = squared.astype(state.penalty.dtype) if diagnostics else ()
             return trees.cast(product, params), squared
@@ -95,12 +98,12 @@ def penalty_transform(
         else:
             due = state.count % jnp.asarray(every, state.count.dtype) == 0
             product, squared = loops.cond(due, refresh, lambda: (state.product, state.penalty))
-            kept = product
+            kept = base.where(base.all_finite(product), product, state.product)
         factor = 2 * base.at(coef, state.count, trees.dtype(params))
         out = base.combine(1.0, incoming, factor, trees.cast(product, incoming))
         return out, PenaltyState(base.advance(state.count), state.key, kept, squared)
 
-    return base.with_extra_args(init, update)
+    return base.head_of_chain(init, update)
 
 
 def gradient_penalty(
@@ -112,6 +115,7 @@ def gradient_penalty(
     mask: asc.Mask | None = None,
     axis_name: collectives.AxisName = None,
     diagnostics: bool = False,
+    check: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Gradient penalty (GP): minimise $L + \lambda \lVert \nabla L \rVert^2$.
 
@@ -130,6 +134,9 @@ def gradient_penalty(
       axis_name: inside ``shard_map`` or ``pmap``, the axes of the batch: the incoming gradient and
         ``grad_fn`` are local, the norm is that of the global gradient.
       diagnostics: keep $\lVert g \rVert^2$ in the state.
+      check: look at the incoming updates at the first eager call. What stands before is in effect
+        with ``"linearize"``, so only a descent step is an error; the finite differences are taken
+        from the incoming gradient, which must then be ``grad_fn(params)``, see [`sam`][].
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` with state [`PenaltyState`][]; ``update`` takes
@@ -149,7 +156,7 @@ def gradient_penalty(
       [2.0, 6.0]
     """
     return training_penalty(
-        "gradient_penalty", coef, every, mode, step, mask, axis_name, diagnostics
+        "gradient_penalty", coef, every, mode, step, mask, axis_name, diagnostics, check
     )
 
 
@@ -162,6 +169,7 @@ def training_penalty(
     mask: asc.Mask | None,
     axis_name: collectives.AxisName,
     diagnostics: bool,
+    check: bool,
 ) -> optax.GradientTransformationExtraArgs:
     """The penalty on the gradient of the training loss, for GP and IGR."""
     pen.check_mode(mode, step)
@@ -175,7 +183,11 @@ def training_penalty(
             lambda w: (gradient(w), None), params, mode=mode, step=step, mask=mask,
             gradient=incoming,
         )  # fmt: skip
-        base.check_points_uphill(name, incoming, found.gradient, gradient, params, count)
+        if check:
+            # The linearised product is that of a gradient of its own; a difference is not.
+            look = inc.check_points_uphill if mode == "linearize" else inc.check_is_gradient
+            other = found.gradient if mode == "linearize" else found.product
+            look(name, incoming, other, gradient, params, count)
         return found.product, found.value
 
     return penalty_transform(

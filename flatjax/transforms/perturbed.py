@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from flatjax import collectives, trees
 from flatjax.transforms import ascent as asc
-from flatjax.transforms import base
+from flatjax.transforms import base, callables
 
 Tree = Any
 
@@ -19,7 +19,7 @@ class SharpnessMetrics(NamedTuple):
     Attributes:
       grad_norm: Euclidean norm of the gradient at the params.
       perturbation_norm: Euclidean norm of the perturbation.
-      sharpness_gap: $L(w + \epsilon) - L(w)$; ``nan`` where only ``grad_fn`` was given.
+      sharpness_gap: $L(w + \epsilon) - L(w)$.
       cosine: the cosine between the gradient and the perturbed gradient; 0 where one vanishes.
     """
 
@@ -47,7 +47,7 @@ class Perturbed(NamedTuple):
 
 def perturbed_gradient(
     ascent: asc.Ascent,
-    gradient_fn: base.Gradient,
+    gradient_fn: callables.Gradient,
     gradient: Tree,
     params: Tree,
     rho: Any,
@@ -136,25 +136,42 @@ def head(
     name: str,
     updates: Tree,
     params: Tree,
-    grad_fn: base.Gradient | None,
+    grad_fn: callables.Gradient | None,
     value_fn: Callable[[Tree], Any] | None,
     axis_name: collectives.AxisName,
-) -> tuple[base.Gradient, Tree]:
+) -> tuple[callables.Gradient, Tree]:
     """What a transform at the head of a chain starts from, checked.
 
     Returns:
       The global gradient as a function of the params, and the incoming gradient, averaged.
     """
-    base.require_params(name, params)
-    gradient = base.averaged(base.gradient_function(name, grad_fn, value_fn), axis_name)
+    check_trees(name, updates, params)
+    gradient = base.averaged(callables.gradient_function(name, grad_fn, value_fn), axis_name)
     return gradient, base.average(updates, axis_name)
 
 
+def check_trees(name: str, updates: Tree, params: Tree) -> None:
+    """Raise unless the params are whole, floating arrays and the updates look like them."""
+    base.require_params(name, params)
+    callables.check_params(name, params)
+    callables.check_gradient(f"{name}: the incoming updates are", updates, params)
+
+
 def gap_function(
-    diagnostics: bool, value_fn: Callable[[Tree], Any] | None, axis_name: collectives.AxisName
+    name: str,
+    diagnostics: bool,
+    value_fn: Callable[[Tree], Any] | None,
+    axis_name: collectives.AxisName,
 ) -> Callable[[Tree], Any] | None:
-    """The global loss, where the sharpness gap is asked for and can be had."""
-    return base.averaged(value_fn, axis_name) if diagnostics and value_fn is not None else None
+    """The global loss, where the sharpness gap is asked for."""
+    if not diagnostics:
+        return None
+    if value_fn is None:
+        raise ValueError(
+            f"{name}(diagnostics=True) reports the sharpness gap, for which it needs the loss: "
+            "call update(..., value_fn=lambda p: loss_fn(p, batch)), beside grad_fn or alone."
+        )
+    return base.averaged(callables.value_function(name, value_fn), axis_name)
 
 
 def rejection(a: Tree, b: Tree) -> tuple[Tree, Tree]:

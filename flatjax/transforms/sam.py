@@ -15,8 +15,9 @@ import optax
 
 from flatjax import collectives, loops, trees
 from flatjax.transforms import ascent as asc
-from flatjax.transforms import base
+from flatjax.transforms import base, callables, prng
 from flatjax.transforms import groups as grp
+from flatjax.transforms import incoming as inc
 from flatjax.transforms import perturbed as per
 
 Tree = Any
@@ -50,6 +51,7 @@ def sam(
     group_mode: grp.GroupMode = "auto",
     axis_name: collectives.AxisName = None,
     diagnostics: bool = False,
+    check: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Sharpness-aware minimisation, at the head of a chain.
 
@@ -87,11 +89,16 @@ def sam(
         its own, whatever the number of devices. Needs ``loss_fn`` here and ``batch`` (and ``args``)
         in ``update``, unless ``groups`` is the number of devices of ``axis_name``.
       loss_fn: ``loss_fn(params, batch, *args)``, for ``groups``: the mean or per-example losses.
+        Typed keys among ``args`` are folded with the group's index.
       group_mode: ``"vmap"``: all groups at once; ``"loop"``: the memory of one group at a time;
         ``"auto"``: a loop on a single CPU device, else all at once.
       axis_name: inside ``shard_map`` or ``pmap``: the incoming gradient, ``grad_fn`` and ``batch``
         are those of this device, the outgoing update is the mean over all.
-      diagnostics: keep [`SharpnessMetrics`][] in the state (two forward passes with ``value_fn``).
+      diagnostics: keep [`SharpnessMetrics`][] in the state; needs ``value_fn`` in ``update``, for
+        two forward passes.
+      check: at the first call, if it is eager, spend one more gradient to compare the incoming
+        updates with ``grad_fn(params)``, up to rounding: clipping or weight decay before SAM would
+        be lost. ``False`` for a ``grad_fn`` with a dropout key or a batch of its own.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` with state [`SAMState`][].
@@ -99,7 +106,7 @@ def sam(
     Raises:
       ValueError: for ``rho`` < 0, ``p`` < 1, ``every`` < 1 or an unknown mode; in ``update``,
         without params, without ``grad_fn`` and ``value_fn``, or where a first eager call shows that
-        the transform stands after the optimiser.
+        something stands before the transform that would be lost.
 
     Example:
       >>> import flatjax, jax, jax.numpy as jnp, optax
@@ -126,32 +133,34 @@ def sam(
         updates, state, params=None, *, grad_fn=None, value_fn=None, batch=None, args=(), **extra
     ):
         del extra
-        base.require_params("sam", params)
+        per.check_trees("sam", updates, params)
+        incoming = base.average(updates, axis_name)
         radius = base.at(rho, state.count, trees.dtype(params))
         options: dict[str, Any] = {"steps": steps, "second_order": second_order}
-        gradient = None
         if parts == 1:
-            gradient, incoming = per.head("sam", updates, params, grad_fn, value_fn, axis_name)
-            options["value_fn"] = per.gap_function(diagnostics, value_fn, axis_name)
+            gradient = base.averaged(
+                callables.gradient_function("sam", grad_fn, value_fn), axis_name
+            )
+            options["value_fn"] = per.gap_function("sam", diagnostics, value_fn, axis_name)
 
             def perturbed():
                 return per.perturbed_gradient(ascent, gradient, incoming, params, radius, **options)
         else:
-            incoming = base.average(updates, axis_name)
+            value, local = _group_losses(
+                parts, loss_fn, batch, args, grad_fn, value_fn, axis_name, diagnostics
+            )
+            gradient = base.averaged(lambda w: local(w, batch, None), axis_name)
 
             def perturbed():
-                local = _group_losses(parts, loss_fn, batch, args, grad_fn, value_fn, axis_name)
-
                 def group(index, part, within):
-                    del index
                     here = collectives.varying(params, axis_name)
-                    gradient = lambda w: within(local(w, part))  # noqa: E731
-                    g = trees.cast(gradient(here), incoming)
-                    if diagnostics and loss_fn is not None:
-                        mean = base.mean_loss(loss_fn)
-                        options["value_fn"] = lambda w: within(mean(w, part, *args))
-                    found = per.perturbed_gradient(ascent, gradient, g, here, radius, **options)
-                    return found, None
+                    here_gradient = lambda w: within(local(w, part, index))  # noqa: E731
+                    g = trees.cast(here_gradient(here), incoming)
+                    if diagnostics:
+                        options["value_fn"] = lambda w: within(value(w, part, index))
+                    return per.perturbed_gradient(
+                        ascent, here_gradient, g, here, radius, **options
+                    ), None
 
                 return grp.mean_over_groups(group, batch, parts, axis_name, group_mode)[0]
 
@@ -165,27 +174,36 @@ def sam(
         else:
             due = state.count % jnp.asarray(every, state.count.dtype) == 0
             out, metrics = loops.cond(due, refresh, lambda: (incoming, state.metrics))
-        if gradient is not None:
-            base.check_points_uphill("sam", incoming, out, gradient, params, state.count)
+        if check:
+            inc.check_is_gradient("sam", incoming, out, gradient, params, state.count)
         return out, SAMState(base.advance(state.count), metrics)
 
-    return base.with_extra_args(init, update)
+    return base.head_of_chain(init, update)
 
 
-def _group_losses(parts, loss_fn, batch, args, grad_fn, value_fn, axis_name):
-    """``local(params, part)``: the gradient on this device's part of a group."""
+def _group_losses(
+    parts, loss_fn, batch, args, grad_fn, value_fn, axis_name, diagnostics
+) -> tuple[Any, Callable[..., Tree]]:
+    """Loss and gradient on this device's part of a group, ``(params, part, index)``."""
     if loss_fn is not None:
         base.require_batch("sam(groups=...)", batch)
-        mean = base.mean_loss(loss_fn)
-        return lambda params, part: jax.grad(mean)(params, part, *args)
+        mean = callables.mean_loss(loss_fn)
+
+        def value(params, part, index):
+            # Each group has a dropout of its own; `None` is the whole batch.
+            a = args if index is None else prng.fold(args, index)
+            return mean(params, part, *a)
+
+        return value, jax.grad(value)
     if axis_name is None or collectives.axis_size(axis_name) != parts:
         raise ValueError(
             f"sam(groups={parts}) evaluates the loss of each group: pass loss_fn= to sam and "
             "batch= to update. grad_fn alone serves where groups is the number of devices of "
             "axis_name."
         )
-    gradient = base.gradient_function("sam", grad_fn, value_fn)
-    return lambda params, part: gradient(params)
+    gradient = callables.gradient_function("sam", grad_fn, value_fn)
+    loss = per.gap_function("sam", diagnostics, value_fn, None)
+    return loss and (lambda params, *_: loss(params)), lambda params, *_: gradient(params)
 
 
 def asam(
@@ -203,6 +221,7 @@ def asam(
     group_mode: grp.GroupMode = "auto",
     axis_name: collectives.AxisName = None,
     diagnostics: bool = False,
+    check: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     r"""Adaptive SAM: a ball that scales with the weights, invariant to their rescaling.
 
@@ -225,6 +244,7 @@ def asam(
       group_mode: ``"auto"``, ``"vmap"`` or ``"loop"``.
       axis_name: inside ``shard_map`` or ``pmap``, the axes of the batch.
       diagnostics: keep [`SharpnessMetrics`][] in the state.
+      check: compare the incoming updates with ``grad_fn(params)`` once.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` with state [`SAMState`][].
@@ -241,5 +261,5 @@ def asam(
     return sam(
         rho, p=p, adaptive=adaptive, eta=eta, ascent_steps=ascent_steps,
         second_order=second_order, every=every, mask=mask, groups=groups, loss_fn=loss_fn,
-        group_mode=group_mode, axis_name=axis_name, diagnostics=diagnostics,
+        group_mode=group_mode, axis_name=axis_name, diagnostics=diagnostics, check=check,
     )  # fmt: skip

@@ -109,6 +109,18 @@ def test_adam_has_the_bias_correction_of_its_momentum():
     np.testing.assert_allclose(diagonal["a"], expected, rtol=2e-6)
 
 
+def test_amsgrad_has_the_bias_correction_of_its_momentum():
+    # The maximum of the corrected second moments, over the steps.
+    state, _ = state_after(optax.amsgrad(1e-3, b1=0.9, b2=0.5, eps=1e-2))
+    diagonal = preconditioner(state, b1=0.9, eps=1e-2)
+    second, largest = 0.0, 0.0
+    for step, g in enumerate(GRADS, 1):
+        second = 0.5 * second + 0.5 * np.asarray(g["a"]) ** 2
+        largest = np.maximum(largest, second / (1 - 0.5**step))
+    expected = (1 - 0.9**3) * (np.sqrt(largest) + 1e-2)
+    np.testing.assert_allclose(diagonal["a"], expected, rtol=2e-6)
+
+
 ADAM = {"b1": 0.8, "b2": 0.9, "eps": 1e-3}
 
 

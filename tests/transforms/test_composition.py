@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import flatjax.transforms as ft
-from tests.transforms.zoo import assert_close, descend, flat, loss_fn, network, one_update
+from tests.transforms.zoo import WHOLE, assert_close, descend, flat, loss_fn, network, one_update
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +94,76 @@ def test_apply_if_finite_and_partial(net, sam):
         out, state = update(jax.grad(loss_fn)(params, batch), state, params, grad_fn)
     assert_close(out, sam)
     assert len(traces) == 1
+
+
+@pytest.mark.parametrize("name", ["sam", "looksam", "friendly_sam", "wsam", "gradient_penalty"])
+def test_lookahead_behind_works_on_the_fast_params(name):
+    # Two steps of two make one synchronisation: w + 0.5 (fast - w).
+    curvature, w = jnp.array([1.0, 4.0]), jnp.array([3.0, 1.0])
+    grad = jax.grad(lambda p: jnp.sum(curvature * p**2) / 2)
+    make = {"gradient_penalty": lambda: ft.gradient_penalty(0.1)}.get(name, getattr(ft, name))
+    tx = optax.chain(make(), optax.lookahead(optax.sgd(0.1), 2, 0.5))
+    plain = optax.chain(make(), optax.sgd(0.1))
+    pair = optax.LookaheadParams.init_synced(w)
+    state, plain_state, fast = tx.init(pair), plain.init(w), w
+    assert jax.tree.structure(state[0]) == jax.tree.structure(plain_state[0])
+    for _ in range(2):
+        updates, state = tx.update(grad(pair.fast), state, pair, grad_fn=grad)
+        pair = optax.apply_updates(pair, updates)
+        updates, plain_state = plain.update(grad(fast), plain_state, fast, grad_fn=grad)
+        fast = optax.apply_updates(fast, updates)
+    # A few additions and multiplications in float32.
+    np.testing.assert_allclose(pair.slow, w + 0.5 * (fast - w), rtol=1e-6)
+    np.testing.assert_allclose(pair.fast, pair.slow, rtol=1e-6)
+
+
+def test_lookahead_around_sam_says_where_it_belongs():
+    w = jnp.ones(2)
+    pair = optax.LookaheadParams.init_synced(w)
+    tx = optax.lookahead(optax.chain(ft.sam(), optax.sgd(0.1)), 5, 0.5)
+    message = r"optax.lookahead: put it behind, optax.chain\(flatjax.sam\(...\), optax.lookahead"
+    with pytest.raises(ValueError, match=message):
+        tx.update(w, tx.init(pair), pair)
+    # optax itself refuses the argument.
+    with pytest.raises(TypeError, match="unexpected keyword argument 'grad_fn'"):
+        tx.update(w, tx.init(pair), pair, grad_fn=lambda p: p)
+
+
+@pytest.mark.parametrize("name", ["momentum_sam", "entropy_sgd"])
+def test_lookahead_around_a_whole_optimiser(name):
+    make = WHOLE[name]
+    w, g = jnp.array([1.0, 2.0]), jnp.array([0.5, -1.0])
+    pair = optax.LookaheadParams.init_synced(w)
+    tx = optax.lookahead(make(), 2, 0.5)
+    updates, _ = tx.update(g, tx.init(pair), pair)
+    np.testing.assert_array_equal(updates.fast, make().update(g, make().init(w), w)[0])
+
+
+# The documented orders: the gradient is finite, and at the perturbed params it is not.
+@pytest.mark.parametrize(("order", "stopped"), [("behind", True), ("around", False)])
+def test_apply_if_finite_behind_sam_sees_its_gradient(order, stopped):
+    grad = lambda w: jnp.where(w > 1.05, jnp.nan, w)  # noqa: E731
+    w = jnp.array([1.0])
+    if order == "behind":
+        tx = optax.chain(ft.sam(0.1), optax.apply_if_finite(optax.sgd(0.1), 5))
+    else:
+        tx = optax.apply_if_finite(optax.chain(ft.sam(0.1), optax.sgd(0.1)), 5)
+    updates, _ = tx.update(grad(w), tx.init(w), w, grad_fn=grad)
+    assert (float(updates[0]) == 0.0) == stopped
+    assert bool(jnp.isfinite(updates).all()) == stopped
+
+
+@pytest.mark.parametrize("name", ["sam", "looksam", "friendly_sam"])
+def test_training_goes_on_after_a_bad_batch(name):
+    tx = optax.chain(getattr(ft, name)(0.05), optax.apply_if_finite(optax.sgd(0.1), 100))
+    w = jnp.array([1.0, 2.0])
+    state, seen = tx.init(w), []
+    for c in (1.0, jnp.nan, 1.0, 1.0):
+        g = jax.grad(lambda w, c=c: (c * w**2).sum())
+        updates, state = tx.update(g(w), state, w, grad_fn=g)
+        w = optax.apply_updates(w, updates)
+        seen.append(float(w[0]))
+    assert seen[0] == seen[1] > seen[2] > seen[3]
 
 
 def test_scan_equals_a_loop(net):
@@ -216,9 +286,9 @@ def test_batch_statistics_come_from_the_chosen_pass(passes):
 def test_bfloat16_compute_with_float32_masters():
     params, batch = network()
     half = lambda t: jax.tree.map(lambda a: a.astype(jnp.bfloat16), t)  # noqa: E731
-    grad = jax.grad(lambda p: loss_fn(half(p), (half(batch[0]), batch[1])))
+    value = lambda p: loss_fn(half(p), (half(batch[0]), batch[1]))  # noqa: E731
     tx = ft.sam(0.05, diagnostics=True)
-    out, state = tx.update(grad(params), tx.init(params), params, grad_fn=grad)
+    out, state = tx.update(jax.grad(value)(params), tx.init(params), params, value_fn=value)
     assert {a.dtype for a in jax.tree.leaves(out)} == {jnp.dtype(jnp.float32)}
     # The masters are perturbed by exactly rho, whatever the compute dtype rounds.
     assert float(state.metrics.perturbation_norm) == pytest.approx(0.05, rel=1e-6)

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 import flatjax.transforms as ft
 from flatjax import losses
-from tests.transforms.zoo import flat, loss_fn, model, network, per_example
+from tests.transforms.zoo import flat, functions, loss_fn, model, network, per_example
 
 XENT = losses.softmax_cross_entropy
 DEVICES, EXAMPLES = 4, 16
@@ -84,9 +84,7 @@ def two_updates(tx, params, batch, axis_name=None):
     state = tx.init(params)
     out = None
     for _ in range(1 if len(jax.tree.leaves(state)) == 1 else 2):
-        out, state = tx.update(
-            g, state, params, grad_fn=lambda p: jax.grad(loss_fn)(p, batch), batch=batch
-        )
+        out, state = tx.update(g, state, params, **functions(batch))
     diagnostics = getattr(state, "metrics", getattr(state, "penalty", ()))
     return out, diagnostics
 

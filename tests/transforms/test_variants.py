@@ -60,10 +60,10 @@ def test_decoupled_wsam_bypasses_the_optimiser(net):
     g = dense.grad(dense.w)
     sharpness = dense.grad(dense.w + RHO * unit(g)) - g
     adam = optax.adam(0.01)
-    tx = ft.wsam(RHO, gamma=0.5, optimizer=adam, learning_rate=lambda t: 0.1 / (t + 1))
+    tx = ft.wsam(RHO, gamma=0.75, optimizer=adam, learning_rate=lambda t: 0.1 / (t + 1))
     out, _ = one_update(tx, params, batch, 2)
     plain, _ = one_update(adam, params, batch, 2)
-    assert_close(out, flat(plain) - 0.05 * sharpness)
+    assert_close(out, flat(plain) - 0.05 * 3.0 * sharpness)
 
 
 def test_looksam(net):
@@ -103,8 +103,13 @@ def test_friendly_sam(net):
 
 def test_momentum_sam(net):
     params, batch, dense = net
-    rates = [0.1, 0.2, 0.05]
-    tx = ft.momentum_sam(lambda t: jnp.array(rates)[t], rho=RHO, momentum=0.9, weight_decay=0.01)
+    rates, radii = [0.1, 0.2, 0.05], [0.3, 0.1, 0.4]
+    tx = ft.momentum_sam(
+        lambda t: jnp.array(rates)[t],
+        rho=lambda t: jnp.array(radii)[t],
+        momentum=0.9,
+        weight_decay=0.01,
+    )
 
     @jax.jit
     def step(params, state):
@@ -115,10 +120,10 @@ def test_momentum_sam(net):
     state = tx.init(params)
     w = displaced = dense.w
     v = np.zeros_like(w)
-    for rate in rates:
+    for rate, radius in zip(rates, radii, strict=True):
         v = 0.9 * v + dense.grad(displaced) + 0.01 * displaced
         w = w - rate * v
-        displaced = w - RHO * unit(v)
+        displaced = w - radius * unit(v)
         params, state = step(params, state)
         assert_close(params, displaced)
         assert_close(ft.momentum_sam_eval_params(state, params), w)

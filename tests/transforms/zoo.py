@@ -77,6 +77,15 @@ def assert_close(tree, reference, rtol=1e-10, atol=1e-12):
     np.testing.assert_allclose(flat(tree), flat(reference), rtol=rtol, atol=atol)
 
 
+def functions(batch, loss=loss_fn):
+    """The extra arguments of ``update``, of which every transform takes what it needs."""
+    return {
+        "grad_fn": lambda p: jax.grad(loss)(p, batch),
+        "value_fn": lambda p: loss(p, batch),
+        "batch": batch,
+    }
+
+
 def one_update(tx, params, batch, steps=1, **extra):
     """The last of ``steps`` updates at fixed params, and the state."""
     g = jax.grad(loss_fn)(params, batch)
@@ -84,9 +93,7 @@ def one_update(tx, params, batch, steps=1, **extra):
 
     @jax.jit
     def update(state):
-        return tx.update(
-            g, state, params, grad_fn=lambda p: jax.grad(loss_fn)(p, batch), batch=batch, **extra
-        )
+        return tx.update(g, state, params, **{**functions(batch), **extra})
 
     for _ in range(steps):
         out, state = update(state)
@@ -99,9 +106,7 @@ def descend(tx, params, batch, steps):
     @jax.jit
     def step(params, state):
         g = jax.grad(loss_fn)(params, batch)
-        updates, state = tx.update(
-            g, state, params, grad_fn=lambda p: jax.grad(loss_fn)(p, batch), batch=batch
-        )
+        updates, state = tx.update(g, state, params, **functions(batch))
         return optax.apply_updates(params, updates), state
 
     state, path = tx.init(params), []
@@ -147,7 +152,12 @@ HEADS = {
     ),
 }
 WHOLE = {
-    "momentum_sam": lambda **k: ft.momentum_sam(**{"learning_rate": 0.1, **k}),
+    "wsam_decoupled": lambda **k: ft.wsam(
+        **{"rho": 0.05, "optimizer": optax.sgd(0.01), "learning_rate": 0.01, **k}
+    ),
+    "momentum_sam": lambda **k: ft.momentum_sam(
+        **{"learning_rate": 0.1, "rho": lambda t: 0.1 * (t + 1).astype("f4"), **k}
+    ),
     "langevin": lambda **k: ft.langevin(
         **{"learning_rate": 1e-4, "num_data": N, "friction": 0.1, **k}
     ),
@@ -158,6 +168,7 @@ WHOLE = {
 }
 TAILS = {
     "ema_params": lambda **k: ft.ema_params(**{"decay": 0.9, **k}),
+    "ema_debiased": lambda **k: ft.ema_params(**{"decay": 0.9, "debias": True, **k}),
     "swa": lambda **k: ft.swa(**{"every": 2, **k}),
     "swag": lambda **k: ft.swag(**{"every": 2, "rank": 2, **k}),
 }

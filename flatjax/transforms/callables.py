@@ -1,0 +1,231 @@
+"""The caller's functions, looked at where they enter.
+
+Each of them is wrapped once, and what it returns is compared with what it should: all of it while
+tracing, at no cost at run time.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from flatjax import losses
+from flatjax.transforms import prng
+
+Tree = Any
+Gradient = Callable[[Tree], Tree]
+
+_SPLIT = (
+    "graph, params, rest = flax.nnx.split(model, flax.nnx.Param, ...), and inside the loss "
+    "model = flax.nnx.merge(graph, params, rest)"
+)
+_PARTITION = (
+    "params, static = eqx.partition(model, eqx.is_inexact_array), and inside the loss "
+    "model = eqx.combine(params, static)"
+)
+
+
+def gradient_function(
+    name: str, grad_fn: Gradient | None, value_fn: Callable[[Tree], jax.Array] | None
+) -> Gradient:
+    """``grad_fn``, or the gradient of ``value_fn``, checked."""
+    if grad_fn is not None:
+        called = explained(f"{name}: grad_fn", grad_fn)
+        return lambda params: check_gradient(f"{name}: grad_fn returned", called(params), params)
+    if value_fn is not None:
+        return jax.grad(value_function(name, value_fn))
+    raise ValueError(
+        f"{name} evaluates gradients of its own: call update(updates, state, params, "
+        "grad_fn=lambda p: jax.grad(loss_fn)(p, batch)), or pass value_fn=, the loss as a "
+        "function of the params. (flax's TrainState.apply_gradients does not forward extra "
+        "arguments: use the oracle flatjax.sam_value_and_grad there. Nor does optax.lookahead: "
+        f"put it behind, optax.chain(flatjax.{name}(...), optax.lookahead(optimizer, ...)).)"
+    )
+
+
+def value_function(name: str, value_fn: Callable[[Tree], Any]) -> Callable[[Tree], jax.Array]:
+    """``value_fn``, which has to return a scalar."""
+    called = explained(f"{name}: value_fn", value_fn)
+
+    def value(params):
+        loss = called(params)
+        _check_loss(f"{name}: value_fn", loss)
+        if jnp.shape(loss) != ():
+            raise ValueError(
+                f"{name}: value_fn must return a scalar, got shape {jnp.shape(loss)}: take the "
+                "mean over the examples, value_fn=lambda p: loss_fn(p, batch).mean()."
+            )
+        return jnp.asarray(loss)
+
+    return value
+
+
+def mean_loss(loss_fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """``loss_fn(params, ...)`` as a scalar: the mean where it returns per-example losses."""
+    called = explained("loss_fn", prng.cloning(loss_fn))
+    return lambda *args, **kwargs: scalar_loss(called(*args, **kwargs))
+
+
+def scalar_loss(loss: Any) -> jax.Array:
+    """What a ``loss_fn`` returned, as a scalar."""
+    _check_loss("loss_fn", loss)
+    loss = jnp.asarray(loss)
+    if loss.ndim > 1:
+        raise ValueError(
+            f"loss_fn must return a scalar or one loss per example, shape (n,), got {loss.shape}."
+        )
+    return loss.mean()
+
+
+def _check_loss(what, loss):
+    if loss is None:
+        raise TypeError(f"{what} returned None: does the function return its result?")
+    if isinstance(loss, tuple | list | dict):
+        raise TypeError(
+            f"{what} returned a {type(loss).__name__} of length {len(loss)}, where the loss alone "
+            "is expected: return the loss only, as in lambda p: loss_fn(p, batch)[0]; the oracles "
+            "sam_value_and_grad and penalty_value_and_grad take a pair (loss, aux) with "
+            "has_aux=True."
+        )
+
+
+def loss_and_aux(out: Any) -> tuple[Any, Any]:
+    """What a ``loss_fn`` with ``has_aux=True`` returned."""
+    if isinstance(out, tuple | list) and len(out) == 2:
+        return out[0], out[1]
+    raise TypeError(
+        "has_aux=True, but loss_fn did not return a pair (loss, aux): return both, or leave out "
+        "has_aux."
+    )
+
+
+def model_function(
+    name: str, model_fn: Callable[..., Any], loss: losses.OutputLoss
+) -> Callable[..., Any]:
+    """``model_fn``, which has to return the outputs alone where ``loss`` is one of this package."""
+    called = explained(f"{name}: model_fn", prng.cloning(model_fn))
+
+    def outputs(*args):
+        out = called(*args)
+        if isinstance(out, tuple | list | dict) and not isinstance(loss, losses.FunctionLoss):
+            raise TypeError(
+                f"{name}: model_fn returned a {type(out).__name__}, where the outputs alone are "
+                "expected: leave out the new model state, as in "
+                "model_fn=lambda params, inputs, *args: apply(params, inputs, *args)[0]."
+            )
+        return out
+
+    return outputs
+
+
+def check_params(name: str, params: Tree) -> None:
+    """Raise unless ``params`` are floating arrays, of which a gradient can be taken."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        where = f"{name}: params{jax.tree_util.keystr(path)}"
+        if not hasattr(leaf, "dtype"):
+            raise TypeError(
+                f"{where} is no array but {type(leaf).__name__}. Hand over the arrays of the model "
+                f"alone: with equinox {_PARTITION}; with flax.nnx {_SPLIT}."
+            )
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(
+                f"{where} has dtype {leaf.dtype}, of which no gradient can be taken: keep counters "
+                "and keys out of the params (eqx.is_inexact_array in place of eqx.is_array)."
+            )
+
+
+def check_gradient(what: str, gradient: Tree, params: Tree) -> Tree:
+    """The gradient, if it looks like the params.
+
+    Args:
+      what: the beginning of the message, such as "sam: grad_fn returned".
+      gradient: what the caller handed over.
+      params: what it should look like.
+
+    Returns:
+      The gradient itself.
+
+    Raises:
+      TypeError: for another tree structure or leaves that are not floating.
+      ValueError: for a leaf of another shape.
+    """
+    if jax.tree.structure(gradient) != jax.tree.structure(params):
+        raise TypeError(f"{what} {_other_structure(gradient, params)}")
+    named = jax.tree_util.tree_leaves_with_path(gradient)
+    for (path, leaf), like in zip(named, jax.tree.leaves(params), strict=True):
+        where = jax.tree_util.keystr(path) or "an array"
+        if jnp.shape(leaf) != like.shape:
+            raise ValueError(
+                f"{what} {where} of shape {jnp.shape(leaf)} where the params have {like.shape}: it "
+                "must be the gradient with respect to the params (see argnums of jax.grad), summed "
+                "or averaged over the examples."
+            )
+        if not hasattr(leaf, "dtype") or not jnp.issubdtype(leaf.dtype, jnp.floating):
+            kind = getattr(leaf, "dtype", type(leaf).__name__)
+            raise TypeError(f"{what} {where} of type {kind}, which is no floating array.")
+    return gradient
+
+
+def _other_structure(gradient, params):
+    """What was handed over in place of a gradient, and what to do about it."""
+
+    def fits(tree):
+        return jax.tree.structure(tree) == jax.tree.structure(params)
+
+    if gradient is None:
+        return "None: does the function return its result?"
+    if isinstance(gradient, tuple) and len(gradient) == 2:
+        if fits(gradient[1]):
+            return (
+                "a pair (value, gradient), as jax.value_and_grad does: hand over the gradient "
+                "alone, grad_fn=lambda p: jax.grad(loss_fn)(p, batch), or take [1] of the pair."
+            )
+        if fits(gradient[0]):
+            return (
+                "a pair (gradient, aux), as jax.grad(..., has_aux=True) does: hand over the "
+                "gradient alone, grad_fn=lambda p: jax.grad(loss_fn, has_aux=True)(p, batch)[0]."
+            )
+    hint = "it must be the gradient with respect to the params, in their tree structure."
+    kinds = {type(gradient).__module__.split(".")[0], type(params).__module__.split(".")[0]}
+    if _is_nnx(gradient) or _is_nnx(params):
+        hint = f"hand over both as flax.nnx.State: {_SPLIT}."
+    elif "equinox" in kinds or _has_none(gradient) or _has_none(params):
+        hint = f"partition the model once for both: {_PARTITION}."
+    return (
+        f"another tree than the params: {hint}\n  gradient: {jax.tree.structure(gradient)}\n"
+        f"  params:   {jax.tree.structure(params)}"
+    )
+
+
+def explained(what: str, fn: Callable[..., Any]) -> Callable[..., Any]:
+    """``fn(params, ...)``; params called as if they were a model raise what to do instead."""
+
+    def call(params, *args, **kwargs):
+        try:
+            return fn(params, *args, **kwargs)
+        except (TypeError, AttributeError) as error:
+            text = str(error)
+            if _is_nnx(params) and "State" in text:
+                raise TypeError(
+                    f"{what} is called with the params, a flax.nnx.State, which is no model "
+                    f"({text}). Write {_SPLIT}, and differentiate that loss: "
+                    "grad_fn=lambda p: jax.grad(loss)(p, batch)."
+                ) from error
+            if _has_none(params) and "NoneType" in text:
+                raise TypeError(
+                    f"{what} is called with the params, which hold the arrays of the model alone: "
+                    f"what eqx.filter left out is None ({text}). Write {_PARTITION}: "
+                    "grad_fn=jax.grad(lambda p: loss(eqx.combine(p, static), batch))."
+                ) from error
+            raise
+
+    return call
+
+
+def _is_nnx(tree):
+    return type(tree).__module__.startswith("flax.nnx")
+
+
+def _has_none(tree):
+    return any(a is None for a in jax.tree.leaves(tree, is_leaf=lambda a: a is None))
