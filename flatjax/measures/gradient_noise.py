@@ -60,7 +60,7 @@ def gradient_noise_scale(
     Args:
       loss_fn: ``loss_fn(params, batch, *args)``, the per-example losses, shape ``(n,)``, or the
         mean loss; per example it is called on batches of one.
-      params: a pytree of floating arrays.
+      params: a pytree of floating arrays; in low precision, taken in float32.
       batch: a pytree whose leaves share a leading axis of ``n`` examples.
       *args: anything else the loss takes.
       unbiased: estimate the population's noise scale.
