@@ -92,8 +92,8 @@ def fisher_rao_norm(
     """
     objective.check_choice("kind", kind, ("exact", "empirical"))
     F = fisher(
-        model_fn, loss, objective.widened(params), batch, *args, kind=kind, weights=weights, axis_name=axis_name,
-        precision=precision,
+        model_fn, loss, objective.widened(params), batch, *args, kind=kind, weights=weights,
+        axis_name=axis_name, precision=precision,
     )  # fmt: skip
     op = cast(GaussNewton, F)  # not chunked
     squared, outputs = _quadratic_forms(op)
