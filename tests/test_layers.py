@@ -12,6 +12,7 @@ FLOORS = {
     "convolutions": 0,
     "loops": 0,
     "trees": 0,
+    "layouts": 0,
     "losses": 0,
     "collectives": 0,
     "operators": 1,

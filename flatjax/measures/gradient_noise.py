@@ -74,7 +74,8 @@ def gradient_noise_scale(
 
     Raises:
       TypeError: if ``params`` holds anything but real floating arrays.
-      ValueError: for no batch, an empty one, unequal leading axes or a ``chunk_size`` below 1.
+      ValueError: for no batch, fewer than two examples that count, unequal leading axes or a
+        ``chunk_size`` below 1.
 
     Example:
       >>> import jax.numpy as jnp
@@ -90,6 +91,7 @@ def gradient_noise_scale(
     )
     if op.n is None:
         raise ValueError("gradient_noise_scale needs a batch of examples, got one without leaves.")
+    _check_counted(op)
     _, mean = objective.loss_and_gradient_at(op, op.params)
     local = collectives.varying((op.params, mean), axis_name)
     statistics = loops.map_chunks(
@@ -100,6 +102,18 @@ def gradient_noise_scale(
     dtype = trees.dtype(op.params)
     w = jnp.ones((op.n,), dtype) if op.weights is None else op.weights.astype(dtype)
     return _from_examples(w, *statistics, trees.vdot(mean, mean), axis_name, bool(unbiased))
+
+
+def _check_counted(op):
+    """Raise unless two examples count, where it is known: one has no spread."""
+    counted = op.n * collectives.axis_size(op.axis_name)
+    if op.weights is not None and op.axis_name is None and not loops.is_traced(op.weights):
+        counted = int((op.weights > 0).sum())
+    if counted < 2:
+        raise ValueError(
+            f"gradient_noise_scale needs at least two examples that count, got {counted}: the "
+            "noise is the spread of their gradients. Pass a larger batch."
+        )
 
 
 @partial(jax.jit, static_argnums=(0, 1))
