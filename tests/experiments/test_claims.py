@@ -43,6 +43,28 @@ def test_a_verdict_follows_from_the_numbers(values, verdict):
     assert judge(CLAIM, values).verdict == verdict
 
 
+@pytest.mark.parametrize("bound", ["low", "high"])
+@pytest.mark.parametrize(
+    ("errors_inside", "verdict"),
+    [
+        (2.2, "reproduced"),
+        (1.8, "inconclusive"),  # 2.2 standard errors if these were taken of n, not of n - 1
+        (1.5, "inconclusive"),
+        (-1.8, "inconclusive"),
+        (-2.2, "not reproduced"),
+    ],
+)
+def test_two_standard_errors_decide(bound, errors_inside, verdict):
+    """Three seeds whose mean lies so many standard errors inside the only bound."""
+    claim = Claim(name="c", statement="S.", paper="P", reason="made up", **{bound: 5.0})
+    error = 0.1
+    mean = 5.0 + (1 if bound == "low" else -1) * errors_inside * error
+    spread = error * math.sqrt(3)  # the standard deviation, with n - 1, of -spread, 0, spread
+    found = judge(claim, {0: mean - spread, 1: mean, 2: mean + spread})
+    assert found.standard_error == pytest.approx(error)
+    assert found.verdict == verdict
+
+
 def test_a_single_seed_has_no_standard_error():
     assert judge(CLAIM, {7: 1.5}).standard_error is None
 
