@@ -8,7 +8,7 @@ import pytest
 from experiments.lib.claims import Claim, Figure, command, judge, run_folder, table, write_summary
 from experiments.lib.errors import ConfigMismatch
 from experiments.lib.figures import figure
-from experiments.lib.rundir import read_json
+from experiments.lib.rundir import read_json, write_json
 from experiments.registry import ExperimentConfig
 
 CLAIM = Claim(name="c", statement="S.", paper="P", low=1.0, high=2.0, reason="made up")
@@ -95,6 +95,9 @@ def test_the_summary_holds_claims_figures_and_command(tmp_path, capsys):
     assert "inconclusive" in capsys.readouterr().out
     assert "data:image/png" in (out / "report.html").read_text()
     assert table(summary).rows[0][2] == "1 to 2"
+    # A finished run that is shown again took as long as it did.
+    write_json(out / "summary.json", summary | {"seconds": 1e6})
+    assert write_summary(out, config, [judge(CLAIM, {0: 1.5})])["seconds"] == 1e6
 
 
 def test_a_folder_of_another_configuration_is_refused(tmp_path):
