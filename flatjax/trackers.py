@@ -108,7 +108,7 @@ class Tracker:
             raise ValueError(
                 "a tracker starts from key=jax.random.key(0) or from pairs=, not both."
             )
-        if pairs is not None:
+        if key is None:
             return self._from_pairs(structure, pairs, 0)
         if isinstance(at, Operator):
             found = eigsh(
