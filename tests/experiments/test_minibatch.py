@@ -61,6 +61,26 @@ def test_killed_runs_continue_to_the_same_bits(tmp_path, data, monkeypatch):
     assert whole.records["train_loss"][0, -1] != whole.records["train_loss"][1, -1]
 
 
+def test_every_epoch_has_batches_of_its_own(tmp_path, data, monkeypatch):
+    """The drawn batches of a run of three epochs, by the key that draws them."""
+    drawn = []
+
+    def watched(key, size, batch_size):
+        index = shuffled_batches(key, size, batch_size)
+        jax.debug.callback(lambda i: drawn.append(np.asarray(i)), index)
+        return index
+
+    shuffled_batches = minibatch.shuffled_batches
+    monkeypatch.setattr(minibatch, "shuffled_batches", watched)
+    recipe = minibatch.Recipe(hidden=(8,), epochs=3, record_every=3, batch_size=20)
+    one = jax.tree.map(lambda a: a[:1], data)
+    minibatch.train_arm(tmp_path, recipe, one, [0], lambda seed, rate: optax.sgd(0.1))
+    jax.effects_barrier()
+    orders = {tuple(np.ravel(index)) for index in drawn}
+    assert len(orders) == len(drawn) == 3
+    assert all(sorted(order) == list(range(40)) for order in orders)
+
+
 def test_runs_stand_still_at_the_loss_they_stop_at(tmp_path, data):
     recipe = minibatch.Recipe(hidden=(8,), epochs=60, record_every=20, stop_loss=1.5, batch_size=20)
     found = minibatch.train_arm(

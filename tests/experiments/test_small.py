@@ -4,14 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.lib.small import apply_mlp, init_mlp, shuffled_batches, small_data
+from experiments.lib.small import apply_mlp, init_mlp, shuffled_batches, small_data, stack_seeds
 
 
 def test_exactly_so_many_labels_are_wrong_and_nothing_else_moves():
     data = small_data("digits", seed=3, train_size=200, label_noise=0.23, test_size=50)
     clean = small_data("digits", seed=3, train_size=200, test_size=50)
     wrong = data.targets != data.clean_targets
-    assert wrong.sum() == 46
+    assert wrong.sum() == data.noisy.sum() == 46
     assert set(np.unique(data.targets)) <= set(range(10))
     np.testing.assert_array_equal(data.clean_targets, clean.targets)
     np.testing.assert_array_equal(data.inputs, clean.inputs)
@@ -31,6 +31,7 @@ def test_both_splits_are_centred_at_the_training_mean_and_share_no_image():
     assert same.mean() > 0.9
     both = np.concatenate([data.inputs, data.test_inputs])
     assert len(np.unique(both.round(4), axis=0)) == 1797
+    assert stack_seeds([data, data]).inputs.shape == (2, 300, 64)
     with pytest.raises(ValueError, match="leave none to test on"):
         small_data("digits", seed=0, train_size=1797)
 
