@@ -93,9 +93,12 @@ def plot_trajectories(
 ) -> Any:
     """Eigenvalues along training, with their residuals, against a stability threshold.
 
+    Values that have not converged are no part of the lines: they are faint circles, by themselves.
+
     Args:
       history: ``steps`` of shape ``(s,)``, ``values`` of shape ``(s, k)`` and, if there,
-        ``residual_norms`` of shape ``(s, k)``: the ``history`` of a tracker's callback.
+        ``residual_norms`` and ``converged`` of shape ``(s, k)``: the ``history`` of a tracker's
+        callback.
       threshold: a number, or one a step, such as `stability_threshold`; drawn dashed.
       threshold_label: its name in the legend.
       ax: matplotlib axes; default the current ones.
@@ -106,7 +109,7 @@ def plot_trajectories(
 
     Raises:
       ImportError: without matplotlib.
-      ValueError: if there are other numbers of steps and of values.
+      ValueError: if there are other numbers of steps and of values, or a field of another shape.
 
     Example:
       >>> import matplotlib
@@ -121,16 +124,24 @@ def plot_trajectories(
     values = values.reshape(len(values), -1)
     if len(steps) != len(values):
         raise ValueError(f"history has {len(steps)} steps and {len(values)} rows of values.")
-    residuals = history.get("residual_norms")
+    # Without residuals no band, and without a verdict every value counts.
+    residuals = _like(values, history, "residual_norms", np.nan)
+    converged = _like(values, history, "converged", 1.0) > 0
     for i, column in enumerate(values.T):
         color = _CYCLE[i % len(_CYCLE)]
         name = rf"$\lambda_{{{i + 1}}}$" if labels is None else labels[i]
-        ax.plot(steps, column, color=color, label=name)
-        if residuals is not None:
-            width = np.asarray(residuals, float).reshape(len(values), -1)[:, i]
-            ax.fill_between(
-                steps, column - width, column + width, color=color, alpha=0.2, linewidth=0
-            )
+        line = np.where(converged[:, i], column, np.nan)
+        ax.plot(steps, line, color=color, label=name)
+        low, high = line - residuals[:, i], line + residuals[:, i]
+        if np.isfinite(low).any():
+            ax.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
+    rows, columns = np.nonzero(~converged & np.isfinite(values))
+    if rows.size:
+        colors = [_CYCLE[i % len(_CYCLE)] for i in columns]
+        ax.scatter(
+            steps[rows], values[rows, columns], s=12, facecolors="none", edgecolors=colors,
+            alpha=0.5, label="not converged",
+        )  # fmt: skip
     if threshold is not None:
         line = np.broadcast_to(np.asarray(threshold, float), steps.shape)
         ax.plot(steps, line, "--", color="black", linewidth=1, label=threshold_label)
@@ -138,6 +149,16 @@ def plot_trajectories(
     ax.set_ylabel("eigenvalue")
     ax.legend()
     return ax
+
+
+def _like(values: np.ndarray, history: Mapping[str, Any], name: str, default: float) -> np.ndarray:
+    """A field of a history, of the shape of its values."""
+    if history.get(name) is None:
+        return np.full(values.shape, default)
+    field = np.asarray(history[name], float)
+    if field.size != values.size:
+        raise ValueError(f"{name} of history has shape {field.shape}, its values {values.shape}.")
+    return field.reshape(values.shape)
 
 
 def plot_layers(layers: Mapping[Any, Any], *, per_param: bool = False, ax: Any = None) -> Any:

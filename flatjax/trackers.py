@@ -1,7 +1,10 @@
 """Curvature along a training run: the extreme eigenpairs, warm-started from step to step.
 
 Between two training steps the Hessian changes little, so the eigenvectors of the last step are an
-excellent start: one to three products a step follow them, where a cold Lanczos run needs tens.
+excellent start: one to three products a step follow them, where a cold Lanczos run needs tens. The
+first step has no such start, and from random vectors the values rise for ten steps and more
+whatever the true ones do: so a tracker is started by one Lanczos run, or says that its pairs have
+not converged.
 """
 
 import dataclasses
@@ -15,30 +18,39 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatjax import loops, trees
+from flatjax.linalg import basis as bases
+from flatjax.linalg import eigsh, lobpcg
 from flatjax.operators.base import Operator, as_operator
 
 Which = Literal["LA", "SA", "LM"]
+_RECORDED = ("values", "residual_norms", "converged", "drift")
 
 
 class TrackState(NamedTuple):
     """The tracked pairs after a step; all arrays, so that it lives in a train state.
 
     Attributes:
-      values: the Ritz values, shape ``(k,)``, in the order of ``which``; NaN before the first step.
+      values: the Ritz values, shape ``(k,)``, in the order of ``which``; NaN before the first step
+        of a tracker that started at random vectors.
       vectors: orthonormal Ritz vectors, a pytree with a leading axis ``k``.
       directions: the last change of the vectors, the third block of the search space.
       residual_norms: ``|A v - value v|`` for every pair, shape ``(k,)``: some eigenvalue lies
         within this distance of the value.
+      converged: ``(k,)`` booleans: the residual is at most ``tol`` times the value's magnitude, or
+        rounding beside the largest value. False is a value to leave out: of a start that has not
+        settled, or of an operator that moved too far in one step. It cannot show that another
+        eigenvalue has overtaken the tracked ones: for that start again now and then.
       drift: how far every vector has turned out of the span of the vectors before the step, the
         sine of the angle, shape ``(k,)``.
       step: the number of steps taken.
-      num_products: the number of products spent.
+      num_products: the number of products spent, those of the start included.
     """
 
     values: jax.Array
     vectors: Any
     directions: Any
     residual_norms: jax.Array
+    converged: jax.Array
     drift: jax.Array
     step: jax.Array
     num_products: jax.Array
@@ -51,27 +63,58 @@ class Tracker:
     k: int
     which: Which
     products: int
+    tol: float
 
-    def init(self, structure: Any, key: chex.PRNGKey) -> TrackState:
-        """A state with random orthonormal vectors.
+    def init(
+        self,
+        at: Any,
+        key: chex.PRNGKey | None = None,
+        *,
+        pairs: Any = None,
+        max_products: int | None = None,
+    ) -> TrackState:
+        """The state from which to follow: pairs of the operator, given pairs, or random vectors.
+
+        Of an operator it is what [`eigsh`][] finds, until the residuals meet the tracker's ``tol``:
+        about 20 products for one pair and 50 for two. Under ``jit`` it takes a fixed number of
+        them, 33 plus ``k`` at most by default.
+
+        A tree like the params has no eigenpairs: the state then has random vectors and NaN for
+        values, and some ten updates pass before its pairs are ``converged``.
 
         Args:
-          structure: an operator, or a pytree of arrays or ``ShapeDtypeStruct`` like the params.
-          key: a PRNG key.
+          at: the operator at the first params, or a pytree of arrays or ``ShapeDtypeStruct`` like
+            the params.
+          key: a PRNG key of the random start. Give either ``key`` or ``pairs``.
+          pairs: pairs to start from, at no product: an [`Eigenpairs`][] of at least ``k`` pairs, a
+            [`TrackState`][], or ``k`` vectors as a tree with a leading axis. Of pairs the values
+            are reported as they are, so let them be of the operator at the first params.
+          max_products: the most products to spend on the start; under ``jit`` the number spent.
 
         Returns:
-          The state; its values are NaN until the first ``update``.
+          The state.
 
         Raises:
-          ValueError: if ``k`` exceeds the dimension.
+          TypeError: if ``pairs`` has another tree structure than the params.
+          ValueError: if ``k`` exceeds the dimension, for both or neither of ``key`` and ``pairs``,
+            for pairs of other shapes or fewer than ``k``, or for linearly dependent vectors.
         """
-        if isinstance(structure, Operator):
-            structure = structure.structure
-        structure = trees.structure_of(structure)
+        structure = at.structure if isinstance(at, Operator) else trees.structure_of(at)
         if self.k > trees.size(structure):
             raise ValueError(
                 f"k={self.k} pairs exceed the dimension {trees.size(structure)}: lower k."
             )
+        if (key is None) == (pairs is None):
+            raise ValueError(
+                "a tracker starts from key=jax.random.key(0) or from pairs=, not both."
+            )
+        if key is None:
+            return self._from_pairs(structure, pairs, 0)
+        if isinstance(at, Operator):
+            found = eigsh(
+                at, self.k, which=self.which, key=key, tol=self.tol, max_products=max_products
+            )
+            return self._from_pairs(structure, found, found.num_products)
         leaves, treedef = jax.tree.flatten(structure)
         keys = jax.random.split(key, len(leaves))
         draws = [
@@ -80,13 +123,62 @@ class Tracker:
         ]
         # Spread over devices as the params are.
         draws = trees.placed(jax.tree.unflatten(treedef, draws), structure)
-        vectors, _ = _orthonormal(None, draws)
+        return self._from_vectors(lobpcg.orthonormal(None, draws)[0])
+
+    def _from_pairs(self, structure: Any, pairs: Any, num_products: int) -> TrackState:
+        """The state of given pairs, or of bare vectors."""
+        bare = not (hasattr(pairs, "values") and hasattr(pairs, "residual_norms"))
+        vectors = pairs if bare else pairs.vectors
+        counts = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(vectors)}
+        count = min((c[0] if c else 0 for c in counts), default=0)
+        if len(counts) != 1 or count < self.k or (bare and count > self.k):
+            raise ValueError(
+                f"pairs must hold {'' if bare else 'at least '}{self.k} vectors along one leading "
+                f"axis, as eigsh(op, {self.k}) gives them; got leading axes {sorted(counts)}."
+            )
+        trees.check(jax.tree.map(lambda a: a[0], vectors), structure, "a vector of pairs")
+        vectors = trees.cast(vectors, structure)
+        if bare:
+            vectors, kept = lobpcg.orthonormal(None, vectors)
+            if not loops.is_traced(kept) and not bool(kept.all()):
+                raise ValueError("pairs must hold linearly independent vectors.")
+            return self._from_vectors(vectors)
+        order = lobpcg.order(pairs.values, self.which)[: self.k]
         scalar = trees.dtype(structure)
-        empty = jnp.full((self.k,), jnp.nan, scalar)
+        values, residuals = (a[order].astype(scalar) for a in (pairs.values, pairs.residual_norms))
+        converged = self._converged(values, residuals)
+        complete = getattr(pairs, "complete", None)
+        if complete is not None:  # a list known to lack a pair is not right in its order
+            converged = converged & jnp.asarray(complete)
+        state = self._from_vectors(jax.tree.map(lambda a: a[order], vectors))
+        spent = jnp.asarray(num_products, jnp.int32)
+        return state._replace(
+            values=values, residual_norms=residuals, converged=converged, num_products=spent
+        )
+
+    def _from_vectors(self, vectors: Any) -> TrackState:
+        """The state of orthonormal vectors of which nothing is known."""
+        empty = jnp.full((self.k,), jnp.nan, trees.dtype(vectors))
         zero = jnp.zeros((), jnp.int32)
         return TrackState(
-            empty, vectors, jax.tree.map(jnp.zeros_like, vectors), empty, empty, zero, zero
+            values=empty,
+            vectors=vectors,
+            directions=jax.tree.map(jnp.zeros_like, vectors),
+            residual_norms=empty,
+            converged=jnp.zeros((self.k,), bool),
+            drift=empty,
+            step=zero,
+            num_products=zero,
         )
+
+    def _converged(self, values: jax.Array, residual_norms: jax.Array) -> jax.Array:
+        size = jnp.abs(values)
+        rounding = 8 * jnp.finfo(values.dtype).eps * size.max()
+        small = residual_norms <= jnp.maximum(self.tol * size, rounding)
+        if self.products == 1 and self.which == "LA":
+            # Orthogonal iteration follows |value|: below a negative one others may lie outside.
+            return small & (values >= 0)
+        return small
 
     def update(
         self, op: Operator | Callable[[Any], Any], state: TrackState, *, structure: Any = None
@@ -116,11 +208,12 @@ class Tracker:
     def callback(
         self, make_operator: Callable[..., Operator], *, key: chex.PRNGKey, every: int = 1
     ) -> "TrackCallback":
-        """A callback for a training loop on the host.
+        """A callback for a training loop on the host, started at the first operator's pairs.
 
         Args:
           make_operator: ``make_operator(params, *context) -> operator`` at the present params.
-          key: the PRNG key of the first vectors.
+          key: the PRNG key of the start, an [`eigsh`][] of the first operator (see ``init``). For
+            another start set ``state`` before the first call.
           every: the number of steps between updates.
 
         Returns:
@@ -156,22 +249,20 @@ class TrackCallback:
         if self.state is None:
             self.state = self.tracker.init(op, self.key)
         self.state = self.tracker.update(op, self.state)
-        kept = (self.state.values, self.state.residual_norms, self.state.drift)
-        self._records.append((step, kept))
+        self._records.append((step, tuple(getattr(self.state, name) for name in _RECORDED)))
         return self.state
 
     @property
     def history(self) -> dict[str, np.ndarray]:
-        """``steps``, and ``values``, ``residual_norms``, ``drift`` of shape ``(steps, k)``."""
+        """``steps``, and ``values``, ``residual_norms``, ``converged``, ``drift``: (steps, k)."""
         steps = np.array([step for step, _ in self._records], int)
         columns = zip(*(record for _, record in self._records), strict=True)
-        names = ("values", "residual_norms", "drift")
-        empty = np.zeros((0, self.tracker.k))
-        arrays = [np.stack([np.asarray(a) for a in column]) for column in columns] or [empty] * 3
-        return {"steps": steps, **dict(zip(names, arrays, strict=True))}
+        empty = [np.zeros((0, self.tracker.k))] * len(_RECORDED)
+        arrays = [np.stack([np.asarray(a) for a in column]) for column in columns] or empty
+        return {"steps": steps, **dict(zip(_RECORDED, arrays, strict=True))}
 
 
-def track(k: int = 1, *, which: Which = "LA", products: int = 2) -> Tracker:
+def track(k: int = 1, *, which: Which = "LA", products: int = 2, tol: float = 0.05) -> Tracker:
     r"""A tracker of the top-``k`` eigenpairs along a training run.
 
     Every step searches for the best Ritz pairs of the *present* operator in a small space: the
@@ -182,33 +273,41 @@ def track(k: int = 1, *, which: Which = "LA", products: int = 2) -> Tracker:
     the largest $|\lambda|$ and reports the Ritz pairs of the vectors it was given.
 
     Costs ``k * products`` products a step and ``2 k`` vectors of memory (``2 k * products`` while
-    it runs). ``update`` works inside a jitted train step, where products are batched over ``k``.
+    it runs), and a start of some 20 products for one pair and 50 for two: ``init`` of an operator
+    finds its pairs by [`eigsh`][]. ``update`` works inside a jitted train step, where products are
+    batched over ``k``; where the operator moves fast (``converged`` says so), call it twice.
 
     Args:
       k: the number of pairs.
       which: ``"LA"``: the largest, ``"SA"``: the smallest, ``"LM"``: the largest in magnitude.
       products: blocks of products a step, 1 to 3. Take 2 unless a step is very cheap (3) or the
         spectrum is positive and well separated (1).
+      tol: the residual relative to the value at which a pair counts as converged. The error is
+        about the square of it over the relative gap to the next value: 1 per cent at the default.
 
     Returns:
       A tracker with ``init``, ``update`` and ``callback``.
 
     Raises:
-      ValueError: for ``k < 1``, an unknown ``which`` or ``products`` outside 1 to 3, or one product
-        with anything but ``"LM"``/``"LA"``.
+      ValueError: for ``k < 1``, an unknown ``which``, ``products`` outside 1 to 3, one product with
+        ``"SA"``, or a ``tol`` that is not positive.
 
     Example:
       >>> import jax, jax.numpy as jnp
       >>> import flatjax
       >>> def loss_fn(w, x):
       ...     return 0.5 * (x @ w) ** 2
-      >>> tracker = flatjax.track(k=1)
-      >>> state = tracker.init(jnp.zeros(2), jax.random.key(0))
-      >>> for scale in (2.0, 2.1, 2.2):
+      >>> def hessian(scale):
       ...     x = jnp.array([[1.0, 0.0], [0.0, scale]])
-      ...     state = tracker.update(flatjax.hessian(loss_fn, jnp.zeros(2), x), state)
-      >>> print(f"{state.values[0]:.2f}")  # 2.2^2 / 2
-      2.42
+      ...     return flatjax.hessian(loss_fn, jnp.zeros(2), x)
+      >>> tracker = flatjax.track(k=1)
+      >>> state = tracker.init(hessian(2.0), jax.random.key(0))
+      >>> print(f"{state.values[0]:.2f}")  # 2^2 / 2
+      2.00
+      >>> for scale in (2.1, 2.2):
+      ...     state = tracker.update(hessian(scale), state)
+      >>> print(f"{state.values[0]:.2f}", state.converged.tolist())  # 2.2^2 / 2
+      2.42 [True]
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}.")
@@ -218,7 +317,9 @@ def track(k: int = 1, *, which: Which = "LA", products: int = 2) -> Tracker:
         raise ValueError(f"products must be 1, 2 or 3, got {products}.")
     if products == 1 and which == "SA":
         raise ValueError('one product a step follows the largest |value|: use products=2 for "SA".')
-    return Tracker(k, which, products)
+    if not 0 < tol < 1:
+        raise ValueError(f"tol must lie between 0 and 1, got {tol}.")
+    return Tracker(k, which, products, float(tol))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -227,144 +328,22 @@ def _update(tracker, op, state):
 
 
 def _advance(tracker, mv, state):
-    k, old = tracker.k, _polished(state.vectors)
-    images = _apply(mv, old)
-    theta, rotation = jnp.linalg.eigh(_projected(old, images))
-    order = _order(theta, tracker.which)
-    theta, rotation = theta[order], rotation[:, order]
-    ritz, ritz_images = _combine(rotation, old), _combine(rotation, images)
+    start = lobpcg.polished(state.vectors)
     if tracker.products == 1:
-        residuals = _residual_norms(ritz, ritz_images, theta)
-        following, kept = _orthonormal(None, ritz_images)
-        # A zero image (the zero operator, a null vector) leaves the vectors where they are.
-        following = jax.tree.map(lambda a, b: jnp.where(kept.all(), a, b), following, ritz)
-        return _next(tracker, state, theta, residuals, following, following)
-
-    blocks, block_images, keep = ritz, ritz_images, jnp.ones((k,), bool)
-    search = _residuals(ritz, ritz_images, theta)
-    for candidates in (search, state.directions)[: tracker.products - 1]:
-        fresh, kept = _orthonormal(blocks, candidates)
-        blocks, keep = _join(blocks, fresh), jnp.concatenate([keep, kept])
-        block_images = _join(block_images, _apply(mv, fresh))
-    # Candidates without a component of their own are zero vectors with zero rows: moved to an
-    # eigenvalue of their own, so that they neither mix with the others nor are taken for them.
-    projected = _projected(blocks, block_images)
-    total = jnp.abs(projected).sum()
-    apart = 2 * jnp.where(total > 0, total, jnp.ones_like(total))
-    theta, rotation = jnp.linalg.eigh(
-        projected + jnp.diag(jnp.where(keep, jnp.zeros_like(apart), apart))
-    )
-    order = _order(theta, tracker.which, theta < 0.75 * apart)[:k]
-    theta, rotation = theta[order], rotation[:, order]
-    new, new_images = _combine(rotation, blocks), _combine(rotation, block_images)
-    # The change that conjugate gradients remember: what lies outside the span of the old vectors.
-    change = _combine(rotation[k:], jax.tree.map(lambda a: a[k:], blocks))
-    return _next(tracker, state, theta, _residual_norms(new, new_images, theta), new, change)
-
-
-def _next(tracker, state, theta, residual_norms, vectors, change):
+        found = lobpcg.orthogonal_iteration(mv, start, tracker.which)
+    else:
+        candidates = (state.directions,) if tracker.products == 3 else ()
+        found = lobpcg.step(mv, start, tracker.which, candidates)
     # |(I - V V^T) x| directly: sqrt(1 - |V^T x|^2) would not resolve angles below sqrt(eps).
-    outside = _axpy(-_gram(vectors, state.vectors), state.vectors, vectors)
-    count = jnp.asarray(tracker.k * tracker.products, jnp.int32)
+    overlaps = bases.gram(state.vectors, found.vectors)
+    outside = jax.tree.map(jnp.subtract, found.vectors, bases.combine(state.vectors, overlaps))
     return TrackState(
-        theta, vectors, change, residual_norms, _row_norms(outside),
-        state.step + jnp.ones((), jnp.int32), state.num_products + count,
-    )  # fmt: skip
-
-
-def _order(theta, which, in_space=None):
-    rank = {"LA": -theta, "SA": theta, "LM": -jnp.abs(theta)}[which]
-    if in_space is not None:
-        rank = jnp.where(in_space, rank, jnp.full_like(rank, jnp.inf))
-    return jnp.argsort(rank)
-
-
-# Blocks of vectors: pytrees with a leading axis.
-
-
-def _apply(mv, block):
-    if loops.is_traced(block):
-        return jax.vmap(mv)(block)
-    count = jax.tree.leaves(block)[0].shape[0]
-    rows = [mv(jax.tree.map(lambda a, i=i: a[i], block)) for i in range(count)]
-    return jax.tree.map(lambda *a: jnp.stack(a), *rows)
-
-
-def _orthonormal(basis, block):
-    """Orthonormalise a block against a basis; rows without a component of their own become zero.
-
-    Projection and an orthogonalisation by the eigenvectors of the Gram matrix (Stathopoulos and Wu
-    2002, SIAM J. Sci. Comput. 23(6)), twice: once leaves rounding of the size of the condition
-    number, and the residual of a converged pair is mostly rounding.
-    """
-    lengths = _row_norms(block)
-    safe = jnp.where(lengths > 0, lengths, jnp.ones_like(lengths))
-    block = _scale_rows(1 / safe, block)
-    keep = jnp.ones(lengths.shape, bool)
-    for _ in range(2):
-        if basis is not None:
-            block = _axpy(-_gram(block, basis), basis, block)
-        squares, rotation = jnp.linalg.eigh(_gram(block, block))
-        # Squared lengths below a few eps are rounding of the Gram matrix itself.
-        keep = squares > 100 * jnp.finfo(squares.dtype).eps
-        factors = jnp.where(
-            keep, jax.lax.rsqrt(jnp.where(keep, squares, 1)), jnp.zeros_like(squares)
-        )
-        block = _combine(rotation * factors, block)
-    return block, keep
-
-
-def _polished(block):
-    """One Newton step to the nearest orthonormal block, lest rounding adds up over the steps."""
-    gram = _gram(block, block)
-    return _combine((3 * jnp.eye(gram.shape[0], dtype=gram.dtype) - gram) / 2, block)
-
-
-def _gram(a, b):
-    scalar = trees.dtype((a, b))
-
-    def leaf(x, y):
-        x, y = (z.reshape(z.shape[0], -1).astype(scalar) for z in (x, y))
-        return jnp.matmul(x, y.T, precision="highest")
-
-    grams = jax.tree.leaves(jax.tree.map(leaf, a, b))
-    return functools.reduce(jnp.add, grams)
-
-
-def _projected(block, images):
-    gram = _gram(block, images)
-    return (gram + gram.T) / 2
-
-
-def _combine(coefficients, block):
-    """Row ``j`` is the combination of the rows of ``block`` by column ``j`` of the coefficients."""
-    return jax.tree.map(
-        lambda a: jnp.tensordot(coefficients.T.astype(a.dtype), a, axes=1, precision="highest"),
-        block,
+        values=found.values,
+        vectors=found.vectors,
+        directions=found.change,
+        residual_norms=found.residual_norms,
+        converged=tracker._converged(found.values, found.residual_norms),
+        drift=jax.vmap(trees.norm)(outside),
+        step=state.step + jnp.ones((), jnp.int32),
+        num_products=state.num_products + jnp.asarray(tracker.k * tracker.products, jnp.int32),
     )
-
-
-def _axpy(coefficients, basis, block):
-    return jax.tree.map(jnp.add, _combine(coefficients.T, basis), block)
-
-
-def _scale_rows(factors, block):
-    return jax.tree.map(
-        lambda a: a * factors.astype(a.dtype).reshape(-1, *(1,) * (a.ndim - 1)), block
-    )
-
-
-def _row_norms(block):
-    return jax.vmap(trees.norm)(block)
-
-
-def _residuals(vectors, images, theta):
-    return jax.tree.map(lambda a, b: b - a, _scale_rows(theta, vectors), images)
-
-
-def _residual_norms(vectors, images, theta):
-    return _row_norms(_residuals(vectors, images, theta))
-
-
-def _join(a, b):
-    return jax.tree.map(lambda x, y: jnp.concatenate([x, y]), a, b)

@@ -14,6 +14,7 @@ FLOORS = {
     "functions": 0,
     "loops": 0,
     "trees": 0,
+    "layouts": 0,
     "losses": 0,
     "collectives": 0,
     "operators": 1,

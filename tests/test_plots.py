@@ -65,6 +65,27 @@ def test_trajectories_with_residuals_and_threshold(ax):
         plots.plot_trajectories(history | {"steps": np.arange(3)}, ax=ax)
 
 
+def test_what_has_not_converged_is_no_part_of_the_lines(ax):
+    history = {
+        "steps": np.array([0, 5, 10]),
+        "values": np.array([[2.4, 1.0], [5.8, np.nan], [6.1, 5.0]]),
+        "residual_norms": np.full((3, 2), 0.5),
+        "converged": np.array([[False, False], [True, False], [True, True]]),
+    }
+    plots.plot_trajectories(history, ax=ax)
+    first, second = ax.get_lines()
+    np.testing.assert_array_equal(first.get_ydata(), [np.nan, 5.8, 6.1])
+    np.testing.assert_array_equal(second.get_ydata(), [np.nan, np.nan, 5.0])
+    band = ax.collections[0].get_paths()[0].vertices
+    np.testing.assert_allclose([band[:, 1].min(), band[:, 1].max()], [5.3, 6.6])
+    circles = ax.collections[-1]
+    assert circles.get_offsets().tolist() == [[0, 2.4], [0, 1.0]]
+    assert circles.get_facecolors().size == 0
+    assert "not converged" in [t.get_text() for t in ax.get_legend().get_texts()]
+    with pytest.raises(ValueError, match="converged of history has shape"):
+        plots.plot_trajectories(history | {"converged": np.ones((3, 1))}, ax=ax)
+
+
 def test_layers_as_bars_with_intervals(ax):
     estimate = linalg.Estimate(
         jnp.float32(6), jnp.float32(1), jnp.array([4.0, 8.0]), 10, jnp.asarray(True)

@@ -126,6 +126,17 @@ def _advance(net, batch_size, examples, rate_and_every, data_and_groups, state, 
     return jax.vmap(one)(data, state)
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _settled(losses_fn, data, params, keys):
+    """The top eigenpair before the first step: the first records are no random vectors."""
+
+    def one(data, params, key):
+        operator = flatjax.hessian(losses_fn, params, (data.inputs, data.targets))
+        return TRACKER.init(operator, key)
+
+    return jax.vmap(one)(data, params, keys)
+
+
 def groups_of(config: Config) -> np.ndarray:
     """The batches whose gradients make K_B: (batches, size), every example in as many."""
     size = config.batch_sizes[1]
@@ -146,7 +157,7 @@ def run_arm(config: Config, out: Path, name: str, data: SmallData) -> Records:
     every = max(round(arm.steps / config.measurements), 1)
     params = net.init_seeds(config.seed_range())
     keys = jax.random.split(jax.random.key(1), config.seeds)
-    start = State(params, jax.vmap(TRACKER.init)(params, keys), jax.random.key_data(keys))
+    start = State(params, _settled(losses_of(net), data, params, keys), jax.random.key_data(keys))
     hyper = (jnp.float32(arm.rate), jnp.int32(every))
     groups = jnp.asarray(groups_of(config))
     _, records = run_chunks(

@@ -116,7 +116,7 @@ class Curvature:
         numbers, spectrum, gradient = self._measure(
             params, model_state, probes=c.density_probes, steps=c.density_steps
         )
-        random = filter_normalized_direction(self.keys["line"], params)
+        random = filter_normalized_direction(self.keys["line"], params, axis=-1)
         directions = {
             "top_eigenvector": (_uphill(spectrum.top.vectors, gradient), c.line_length),
             "random": (random, c.line_fraction),

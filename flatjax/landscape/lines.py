@@ -50,7 +50,8 @@ def loss_along(
     Args:
       loss_fn: ``loss_fn(params, batch, *args)``, the mean loss (a scalar), the per-example
         losses, shape ``(n,)``, whose mean is taken, or a [`Mean`][].
-      params: a pytree of floating arrays, the point at ``t = 0``.
+      params: a pytree of floating arrays, the point at ``t = 0``. The points are formed in at least
+        float32, and the loss is called with these, whatever the params' dtype.
       direction: a pytree like ``params``. Its length is the caller's: an eigenvector of norm one
         makes ``t`` a distance, a filter-normalised direction makes it a fraction of the weights.
       batch: what the loss is evaluated on.
@@ -82,7 +83,8 @@ def loss_along(
     if positions.ndim != 1:
         raise ValueError(f"positions must have shape (m,), got {positions.shape}.")
     weights = check_arguments(params, batch, weights, axis_name, None, args=args).weights
-    fn = follow(loss_fn, "loss_fn", params, batch, args, axis_name=axis_name)
+    wide = trees.cast(params, trees.structure_of(params))
+    fn = follow(loss_fn, "loss_fn", wide, batch, args, axis_name=axis_name)
     at = functools.partial(_loss_at, fn, axis_name, params, direction, batch, args, weights)
     losses = loops.map_chunks(at, positions, 1) if positions.size else positions
     return Line(positions, losses)
@@ -90,10 +92,10 @@ def loss_along(
 
 @functools.partial(jax.jit, static_argnums=1)
 def _loss_at(loss_fn, axis_name, params, direction, batch, args, weights, position):
-    # Sums in at least float32, or steps of a bfloat16 direction would be lost in rounding.
+    # In at least float32, and so the model gets it: small steps of bfloat16 weights round away.
     moved = jax.tree.map(
         lambda p, d: (p.astype(position.dtype) + position[0] * d.astype(position.dtype)).astype(
-            p.dtype
+            trees.compute_dtype(p.dtype)
         ),
         params,
         direction,

@@ -91,7 +91,8 @@ def eigsh(
         Default: 10 times the basis; traced, the basis and the certificate.
       max_basis: the most vectors to hold, at least k + 2; with blocks of b at least k + 2 b + 2.
         Default: 2k + 16 and at least 32, rounded up to a multiple of 8; with blocks 4 b more.
-      verify: whether to look for missed copies. Doubles the products at most.
+      verify: whether to look for missed copies, and with ``v0`` for any value that it may have been
+        blind to. Doubles the products at most.
       block_size: how many vectors to multiply at once.
       structure: for a callable, a tree of arrays or ``jax.ShapeDtypeStruct`` like its vectors.
 
@@ -122,7 +123,7 @@ def eigsh(
     arguments.check_tolerance(tol)
     arguments.check_count("block_size", block_size)
     capacity = _capacity(op.size, k, max_basis, block_size)
-    plain, op = op, packing.packed(op)
+    plain, op, given = op, packing.packed(op), v0 is not None
     if v0 is None:
         v0, key = arguments.start(op, key, v0)
     else:
@@ -154,7 +155,7 @@ def eigsh(
         spent = steps
     else:
         state = krylov.start(v0, capacity, key)
-        found = thick_restart.solve(op, k, which, state, w, tol, budget, verify)
+        found = thick_restart.solve(op, k, which, state, w, tol, budget, verify, given)
         del state
         vectors, spent = found.vectors, found.num_products
         numbers = (found.values, found.residuals, found.norm)

@@ -164,6 +164,7 @@ def solve(
     tol: float,
     budget: int,
     verify: bool,
+    given: bool = False,
 ) -> Solution:
     """The ``k`` wanted Ritz pairs within a budget of products.
 
@@ -176,6 +177,7 @@ def solve(
       tol: the tolerance on the residual relative to the value.
       budget: products that may be spent.
       verify: whether to sweep for missed eigenvalues.
+      given: whether the start was: by a symmetry it may be blind to any value, a random one is not.
 
     Returns:
       A `Solution`.
@@ -201,7 +203,7 @@ def solve(
         if complete or (run.products >= budget and len(index) == k):
             break
         if len(index) == k and good.all():
-            if not verify or not _needs_sweep(k, which) or sweeps > k:
+            if not verify or not (given or _needs_sweep(k, which)) or sweeps > k:
                 break
             if run.locked == 0 or _improves(values, residuals, index, run.locked, small):
                 run.lock(index)

@@ -67,7 +67,7 @@ def average_sharpness(
     Args:
       loss_fn: ``loss_fn(params, batch, *args)``, the mean loss (a scalar) or the per-example
         losses, shape ``(n,)``.
-      params: a pytree of floating arrays.
+      params: a pytree of floating arrays; in low precision, taken in float32.
       batch: a pytree whose leaves share a leading axis of ``n`` examples.
       *args: anything else the loss takes.
       sigma: the standard deviation of the perturbation (of its ratio to T).
@@ -104,8 +104,8 @@ def average_sharpness(
     op = objective.mean_loss(
         loss_fn, params, batch, args, weights=weights, axis_name=axis_name, precision=precision
     )
-    scale = objective.magnitudes(params, eta) if adaptive else None
-    loss = objective.loss_at(op, params)
+    scale = objective.magnitudes(op.params, eta) if adaptive else None
+    loss = objective.loss_at(op, op.params)
     samples = perturbed_losses(op, sigma, scale, key, num_samples, antithetic) - loss
     value, error = mean_and_error(samples)
     return AverageSharpness(value, error, loss, samples, 1 + num_samples * (1 + bool(antithetic)))

@@ -77,7 +77,7 @@ def critical_sharpness(
     Args:
       loss_fn: ``loss_fn(params, batch, *args)``, the mean loss (a scalar) or the per-example
         losses, shape ``(n,)``.
-      params: a pytree of floating arrays.
+      params: a pytree of floating arrays; in low precision, taken in float32.
       batch: a pytree whose leaves share a leading axis of ``n`` examples.
       *args: anything else the loss takes.
       update: the direction, a pytree like ``params``.
@@ -115,8 +115,8 @@ def critical_sharpness(
     op = objective.mean_loss(
         loss_fn, params, batch, args, weights=weights, axis_name=axis_name, precision=precision
     )
-    trees.check(update, trees.structure_of(params), "update")
-    loss = objective.loss_at(op, params)
+    trees.check(update, op.structure, "update")
+    loss = objective.loss_at(op, op.params)
     level = jnp.asarray(factor).astype(loss.dtype) * loss
     found = search.crossing(
         lambda step: _risen(op, update, step, level),

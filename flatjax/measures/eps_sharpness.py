@@ -75,7 +75,7 @@ def eps_sharpness(
     Args:
       loss_fn: ``loss_fn(params, batch, *args)``, the mean loss (a scalar) or the per-example
         losses, shape ``(n,)``.
-      params: a pytree of floating arrays.
+      params: a pytree of floating arrays; in low precision, taken in float32.
       batch: a pytree whose leaves share a leading axis of ``n`` examples.
       *args: anything else the loss takes.
       epsilon: the size of the box; the paper uses 1e-3 and 5e-4.
@@ -179,6 +179,6 @@ def _subspace(directions, params, epsilon):
         lambda a: a / norms.reshape(-1, *(1,) * (a.ndim - 1)).astype(a.dtype), directions
     )
     # A^+ w by the normal equations: random columns in a large space are close to orthonormal.
-    moments = basis.coefficients(directions, trees.cast(params, trees.structure_of(params)))[0]
+    moments = basis.coefficients(directions, params)[0]
     coefficients = jnp.linalg.lstsq(basis.gram(directions, directions), moments)[0]
     return worst_case.Subspace(directions, trees.scale(epsilon, jnp.abs(coefficients) + 1))

@@ -63,7 +63,7 @@ def fisher_rao_norm(
       model_fn: ``model_fn(params, inputs, *args)``, the outputs, leading axis ``n``.
       loss: an output loss from ``flatjax.losses``, or a function ``(outputs, targets) -> (n,)``
         (for ``"empirical"``).
-      params: a pytree of floating arrays.
+      params: a pytree of floating arrays; in low precision, taken in float32.
       batch: a pair ``(inputs, targets)``.
       *args: anything else the model takes.
       kind: ``"exact"`` or ``"empirical"``.
@@ -93,8 +93,8 @@ def fisher_rao_norm(
     """
     objective.check_choice("kind", kind, ("exact", "empirical"))
     F = fisher(
-        model_fn, loss, params, batch, *args, kind=kind, weights=weights, axis_name=axis_name,
-        precision=precision,
+        model_fn, loss, objective.widened(params), batch, *args, kind=kind, weights=weights,
+        axis_name=axis_name, precision=precision,
     )  # fmt: skip
     op = cast(GaussNewton, F)  # not chunked
     squared, outputs = _quadratic_forms(op)

@@ -62,7 +62,7 @@ def gradient_noise_scale(
     Args:
       loss_fn: ``loss_fn(params, batch, *args)``, the per-example losses, shape ``(n,)``, or the
         mean loss; per example it is called on batches of one.
-      params: a pytree of floating arrays.
+      params: a pytree of floating arrays; in low precision, taken in float32.
       batch: a pytree whose leaves share a leading axis of ``n`` examples.
       *args: anything else the loss takes.
       unbiased: estimate the population's noise scale.
@@ -114,7 +114,10 @@ def _check_count(op, name):
     if op.weights is not None and n > 1 and not loops.is_traced(op.weights):
         n = int((op.weights != 0).sum())
     if n < 2:
-        raise ValueError(f"{name} needs at least two examples that count, got {n}: one has none.")
+        raise ValueError(
+            f"{name} needs at least two examples that count, got {n}: the noise is the spread of "
+            "their gradients. Pass a larger batch."
+        )
 
 
 @partial(jax.jit, static_argnums=1)

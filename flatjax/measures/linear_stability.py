@@ -138,7 +138,7 @@ def hessian_variance(
     Args:
       loss_fn: ``loss_fn(params, batch, *args)``, the per-example losses or their mean; it is called
         on batches of one.
-      params: a pytree of floating arrays.
+      params: a pytree of floating arrays; in low precision, taken in float32.
       batch: a pytree whose leaves share a leading axis of ``n`` examples.
       *args: anything else the loss takes.
       chunk_size: examples at once, a divisor of ``n`` (of the device's own, with ``axis_name``);
@@ -210,7 +210,7 @@ def linear_stability(
     Args:
       loss_fn: ``loss_fn(params, batch, *args)``, the per-example losses or their mean; it is called
         on batches of one too.
-      params: a pytree of floating arrays, the minimum.
+      params: a pytree of floating arrays, the minimum; in low precision, taken in float32.
       batch: the whole data set, a pytree whose leaves share a leading axis of ``n`` examples.
       *args: anything else the loss takes.
       learning_rate: the step size of SGD.

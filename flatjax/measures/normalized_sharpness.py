@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from flatjax import trees
+from flatjax import layouts, trees
 from flatjax.measures import objective
 
 
@@ -34,7 +34,7 @@ def normalized_sharpness(
     params: Any,
     diagonal: Any,
     *,
-    axes: tuple[int, int] = (-2, -1),
+    axes: tuple[int, int] | None = None,
     form: str = "matrix",
     tol: float | None = None,
     max_steps: int = 10_000,
@@ -50,10 +50,11 @@ def normalized_sharpness(
     forms $a_i^2 = \sum_j (W_{ij}^2 / b_j) / \sum_j H_{ij} b_j$ and the like for $b$.
 
     Axes that are not node axes (the positions of a convolution kernel) are summed over first, in
-    $H$ and in $W^2$. Arrays without two node axes (biases, scales) have one noise level an entry,
-    which gives $2 \sum_i |w_i| \sqrt{H_i}$. Rows and columns without curvature or without weights
-    contribute nothing. Negative entries, which only the diagonal of an indefinite matrix or a noisy
-    estimate of one has, count as zero: take the Gauss-Newton matrix, or enough samples.
+    $H$ and in $W^2$. Arrays without two node axes (scales, and biases by their name) have one noise
+    level an entry, which gives $2 \sum_i |w_i| \sqrt{H_i}$. Rows and columns without curvature or
+    without weights contribute nothing. Negative entries, which only the diagonal of an indefinite
+    matrix or a noisy estimate of one has, count as zero: take the Gauss-Newton matrix, or enough
+    samples.
 
     Invariances: exact under $W_{ij} \to c_i W_{ij} d_j$ with the inverse squares on $H$, so under
     every rescaling of nodes of a ReLU network and of normalised layers, whatever the two entries'
@@ -65,8 +66,10 @@ def normalized_sharpness(
     Args:
       params: a pytree of floating arrays.
       diagonal: the diagonal of the Gauss-Newton matrix or Hessian, a pytree like ``params``.
-      axes: the two node axes of arrays of at least two dimensions: the last two in JAX's layouts,
-        ``(0, 1)`` in PyTorch's and Equinox's.
+      axes: the two node axes of arrays of at least two dimensions, inputs before outputs:
+        ``(-2, -1)`` for weights ``(..., in, out)``, ``(1, 0)`` for ``(out, in, ...)``. ``None``
+        reads them off the names of the leaves, ``kernel`` (flax) and ``weight`` (equinox, PyTorch);
+        the two axes of a matrix need no name with ``form="matrix"``.
       form: ``"matrix"``, or ``"row"`` for $b = 1$, the closed form
         $2 \sum_i (\sum_j H_{ij} \sum_j W_{ij}^2)^{1/2}$ with one noise level a node of the *last*
         of the two axes, which is invariant to scales of those nodes only.
@@ -79,7 +82,8 @@ def normalized_sharpness(
 
     Raises:
       TypeError: for another tree or dtypes that are not floating.
-      ValueError: for other shapes, or an unknown ``form``.
+      ValueError: for other shapes, an unknown ``form``, axes that are not two different ones, or a
+        leaf whose name does not tell its axes where they are needed and not given.
 
     Example:
       >>> import jax.numpy as jnp
@@ -94,15 +98,39 @@ def normalized_sharpness(
     objective.check_choice("form", form, ("matrix", "row"))
     objective.check_count("max_steps", max_steps)
     trees.check(diagonal, trees.structure_of(params), "diagonal")
-    return _layers(params, diagonal, axes, form, tol, max_steps)
+    return _layers(params, diagonal, _node_axes(params, axes, form), form, tol, max_steps)
+
+
+def _node_axes(params, axes, form):
+    """Of every leaf the axes of its inputs and outputs; ``None`` where entries stand alone."""
+    each = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        found, layout = axes, layouts.layout_of(path)
+        if layouts.is_bias(path, leaf):
+            found = None
+        elif axes is None and layout is not None:
+            found = (layout.inputs, layout.outputs)
+        elif axes is None:
+            if leaf.ndim > 2 or form == "row":
+                raise layouts.unknown(path, leaf, "axes", "(-2, -1)", "(1, 0)")
+            found = (-2, -1)
+        elif len({axis % leaf.ndim for axis in axes if -leaf.ndim <= axis < leaf.ndim}) != 2:
+            raise ValueError(
+                f"axes must name two different axes, got {axes} for params"
+                f"{jax.tree_util.keystr(path)} of shape {leaf.shape}."
+            )
+        each.append(found)
+    return tuple(each)
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4, 5))
-def _layers(params, diagonal, axes, form, tol, max_steps):
-    results = jax.tree.map(lambda w, h: _layer(w, h, axes, form, tol, max_steps), params, diagonal)
-    is_layer = lambda a: isinstance(a, NormalizedSharpness)  # noqa: E731
-    layers = jax.tree.map(lambda a: a.value, results, is_leaf=is_layer)
-    each = jax.tree.leaves(results, is_leaf=is_layer)
+def _layers(params, diagonal, node_axes, form, tol, max_steps):
+    leaves, treedef = jax.tree.flatten(params)
+    each = [
+        _layer(w, h, axes, form, tol, max_steps)
+        for w, h, axes in zip(leaves, jax.tree.leaves(diagonal), node_axes, strict=True)
+    ]
+    layers = jax.tree.unflatten(treedef, [a.value for a in each])
     dtype = trees.dtype(params)
     return NormalizedSharpness(
         value=jnp.stack([a.value.astype(dtype) for a in each]).sum(),
@@ -118,12 +146,10 @@ def _layer(w, h, axes, form, tol, max_steps):
     squares = jnp.square(w.astype(dtype))
     h = jnp.maximum(h.astype(dtype), jnp.zeros((), dtype))
     zero = jnp.zeros((), dtype)
-    if w.ndim < 2:
+    if axes is None:
         value = 2 * jnp.sqrt(squares * h).sum()
         return NormalizedSharpness(value, value, zero, jnp.zeros((), int), jnp.asarray(True))
     rest = tuple(set(range(w.ndim)) - {axis % w.ndim for axis in axes})
-    if len(rest) != w.ndim - 2:
-        raise ValueError(f"axes must name two different axes, got {axes} for shape {w.shape}.")
     squares, h = squares.sum(axis=rest), h.sum(axis=rest)
     if axes[0] % w.ndim > axes[1] % w.ndim:
         squares, h = squares.T, h.T

@@ -14,11 +14,22 @@ import jax
 import jax.numpy as jnp
 
 from flatjax import collectives, loops, trees
-from flatjax.operators.data import matmul_precision
+from flatjax.operators.data import as_arrays, check_params, matmul_precision
 from flatjax.operators.hessian import Hessian, hessian
 from flatjax.operators.weights import over_devices
 
 Tree = Any
+
+
+def widened(params: Tree) -> Tree:
+    """The same point in at least float32, which is what a measure's model is called with.
+
+    A perturbation of 1e-3 of a bfloat16 weight is rounded away. So every measure casts its params
+    once, here, and a model that is to compute in low precision casts them again by itself.
+    """
+    check_params(params)
+    params = as_arrays(params)
+    return trees.cast(params, trees.structure_of(params))
 
 
 def mean_loss(
@@ -31,7 +42,11 @@ def mean_loss(
     axis_name: collectives.AxisName,
     precision: str | None,
 ) -> Hessian:
-    """The objective of these data, its arguments checked as those of [`flatjax.hessian`][]."""
+    """The objective of these data, its arguments checked as those of [`flatjax.hessian`][].
+
+    Its params, and all points that measures form from them, are in at least float32.
+    """
+    params = widened(params)
     op = hessian(
         loss_fn, params, batch, *args, weights=weights, axis_name=axis_name, precision=precision
     )
@@ -61,10 +76,9 @@ loss_and_gradient_at = jax.jit(value_and_gradient)
 
 
 def magnitudes(params: Tree, offset: chex.Numeric) -> Tree:
-    """``|w| + offset`` in at least float32: the scale of the adaptive measures."""
+    """``|w| + offset``: the scale of the adaptive measures."""
 
     def leaf(w):
-        w = w.astype(trees.compute_dtype(w.dtype))
         return jnp.abs(w) + jnp.asarray(offset).astype(w.dtype)
 
     return jax.tree.map(leaf, params)

@@ -87,7 +87,7 @@ def pac_bayes_flatness(
     Args:
       loss_fn: ``loss_fn(params, batch, *args)``, the mean loss (a scalar) or the per-example
         losses, shape ``(n,)``; often the zero-one loss in this measure.
-      params: a pytree of floating arrays.
+      params: a pytree of floating arrays; in low precision, taken in float32.
       batch: a pytree whose leaves share a leading axis of ``n`` examples.
       *args: anything else the loss takes.
       increase: the rise of the expected loss that is allowed, in units of the loss.
@@ -136,8 +136,8 @@ def pac_bayes_flatness(
         loss_fn, params, batch, args, weights=weights, axis_name=axis_name, precision=precision
     )
     if prior is not None:
-        trees.check(prior, trees.structure_of(params), "prior")
-    loss = objective.loss_at(op, params)
+        trees.check(prior, op.structure, "prior")
+    loss = objective.loss_at(op, op.params)
     rises = lambda s: perturbed_losses(op, s, None, key, num_samples, True) - loss  # noqa: E731
     allowed = jnp.asarray(increase).astype(loss.dtype)
     found = search.crossing(
@@ -150,7 +150,7 @@ def pac_bayes_flatness(
     )
     sigma = (found.lower + found.upper) / 2
     rise, error = mean_and_error(rises(sigma))
-    kl = _squared_distance(params, prior).astype(loss.dtype) / (2 * sigma**2)
+    kl = _squared_distance(op.params, prior).astype(loss.dtype) / (2 * sigma**2)
     bound = jnp.full_like(loss, jnp.nan)
     if num_examples is not None:
         confidence = math.log(2 * math.sqrt(num_examples) / delta)
@@ -169,7 +169,5 @@ def pac_bayes_flatness(
 
 
 def _squared_distance(params: Any, prior: Any) -> jax.Array:
-    wide = trees.cast(params, trees.structure_of(params))
-    if prior is not None:
-        wide = trees.axpy(-1.0, prior, wide)
-    return trees.vdot(wide, wide)
+    distance = params if prior is None else trees.axpy(-1.0, prior, params)
+    return trees.vdot(distance, distance)

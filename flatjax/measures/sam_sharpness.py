@@ -76,7 +76,7 @@ def sam_sharpness(
     Args:
       loss_fn: ``loss_fn(params, batch, *args)``, the mean loss (a scalar) or the per-example
         losses, shape ``(n,)``.
-      params: a pytree of floating arrays.
+      params: a pytree of floating arrays; in low precision, taken in float32.
       batch: a pytree whose leaves share a leading axis of ``n`` examples.
       *args: anything else the loss takes.
       rho: the radius of the ball.

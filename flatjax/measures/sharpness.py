@@ -54,8 +54,9 @@ def sharpness(
     arXiv:1703.04933), for which see [`normalized_sharpness`][] and
     [`scale_invariant_sharpness`][].
 
-    Cost: of [`eigsh`][] for one pair, some 10 to 30 products from a random start, few from the last
-    eigenvector.
+    Cost: of [`eigsh`][] for one pair, some 10 to 30 products from a random start. From the last
+    eigenvector few to follow it, and as many again as from a random start to see whether another
+    has overtaken it; [`track`][] does not look, for two products a step.
 
     Args:
       op: an operator, or a callable ``v -> A v`` with ``structure``.

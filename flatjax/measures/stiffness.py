@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from flatjax import collectives, trees
 from flatjax.linalg.basis import gram
+from flatjax.measures import objective
 from flatjax.operators.arguments import num_examples
 from flatjax.operators.per_example import per_example_gradients
 from flatjax.operators.weights import check_total, where_rows
@@ -95,7 +96,7 @@ def stiffness(
     Args:
       loss_fn: ``loss_fn(params, batch, *args)``, the per-example losses or their mean; it is called
         on batches of one.
-      params: a pytree of floating arrays.
+      params: a pytree of floating arrays; in low precision, taken in float32.
       batch: a pytree whose leaves share a leading axis of ``n`` examples.
       *args: anything else the loss takes.
       labels: integer classes, shape ``(n,)``; ``None`` puts all examples in one class.
@@ -136,6 +137,7 @@ def stiffness(
             raise ValueError(f"{name} are those of `other`: pass both or neither.")
     if other is not None and (labels is None) != (other_labels is None):
         raise ValueError("pass labels and other_labels together, or neither.")
+    params = objective.widened(params)
     dtype, over = trees.dtype(params), (loss_fn, params)
     options = {"chunk_size": chunk_size, "precision": precision}
     labels = _checked_labels("labels", labels, n)
@@ -186,7 +188,7 @@ def gradient_confusion(
     Args:
       loss_fn: ``loss_fn(params, batch, *args)``, the per-example losses or their mean; it is called
         on batches of one.
-      params: a pytree of floating arrays.
+      params: a pytree of floating arrays; in low precision, taken in float32.
       batch: a pytree whose leaves share a leading axis of at least two examples.
       *args: anything else the loss takes.
       chunk_size: gradients formed at once; ``None`` for all.
@@ -212,6 +214,7 @@ def gradient_confusion(
     n = num_examples(batch)
     if n is None or n * collectives.axis_size(axis_name) < 2:
         raise ValueError(f"gradient_confusion needs at least two examples, got {n or 'none'}.")
+    params = objective.widened(params)
     w = _checked_weights("weights", weights, n, trees.dtype(params))
     collectives.check_named(params, (batch, args, weights), axis_name)
     gradients = per_example_gradients(

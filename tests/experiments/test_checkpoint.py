@@ -166,6 +166,19 @@ def test_damage_is_found_and_the_one_before_taken(copy, damage):
     assert [p.name for p in checkpoint.list_steps(copy)] == ["1"]
 
 
+def test_arrays_that_can_be_read_but_are_not_those_saved_are_damaged(tmp_path, monkeypatch):
+    """What storage does not notice: an array changed in memory or on disk, with all files sound."""
+    store, state = Checkpoints(tmp_path / "saved"), {"w": jnp.arange(4.0)}
+    store.save(1, state, {})
+    of_another = contents.checksum({"w": state["w"].at[2].set(2.5)})
+    with monkeypatch.context() as patch:
+        patch.setattr(contents, "checksum", lambda _: of_another)
+        store.save(2, state, {})
+        store.close()
+    with pytest.warns(UserWarning, match="do not match their checksum"):
+        assert Checkpoints(tmp_path / "saved").restore(abstract(state)).step == 1
+
+
 def test_if_all_are_damaged_there_is_none(copy):
     for step in "12":
         empty_file(copy / step)

@@ -8,7 +8,7 @@ import pytest
 from experiments.lib.claims import Claim, Figure, command, judge, run_folder, table, write_summary
 from experiments.lib.errors import ConfigMismatch
 from experiments.lib.figures import figure
-from experiments.lib.rundir import read_json
+from experiments.lib.rundir import read_json, write_json
 from experiments.registry import ExperimentConfig
 
 CLAIM = Claim(name="c", statement="S.", paper="P", low=1.0, high=2.0, reason="made up")
@@ -43,6 +43,28 @@ def test_a_verdict_follows_from_the_numbers(values, verdict):
     assert judge(CLAIM, values).verdict == verdict
 
 
+@pytest.mark.parametrize("bound", ["low", "high"])
+@pytest.mark.parametrize(
+    ("errors_inside", "verdict"),
+    [
+        (2.2, "reproduced"),
+        (1.8, "inconclusive"),  # 2.2 standard errors if these were taken of n, not of n - 1
+        (1.5, "inconclusive"),
+        (-1.8, "inconclusive"),
+        (-2.2, "not reproduced"),
+    ],
+)
+def test_two_standard_errors_decide(bound, errors_inside, verdict):
+    """Three seeds whose mean lies so many standard errors inside the only bound."""
+    claim = Claim(name="c", statement="S.", paper="P", reason="made up", **{bound: 5.0})
+    error = 0.1
+    mean = 5.0 + (1 if bound == "low" else -1) * errors_inside * error
+    spread = error * math.sqrt(3)  # the standard deviation, with n - 1, of -spread, 0, spread
+    found = judge(claim, {0: mean - spread, 1: mean, 2: mean + spread})
+    assert found.standard_error == pytest.approx(error)
+    assert found.verdict == verdict
+
+
 def test_a_single_seed_has_no_standard_error():
     assert judge(CLAIM, {7: 1.5}).standard_error is None
 
@@ -73,6 +95,9 @@ def test_the_summary_holds_claims_figures_and_command(tmp_path, capsys):
     assert "inconclusive" in capsys.readouterr().out
     assert "data:image/png" in (out / "report.html").read_text()
     assert table(summary).rows[0][2] == "1 to 2"
+    # A finished run that is shown again took as long as it did.
+    write_json(out / "summary.json", summary | {"seconds": 1e6})
+    assert write_summary(out, config, [judge(CLAIM, {0: 1.5})])["seconds"] == 1e6
 
 
 def test_a_folder_of_another_configuration_is_refused(tmp_path):

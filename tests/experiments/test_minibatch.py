@@ -61,6 +61,49 @@ def test_killed_runs_continue_to_the_same_bits(tmp_path, data, monkeypatch):
     assert whole.records["train_loss"][0, -1] != whole.records["train_loss"][1, -1]
 
 
+def test_shares_are_of_the_right_examples():
+    """A network that answers what its one-hot input says."""
+    eye = np.eye(10, dtype=np.float32)
+    data = minibatch.SmallData(
+        inputs=eye[[0, 1, 2, 3, 4]],
+        targets=np.array([0, 5, 9, 7, 4]),
+        clean_targets=np.array([0, 1, 9, 4, 6]),  # so the second and the last two are wrong
+        test_inputs=eye[[1, 2, 3, 4]],
+        test_targets=np.array([1, 3, 3, 3]),
+    )
+    params = {"layer_0": {"kernel": jnp.eye(10), "bias": jnp.zeros(10)}}
+    found = minibatch.accuracies(minibatch.Recipe(hidden=()), params, data)
+    expected = {
+        "train_accuracy": 2 / 5, "test_accuracy": 2 / 4, "clean_fit": 1 / 2, "noisy_fit": 1 / 3,
+        "noisy_recovered": 1 / 3, "norm": 10**0.5,
+        # The logit of the answer is 1, all others are 0.
+        "train_loss": np.log(np.e + 9) - 2 / 5, "test_loss": np.log(np.e + 9) - 2 / 4,
+    }  # fmt: skip
+    for name, value in expected.items():
+        assert float(found[name]) == pytest.approx(value, rel=1e-5), name
+    assert set(found) == set(expected)
+
+
+def test_every_epoch_has_batches_of_its_own(tmp_path, data, monkeypatch):
+    """The drawn batches of a run of three epochs, by the key that draws them."""
+    drawn = []
+
+    def watched(key, size, batch_size):
+        index = shuffled_batches(key, size, batch_size)
+        jax.debug.callback(lambda i: drawn.append(np.asarray(i)), index)
+        return index
+
+    shuffled_batches = minibatch.shuffled_batches
+    monkeypatch.setattr(minibatch, "shuffled_batches", watched)
+    recipe = minibatch.Recipe(hidden=(8,), epochs=3, record_every=3, batch_size=20)
+    one = jax.tree.map(lambda a: a[:1], data)
+    minibatch.train_arm(tmp_path, recipe, one, [0], lambda seed, rate: optax.sgd(0.1))
+    jax.effects_barrier()
+    orders = {tuple(np.ravel(index)) for index in drawn}
+    assert len(orders) == len(drawn) == 3
+    assert all(sorted(order) == list(range(40)) for order in orders)
+
+
 def test_runs_stand_still_at_the_loss_they_stop_at(tmp_path, data):
     recipe = minibatch.Recipe(hidden=(8,), epochs=60, record_every=20, stop_loss=1.5, batch_size=20)
     found = minibatch.train_arm(

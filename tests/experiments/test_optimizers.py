@@ -59,6 +59,11 @@ def test_schedules():
         rates(8, schedule="steps"), [1, 1, 1, 1, 0.1, 0.1, 0.01, 0.01, 0.01], rtol=1e-6
     )
     np.testing.assert_allclose(rates(4, warmup_steps=2), [0, 0.5, 1, 1, 1])
+    # What follows the warm-up has the rest of the run, and ends with it.
+    after = rates(10, warmup_steps=2, schedule="cosine")
+    np.testing.assert_allclose(after, [0, 0.5, *cosine], atol=1e-6)
+    after = rates(14, warmup_steps=2, schedule="steps")
+    np.testing.assert_allclose(after, [0, 0.5, *6 * [1], *3 * [0.1], *4 * [0.01]], rtol=1e-6)
 
 
 @pytest.mark.parametrize("options", [{"name": "lion"}, {"schedule": "linear"}])

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.lib import trajectory
 from experiments.lib.metrics import read_metrics
 from experiments.lib.seeds import each_seed, load_arrays, save_arrays
-from experiments.lib.small import apply_mlp, init_mlp, shuffled_batches, small_data, stack_seeds
 from experiments.lib.trajectory import run_chunks
 from experiments.registry import ExperimentConfig
 
@@ -54,6 +54,34 @@ def test_a_stopped_trajectory_ends_with_the_same_bits(tmp_path, whole, calls):
     state, records = run_chunks(tmp_path, start(), advance, 7, 2)
     jax.tree.map(np.testing.assert_array_equal, (state, records), whole)
     assert records["x"].shape == (7, 3)
+
+
+def test_rows_of_steps_that_come_again_are_there_once(tmp_path, monkeypatch):
+    """A kill between the rows of a chunk and its checkpoint: the chunk is computed again."""
+
+    class Dying(trajectory.Checkpoints):
+        def save(self, step, state, meta):
+            if step == 4:
+                raise Stop
+            super().save(step, state, meta)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trajectory, "Checkpoints", Dying)
+        with pytest.raises(Stop):
+            run_chunks(tmp_path, start(), advance, 7, 2)
+    assert [row["step"] for row in read_metrics(tmp_path)] == [0, 1, 2, 3]
+    run_chunks(tmp_path, start(), advance, 7, 2)
+    assert [row["step"] for row in read_metrics(tmp_path)] == list(range(7))
+
+
+@pytest.mark.parametrize(("most", "steps"), [(7, range(7)), (6, [0, 2, 4, 6]), (3, [0, 3, 6])])
+def test_a_long_trajectory_has_at_most_so_many_rows(tmp_path, monkeypatch, most, steps):
+    """Every second step, every third, and so on: never more than the most."""
+    monkeypatch.setattr(trajectory, "MOST_ROWS", most)
+    run_chunks(tmp_path, start(), advance, 9, 3, logged=7)
+    rows = [row["step"] for row in read_metrics(tmp_path)]
+    assert rows == list(steps)
+    assert len(rows) <= most
 
 
 def test_a_finished_trajectory_is_not_run_again(tmp_path, whole):
@@ -101,29 +129,3 @@ def test_arrays_come_back(tmp_path):
     found = load_arrays(tmp_path / "a.npz")
     np.testing.assert_array_equal(found["a"], [0, 1, 2])
     np.testing.assert_array_equal(found["b"], np.eye(2))
-
-
-def test_small_data_is_centred_and_its_noise_exact():
-    data = small_data("digits", seed=3, train_size=100, label_noise=0.25, test_size=50)
-    # float32 means of 100 numbers of order one
-    np.testing.assert_allclose(data.inputs.mean(0), 0, atol=1e-5)
-    assert data.noisy.sum() == 25
-    assert data.test_inputs.shape == (50, 64)
-    again = small_data("digits", seed=3, train_size=100, label_noise=0.25, test_size=50)
-    np.testing.assert_array_equal(data.targets, again.targets)
-    assert stack_seeds([data, again]).noisy.shape == (2, 100)
-    with pytest.raises(ValueError, match="none to test on"):
-        small_data("digits", seed=0, train_size=5000)
-
-
-def test_an_mlp_starts_at_its_scale():
-    params = init_mlp(jax.random.key(0), (64, 256, 10), scale=0.5)
-    kernel = params["layer_0"]["kernel"]
-    # 16,384 draws: the standard deviation is known to half a per cent
-    np.testing.assert_allclose(np.std(kernel) * 8, 0.5, rtol=0.03)
-    assert apply_mlp(params, jnp.ones((2, 64))).shape == (2, 10)
-
-
-def test_an_epoch_visits_every_example_once():
-    batches = shuffled_batches(jax.random.key(0), 12, 4)
-    assert sorted(np.ravel(batches)) == list(range(12))

@@ -84,13 +84,26 @@ def test_inside_jit_and_grad(key):
     np.testing.assert_allclose(slope[0], (nearby[1] - nearby[0]) / (2 * step), atol=1e-3)
 
 
-def test_steps_smaller_than_the_dtypes_spacing_survive_the_sum():
-    """In bfloat16 the step is rounded once, after the sum in float32, not before it."""
-    params = jnp.ones(1, jnp.bfloat16)
-    direction = jnp.full(1, 2.0**-6, jnp.bfloat16)
-    line = loss_along(lambda w, _: w.astype(jnp.float32), params, direction, None, positions=[0, 1])
-    np.testing.assert_array_equal(line.losses, [1.0, 1.0 + 2.0**-6])
-    assert line.losses.dtype == jnp.float32
+@pytest.mark.parametrize("low", ["bfloat16", "float16"])
+def test_steps_smaller_than_the_spacing_of_the_params_are_seen(low):
+    params, direction = jnp.ones(1, low), jnp.full(1, 2.0**-6, low)
+    line = loss_along(lambda w, _: w, params, direction, None, positions=[0, 2.0**-8, 1])
+    np.testing.assert_array_equal(line.losses, [1.0, 1.0 + 2.0**-14, 1.0 + 2.0**-6])
+    assert line.losses.dtype == line.positions.dtype == jnp.float32
+
+
+def test_every_leaf_keeps_its_own_precision(x64):
+    """A float64 leaf beside others makes the line's numbers float64, not the others."""
+    params = {name: jnp.ones(1, name) for name in ("bfloat16", "float32", "float64")}
+    seen = []
+
+    def loss(w, _):
+        seen.append({name: str(a.dtype) for name, a in w.items()})
+        return w["float64"]
+
+    line = loss_along(loss, params, params, None, positions=[1.0])
+    assert seen == [{"bfloat16": "float32", "float32": "float32", "float64": "float64"}]
+    assert line.losses.dtype == jnp.float64
 
 
 def test_what_is_not_finite_stays_so():

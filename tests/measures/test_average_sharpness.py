@@ -47,6 +47,11 @@ def test_antithetic_pairs_cancel_the_gradient():
     assert float(paired.standard_error) < 1e-2 * float(single.standard_error)
     assert (paired.num_evaluations, single.num_evaluations) == (33, 17)
     assert paired.samples.shape == (16,)
+    for result in (paired, single):
+        samples = np.asarray(result.samples)
+        np.testing.assert_allclose(result.value, samples.mean(), rtol=1e-13)
+        error = np.sqrt(((samples - samples.mean()) ** 2).sum() / 15 / 16)
+        np.testing.assert_allclose(result.standard_error, error, rtol=1e-12)
 
 
 def test_adaptive_form_ignores_the_rescaling_of_nodes():

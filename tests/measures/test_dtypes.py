@@ -1,4 +1,6 @@
-"""Low-precision params give low-precision answers, in float32 and without promotion."""
+"""Params in low precision are a point in float32: every measure perturbs and answers there."""
+
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -9,34 +11,94 @@ import flatjax
 from flatjax import measures
 from tests.measures import networks
 
-
-def everything(params, batch):
-    key, loss_fn = jax.random.key(0), networks.relu_loss
-    return {
-        "sam": measures.sam_sharpness(loss_fn, params, batch, rho=0.5, num_steps=3).value,
-        "eps": measures.eps_sharpness(
-            loss_fn, params, batch, epsilon=1.0, subspace=3, gradient="forward", key=key
-        ).value,
-        "average": measures.average_sharpness(
-            loss_fn, params, batch, sigma=0.3, key=key, adaptive=True
-        ).value,
-        "normalised": measures.normalized_sharpness(params, jax.tree.map(jnp.abs, params)).value,
-        "fisher_rao": measures.fisher_rao_norm(
-            networks.relu_net, flatjax.softmax_cross_entropy, params, batch
-        ).value,
-    }
+KEY = jax.random.key(0)
+SMALL = 1e-4  # of weights of order one: less than half a unit in the last place of both dtypes
+DATA = tuple(jnp.asarray(a, d) for a, d in zip(networks.data(), ("float32", "int32"), strict=True))
+LABELS = DATA[1]
 
 
-@pytest.mark.slow
-def test_low_precision_params():
-    """Rounding of 4e-3, of which differences of losses keep a tenth; float32 arithmetic."""
+def loss_fn(params, batch):
+    # The inputs are float32 and promotion is strict, so anything else is an error, too.
+    assert {a.dtype for a in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    return networks.relu_loss(params, batch)
 
-    def cast(dtype):
-        params = jax.tree.map(lambda a: a.astype(dtype), networks.relu_params())
-        x, y = networks.data()
-        return params, (x.astype(dtype), y)
 
-    reference, results = (everything(*cast(dtype)) for dtype in (jnp.float32, jnp.bfloat16))
-    for name, value in results.items():
-        assert value.dtype == jnp.float32, name
-        np.testing.assert_allclose(value, reference[name], rtol=0.1, err_msg=name)
+def model_fn(params, inputs):
+    assert {a.dtype for a in jax.tree.leaves(params)} == {jnp.dtype("float32")}
+    return networks.relu_net(params, inputs)
+
+
+def moved(params):
+    return jax.tree.map(lambda a: -a, params)
+
+
+def operator(params):
+    """Given by the user, so in whatever precision the user made it; here the same for all."""
+    wide = jax.tree.map(lambda a: a.astype(jnp.float32), params)
+    return flatjax.hessian(loss_fn, wide, DATA)
+
+
+# What a measure says of params; every option that leads through other code is here.
+OF_PARAMS = {
+    "average_sharpness": lambda w: measures.average_sharpness(
+        loss_fn, w, DATA, sigma=SMALL, key=KEY, num_samples=2
+    ),
+    "average_sharpness adaptive": lambda w: measures.average_sharpness(
+        loss_fn, w, DATA, sigma=SMALL, key=KEY, num_samples=2, adaptive=True, antithetic=False
+    ),
+    "critical_sharpness": lambda w: measures.critical_sharpness(
+        loss_fn, w, DATA, update=moved(w), initial_step=SMALL, factor=1.0001, max_evaluations=3
+    ),
+    "eps_sharpness": lambda w: measures.eps_sharpness(loss_fn, w, DATA, epsilon=SMALL, num_steps=2),
+    "eps_sharpness forward": lambda w: measures.eps_sharpness(
+        loss_fn, w, DATA, epsilon=SMALL, subspace=2, gradient="forward", key=KEY, num_steps=2
+    ),
+    "fisher_rao_norm": lambda w: measures.fisher_rao_norm(
+        model_fn, flatjax.softmax_cross_entropy, w, DATA, degree=3
+    ),
+    "gradient_confusion": lambda w: measures.gradient_confusion(loss_fn, w, DATA),
+    "gradient_noise_scale": lambda w: measures.gradient_noise_scale(loss_fn, w, DATA),
+    "hessian_variance": lambda w: measures.hessian_variance(loss_fn, w, DATA) @ moved(w),
+    "linear_stability": lambda w: measures.linear_stability(
+        loss_fn, w, DATA, learning_rate=0.1, batch_size=2, key=KEY, max_products=12
+    ),
+    "pac_bayes_flatness": lambda w: measures.pac_bayes_flatness(
+        loss_fn, w, DATA, increase=SMALL, initial_sigma=SMALL, key=KEY, num_samples=2,
+        max_evaluations=3, num_examples=12, prior=moved(w),
+    ),
+    "sam_sharpness": lambda w: measures.sam_sharpness(loss_fn, w, DATA, rho=SMALL, num_steps=2),
+    "sam_sharpness adaptive": lambda w: measures.sam_sharpness(
+        loss_fn, w, DATA, rho=SMALL, p=jnp.inf, adaptive=True, num_starts=2, key=KEY
+    ),
+    "stiffness": lambda w: measures.stiffness(loss_fn, w, DATA, labels=LABELS, num_classes=3),
+    "angular_update": lambda w: measures.angular_update(
+        w, jax.tree.map(lambda a: jnp.flip(a, 0), w)
+    ),
+    "effective_learning_rate": lambda w: measures.effective_learning_rate(w, 0.1),
+    "gradient_alignment": lambda w: measures.gradient_alignment(w[0], w[0]),
+    "normalized_sharpness": lambda w: measures.normalized_sharpness(w, jax.tree.map(jnp.abs, w)),
+    "scale_invariant_sharpness": lambda w: measures.scale_invariant_sharpness(
+        operator(w), w, key=KEY, statistic="trace", num_products=2
+    ),
+    "subspace_overlap": lambda w: measures.subspace_overlap(w[0], w[0][None]),
+}  # fmt: skip
+OF_OPERATORS = {"alignment", "preconditioned_sharpness", "sharpness"}  # which have their precision
+OF_NUMBERS = {"gradient_noise_scale_from_norms"}
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", OF_PARAMS)
+def test_the_answer_is_that_of_the_same_point_in_float32(name, dtype):
+    narrow = [jnp.asarray(a, dtype) for a in networks.relu_params()]
+    wide = [a.astype(jnp.float32) for a in narrow]
+    got, expected = OF_PARAMS[name](narrow), OF_PARAMS[name](wide)
+    # Exactly: it is the same program on the same numbers.
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(expected), strict=True):
+        assert jnp.asarray(a).dtype == jnp.asarray(b).dtype
+        assert jnp.asarray(a).dtype not in (jnp.bfloat16, jnp.float16)
+        np.testing.assert_array_equal(a, b)
+
+
+def test_no_measure_is_left_out():
+    functions = {name for name, _ in inspect.getmembers(measures, inspect.isfunction)}
+    assert functions == {name.split()[0] for name in OF_PARAMS} | OF_OPERATORS | OF_NUMBERS

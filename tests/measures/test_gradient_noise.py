@@ -41,6 +41,29 @@ def test_exact_form(options):
     np.testing.assert_allclose(result.value, trace / squared, rtol=1e-12)
 
 
+def test_unbiased_parts_with_weights_and_their_jackknife():
+    """Weights 1, 2, 3: n is the number of equal examples that they are worth, W^2 / sum w^2."""
+    params, batch = networks.relu_params(), networks.data()
+    w = np.array([0.0, 1.0, 2.0, 3.0] * 3)
+    result = gradient_noise_scale(networks.relu_loss, params, batch, unbiased=True, weights=w)
+    g = stacked(params, batch)
+
+    def parts(g, w):
+        mean, n = w @ g / w.sum(), w.sum() ** 2 / (w**2).sum()
+        biased = w @ (g**2).sum(1) / w.sum() - mean @ mean
+        return biased * n / (n - 1), mean @ mean - biased / (n - 1)
+
+    trace, squared = parts(g, w)
+    np.testing.assert_allclose(result.trace, trace, rtol=1e-12)
+    np.testing.assert_allclose(result.squared_norm, squared, rtol=1e-11)
+    counted = np.flatnonzero(w)
+    left_out = [parts(np.delete(g, i, axis=0), np.delete(w, i)) for i in counted]
+    values = np.array([a / b for a, b in left_out])
+    error = np.sqrt(8 / 9 * ((values - values.mean()) ** 2).sum())
+    np.testing.assert_allclose(result.standard_error, error, rtol=1e-9)
+    assert float(result.count) == 9
+
+
 def test_jackknife_leaves_every_example_out():
     params, (x, y) = networks.relu_params(), networks.data()
     weights = np.array([1.0] * 9 + [0.0] * 3)
@@ -125,6 +148,10 @@ def test_ignores_the_scale_of_the_loss():
 def test_bad_arguments():
     with pytest.raises(ValueError, match="needs a batch"):
         gradient_noise_scale(lambda w, _: w.sum(), jnp.ones(2), None)
+    x = jnp.ones((2, 3))
+    for options in ({"batch": x[:1]}, {"batch": x, "weights": np.array([0.0, 2.0])}):
+        with pytest.raises(ValueError, match="at least two examples that count, got 1"):
+            gradient_noise_scale(linear_loss, jnp.ones(3), **options)
     with pytest.raises(ValueError, match="0 < small_size < large_size"):
         gradient_noise_scale_from_norms(1.0, 1.0, small_size=4, large_size=4)
     with pytest.raises(ValueError, match="of one shape"):

@@ -84,3 +84,16 @@ def test_bad_arguments():
         linear_stability(
             parabola, jnp.zeros(1), c, learning_rate=0.0, batch_size=1, key=jax.random.key(0)
         )
+
+
+def test_padding_is_no_example():
+    """Neither in the means nor in the n of the batches."""
+    padded = jnp.asarray([*CURVATURES, 50.0, 50.0])
+    weights = np.array([1.0] * 4 + [0.0] * 2)
+    options = {"learning_rate": 0.4, "batch_size": 2, "key": jax.random.key(0)}
+    results = [
+        linear_stability(parabola, jnp.zeros(1), data, weights=w, **options)
+        for data, w in ((padded, weights), (jnp.asarray(CURVATURES), np.ones(4)))
+    ]
+    np.testing.assert_allclose(results[0].value, results[1].value, rtol=1e-12)
+    np.testing.assert_allclose(results[0].bound, results[1].bound, rtol=1e-12)

@@ -91,20 +91,26 @@ def test_convolutions_biases_and_layouts():
     summed = normalized_sharpness(
         jnp.sqrt(jnp.asarray(kernel**2).sum((0, 1))), jnp.asarray(h).sum((0, 1))
     )
-    conv = normalized_sharpness(jnp.asarray(kernel), jnp.asarray(h))
+    flax = [{"kernel": jnp.asarray(a)} for a in (kernel, h)]
+    conv = normalized_sharpness(*flax)
     np.testing.assert_allclose(conv.value, summed.value, rtol=1e-13)
-    swapped = (jnp.moveaxis(jnp.asarray(a), (3, 2), (0, 1)) for a in (kernel, h))
-    np.testing.assert_allclose(
-        normalized_sharpness(*swapped, axes=(0, 1)).value, conv.value, rtol=1e-13
-    )
-    bias = normalized_sharpness(jnp.asarray(kernel[0, 0, 0]), jnp.asarray(h[0, 0, 0]))
-    np.testing.assert_allclose(bias.value, 2 * (abs(kernel[0, 0, 0]) * h[0, 0, 0] ** 0.5).sum())
+    equinox = [{"weight": jnp.moveaxis(jnp.asarray(a), (3, 2), (0, 1))} for a in (kernel, h)]
+    np.testing.assert_allclose(normalized_sharpness(*equinox).value, conv.value, rtol=1e-13)
+    given = normalized_sharpness(*(a["weight"] for a in equinox), axes=(1, 0))
+    np.testing.assert_allclose(given.value, conv.value, rtol=1e-13)
+    rows = [normalized_sharpness(*both, form="row").value for both in (flax, equinox)]
+    np.testing.assert_allclose(*rows, rtol=1e-13)  # of the outputs in both
+    # A bias of several axes has nodes no more than one of a single axis.
+    bias, curvature = jnp.asarray(kernel[0, 0]), jnp.asarray(h[0, 0])
+    expected = 2 * (abs(kernel[0, 0]) * h[0, 0] ** 0.5).sum()
+    for w, d in ((bias.ravel(), curvature.ravel()), ({"bias": bias}, {"bias": curvature})):
+        np.testing.assert_allclose(normalized_sharpness(w, d).value, expected, rtol=1e-13)
 
 
 def test_row_form_and_negative_curvature():
     rng = np.random.default_rng(4)
     w, h = rng.normal(size=(3, 4)), rng.normal(size=(3, 4))
-    result = normalized_sharpness(jnp.asarray(w), jnp.asarray(h), form="row")
+    result = normalized_sharpness(jnp.asarray(w), jnp.asarray(h), form="row", axes=(-2, -1))
     expected = 2 * np.sqrt(np.maximum(h, 0).sum(0) * (w**2).sum(0)).sum()
     np.testing.assert_allclose(result.value, expected, rtol=1e-13)
     full = normalized_sharpness(jnp.asarray(w), jnp.asarray(h))
@@ -117,6 +123,13 @@ def test_bad_arguments():
         normalized_sharpness(w, w, form="column")
     with pytest.raises(ValueError, match="axes must name two different axes"):
         normalized_sharpness(w, w, axes=(-1, 1))
+    with pytest.raises(ValueError, match="axes must name two different axes"):
+        normalized_sharpness(w, w, axes=(0, 2))
+    for shape, form in (((2, 2), "row"), ((3, 3, 2, 2), "matrix")):
+        with pytest.raises(
+            ValueError, match=r"pass axes=\(-2, -1\) for weights .* or axes=\(1, 0\)"
+        ):
+            normalized_sharpness(jnp.ones(shape), jnp.ones(shape), form=form)
     with pytest.raises(ValueError, match="diagonal has shape"):
         normalized_sharpness(w, jnp.ones((2, 3)))
     with pytest.raises(TypeError, match="diagonal must have the tree structure"):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flatjax.measures import pac_bayes_flatness
+from flatjax.measures import average_sharpness, pac_bayes_flatness
 from tests.measures import networks
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -51,6 +51,14 @@ def test_fields_follow_their_definitions():
     complexity = np.sqrt((kl + np.log(2 * np.sqrt(1000) / 0.1)) / 2000)
     np.testing.assert_allclose(result.bound, result.loss + result.increase + complexity)
     assert int(result.num_evaluations) < 2 * 16 * 14
+    # The same samples at the sigma found; it is the root of the rise, so has half its error.
+    batch = {"H": jnp.asarray(H), "g": jnp.zeros(DIM)}
+    rise = average_sharpness(
+        networks.quadratic, w, batch, sigma=result.sigma, key=jax.random.key(1), num_samples=16
+    )
+    np.testing.assert_allclose(result.increase, rise.value, rtol=1e-12)
+    relative = rise.standard_error / rise.value
+    np.testing.assert_allclose(result.standard_error, result.sigma * relative / 2, rtol=1e-12)
 
 
 def test_bound_needs_the_number_of_examples():

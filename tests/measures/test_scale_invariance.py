@@ -135,3 +135,20 @@ def test_bad_arguments(points):
         effective_learning_rate(params, -0.1)
     with pytest.raises(ValueError, match="new_params"):
         angular_update({"w": jnp.ones(2)}, {"w": jnp.ones(3)})
+
+
+def test_groups_are_estimated_independently():
+    """Two equal blocks: with one key for both their errors would be one error."""
+    block = networks.spd(4)
+    matrix = jnp.asarray(np.kron(np.eye(2), block))
+
+    def mv(v):
+        image = matrix @ jnp.concatenate([v["a"], v["b"]])
+        return {"a": image[:4], "b": image[4:]}
+
+    params = {"a": jnp.ones(4), "b": jnp.ones(4)}
+    result = scale_invariant_sharpness(
+        flatjax.as_operator(mv, params), params, key=jax.random.key(0), statistic="trace",
+        method="hutchinson", num_products=2,
+    )  # fmt: skip
+    assert float(result.curvatures["a"]) != float(result.curvatures["b"])

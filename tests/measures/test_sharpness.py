@@ -35,6 +35,14 @@ def test_is_the_largest_eigenvalue_within_its_residual(hessian):
     np.testing.assert_allclose(warm.value, top, rtol=1e-6)
 
 
+def test_a_start_that_is_blind_to_the_top_is_not_believed():
+    """No product leads out of the space that a symmetry keeps from it: 4 has no residual there."""
+    d = jnp.asarray(np.r_[9.0, 4.0, np.linspace(0, 1, 60)])
+    op = flatjax.as_operator(lambda v: d * v, d)
+    blind = sharpness(op, v0=jnp.ones(62).at[0].set(0.0))
+    np.testing.assert_allclose(blind.value, 9.0, rtol=1e-6)  # the square of the tolerance
+
+
 def test_ratio_is_one_where_gradient_descent_turns_unstable():
     curvature = jnp.asarray([5.0, 1.0])
     loss = lambda w: 0.5 * (curvature * w**2).sum()  # noqa: E731

@@ -1,0 +1,53 @@
+"""Numbers over seeds: means, standard errors of n - 1, bands of two of them, rank correlations."""
+
+import math
+
+import matplotlib
+import numpy as np
+import pytest
+
+from experiments.lib.curves import by_seed, curve, mean_and_error, rank_correlation
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+
+def test_the_error_is_that_of_the_mean_with_n_minus_1():
+    mean, error = mean_and_error([1.0, 2.0, 6.0])
+    assert mean == 3.0
+    assert error == pytest.approx(math.sqrt((4 + 1 + 9) / 2 / 3))
+    assert mean_and_error([4.0]) == (4.0, None)
+
+
+def test_a_curve_is_the_mean_in_a_band_of_two_standard_errors():
+    figure, axes = plt.subplots()
+    curve(axes, [0, 1], [[1.0, 0.0], [2.0, 0.0], [6.0, 0.0]], 0, "name")
+    (line,) = axes.get_lines()
+    assert line.get_ydata().tolist() == [3.0, 0.0]
+    ends = axes.collections[0].get_paths()[0].vertices[:, 1]
+    reach = 2 * math.sqrt((4 + 1 + 9) / 2 / 3)
+    assert (ends.min(), ends.max()) == pytest.approx((min(3 - reach, 0), 3 + reach))
+    curve(axes, [0, 1], [[1.0, 0.0]], 1)
+    assert len(axes.collections) == 1  # a single seed has no band
+    plt.close(figure)
+
+
+def test_one_number_for_every_seed():
+    assert by_seed([7, 9], np.array([1, 2])) == {7: 1.0, 9: 2.0}
+    with pytest.raises(ValueError, match="shorter"):
+        by_seed([7, 9], [1.0])
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "expected"),
+    [
+        ([1, 2, 3], [1, 8, 27], 1.0),
+        ([1, 2, 3, 4], [4, 3, 1, 2], -0.8),
+        ([1, 2, 3], [5, 5, 5], math.nan),
+        ([5, 5, 5], [1, 2, 3], math.nan),
+        ([1, 2, 3], [1, math.inf, 3], math.nan),
+        ([1, math.nan, 3], [1, 2, 3], math.nan),
+    ],
+)
+def test_rank_correlation(x, y, expected):
+    assert rank_correlation(x, y) == pytest.approx(expected, nan_ok=True)
