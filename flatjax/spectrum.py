@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatjax import trees
-from flatjax.linalg import arguments, krylov, lanczos_state, packing
+from flatjax.linalg import arguments, krylov, lanczos_state, missing, packing
 from flatjax.linalg import basis as bases
 from flatjax.linalg.collected import Collected
 from flatjax.linalg.collected import LayerSpectrum as LayerSpectrum
@@ -52,6 +52,8 @@ class Spectrum(NamedTuple):
       noise_floor: the size below which an eigenvalue is noise of the products.
       size: the dimension.
       state: the Lanczos run, for ``resume=``.
+      complete: whether the lists at the top and at the bottom are those of the largest and the
+        smallest pairs, none of them skipped: ``top.complete and bottom.complete``.
     """
 
     top: Eigenpairs
@@ -65,6 +67,7 @@ class Spectrum(NamedTuple):
     noise_floor: jax.Array
     size: int
     state: SpectrumState
+    complete: bool | None
 
     def trace_of_function(self, f: Callable[[jax.Array], jax.Array]) -> Estimate:
         """``tr f(A)`` by the quadrature of the density, no product more.
@@ -189,7 +192,9 @@ def spectrum(
         probe_steps = BESIDE if deep else ALONE
     spent += collected.probe(num_probes, probe_steps, trace_tol, max_trace_products)
     floor, noise = collected.noise()
-    top, bottom = ritz.pairs(floor, noise, tol, spent)
+    complete, products = collected.fill(tol, missing.MOST if num_steps is None else 0)
+    spent += products
+    top, bottom = ritz.pairs(floor, noise, tol, spent, complete)
     return Spectrum(
         top=top._replace(vectors=packing.unpack(op, top.vectors)),
         bottom=bottom._replace(vectors=packing.unpack(op, bottom.vectors)),
@@ -202,7 +207,13 @@ def spectrum(
         noise_floor=top.noise_floor,
         size=op.size,
         state=keep,
+        complete=_both(complete),
     )
+
+
+def _both(complete: tuple[bool | None, bool | None]) -> bool | None:
+    """Whether both lists are complete; ``None`` where that is not known."""
+    return None if None in complete and False not in complete else all(complete)
 
 
 def _repacked(op: Operator, plain: Operator, resume: SpectrumState | None) -> SpectrumState | None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from flatjax import loops, trees
 from flatjax.linalg import basis as bases
-from flatjax.linalg import complement, lanczos_state, probes, sampling
+from flatjax.linalg import complement, lanczos_state, missing, probes, sampling
 from flatjax.linalg.density import run_probe, solved
 from flatjax.linalg.estimate import DEFAULT_TOL, Estimate, from_samples
 from flatjax.linalg.quadrature import SpectralDensity, density_from_quadrature
@@ -49,6 +49,7 @@ class Collected:
         self.numbers: list = []  # of blocks of probes
         self.fetched: list = []  # the same on the host, probe by probe
         self.quadratures: list = []
+        self.candidates: list = []  # for what the run may have missed
         self.blocks: list = []
         self.sum_diagonal = trees.zeros(op.structure) if diagonal else None
 
@@ -112,12 +113,31 @@ class Collected:
             first = complement.project(self.deflated.vectors, first)
             if steps == 1 and self.groups is None:  # its product is known, and no basis is needed
                 self.quadratures.append((*_one_step(unit, first), length, steps))
+                self.candidates.append(_single(unit, first))
                 return None, 1
             key = jax.random.fold_in(self.key, i)
             start, spent = run_probe(self.deflated, unit, steps, key, first)
             basis = start.basis
+            self.candidates.append(missing.extremes(start, steps, self.ritz.num_bottom > 0))
             self.quadratures.append((start.alphas, start.betas, start.scale, length, steps))
         return basis, spent
+
+    def fill(self, tol: float, budget: int) -> tuple[tuple, int]:
+        """Complete the wanted pairs by what the probes have seen; see `missing.filled`."""
+        floor, _ = self.noise()
+        found = self.candidates
+        steps = self.quadratures[0][-1] if self.quadratures else 0
+
+        def another():
+            key = jax.random.fold_in(self.key, missing.FIRST_KEY + len(found))
+            z = probes.probe(key, self.op.structure)
+            y = complement.project(self.deflated.vectors, z)
+            _, (unit,) = lanczos_state.normalized((y,))
+            start, spent = run_probe(self.deflated, unit, steps, key)
+            found.append(missing.extremes(start, steps, self.ritz.num_bottom > 0))
+            return found[-1], spent
+
+        return missing.filled(self.op, self.run, self.ritz, found, tol, floor, budget, another)
 
     def _add_block(self, basis, z, rest):
         if self.groups is not None:
@@ -231,6 +251,9 @@ def _numbers(run, y, images, vectors, relation):
     along = bases.gram(y, jax.tree.map(lambda a: a[None], run.residual))
     known = values[None, :] * bases.gram(y, vectors) + last[None, :] * along
     return (found.trace, found.square, bases.gram(images, vectors) - known), found.image
+
+
+_single = jax.jit(lambda *vectors: tuple(jax.tree.map(lambda a: a[None], v) for v in vectors))
 
 
 @jax.jit

@@ -73,7 +73,8 @@ def known(state: krylov.Krylov) -> Known:
     return Known(state.basis, alphas, betas, state.vector, state.step)
 
 
-def _coefficients(run: Known, block: Tree) -> jax.Array:
+def coefficients(run: Known, block: Tree) -> jax.Array:
+    """The inner products with the rows of a run's basis, zero beyond its steps."""
     filled = jnp.arange(run.alphas.shape[0]) < run.steps
     return jnp.where(filled[:, None], bases.gram(run.basis, block), 0)
 
@@ -91,7 +92,7 @@ def rest(run: Known | None, images: Tree) -> Tree:
     """
     if run is None:
         return images
-    return bases.subtract(images, bases.combine(run.basis, _coefficients(run, images)))
+    return bases.subtract(images, bases.combine(run.basis, coefficients(run, images)))
 
 
 @jax.jit
@@ -114,7 +115,7 @@ def moments(run: Known | None, y: Tree, images: Tree) -> Moments:
     vdots = jax.vmap(trees.vdot)
     if run is None:
         return Moments(vdots(y, images), vdots(images, images), images)
-    c, count = _coefficients(run, y), bases.size(y)
+    c, count = coefficients(run, y), bases.size(y)
     inner = jnp.where(jnp.arange(c.shape[0]) < run.steps - 1, run.betas, 0)[:-1, None]
     tc = run.alphas[:, None] * c
     tc = tc.at[:-1].add(inner * c[1:]).at[1:].add(inner * c[:-1])

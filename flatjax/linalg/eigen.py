@@ -33,6 +33,9 @@ class Eigenpairs(NamedTuple):
       noise_floor: the noise of a product, :math:`\epsilon_{mv}|\lambda|_{max}`, measured from the
         symmetry gap :math:`|u^\top A v - v^\top A u|` and from residuals larger than the Lanczos
         relation has them; at least 8 units of rounding.
+      complete: whether these are the wanted pairs, none of them skipped: ``True`` where a look for
+        others found none, ``False`` where a wanted pair is known to be missing (none counts as
+        converged then), ``None`` where nobody looked to the end.
     """
 
     values: jax.Array
@@ -42,6 +45,7 @@ class Eigenpairs(NamedTuple):
     resolved: jax.Array
     num_products: int
     noise_floor: jax.Array
+    complete: bool | None = None
 
 
 def eigsh(
