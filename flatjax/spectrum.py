@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatjax import trees
-from flatjax.linalg import arguments, krylov, lanczos_state, missing, packing
+from flatjax.linalg import arguments, exact, krylov, lanczos_state, missing, packing
 from flatjax.linalg import basis as bases
 from flatjax.linalg.collected import Collected
 from flatjax.linalg.collected import LayerSpectrum as LayerSpectrum
 from flatjax.linalg.eigen import Eigenpairs
 from flatjax.linalg.estimate import Estimate, from_spread
-from flatjax.linalg.quadrature import SpectralDensity, weighted
+from flatjax.linalg.quadrature import SpectralDensity, evaluated, products, weighted
 from flatjax.operators.base import Operator, as_operator
 from flatjax.operators.selection import group_names
 
@@ -81,14 +81,23 @@ class Spectrum(NamedTuple):
           not in it: for a function with a kink where the eigenvalues are dense, such as the root of
           their magnitude, several times as much.
         """
-        d = self.density
-        at_atoms, at_nodes = (np.asarray(f(a), np.float64) for a in (d.atoms, d.nodes))
-        known = (d.weights * at_atoms)[: d.num_exact].sum()
-        samples = (d.node_weights * at_nodes).sum(axis=1)
+        d, dtype = self.density, self.trace.value.dtype
+        largest = max(np.abs(np.asarray(d.atoms)).max(), 0.0)
+        noise = max(float(self.noise_floor), 8 * float(jnp.finfo(dtype).eps) * largest)
+        (at_atoms, blur_atoms), (at_nodes, blur_nodes) = (
+            evaluated(f, np.asarray(x, np.float64), dtype, noise)
+            for x in (d.atoms[: d.num_exact], d.nodes)
+        )
+        mass = d.weights[: d.num_exact]
+        samples = products(d.node_weights, at_nodes).sum(axis=1)
+        blurs = products(d.node_weights, blur_nodes).sum(axis=1)
+        known, blur = (mass * at_atoms).sum(), (mass * blur_atoms).sum()
+        if not np.any(d.node_weights):  # every eigenvalue is known
+            return exact.estimate(self.size * known, self.num_products, dtype, self.size * blur)
         mean, error, degrees = weighted(samples, np.asarray(d.shares))
+        error = np.hypot(error, blur + blurs.mean())
         terms = np.abs(samples).mean() + abs(known)
         value, error, terms = (self.size * a for a in (known + mean, error, terms))
-        dtype = self.trace.value.dtype
         return from_spread(value, error, degrees, terms, self.num_products, None, dtype)
 
 

@@ -11,7 +11,7 @@ from flatjax.linalg import basis as bases
 from flatjax.linalg import complement, lanczos_state, missing, probes, sampling
 from flatjax.linalg.density import run_probe, solved
 from flatjax.linalg.estimate import DEFAULT_TOL, Estimate, from_samples
-from flatjax.linalg.quadrature import SpectralDensity, density_from_quadrature
+from flatjax.linalg.quadrature import SpectralDensity, density_from_quadrature, masses
 from flatjax.operators.base import Operator
 
 Tree = Any
@@ -188,7 +188,7 @@ class Collected:
         """The density of the whole."""
         n, count = self.op.size, self.ritz.num_deflated
         nodes, s, _ = solved(self.quadratures)
-        weights = np.square(s[:, 0])
+        weights = masses(s, self.run.alphas.dtype)
         rows = lanczos_state.with_start(self.ritz.start, nodes, weights, (n - count) / n)
         return self._density(np.full(count, 1 / n), *rows, scale, num_points)
 

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from flatjax import loops, trees
-from flatjax.linalg import arguments, complement, probes, subspace
+from flatjax.linalg import arguments, complement, exact, probes, subspace
 from flatjax.linalg import basis as bases
-from flatjax.linalg.estimate import DEFAULT_TOL, Estimate, student
+from flatjax.linalg.estimate import DEFAULT_TOL, Estimate, cast, student
 from flatjax.linalg.functions import known_run
 from flatjax.operators.base import as_operator
 
@@ -28,6 +28,9 @@ def diagonal(
     structure: Tree = None,
 ) -> Estimate:
     r"""The diagonal of a symmetric operator, as a vector with a standard error for every entry.
+
+    Where the dimension is at most ``num_products`` the diagonal is read from the products with all
+    unit vectors, whatever the method: exact, at as many products as dimensions.
 
     - ``"hutchinson"``: the mean of $z \odot A z$ over Rademacher probes (Bekas, Kokiopoulou and
       Saad 2007); entry i has the variance $\sum_{j \ne i} A_{ij}^2$ a probe. Four vectors of
@@ -65,12 +68,23 @@ def diagonal(
     op = as_operator(op, structure)
     key = arguments.check_key(key)
     arguments.check_choice("method", method, METHODS)
-    arguments.check_count("num_products", num_products, _LEAST[method])
+    arguments.check_count("num_products", num_products)
     if tol is not None:
         arguments.check_tolerance(tol)
+    if (dense := exact.matrix(op, num_products)) is not None:
+        return _exact(op, dense)
+    arguments.check_count("num_products", num_products, _LEAST[method])
     run = {"hutchinson": _hutchinson, "deflated": _deflated, "xdiag": _xdiag}[method]
     mean, spread, count, spent = run(op, key, num_products)
     return _estimate(mean, spread, count, spent, tol)
+
+
+def _exact(op, dense):
+    flat = cast(dense.diagonal(), trees.dtype(op.structure))
+    value = probes.unflatten(flat, op.structure)
+    interval = jax.tree.map(lambda a: jnp.stack([a, a]), value)
+    errors = jax.tree.map(lambda a: jnp.where(jnp.isfinite(a), jnp.zeros_like(a), jnp.nan), value)
+    return Estimate(value, errors, interval, op.size, jnp.isfinite(flat).all())
 
 
 @functools.partial(jax.jit, static_argnums=3)

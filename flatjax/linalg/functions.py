@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatjax import loops, trees
-from flatjax.linalg import arguments, complement, krylov, packing, probes, ritz, sampling
+from flatjax.linalg import arguments, complement, exact, krylov, packing, probes, ritz, sampling
 from flatjax.linalg.density import quadratures
-from flatjax.linalg.estimate import DEFAULT_TOL, Estimate, from_samples, student
+from flatjax.linalg.estimate import DEFAULT_TOL, Estimate, cast, from_samples, student
+from flatjax.linalg.quadrature import evaluated, masses, products
 from flatjax.operators.base import as_operator
 
 Tree = Any
@@ -71,22 +72,30 @@ def trace_of_function(
     if num_probes < 2:
         raise ValueError("num_probes must be at least 2: one probe has no standard error.")
     found = quadratures(op, key, num_probes, num_steps, deflation_steps, tol=1e-3)
-    host = isinstance(found.nodes, np.ndarray)
     scalar = trees.dtype(op.structure)
-
-    def at(x):
-        return np.asarray(f(jnp.asarray(x, scalar)), np.float64) if host else f(x)
-
+    noise = _noise(found, scalar)
+    at = functools.partial(evaluated, f, dtype=scalar, noise=noise)
+    values, spreads = at(found.exact)
+    known, blurred = values.sum(), spreads.sum()
     rest = op.size - found.exact.shape[0]
-    known = at(found.exact).sum()
-    if rest == 0:  # every pair has converged
-        samples, coarse = np.zeros(num_probes), 0.0
-    else:
-        samples = rest * (found.weights * at(found.nodes)).sum(axis=1)
-        coarse = rest * _coarser(found, at)
+    if rest == 0:  # every eigenvalue is known
+        return exact.estimate(known, found.num_products, scalar, blurred)
+    values, spreads = at(found.nodes)
+    samples = rest * products(found.weights, values).sum(axis=1)
+    blurred = blurred + rest * products(found.weights, spreads).sum(axis=1).mean()
+    coarse = rest * _coarser(found, at)
     size = abs(known) + abs(samples).mean()
     value = from_samples(samples, known, size, found.num_products, tol, scalar)
-    return _widened(value, abs(samples.mean() - coarse), student(len(samples) - 1), tol)
+    with np.errstate(invalid="ignore"):  # infinite, both of them
+        missed = abs(samples.mean() - coarse)
+    return _widened(value, missed + blurred, student(len(samples) - 1), tol)
+
+
+def _noise(found, dtype):
+    """By how much rounding of the products moves an eigenvalue."""
+    xp = np if isinstance(found.nodes, np.ndarray) else jnp
+    size = xp.maximum(xp.abs(found.exact).max(initial=0), xp.abs(found.nodes).max(initial=0))
+    return 8 * float(jnp.finfo(dtype).eps) * size
 
 
 def _widened(value: Estimate, quadrature: Any, t: float, tol: float | None) -> Estimate:
@@ -95,11 +104,12 @@ def _widened(value: Estimate, quadrature: Any, t: float, tol: float | None) -> E
     The interval keeps its skewness, which for powers above the first is large.
     """
     middle = value.value
-    quadrature = jnp.asarray(quadrature, middle.dtype)
+    quadrature = cast(quadrature, middle.dtype)
     error = jnp.hypot(value.standard_error, quadrature)
     low, high = (jnp.hypot(end - middle, t * quadrature) for end in value.interval)
     small = error <= (DEFAULT_TOL if tol is None else tol) * jnp.abs(middle)
     ends = jnp.stack([middle - low, middle + high])
+    small = small & jnp.isfinite(error) & jnp.isfinite(middle)
     return value._replace(standard_error=error, interval=ends, converged=small)
 
 
@@ -111,7 +121,7 @@ def _coarser(found, at):
     transposed = xp.swapaxes(found.vectors, 1, 2)
     matrices = (found.vectors * found.nodes[:, None, :]) @ transposed
     nodes, s = ritz.eigh(matrices[:, :fewer, :fewer])
-    return (s[:, 0] ** 2 * at(nodes)).sum(axis=1).mean()
+    return products(masses(s, found.dtype), at(nodes)[0]).sum(axis=1).mean()
 
 
 def logdet(

@@ -11,6 +11,7 @@ from flatjax import loops, trees
 from flatjax.linalg import arguments, krylov, probes, ritz
 from flatjax.linalg import basis as bases
 from flatjax.linalg.eigen import Eigenpairs
+from flatjax.linalg.quadrature import masses
 from flatjax.operators.base import Operator
 
 Tree = Any
@@ -263,7 +264,7 @@ class Ritz:
         self.deflated_values = values[exact]
         self._exact = s[:, exact]
         broken = np.asarray(state.breakdown)[: len(values)].any()
-        self.start = None if broken else _start(values, s[0] ** 2, exact, size)
+        self.start = None if broken else _start(values, masses(s, self.dtype), exact, size)
         m = int(state.step)
         last = float(np.asarray(state.betas)[m - 1]) * float(state.scale)
         self.relation = tuple(a.astype(self.dtype) for a in (self.values, last * s[-1, index]))

@@ -149,7 +149,8 @@ def _split(table: np.ndarray, dtype: Any) -> SplitEstimate:
     total = probe + only_data
     # Satterthwaite: the degrees of freedom of a sum of mean squares.
     parts = probe**2 / (p - 1) + data**2 / (b - 1)
-    degrees = max(1, int(total**2 / parts)) if parts > 0 else p + b - 2
+    some = parts > 0 and math.isfinite(total**2 / parts)
+    degrees = max(1, int(total**2 / parts)) if some else p + b - 2
     half = student(min(degrees, p + b - 2)) * math.sqrt(total)
     numbers = (mean, math.sqrt(probe), math.sqrt(only_data), math.sqrt(total))
     value, probe, data, error = (jnp.asarray(a, dtype) for a in numbers)
