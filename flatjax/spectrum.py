@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flatjax import trees
+from flatjax import loops, trees
 from flatjax.linalg import arguments, exact, krylov, lanczos_state, missing, packing
 from flatjax.linalg import basis as bases
 from flatjax.linalg.collected import Collected
@@ -134,9 +134,16 @@ def spectrum(
 
     Costs some 100 to 300 products, two programs that contain the model or fewer, memory for the
     vectors of the run (up to twice its steps; ``max_steps`` at once where that is at most 64 MB),
-    of a probe's run and of a few probes at once, and two reads of them a step. One start vector
-    sees one copy of a multiple eigenvalue; further copies are in the density and in the trace, and
-    `eigsh` finds them one by one. Driven from the host: not for use inside ``jit``.
+    of a probe's run and of a few probes at once, and two reads of them a step. Driven from the
+    host: not for use inside ``jit``.
+
+    One start vector sees one copy of a multiple eigenvalue, and may skip a single one along which
+    it has little. The probes see what is missing: their extreme Ritz vectors are joined to Q, at no
+    product more. Where that finds a pair, up to 64 products make the lists complete and converged,
+    unless ``num_steps`` is given; where they do not suffice, ``complete`` says so.
+
+    Where the dimension is no more than the fewest products that the call would spend, some 70 by
+    default, the operator is multiplied with every unit vector, and everything is exact.
 
     Args:
       op: a flatjax operator, or a traceable callable ``v -> A v``, symmetric.
@@ -184,9 +191,19 @@ def spectrum(
       the trace of a matrix inverse", SIAM J. Sci. Comput. 2017; Ubaru, Chen and Saad, "Fast
       estimation of tr(f(A)) via stochastic Lanczos quadrature", SIAM J. Matrix Anal. Appl. 2017.
     """
-    plain = op = as_operator(op, structure)
+    op = as_operator(op, structure)
+    key = arguments.check_key(key)
     _check(op, k, num_bottom, tol, num_steps, max_steps, num_probes, probe_steps, trace_tol)
     groups = None if layers is None else tuple(group_names(op.structure, layers))
+    dense = None
+    if resume is None:
+        least = max(k + num_bottom, ALONE) if num_steps is None else num_steps
+        dense = exact.matrix(op, least + num_probes * (probe_steps or BESIDE))
+    if loops.is_traced(dense):
+        raise TypeError(lanczos_state.NOT_TRACED)
+    if dense is not None:
+        op, num_steps, trace_tol = exact.dense_operator(op, dense), op.size, None
+    plain = op
     if groups is None and not diagonal:
         op = packing.packed(op)
     start_key, probe_key = (jax.random.fold_in(key, i) for i in range(2))
@@ -203,8 +220,11 @@ def spectrum(
     floor, noise = collected.noise()
     complete, products = collected.fill(tol, missing.MOST if num_steps is None else 0)
     spent += products
+    if dense is not None:
+        spent = op.size
+        keep = keep._replace(num_products=jnp.asarray(spent, jnp.int32))
     top, bottom = ritz.pairs(floor, noise, tol, spent, complete)
-    return Spectrum(
+    found = Spectrum(
         top=top._replace(vectors=packing.unpack(op, top.vectors)),
         bottom=bottom._replace(vectors=packing.unpack(op, bottom.vectors)),
         trace=collected.trace(spent, trace_tol),
@@ -217,6 +237,28 @@ def spectrum(
         size=op.size,
         state=keep,
         complete=_both(complete),
+    )
+    return found if dense is None else _exact(found, op, dense, groups)
+
+
+def _exact(found: Spectrum, op: Operator, dense: np.ndarray, groups: tuple | None) -> Spectrum:
+    """The spectrum of a matrix whose entries are all known."""
+    n, dtype, diagonal = op.size, found.trace.value.dtype, dense.diagonal()
+    layers, start = found.layers, 0
+    if groups is not None and layers is not None:
+        traces = dict.fromkeys(layers, 0.0)
+        for name, leaf in zip(groups, jax.tree.leaves(op.structure), strict=True):
+            traces[name] += diagonal[start : start + leaf.size].sum()
+            start += leaf.size
+        layers = {
+            name: layer._replace(trace=exact.estimate(traces[name], n, dtype))
+            for name, layer in layers.items()
+        }
+    return found._replace(
+        trace=exact.estimate(dense.trace(), n, dtype),
+        frobenius_norm=exact.estimate(np.linalg.norm(dense), n, dtype),
+        diagonal=None if found.diagonal is None else exact.vector(diagonal, op.structure),
+        layers=layers,
     )
 
 

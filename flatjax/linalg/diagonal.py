@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flatjax import loops, trees
 from flatjax.linalg import arguments, complement, exact, probes, subspace
 from flatjax.linalg import basis as bases
-from flatjax.linalg.estimate import DEFAULT_TOL, Estimate, cast, student
+from flatjax.linalg.estimate import DEFAULT_TOL, Estimate, student
 from flatjax.linalg.functions import known_run
 from flatjax.operators.base import as_operator
 
@@ -80,11 +80,11 @@ def diagonal(
 
 
 def _exact(op, dense):
-    flat = cast(dense.diagonal(), trees.dtype(op.structure))
-    value = probes.unflatten(flat, op.structure)
+    value = exact.vector(dense.diagonal(), op.structure)
     interval = jax.tree.map(lambda a: jnp.stack([a, a]), value)
-    errors = jax.tree.map(lambda a: jnp.where(jnp.isfinite(a), jnp.zeros_like(a), jnp.nan), value)
-    return Estimate(value, errors, interval, op.size, jnp.isfinite(flat).all())
+    errors = jax.tree.map(lambda a: jnp.where(jnp.isfinite(a), jnp.zeros_like(a), jnp.inf), value)
+    finite = jnp.isfinite(trees.norm(value))
+    return Estimate(value, errors, interval, op.size, finite)
 
 
 @functools.partial(jax.jit, static_argnums=3)

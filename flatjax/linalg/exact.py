@@ -15,7 +15,7 @@ from flatjax import loops, trees
 from flatjax.linalg import arguments, probes
 from flatjax.linalg import basis as bases
 from flatjax.linalg.estimate import Estimate, cast
-from flatjax.operators.base import Operator
+from flatjax.operators.base import Operator, operator
 
 Tree = Any
 
@@ -59,6 +59,32 @@ def matrix(op: Operator, budget: int) -> Any:
     return np.stack([np.asarray(a, np.float64) for a in flat], axis=1)
 
 
+@operator
+class Dense(Operator):
+    """A dense matrix as an operator on trees: its products cost none of the operator it stands for.
+
+    Attributes:
+      entries: ``(n, n)``.
+      like: a tree of zeros of the operator's structure.
+    """
+
+    entries: jax.Array
+    like: Tree
+
+    @property
+    def structure(self):
+        return trees.structure_of(self.like)
+
+    def mv(self, v):
+        """The product with a tree."""
+        return probes.unflatten(jnp.matmul(self.entries, _flat(v), precision="highest"), self.like)
+
+
+def dense_operator(op: Operator, dense: np.ndarray) -> Dense:
+    """The operator of a matrix that `matrix` has found."""
+    return Dense(jnp.asarray(dense, trees.dtype(op.structure)), trees.zeros(op.structure))
+
+
 def eigenvalues(dense: Any) -> Any:
     """All eigenvalues of the symmetric part, ascending; NaN where it is not finite."""
     symmetric = (dense + dense.T) / 2
@@ -66,6 +92,11 @@ def eigenvalues(dense: Any) -> Any:
         finite = np.isfinite(symmetric).all()
         return np.linalg.eigvalsh(symmetric) if finite else np.full(len(dense), np.nan)
     return jnp.linalg.eigvalsh(symmetric, symmetrize_input=False)
+
+
+def vector(flat: np.ndarray, structure: Tree) -> Tree:
+    """A tree of this structure from its entries."""
+    return probes.unflatten(cast(flat, trees.dtype(structure)), structure)
 
 
 def estimate(value: Any, num_products: int, dtype: Any, blur: Any = 0.0) -> Estimate:

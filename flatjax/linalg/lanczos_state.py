@@ -28,6 +28,10 @@ _SMALL = 1 << 24  # numbers
 _TINY = 1 << 20
 _NEW_PARTS = 4  # at a time, at most
 _MOST_PARTS = 8  # of a run that was resumed again and again
+NOT_TRACED = (
+    "spectrum is driven from the host and cannot be traced: call it outside jit, or use "
+    "flatjax.eigsh, flatjax.trace and flatjax.spectral_density inside."
+)
 
 
 def converged(
@@ -63,10 +67,7 @@ def converged(
         v0 = probes.probe(key, op.structure, "normal")
         image = arguments.first_product(op, v0)
         if loops.is_traced(image):
-            raise TypeError(
-                "spectrum is driven from the host and cannot be traced: call it outside jit, or "
-                "use flatjax.eigsh, flatjax.trace and flatjax.spectral_density inside."
-            )
+            raise TypeError(NOT_TRACED)
         _, (v0, image) = normalized((v0, image))
         first = last if num_steps is not None else min(last, FIRST)
         # The product that asked whether we are traced is the first of the run.
