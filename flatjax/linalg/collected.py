@@ -10,7 +10,7 @@ from flatjax import loops, trees
 from flatjax.linalg import basis as bases
 from flatjax.linalg import complement, lanczos_state, missing, probes, sampling
 from flatjax.linalg.density import run_probe, solved
-from flatjax.linalg.estimate import DEFAULT_TOL, Estimate, from_samples
+from flatjax.linalg.estimate import DEFAULT_TOL, Estimate, cast, from_samples, resolved, underflow
 from flatjax.linalg.quadrature import SpectralDensity, density_from_quadrature, masses
 from flatjax.operators.base import Operator
 
@@ -41,7 +41,7 @@ class Collected:
         # The basis stays where it is: as an output of a program it would be copied.
         run, sums = _known(state._replace(basis=None))
         self.run = run._replace(basis=state.basis)
-        self.known_trace, self.known_square = (float(a) for a in jax.device_get(sums))
+        self.known_trace, self.known_square, self.unit = (float(a) for a in jax.device_get(sums))
         self.product = loops.product(op)
         self.deflated = complement.Deflated(op, ritz.deflating(state))
         self.relation = ritz.relation
@@ -154,7 +154,8 @@ class Collected:
     def trace(self, spent, tol):
         """The trace, deflated by the whole run."""
         traces, _, _ = self._fetched()
-        return self._estimate(traces, self.known_trace, spent, tol)
+        found = self._estimate(traces, self.known_trace, spent, tol)
+        return resolved(found, found.value, self.op.size)
 
     def _estimate(self, samples, exact, spent, tol):
         exact = float(exact)
@@ -165,24 +166,25 @@ class Collected:
         """The Frobenius norm by the delta method from the estimate of its square."""
         _, squares, _ = self._fetched()
         square = self._estimate(squares, self.known_square, spent, None)
-        dtype = square.value.dtype
-        value = np.sqrt(max(float(square.value), 0))
-        error = float(square.standard_error) / (2 * value) if value else 0.0
-        ends = np.sqrt(np.maximum(np.asarray(square.interval, np.float64), 0))
-        return Estimate(
-            value=jnp.asarray(value, dtype),
-            standard_error=jnp.asarray(error, dtype),
-            interval=jnp.asarray(ends, dtype),
-            num_products=spent,
-            converged=jnp.asarray(error <= DEFAULT_TOL * value),
-        )
+        dtype, unit = square.value.dtype, self.unit
+        numbers = (square.value, square.standard_error, square.interval)
+        value, error, ends = (np.asarray(a, np.float64) for a in numbers)
+        value = np.sqrt(np.maximum(value, 0))
+        error = error / (2 * value) if value > 0 else error
+        ends = np.sqrt(np.maximum(ends, 0))
+        numbers = (cast(unit * a, dtype) for a in (value, error, ends))
+        found = Estimate(*numbers, spent, jnp.asarray(error <= DEFAULT_TOL * value))
+        return resolved(found, self.op.size**0.5 * found.value, self.op.size)
 
     def noise(self):
         """The noise floor, and the noise of the product with every Ritz vector."""
         _, _, gaps = self._fetched()
         rounding = 8 * float(jnp.finfo(self.run.alphas.dtype).eps) * self.ritz.norm
         noise = np.sqrt(np.square(gaps).mean(axis=0))
-        return max(2 * float(np.sqrt(np.square(gaps).mean())), rounding), noise
+        floor = max(2 * float(np.sqrt(np.square(gaps).mean())), rounding)
+        # Of so small products underflow has left nothing that is known.
+        lost = 0 < self.ritz.norm < underflow(self.op.size, self.run.alphas.dtype)
+        return np.nan if lost else floor, noise
 
     def density(self, scale, num_points):
         """The density of the whole."""
@@ -219,10 +221,11 @@ class Collected:
         for name, leaf in zip(self.groups, jax.tree.leaves(self.op.structure), strict=True):
             sizes[name] = sizes.get(name, 0) + leaf.size
         nodes, s, lengths = solved(self.quadratures)
-        out = {}
+        out, (floor, _) = {}, self.noise()
         for name, size in sizes.items():
             samples = np.asarray([quad[name] for quad, _ in found], np.float64)
             trace = self._estimate(samples, known[name], spent, tol)
+            trace = trace._replace(converged=trace.converged & ~jnp.isnan(floor))
             steps = s.shape[-1]
             inner = [np.asarray(rows[name], np.float64)[:steps] for _, rows in found[: len(s)]]
             products = np.einsum("pj,pjk->pk", np.stack(inner), s)
@@ -236,7 +239,7 @@ class Collected:
 @jax.jit
 def _known(state):
     run = complement.known(state)
-    return run, (run.trace, run.squares)
+    return run, (run.trace, run.within(run.unit).squares, run.unit)
 
 
 @jax.jit
@@ -246,7 +249,7 @@ def _numbers(run, y, images, vectors, relation):
     The products ``A v`` are those of the Lanczos relation, a multiple of v and one of the residual.
     """
     y, images = bases.stack(y), bases.stack(images)
-    found = complement.moments(run, y, images)
+    found = complement.moments(run, y, images, run.unit)
     values, last = relation
     along = bases.gram(y, jax.tree.map(lambda a: a[None], run.residual))
     known = values[None, :] * bases.gram(y, vectors) + last[None, :] * along

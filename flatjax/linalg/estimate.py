@@ -38,11 +38,12 @@ class Estimate(NamedTuple):
     converged: jax.Array
 
 
-# What is not finite is said by the result's fields, not by a warning.
-quiet = np.errstate(invalid="ignore", over="ignore", divide="ignore")
+def quiet() -> np.errstate:
+    """What is not finite is said by the result's fields, not by a warning of NumPy."""
+    return np.errstate(invalid="ignore", over="ignore", divide="ignore")
 
 
-@quiet
+@quiet()
 def from_samples(
     samples: Any, exact: Any, size: Any, num_products: int, tol: float | None, dtype: Any
 ) -> Estimate:
@@ -91,7 +92,7 @@ def _hall(t: float, skewness: Any, n: int, xp: Any) -> Any:
     return xp.where(some, 3 / a * (xp.cbrt(1 + a * (t - a / 6)) - 1), t)
 
 
-@quiet
+@quiet()
 def from_spread(
     value: Any,
     standard_error: Any,
@@ -129,6 +130,35 @@ def cast(value: Any, dtype: Any) -> jax.Array:
     """An array of this dtype; infinite, without a warning, where a number does not fit."""
     with np.errstate(over="ignore"):
         return jnp.asarray(value, dtype)
+
+
+def underflow(size: int, dtype: Any) -> float:
+    """The norm of an operator below which its products may have lost everything to underflow.
+
+    Every term of a product, of which a dense matrix has ``size`` an entry, is lost below the least
+    normal number.
+    """
+    return float(size) ** 1.5 * float(jnp.finfo(dtype).tiny)
+
+
+def resolved(found: Estimate, bound: Any, size: int) -> Estimate:
+    """An estimate that has not converged where underflow may have taken it.
+
+    Args:
+      found: the estimate.
+      bound: what is at least ``size`` times the operator's mean eigenvalue in magnitude.
+      size: the dimension.
+
+    Returns:
+      The estimate.
+    """
+    fits = jnp.isfinite(found.value) & jnp.isfinite(found.standard_error)
+    return found._replace(converged=found.converged & fits & ~lost(bound, size))
+
+
+def lost(bound: jax.Array, size: int) -> jax.Array:
+    """Whether underflow may have taken an operator; see `resolved`. Zero is taken for zero."""
+    return (bound != 0) & (jnp.abs(bound) < size * underflow(size, bound.dtype))
 
 
 @functools.cache

@@ -94,6 +94,13 @@ def eigenvalues(dense: Any) -> Any:
     return jnp.linalg.eigvalsh(symmetric, symmetrize_input=False)
 
 
+def norm(dense: Any) -> Any:
+    """The Frobenius norm, of entries of any size."""
+    xp = np if isinstance(dense, np.ndarray) else jnp
+    largest = xp.abs(dense).max()
+    return largest * xp.linalg.norm(dense / xp.where(largest > 0, largest, 1))
+
+
 def vector(flat: np.ndarray, structure: Tree) -> Tree:
     """A tree of this structure from its entries."""
     return probes.unflatten(cast(flat, trees.dtype(structure)), structure)

@@ -11,7 +11,7 @@ import numpy as np
 from flatjax import loops, trees
 from flatjax.linalg import arguments, complement, exact, krylov, packing, probes, ritz, sampling
 from flatjax.linalg.density import quadratures
-from flatjax.linalg.estimate import DEFAULT_TOL, Estimate, cast, from_samples, student
+from flatjax.linalg.estimate import DEFAULT_TOL, Estimate, cast, from_samples, resolved, student, underflow
 from flatjax.linalg.quadrature import evaluated, masses, products
 from flatjax.operators.base import as_operator
 
@@ -73,7 +73,7 @@ def trace_of_function(
         raise ValueError("num_probes must be at least 2: one probe has no standard error.")
     found = quadratures(op, key, num_probes, num_steps, deflation_steps, tol=1e-3)
     scalar = trees.dtype(op.structure)
-    noise = _noise(found, scalar)
+    noise = _noise(found, op.size, scalar)
     at = functools.partial(evaluated, f, dtype=scalar, noise=noise)
     values, spreads = at(found.exact)
     known, blurred = values.sum(), spreads.sum()
@@ -91,11 +91,13 @@ def trace_of_function(
     return _widened(value, missed + blurred, student(len(samples) - 1), tol)
 
 
-def _noise(found, dtype):
+def _noise(found, dimension, dtype):
     """By how much rounding of the products moves an eigenvalue."""
     xp = np if isinstance(found.nodes, np.ndarray) else jnp
     size = xp.maximum(xp.abs(found.exact).max(initial=0), xp.abs(found.nodes).max(initial=0))
-    return 8 * float(jnp.finfo(dtype).eps) * size
+    # Of so small products underflow has left nothing that is known.
+    lost = (size > 0) & (size < underflow(dimension, dtype))
+    return xp.where(lost, xp.inf, 8 * float(jnp.finfo(dtype).eps) * size)
 
 
 def _widened(value: Estimate, quadrature: Any, t: float, tol: float | None) -> Estimate:
@@ -189,7 +191,8 @@ def frobenius_norm(
     probes of the complement, where $E \|A z\|^2$ is the rest of the square. The norm is the root
     of an unbiased estimate, its error by the delta method.
 
-    Costs ``num_products`` products and half as many vectors of memory.
+    Costs ``num_products`` products and half as many vectors of memory. Where the dimension is at
+    most ``num_products``, all unit vectors are multiplied instead, and the norm is exact.
 
     Args:
       op: a flatjax operator, or a traceable callable ``v -> A v``, symmetric.
@@ -214,28 +217,49 @@ def frobenius_norm(
     """
     op = as_operator(op, structure)
     key = arguments.check_key(key)
-    arguments.check_count("num_products", num_products, 6)
+    arguments.check_count("num_products", num_products)
     if tol is not None:
         arguments.check_tolerance(tol)
     scalar = trees.dtype(op.structure)
+    if (dense := exact.matrix(op, num_products)) is not None:
+        return exact.estimate(exact.norm(dense), op.size, scalar)
+    arguments.check_count("num_products", num_products, 6)
     op = packing.packed(op)
     run, spent = known_run(op, key, num_products // 2)
-    count, known = num_products - spent, run.squares
+    count, unit = num_products - spent, run.unit
+    known = run.within(unit).squares
     squares = functools.partial(complement.squares, run)
     samples = sampling.by_rows(op, key, 1, count, squares)
     if samples is None:
         samples = _traced_samples(op, key, count, squares)
     else:
-        known = float(known)
-    estimate = from_samples(
-        samples, known, abs(known) + abs(samples).mean(), spent + len(samples), None, scalar
-    )
-    value = jnp.sqrt(jnp.maximum(estimate.value, 0))
-    error = estimate.standard_error / (2 * jnp.where(value > 0, value, 1))
-    half = student(len(samples) - 1) * error
-    small = error <= (DEFAULT_TOL if tol is None else tol) * value
-    ends = jnp.stack([jnp.maximum(value - half, 0), value + half])
-    return Estimate(value, error, ends, estimate.num_products, small)
+        known, unit = float(known), float(unit)
+    size = abs(known) + abs(samples).mean()
+    square = from_samples(samples, known, size, spent + len(samples), None, scalar)
+    half = student(len(samples) - 1)
+    return rooted(square, unit, half, DEFAULT_TOL if tol is None else tol, op.size)
+
+
+def rooted(square: Estimate, unit: Any, t: float, tol: float, size: int) -> Estimate:
+    """The norm from an estimate of its square in squared units, by the delta method.
+
+    Args:
+      square: the estimate of the square.
+      unit: the unit of the norm, a power of two.
+      t: the quantile for the interval.
+      tol: the relative standard error that counts as converged.
+      size: the dimension.
+
+    Returns:
+      The estimate.
+    """
+    value = jnp.sqrt(jnp.maximum(square.value, 0))
+    error = square.standard_error / (2 * jnp.where(value > 0, value, 1))
+    small = error <= tol * value
+    ends = jnp.stack([jnp.maximum(value - t * error, 0), value + t * error])
+    unit = jnp.asarray(unit, value.dtype)
+    found = Estimate(unit * value, unit * error, unit * ends, square.num_products, small)
+    return resolved(found, size**0.5 * found.value, size)
 
 
 def known_run(op: Any, key: jax.Array, depth: int) -> tuple[complement.Known, int]:

@@ -100,7 +100,9 @@ _copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 def normalized(trees_: tuple) -> tuple[jax.Array, tuple]:
     """The norm of the first tree, and all of them divided by it."""
     length = trees.norm(trees_[0])
-    return length, tuple(trees.scale(1 / length, tree) for tree in trees_)
+    return length, tuple(
+        jax.tree.map(lambda a: a / length.astype(a.dtype), tree) for tree in trees_
+    )
 
 
 def _done(state, k, num_bottom, tol):

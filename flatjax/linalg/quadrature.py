@@ -98,10 +98,10 @@ def evaluated(f: Callable[[Any], Any], nodes: Any, dtype: Any, noise: Any) -> tu
     def or_at_zero(y):
         return xp.where(near & ~xp.isfinite(y), zero, y)
 
-    value, above, below = (or_at_zero(at(nodes + shift)) for shift in (0 * noise, noise, -noise))
+    value, above, below = (or_at_zero(at(x)) for x in (nodes, nodes + noise, nodes - noise))
     with np.errstate(invalid="ignore"):
         spread = xp.abs(above - below) / 2
-    known = xp.isfinite(spread) & ~(near & ~xp.isfinite(zero))
+    known = xp.isfinite(spread) & ~(near & ~xp.isfinite(zero)) & xp.isfinite(noise)
     return value, xp.where(known, spread, xp.full_like(spread, xp.inf))
 
 

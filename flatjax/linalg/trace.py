@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatjax import loops, trees
-from flatjax.linalg import arguments, exact, leave_one_out, packing, sampling, subspace
+from flatjax.linalg import arguments, exact, krylov, leave_one_out, packing, sampling, subspace
 from flatjax.linalg.deflation import deflate
-from flatjax.linalg.estimate import Estimate, from_samples, from_spread
+from flatjax.linalg.estimate import Estimate, from_samples, from_spread, quiet, resolved
 from flatjax.operators.base import Operator, as_operator
 
 Tree = Any
@@ -116,7 +116,9 @@ def trace(
         "xnystrace": _xnystrace,
         "deflated": _deflated,
     }[method]
-    return run(packing.packed(op), key, num_products, tol, probe_block)
+    with quiet():
+        found = run(packing.packed(op), key, num_products, tol, probe_block)
+    return resolved(found, found.value, op.size)
 
 
 def _hutchinson(op, key, num_products, tol, block):
@@ -216,9 +218,11 @@ def _xtrace(op, key, num_products, tol, block):
     projected = subspace.project(op, span.basis)
     overlaps = subspace.probe_coefficients(span.basis, key, op.structure, "sphere", span.triangle)
     eps = float(jnp.finfo(scalar).eps)
-    samples = leave_one_out.xtrace(span.triangle, projected, overlaps, op.size, eps)
-    size = abs(projected.diagonal()).sum()
-    return _leave_one_out("xtrace", samples, size, 2 * count, tol, scalar)
+    unit = _unit(span.triangle)
+    small = (a / unit for a in (span.triangle, projected))
+    samples = leave_one_out.xtrace(*small, overlaps, op.size, eps)
+    size = abs(projected.diagonal() / unit).sum()
+    return _leave_one_out("xtrace", samples, size, unit, 2 * count, tol, scalar)
 
 
 def _xnystrace(op, key, num_products, tol, block):
@@ -233,12 +237,14 @@ def _xnystrace(op, key, num_products, tol, block):
     span = subspace.random_range(op, key, count, "sphere", shift=shift)
     overlaps = subspace.probe_coefficients(span.basis, key, op.structure, "sphere", span.triangle)
     gram = subspace.probe_gram(key, op.structure, count, "sphere", span.triangle)
+    unit = _unit(span.triangle)
+    nu = span.shift / unit
     samples, least = leave_one_out.xnystrace(
-        span.triangle, overlaps, gram, op.size, span.shift, eps
+        span.triangle / unit, overlaps, gram, op.size, nu, eps
     )
-    size = abs(samples).mean() + span.shift * op.size
+    size = abs(samples).mean() + nu * op.size
     size = size / shift if traced else size
-    result = _leave_one_out("xnystrace", samples, size, count, tol, scalar)
+    result = _leave_one_out("xnystrace", samples, size, unit, count, tol, scalar)
     indefinite = least < -_INDEFINITE * eps
     if traced:
         error = jnp.where(indefinite, jnp.inf, result.standard_error)
@@ -251,8 +257,17 @@ def _xnystrace(op, key, num_products, tol, block):
     return result
 
 
-def _leave_one_out(method, samples, size, spent, tol, scalar):
+def _unit(triangle):
+    """A power of two near the size of the products, in which squares stay in range."""
+    largest = abs(triangle).max()
+    if isinstance(largest, jax.Array):
+        return krylov.power_of_two(largest)
+    return 2.0 ** np.floor(np.log2(largest)) if 0 < largest < np.inf else 1.0
+
+
+def _leave_one_out(method, samples, size, unit, spent, tol, scalar):
     count = samples.shape[0]
     mean = samples.mean()
     error = _SHARED[method](count) * ((samples - mean) ** 2).sum() / (count * (count - 1))
-    return from_spread(mean, error**0.5, count - 1, size, spent, tol, scalar)
+    numbers = (unit * mean, unit * error**0.5, count - 1, unit * size)
+    return from_spread(*numbers, spent, tol, scalar)
