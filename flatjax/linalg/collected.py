@@ -37,7 +37,8 @@ class Collected:
     """What the probes have said so far."""
 
     def __init__(self, op: Operator, state, ritz, key, groups, diagonal):
-        self.op, self.ritz, self.key, self.groups = op, ritz, key, groups
+        self.op, self.ritz, self.groups = op, ritz, groups
+        self.key, self.run_key = jax.random.split(key)  # of the probes, and of their runs
         # The basis stays where it is: as an output of a program it would be copied.
         run, sums = _known(state._replace(basis=None))
         self.run = run._replace(basis=state.basis)
@@ -115,7 +116,7 @@ class Collected:
                 self.quadratures.append((*_one_step(unit, first), length, steps))
                 self.candidates.append(_single(unit, first))
                 return None, 1
-            key = jax.random.fold_in(self.key, i)
+            key = jax.random.fold_in(self.run_key, i)
             start, spent = run_probe(self.deflated, unit, steps, key, first)
             basis = start.basis
             self.candidates.append(missing.extremes(start, steps, self.ritz.num_bottom > 0))
@@ -129,10 +130,11 @@ class Collected:
         steps = self.quadratures[0][-1] if self.quadratures else 0
 
         def another():
-            key = jax.random.fold_in(self.key, missing.FIRST_KEY + len(found))
-            z = probes.probe(key, self.op.structure)
+            number = missing.FIRST_KEY + len(found)
+            z = probes.probe(jax.random.fold_in(self.key, number), self.op.structure)
             y = complement.project(self.deflated.vectors, z)
             _, (unit,) = lanczos_state.normalized((y,))
+            key = jax.random.fold_in(self.run_key, number)
             start, spent = run_probe(self.deflated, unit, steps, key)
             found.append(missing.extremes(start, steps, self.ritz.num_bottom > 0))
             return found[-1], spent

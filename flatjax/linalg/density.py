@@ -144,23 +144,23 @@ def quadratures(
         empty = (nothing((1, 1), values.dtype), nothing((1, 1, 1), values.dtype))
         return Quadratures(values, *empty, op.size, scalar)
     op = packing.packed(op)
-    keys = [jax.random.fold_in(key, i) for i in range(num_probes + 1)]
     steps = min(num_steps, op.size)
-    image = arguments.first_product(op, probes.probe(keys[0], op.structure, "normal"))
+    image = arguments.first_product(op, trees.zeros(op.structure))
     if loops.is_traced(image):
-        return _traced(op, jnp.stack(keys[1:]), steps, image)
+        return _traced(op, key, num_probes, steps, image)
     known, vectors, spent, own = np.zeros(0), None, 0, None
     if depth:
-        state, spent = lanczos_state.converged(op, keys[0], 1, 0, tol, depth, depth, None)
+        state, spent = lanczos_state.converged(op, jax.random.fold_in(key, 0), 1, 0, tol, depth, depth, None)
         pairs = lanczos_state.Ritz(state, 1, 0, tol, op.size)
         known, vectors, own = pairs.deflated_values, pairs.deflating(state), pairs.start
         del state
     deflated, runs = complement.Deflated(op, vectors), []
     steps = min(steps, op.size - len(known))
-    for probe_key in keys[1:] if steps else ():
+    for i in range(num_probes) if steps else ():
+        probe_key, restart_key = jax.random.split(jax.random.fold_in(key, i + 1))
         y = complement.project(vectors, probes.probe(probe_key, op.structure))
         length, (unit,) = lanczos_state.normalized((y,))
-        run, products = run_probe(deflated, unit, steps, probe_key)
+        run, products = run_probe(deflated, unit, steps, restart_key)
         spent += products
         runs.append((run.alphas, run.betas, run.scale, length, steps))
     nodes, s, _ = solved(runs)
@@ -197,16 +197,16 @@ def solved(runs: list) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.stack(nodes), np.stack(vectors), np.asarray(lengths)
 
 
-def _traced(op, keys, steps, image):
+def _traced(op, key, count, steps, image):
     scalar = trees.dtype(op.structure)
 
     def one(i):
-        z = probes.probe(keys[i], op.structure)
+        probe_key, restart_key = jax.random.split(jax.random.fold_in(key, i + 1))
+        z = probes.probe(probe_key, op.structure)
         _, (unit,) = lanczos_state.normalized((z,))
-        run, _ = krylov.run(op, krylov.start(unit, steps, keys[i]), steps)
+        run, _ = krylov.run(op, krylov.start(unit, steps, restart_key), steps)
         return run.alphas * run.scale, run.betas * run.scale
 
-    count = keys.shape[0]
     empty = (jnp.zeros((count, steps), scalar), jnp.zeros((count, steps), scalar))
 
     def body(i, out):

@@ -155,10 +155,11 @@ def eigsh(
         values, vectors, estimates, norm, spent = found
     elif traced:
         steps = min(op.size, budget if max_basis is None else capacity)
-        values, vectors, estimates, norm = _traced(op, k, which, v0, steps, key)
+        restarts = jax.random.fold_in(key, 3)
+        values, vectors, estimates, norm = _traced(op, k, which, v0, steps, restarts)
         spent = steps
     else:
-        state = krylov.start(v0, capacity, key)
+        state = krylov.start(v0, capacity, jax.random.fold_in(key, 3))
         found = thick_restart.solve(op, k, which, state, w, tol, budget, verify)
         del state
         vectors, spent, complete = found.vectors, found.num_products, found.complete

@@ -264,10 +264,11 @@ def rooted(square: Estimate, unit: Any, t: float, tol: float, size: int) -> Esti
 
 def known_run(op: Any, key: jax.Array, depth: int) -> tuple[complement.Known, int]:
     """A Lanczos run of at most ``depth`` steps, and its products."""
-    v0 = krylov.unit(probes.probe(jax.random.fold_in(key, 0), op.structure, "normal"))
+    start_key, restart_key = jax.random.split(jax.random.fold_in(key, 0))
+    v0 = krylov.unit(probes.probe(start_key, op.structure, "normal"))
     image = arguments.first_product(op, v0)
     depth = min(depth, op.size)
-    state, spent = krylov.run(op, krylov.start(v0, depth, key), depth, image)
+    state, spent = krylov.run(op, krylov.start(v0, depth, restart_key), depth, image)
     return complement.known(state), spent
 
 

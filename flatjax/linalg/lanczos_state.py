@@ -64,7 +64,8 @@ def converged(
     """
     last = min(op.size, max_steps if num_steps is None else num_steps)
     if resume is None:
-        v0 = probes.probe(key, op.structure, "normal")
+        start_key, key = jax.random.split(key)
+        v0 = probes.probe(start_key, op.structure, "normal")
         image = arguments.first_product(op, v0)
         if loops.is_traced(image):
             raise TypeError(NOT_TRACED)

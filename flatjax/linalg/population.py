@@ -122,14 +122,13 @@ def trace_over_batches(
     """
     key = arguments.check_key(key)
     arguments.check_count("num_probes", num_probes, 2)
-    keys = [jax.random.fold_in(key, i) for i in range(num_probes)]
     columns: list = []
     dtype: Any = None
     for op in _first(ops, structure):
         product = loops.product(op)
         forms = []
-        for probe_key in keys:
-            z = probes.probe(probe_key, op.structure)
+        for i in range(num_probes):
+            z = probes.probe(jax.random.fold_in(key, i), op.structure)  # the same for all batches
             forms.append(_form(z, product(z)))
         columns.append(forms)
         dtype = trees.dtype(op.structure)
