@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flatjax import trees
-from flatjax.linalg import arguments, krylov, lanczos_state, packing
+from flatjax import loops, trees
+from flatjax.linalg import arguments, exact, krylov, lanczos_state, missing, packing
 from flatjax.linalg import basis as bases
 from flatjax.linalg.collected import Collected
 from flatjax.linalg.collected import LayerSpectrum as LayerSpectrum
 from flatjax.linalg.eigen import Eigenpairs
 from flatjax.linalg.estimate import Estimate, from_spread
-from flatjax.linalg.quadrature import SpectralDensity, weighted
+from flatjax.linalg.quadrature import SpectralDensity, evaluated, products, weighted
 from flatjax.operators.base import Operator, as_operator
 from flatjax.operators.selection import group_names
 
@@ -52,6 +52,8 @@ class Spectrum(NamedTuple):
       noise_floor: the size below which an eigenvalue is noise of the products.
       size: the dimension.
       state: the Lanczos run, for ``resume=``.
+      complete: whether the lists at the top and at the bottom are those of the largest and the
+        smallest pairs, none of them skipped: ``top.complete and bottom.complete``.
     """
 
     top: Eigenpairs
@@ -65,6 +67,7 @@ class Spectrum(NamedTuple):
     noise_floor: jax.Array
     size: int
     state: SpectrumState
+    complete: bool | None
 
     def trace_of_function(self, f: Callable[[jax.Array], jax.Array]) -> Estimate:
         """``tr f(A)`` by the quadrature of the density, no product more.
@@ -78,14 +81,23 @@ class Spectrum(NamedTuple):
           not in it: for a function with a kink where the eigenvalues are dense, such as the root of
           their magnitude, several times as much.
         """
-        d = self.density
-        at_atoms, at_nodes = (np.asarray(f(a), np.float64) for a in (d.atoms, d.nodes))
-        known = (d.weights * at_atoms)[: d.num_exact].sum()
-        samples = (d.node_weights * at_nodes).sum(axis=1)
+        d, dtype = self.density, self.trace.value.dtype
+        largest = max(np.abs(np.asarray(d.atoms)).max(), 0.0)
+        noise = max(float(self.noise_floor), 8 * float(jnp.finfo(dtype).eps) * largest)
+        (at_atoms, blur_atoms), (at_nodes, blur_nodes) = (
+            evaluated(f, np.asarray(x, np.float64), dtype, noise)
+            for x in (d.atoms[: d.num_exact], d.nodes)
+        )
+        mass = d.weights[: d.num_exact]
+        samples = products(d.node_weights, at_nodes).sum(axis=1)
+        blurs = products(d.node_weights, blur_nodes).sum(axis=1)
+        known, blur = (mass * at_atoms).sum(), (mass * blur_atoms).sum()
+        if not np.any(d.node_weights):  # every eigenvalue is known
+            return exact.estimate(self.size * known, self.num_products, dtype, self.size * blur)
         mean, error, degrees = weighted(samples, np.asarray(d.shares))
+        error = np.hypot(error, blur + blurs.mean())
         terms = np.abs(samples).mean() + abs(known)
         value, error, terms = (self.size * a for a in (known + mean, error, terms))
-        dtype = self.trace.value.dtype
         return from_spread(value, error, degrees, terms, self.num_products, None, dtype)
 
 
@@ -122,9 +134,16 @@ def spectrum(
 
     Costs some 100 to 300 products, two programs that contain the model or fewer, memory for the
     vectors of the run (up to twice its steps; ``max_steps`` at once where that is at most 64 MB),
-    of a probe's run and of a few probes at once, and two reads of them a step. One start vector
-    sees one copy of a multiple eigenvalue; further copies are in the density and in the trace, and
-    `eigsh` finds them one by one. Driven from the host: not for use inside ``jit``.
+    of a probe's run and of a few probes at once, and two reads of them a step. Driven from the
+    host: not for use inside ``jit``.
+
+    One start vector sees one copy of a multiple eigenvalue, and may skip a single one along which
+    it has little. The probes see what is missing: their extreme Ritz vectors are joined to Q, at no
+    product more. Where that finds a pair, up to 64 products make the lists complete and converged,
+    unless ``num_steps`` is given; where they do not suffice, ``complete`` says so.
+
+    Where the dimension is no more than the fewest products that the call would spend, some 70 by
+    default, the operator is multiplied with every unit vector, and everything is exact.
 
     Args:
       op: a flatjax operator, or a traceable callable ``v -> A v``, symmetric.
@@ -172,9 +191,19 @@ def spectrum(
       the trace of a matrix inverse", SIAM J. Sci. Comput. 2017; Ubaru, Chen and Saad, "Fast
       estimation of tr(f(A)) via stochastic Lanczos quadrature", SIAM J. Matrix Anal. Appl. 2017.
     """
-    plain = op = as_operator(op, structure)
+    op = as_operator(op, structure)
+    key = arguments.check_key(key)
     _check(op, k, num_bottom, tol, num_steps, max_steps, num_probes, probe_steps, trace_tol)
     groups = None if layers is None else tuple(group_names(op.structure, layers))
+    dense = None
+    if resume is None:
+        least = max(k + num_bottom, ALONE) if num_steps is None else num_steps
+        dense = exact.matrix(op, least + num_probes * (probe_steps or BESIDE))
+    if loops.is_traced(dense):
+        raise TypeError(lanczos_state.NOT_TRACED)
+    if dense is not None:
+        op, num_steps, trace_tol = exact.dense_operator(op, dense), op.size, None
+    plain = op
     if groups is None and not diagonal:
         op = packing.packed(op)
     start_key, probe_key = (jax.random.fold_in(key, i) for i in range(2))
@@ -189,8 +218,13 @@ def spectrum(
         probe_steps = BESIDE if deep else ALONE
     spent += collected.probe(num_probes, probe_steps, trace_tol, max_trace_products)
     floor, noise = collected.noise()
-    top, bottom = ritz.pairs(floor, noise, tol, spent)
-    return Spectrum(
+    complete, products = collected.fill(tol, missing.MOST if num_steps is None else 0)
+    spent += products
+    if dense is not None:
+        spent = op.size
+        keep = keep._replace(num_products=jnp.asarray(spent, jnp.int32))
+    top, bottom = ritz.pairs(floor, noise, tol, spent, complete)
+    found = Spectrum(
         top=top._replace(vectors=packing.unpack(op, top.vectors)),
         bottom=bottom._replace(vectors=packing.unpack(op, bottom.vectors)),
         trace=collected.trace(spent, trace_tol),
@@ -202,7 +236,35 @@ def spectrum(
         noise_floor=top.noise_floor,
         size=op.size,
         state=keep,
+        complete=_both(complete),
     )
+    return found if dense is None else _exact(found, op, dense, groups)
+
+
+def _exact(found: Spectrum, op: Operator, dense: np.ndarray, groups: tuple | None) -> Spectrum:
+    """The spectrum of a matrix whose entries are all known."""
+    n, dtype, diagonal = op.size, found.trace.value.dtype, dense.diagonal()
+    layers, start = found.layers, 0
+    if groups is not None and layers is not None:
+        traces = dict.fromkeys(layers, 0.0)
+        for name, leaf in zip(groups, jax.tree.leaves(op.structure), strict=True):
+            traces[name] += diagonal[start : start + leaf.size].sum()
+            start += leaf.size
+        layers = {
+            name: layer._replace(trace=exact.estimate(traces[name], n, dtype))
+            for name, layer in layers.items()
+        }
+    return found._replace(
+        trace=exact.estimate(dense.trace(), n, dtype),
+        frobenius_norm=exact.estimate(np.linalg.norm(dense), n, dtype),
+        diagonal=None if found.diagonal is None else exact.vector(diagonal, op.structure),
+        layers=layers,
+    )
+
+
+def _both(complete: tuple[bool | None, bool | None]) -> bool | None:
+    """Whether both lists are complete; ``None`` where that is not known."""
+    return None if None in complete and False not in complete else all(complete)
 
 
 def _repacked(op: Operator, plain: Operator, resume: SpectrumState | None) -> SpectrumState | None:

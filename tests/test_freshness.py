@@ -6,7 +6,6 @@ give what it gives for a function that held the new value from the start.
 """
 
 import inspect
-import itertools
 import json
 import os
 import random
@@ -16,7 +15,6 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import flatjax
@@ -43,7 +41,9 @@ class User:
         self.loss = lambda outputs, targets: fn(jnp.eye(3), outputs - targets).mean(axis=-1) ** 2
         self.grad = jax.grad(lambda params: self.mean(params, BATCH))
         self.product = lambda v: jax.grad(lambda p: jnp.square(fn(p, X)).sum())(v)
-        self.statistics = lambda params, running, x: 0.5 * running + 0.5 * fn(params, x).mean(axis=0)
+        self.statistics = lambda params, running, x: (
+            0.5 * running + 0.5 * fn(params, x).mean(axis=0)
+        )
 
 
 def step(make, **kwargs):

@@ -64,8 +64,9 @@ def start_vector(op: Operator, v0: Tree) -> Tree:
     """``v0`` checked and cast to the dtypes in which vectors are held."""
     trees.check(v0, op.structure, "v0")
     v0 = trees.cast(v0, op.structure)
-    if not loops.is_traced(v0):
-        norm = float(trees.norm(v0))
+    norm = trees.norm(v0)
+    if not loops.is_traced(norm):  # inside jit even the norm of a constant is
+        norm = float(norm)
         if not (norm > 0 and np.isfinite(norm)):
             raise ValueError(f"v0 must have a finite non-zero norm, got {norm}.")
     return v0

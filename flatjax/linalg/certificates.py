@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flatjax import loops, trees
 from flatjax.linalg import basis as bases
 from flatjax.linalg import probes
+from flatjax.linalg.estimate import underflow
 from flatjax.operators.base import Operator
 
 Tree = Any
@@ -38,10 +39,14 @@ def _check(carry, vectors, values, i, w, probe, probe_product):
     return carry[0].at[i].set(residual), carry[1].at[i].set(jnp.abs(gap))
 
 
-@jax.jit
-def _floor(residuals, gaps, norm, estimates):
+@functools.partial(jax.jit, static_argnums=4)
+def _floor(residuals, gaps, norm, estimates, lost):
     rounding = 8 * jnp.finfo(residuals.dtype).eps * norm
-    floor = jnp.maximum(rounding, 2 * jnp.sqrt(jnp.mean(gaps**2)))
+    largest = jnp.where(gaps.max() > 0, gaps.max(), 1)
+    spread = largest * jnp.sqrt(jnp.mean(jnp.square(gaps / largest)))
+    floor = jnp.maximum(rounding, 2 * spread)
+    # Of so small products underflow has left nothing that is known.
+    floor = jnp.where((norm > 0) & (norm < lost), jnp.nan, floor)
     if estimates is None:
         return floor
     return jnp.maximum(floor, jnp.max(jnp.where(residuals > 1.5 * estimates, residuals, 0)))
@@ -68,6 +73,7 @@ def certify(
     The noise of a product is measured by the symmetry gap :math:`|u^\top A v - v^\top A u|` between
     each eigenvector and one random vector. It is at least 8 units of rounding, and at least every
     residual that the Lanczos relation does not account for: products that were exact would have it.
+    NaN where the operator is so small that its products underflow.
 
     Args:
       op: the operator.
@@ -96,5 +102,5 @@ def certify(
             residuals, gaps = loops.fori(k, one, carry)
     else:
         residuals, gaps = loops.fori(k, one, carry, like=probe_product)
-    floor = _floor(residuals, gaps, norm, estimates)
+    floor = _floor(residuals, gaps, norm, estimates, underflow(op.size, values.dtype))
     return Certificate(residuals, floor, k + 1)

@@ -8,10 +8,10 @@ import numpy as np
 
 from flatjax import loops, trees
 from flatjax.linalg import basis as bases
-from flatjax.linalg import complement, lanczos_state, probes, sampling
+from flatjax.linalg import complement, lanczos_state, missing, probes, sampling
 from flatjax.linalg.density import run_probe, solved
-from flatjax.linalg.estimate import DEFAULT_TOL, Estimate, from_samples
-from flatjax.linalg.quadrature import SpectralDensity, density_from_quadrature
+from flatjax.linalg.estimate import DEFAULT_TOL, Estimate, cast, from_samples, resolved, underflow
+from flatjax.linalg.quadrature import SpectralDensity, density_from_quadrature, masses
 from flatjax.operators.base import Operator
 
 Tree = Any
@@ -37,11 +37,12 @@ class Collected:
     """What the probes have said so far."""
 
     def __init__(self, op: Operator, state, ritz, key, groups, diagonal):
-        self.op, self.ritz, self.key, self.groups = op, ritz, key, groups
+        self.op, self.ritz, self.groups = op, ritz, groups
+        self.key, self.run_key = jax.random.split(key)  # of the probes, and of their runs
         # The basis stays where it is: as an output of a program it would be copied.
         run, sums = _known(state._replace(basis=None))
         self.run = run._replace(basis=state.basis)
-        self.known_trace, self.known_square = (float(a) for a in jax.device_get(sums))
+        self.known_trace, self.known_square, self.unit = (float(a) for a in jax.device_get(sums))
         self.product = loops.product(op)
         self.deflated = complement.Deflated(op, ritz.deflating(state))
         self.relation = ritz.relation
@@ -49,6 +50,7 @@ class Collected:
         self.numbers: list = []  # of blocks of probes
         self.fetched: list = []  # the same on the host, probe by probe
         self.quadratures: list = []
+        self.candidates: list = []  # for what the run may have missed
         self.blocks: list = []
         self.sum_diagonal = trees.zeros(op.structure) if diagonal else None
 
@@ -112,12 +114,32 @@ class Collected:
             first = complement.project(self.deflated.vectors, first)
             if steps == 1 and self.groups is None:  # its product is known, and no basis is needed
                 self.quadratures.append((*_one_step(unit, first), length, steps))
+                self.candidates.append(_single(unit, first))
                 return None, 1
-            key = jax.random.fold_in(self.key, i)
+            key = jax.random.fold_in(self.run_key, i)
             start, spent = run_probe(self.deflated, unit, steps, key, first)
             basis = start.basis
+            self.candidates.append(missing.extremes(start, steps, self.ritz.num_bottom > 0))
             self.quadratures.append((start.alphas, start.betas, start.scale, length, steps))
         return basis, spent
+
+    def fill(self, tol: float, budget: int) -> tuple[tuple, int]:
+        """Complete the wanted pairs by what the probes have seen; see `missing.filled`."""
+        floor, _ = self.noise()
+        found = self.candidates
+        steps = self.quadratures[0][-1] if self.quadratures else 0
+
+        def another():
+            number = missing.FIRST_KEY + len(found)
+            z = probes.probe(jax.random.fold_in(self.key, number), self.op.structure)
+            y = complement.project(self.deflated.vectors, z)
+            _, (unit,) = lanczos_state.normalized((y,))
+            key = jax.random.fold_in(self.run_key, number)
+            start, spent = run_probe(self.deflated, unit, steps, key)
+            found.append(missing.extremes(start, steps, self.ritz.num_bottom > 0))
+            return found[-1], spent
+
+        return missing.filled(self.op, self.run, self.ritz, found, tol, floor, budget, another)
 
     def _add_block(self, basis, z, rest):
         if self.groups is not None:
@@ -134,7 +156,8 @@ class Collected:
     def trace(self, spent, tol):
         """The trace, deflated by the whole run."""
         traces, _, _ = self._fetched()
-        return self._estimate(traces, self.known_trace, spent, tol)
+        found = self._estimate(traces, self.known_trace, spent, tol)
+        return resolved(found, found.value, self.op.size)
 
     def _estimate(self, samples, exact, spent, tol):
         exact = float(exact)
@@ -145,30 +168,31 @@ class Collected:
         """The Frobenius norm by the delta method from the estimate of its square."""
         _, squares, _ = self._fetched()
         square = self._estimate(squares, self.known_square, spent, None)
-        dtype = square.value.dtype
-        value = np.sqrt(max(float(square.value), 0))
-        error = float(square.standard_error) / (2 * value) if value else 0.0
-        ends = np.sqrt(np.maximum(np.asarray(square.interval, np.float64), 0))
-        return Estimate(
-            value=jnp.asarray(value, dtype),
-            standard_error=jnp.asarray(error, dtype),
-            interval=jnp.asarray(ends, dtype),
-            num_products=spent,
-            converged=jnp.asarray(error <= DEFAULT_TOL * value),
-        )
+        dtype, unit = square.value.dtype, self.unit
+        numbers = (square.value, square.standard_error, square.interval)
+        value, error, ends = (np.asarray(a, np.float64) for a in numbers)
+        value = np.sqrt(np.maximum(value, 0))
+        error = error / (2 * value) if value > 0 else error
+        ends = np.sqrt(np.maximum(ends, 0))
+        numbers = (cast(unit * a, dtype) for a in (value, error, ends))
+        found = Estimate(*numbers, spent, jnp.asarray(error <= DEFAULT_TOL * value))
+        return resolved(found, self.op.size**0.5 * found.value, self.op.size)
 
     def noise(self):
         """The noise floor, and the noise of the product with every Ritz vector."""
         _, _, gaps = self._fetched()
         rounding = 8 * float(jnp.finfo(self.run.alphas.dtype).eps) * self.ritz.norm
         noise = np.sqrt(np.square(gaps).mean(axis=0))
-        return max(2 * float(np.sqrt(np.square(gaps).mean())), rounding), noise
+        floor = max(2 * float(np.sqrt(np.square(gaps).mean())), rounding)
+        # Of so small products underflow has left nothing that is known.
+        lost = 0 < self.ritz.norm < underflow(self.op.size, self.run.alphas.dtype)
+        return np.nan if lost else floor, noise
 
     def density(self, scale, num_points):
         """The density of the whole."""
         n, count = self.op.size, self.ritz.num_deflated
         nodes, s, _ = solved(self.quadratures)
-        weights = np.square(s[:, 0])
+        weights = masses(s, self.run.alphas.dtype)
         rows = lanczos_state.with_start(self.ritz.start, nodes, weights, (n - count) / n)
         return self._density(np.full(count, 1 / n), *rows, scale, num_points)
 
@@ -199,10 +223,11 @@ class Collected:
         for name, leaf in zip(self.groups, jax.tree.leaves(self.op.structure), strict=True):
             sizes[name] = sizes.get(name, 0) + leaf.size
         nodes, s, lengths = solved(self.quadratures)
-        out = {}
+        out, (floor, _) = {}, self.noise()
         for name, size in sizes.items():
             samples = np.asarray([quad[name] for quad, _ in found], np.float64)
             trace = self._estimate(samples, known[name], spent, tol)
+            trace = trace._replace(converged=trace.converged & ~jnp.isnan(floor))
             steps = s.shape[-1]
             inner = [np.asarray(rows[name], np.float64)[:steps] for _, rows in found[: len(s)]]
             products = np.einsum("pj,pjk->pk", np.stack(inner), s)
@@ -216,7 +241,7 @@ class Collected:
 @jax.jit
 def _known(state):
     run = complement.known(state)
-    return run, (run.trace, run.squares)
+    return run, (run.trace, run.within(run.unit).squares, run.unit)
 
 
 @jax.jit
@@ -226,11 +251,14 @@ def _numbers(run, y, images, vectors, relation):
     The products ``A v`` are those of the Lanczos relation, a multiple of v and one of the residual.
     """
     y, images = bases.stack(y), bases.stack(images)
-    found = complement.moments(run, y, images)
+    found = complement.moments(run, y, images, run.unit)
     values, last = relation
     along = bases.gram(y, jax.tree.map(lambda a: a[None], run.residual))
     known = values[None, :] * bases.gram(y, vectors) + last[None, :] * along
     return (found.trace, found.square, bases.gram(images, vectors) - known), found.image
+
+
+_single = jax.jit(lambda *vectors: tuple(jax.tree.map(lambda a: a[None], v) for v in vectors))
 
 
 @jax.jit

@@ -42,6 +42,15 @@ class Known(NamedTuple):
         return self.alphas.sum()
 
     @property
+    def unit(self) -> jax.Array:
+        """A power of two near the size of T, in which squares neither vanish nor overflow."""
+        return krylov.power_of_two(jnp.maximum(abs(self.alphas).max(), abs(self.betas).max()))
+
+    def within(self, unit: jax.Array) -> "Known":
+        """The same run with T in these units."""
+        return self._replace(alphas=self.alphas / unit, betas=self.betas / unit)
+
+    @property
     def squares(self) -> jax.Array:
         """``|A Q|_F^2``: that of T and of the residual."""
         inner = jnp.arange(self.betas.shape[0]) < self.steps - 1
@@ -56,7 +65,7 @@ class Moments(NamedTuple):
     Attributes:
       trace: ``(p,)``, the quadratic form ``x^T A x`` of the probe's part x in the complement; its
         mean over probes is the trace of A there.
-      square: ``(p,)``, ``|A x|^2``; its mean is the trace of ``A^2`` there.
+      square: ``(p,)``, ``|A x|^2``, A in units of ``unit``; its mean is the trace of ``A^2`` there.
       image: ``A x``, a tree with leading axis p; see `rest`.
     """
 
@@ -73,7 +82,8 @@ def known(state: krylov.Krylov) -> Known:
     return Known(state.basis, alphas, betas, state.vector, state.step)
 
 
-def _coefficients(run: Known, block: Tree) -> jax.Array:
+def coefficients(run: Known, block: Tree) -> jax.Array:
+    """The inner products with the rows of a run's basis, zero beyond its steps."""
     filled = jnp.arange(run.alphas.shape[0]) < run.steps
     return jnp.where(filled[:, None], bases.gram(run.basis, block), 0)
 
@@ -91,11 +101,11 @@ def rest(run: Known | None, images: Tree) -> Tree:
     """
     if run is None:
         return images
-    return bases.subtract(images, bases.combine(run.basis, _coefficients(run, images)))
+    return bases.subtract(images, bases.combine(run.basis, coefficients(run, images)))
 
 
 @jax.jit
-def moments(run: Known | None, y: Tree, images: Tree) -> Moments:
+def moments(run: Known | None, y: Tree, images: Tree, unit: Any = 1.0) -> Moments:
     r"""The moments of probes in the complement of a Lanczos basis, in shared passes over it.
 
     The image of a probe's part :math:`x = y - Q c`, :math:`c = Q^\top y`, needs no product beyond
@@ -107,14 +117,20 @@ def moments(run: Known | None, y: Tree, images: Tree) -> Moments:
       y: the probes, or the probes less their parts along some vectors of the span of Q; a tree with
         a leading axis.
       images: ``A y`` of each.
+      unit: a power of two near the size of A, where squares of the images would vanish or overflow.
 
     Returns:
       The moments.
     """
     vdots = jax.vmap(trees.vdot)
+
+    def square(image):
+        image = trees.scale(1 / unit, image)
+        return vdots(image, image)
+
     if run is None:
-        return Moments(vdots(y, images), vdots(images, images), images)
-    c, count = _coefficients(run, y), bases.size(y)
+        return Moments(vdots(y, images), square(images), images)
+    c, count = coefficients(run, y), bases.size(y)
     inner = jnp.where(jnp.arange(c.shape[0]) < run.steps - 1, run.betas, 0)[:-1, None]
     tc = run.alphas[:, None] * c
     tc = tc.at[:-1].add(inner * c[1:]).at[1:].add(inner * c[:-1])
@@ -128,13 +144,13 @@ def moments(run: Known | None, y: Tree, images: Tree) -> Moments:
         known,
         run.residual,
     )
-    return Moments(vdots(x, ax), vdots(ax, ax), ax)
+    return Moments(vdots(x, ax), square(ax), ax)
 
 
 @jax.jit
-def squares(run: Known | None, y: list[Tree], images: list[Tree]) -> jax.Array:
-    """``Moments.square`` of lists of probes and their products."""
-    return moments(run, bases.stack(y), bases.stack(images)).square
+def squares(run: Known, y: list[Tree], images: list[Tree]) -> jax.Array:
+    """``Moments.square`` of lists of probes and their products, in units of the run."""
+    return moments(run, bases.stack(y), bases.stack(images), run.unit).square
 
 
 @jax.jit

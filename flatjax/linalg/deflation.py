@@ -60,7 +60,8 @@ def deflate(op: Operator, key: jax.Array, depth: int, total: int) -> Deflation:
       A `Deflation`.
     """
     depth = min(depth, op.size)
-    v0 = krylov.unit(probes.probe(key, op.structure, "normal"))
+    start_key, key = jax.random.split(key)
+    v0 = krylov.unit(probes.probe(start_key, op.structure, "normal"))
     w = arguments.first_product(op, v0)
     if loops.is_traced(w):
         state, spent = krylov.run(op, krylov.start(v0, depth, key), depth)

@@ -8,9 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatjax import loops, trees
-from flatjax.linalg import arguments, complement, krylov, lanczos_state, packing, probes, ritz
+from flatjax.linalg import (
+    arguments,
+    complement,
+    exact,
+    krylov,
+    lanczos_state,
+    packing,
+    probes,
+    ritz,
+)
 from flatjax.linalg import basis as bases
-from flatjax.linalg.quadrature import SpectralDensity, density_from_quadrature
+from flatjax.linalg.quadrature import SpectralDensity, density_from_quadrature, masses
 from flatjax.operators.base import Operator, as_operator
 
 Tree = Any
@@ -25,6 +34,7 @@ class Quadratures:
       nodes: ``(p, s)``.
       vectors: ``(p, s, s)``, the eigenvectors of the tridiagonal matrices, in columns.
       num_products: the products spent.
+      dtype: that of the products.
       start: nodes and weights of the start vector of the deflation, if they are of use.
     """
 
@@ -32,12 +42,13 @@ class Quadratures:
     nodes: Any
     vectors: Any
     num_products: int
+    dtype: Any
     start: tuple | None = None
 
     @property
     def weights(self) -> Any:
         """``(p, s)``, of sum 1 in every row."""
-        return self.vectors[:, 0] ** 2
+        return masses(self.vectors, self.dtype)
 
 
 def spectral_density(
@@ -63,7 +74,8 @@ def spectral_density(
     smoothed density depends on a bandwidth, the distribution function does not. Every run
     reorthogonalises in full: no copies of an eigenvalue appear.
 
-    Costs ``deflation_steps + num_probes * num_steps`` products and as many vectors of memory as the
+    Costs ``deflation_steps + num_probes * num_steps`` products (where the dimension is no more than
+    that, one for every dimension, and all atoms are exact) and as many vectors of memory as the
     longest run has steps, twice while both are held. Traced, there is no deflation: the number of
     converged pairs is not known beforehand.
 
@@ -133,28 +145,37 @@ def quadratures(
     depth = 2 * num_steps if deflation_steps is None else deflation_steps
     if depth:
         arguments.check_count("deflation_steps", depth)
+    scalar = trees.dtype(op.structure)
+    dense = exact.matrix(op, depth + num_probes * num_steps)
+    if dense is not None:
+        values = exact.eigenvalues(dense)
+        nothing = np.zeros if isinstance(dense, np.ndarray) else jnp.zeros
+        empty = (nothing((1, 1), values.dtype), nothing((1, 1, 1), values.dtype))
+        return Quadratures(values, *empty, op.size, scalar)
     op = packing.packed(op)
-    keys = [jax.random.fold_in(key, i) for i in range(num_probes + 1)]
     steps = min(num_steps, op.size)
-    image = arguments.first_product(op, probes.probe(keys[0], op.structure, "normal"))
+    image = arguments.first_product(op, trees.zeros(op.structure))
     if loops.is_traced(image):
-        return _traced(op, jnp.stack(keys[1:]), steps, image)
-    exact, vectors, spent, own = np.zeros(0), None, 0, None
+        return _traced(op, key, num_probes, steps, image)
+    known, vectors, spent, own = np.zeros(0), None, 0, None
     if depth:
-        state, spent = lanczos_state.converged(op, keys[0], 1, 0, tol, depth, depth, None)
+        state, spent = lanczos_state.converged(
+            op, jax.random.fold_in(key, 0), 1, 0, tol, depth, depth, None
+        )
         pairs = lanczos_state.Ritz(state, 1, 0, tol, op.size)
-        exact, vectors, own = pairs.deflated_values, pairs.deflating(state), pairs.start
+        known, vectors, own = pairs.deflated_values, pairs.deflating(state), pairs.start
         del state
     deflated, runs = complement.Deflated(op, vectors), []
-    steps = min(steps, op.size - len(exact))
-    for probe_key in keys[1:] if steps else ():
+    steps = min(steps, op.size - len(known))
+    for i in range(num_probes) if steps else ():
+        probe_key, restart_key = jax.random.split(jax.random.fold_in(key, i + 1))
         y = complement.project(vectors, probes.probe(probe_key, op.structure))
         length, (unit,) = lanczos_state.normalized((y,))
-        run, products = run_probe(deflated, unit, steps, probe_key)
+        run, products = run_probe(deflated, unit, steps, restart_key)
         spent += products
         runs.append((run.alphas, run.betas, run.scale, length, steps))
     nodes, s, _ = solved(runs)
-    return Quadratures(exact, nodes, s, spent, own)
+    return Quadratures(known, nodes, s, spent, scalar, own)
 
 
 def run_probe(
@@ -187,16 +208,16 @@ def solved(runs: list) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.stack(nodes), np.stack(vectors), np.asarray(lengths)
 
 
-def _traced(op, keys, steps, image):
+def _traced(op, key, count, steps, image):
     scalar = trees.dtype(op.structure)
 
     def one(i):
-        z = probes.probe(keys[i], op.structure)
+        probe_key, restart_key = jax.random.split(jax.random.fold_in(key, i + 1))
+        z = probes.probe(probe_key, op.structure)
         _, (unit,) = lanczos_state.normalized((z,))
-        run, _ = krylov.run(op, krylov.start(unit, steps, keys[i]), steps)
+        run, _ = krylov.run(op, krylov.start(unit, steps, restart_key), steps)
         return run.alphas * run.scale, run.betas * run.scale
 
-    count = keys.shape[0]
     empty = (jnp.zeros((count, steps), scalar), jnp.zeros((count, steps), scalar))
 
     def body(i, out):
@@ -205,4 +226,4 @@ def _traced(op, keys, steps, image):
     empty = bases.vary_like(empty, image)
     alphas, betas = loops.fori(count, body, empty, like=image)
     nodes, s = jax.vmap(lambda a, b: ritz.eigh(ritz.tridiagonal(a, b)))(alphas, betas)
-    return Quadratures(jnp.zeros(0, scalar), nodes, s, count * steps)
+    return Quadratures(jnp.zeros(0, scalar), nodes, s, count * steps, scalar)

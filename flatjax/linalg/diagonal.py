@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from flatjax import loops, trees
-from flatjax.linalg import arguments, complement, probes, subspace
+from flatjax.linalg import arguments, complement, exact, krylov, probes, subspace
 from flatjax.linalg import basis as bases
-from flatjax.linalg.estimate import DEFAULT_TOL, Estimate, student
+from flatjax.linalg.estimate import DEFAULT_TOL, Estimate, lost, student
 from flatjax.linalg.functions import known_run
 from flatjax.operators.base import as_operator
 
@@ -28,6 +28,9 @@ def diagonal(
     structure: Tree = None,
 ) -> Estimate:
     r"""The diagonal of a symmetric operator, as a vector with a standard error for every entry.
+
+    Where the dimension is at most ``num_products`` the diagonal is read from the products with all
+    unit vectors, whatever the method: exact, at as many products as dimensions.
 
     - ``"hutchinson"``: the mean of $z \odot A z$ over Rademacher probes (Bekas, Kokiopoulou and
       Saad 2007); entry i has the variance $\sum_{j \ne i} A_{ij}^2$ a probe. Four vectors of
@@ -65,20 +68,33 @@ def diagonal(
     op = as_operator(op, structure)
     key = arguments.check_key(key)
     arguments.check_choice("method", method, METHODS)
-    arguments.check_count("num_products", num_products, _LEAST[method])
+    arguments.check_count("num_products", num_products)
     if tol is not None:
         arguments.check_tolerance(tol)
+    if (dense := exact.matrix(op, num_products)) is not None:
+        return _exact(op, dense)
+    arguments.check_count("num_products", num_products, _LEAST[method])
     run = {"hutchinson": _hutchinson, "deflated": _deflated, "xdiag": _xdiag}[method]
     mean, spread, count, spent = run(op, key, num_products)
-    return _estimate(mean, spread, count, spent, tol)
+    found = _estimate(mean, spread, count, spent, tol)
+    length = trees.norm(mean)
+    sound = ~lost(op.size**0.5 * length, op.size) & jnp.isfinite(length)
+    return found._replace(converged=found.converged & sound)
+
+
+def _exact(op, dense):
+    value = exact.vector(dense.diagonal(), op.structure)
+    interval = jax.tree.map(lambda a: jnp.stack([a, a]), value)
+    errors = jax.tree.map(lambda a: jnp.where(jnp.isfinite(a), jnp.zeros_like(a), jnp.inf), value)
+    finite = jnp.isfinite(trees.norm(value))
+    return Estimate(value, errors, interval, op.size, finite)
 
 
 @functools.partial(jax.jit, static_argnums=3)
 def _estimate_arrays(mean, spread, size, count, tol):
     # Rounding of a mean: a few units of its terms, of which the spread is a measure too.
     def error(s, m):
-        rounding = 4 * jnp.finfo(m.dtype).eps * jnp.abs(m)
-        return jnp.sqrt(s + jnp.square(rounding))
+        return jnp.hypot(s, 4 * jnp.finfo(m.dtype).eps * jnp.abs(m))
 
     errors = jax.tree.map(error, spread, mean)
     half = trees.scale(student(count - 1), errors)
@@ -95,12 +111,13 @@ def _estimate(mean, spread, count, spent, tol):
 
 
 @jax.jit
-def _running(carry, sample, count):
-    """Welford's update of a mean and of the sum of squared deviations."""
+def _running(carry, sample, count, unit):
+    """Welford's update of a mean and, in squared units, of the sum of squared deviations."""
     mean, squares = carry
     delta = jax.tree.map(jnp.subtract, sample, mean)
     mean = trees.axpy(1 / count, delta, mean)
     after = jax.tree.map(jnp.subtract, sample, mean)
+    delta, after = (trees.scale(1 / unit, a) for a in (delta, after))
     return mean, jax.tree.map(lambda s, a, b: s + a * b, squares, delta, after)
 
 
@@ -108,17 +125,31 @@ _entrywise = jax.jit(lambda z, image: jax.tree.map(jnp.multiply, z, image))
 
 
 def _sampled(op, sample, count):
-    """Mean and squared standard error of vector samples."""
+    """Mean and standard error of vector samples."""
     first = sample(0)
     scalar = trees.dtype(op.structure)
+    unit = _unit(first)
     carry = (first, jax.tree.map(jnp.zeros_like, first))
 
     def body(i, carry):
         number = jnp.asarray(i + 2, scalar)
-        return _running(carry, sample(i + 1), number)
+        return _running(carry, sample(i + 1), number, unit)
 
     mean, squares = loops.fori(count - 1, body, carry, like=first)
-    return mean, trees.scale(1 / (count * (count - 1)), squares)
+    return mean, _rooted(squares, unit, jnp.asarray(count * (count - 1), scalar))
+
+
+@jax.jit
+def _unit(v):
+    """A power of two near the size of a vector, in which squares neither vanish nor overflow."""
+    return krylov.power_of_two(trees.norm(v))
+
+
+@jax.jit
+def _rooted(squares, unit, count):
+    return jax.tree.map(
+        lambda s: unit.astype(s.dtype) * jnp.sqrt(s / count.astype(s.dtype)), squares
+    )
 
 
 def _hutchinson(op, key, num_products):
@@ -174,6 +205,9 @@ def _leave_one_out(basis, images, signs, triangle):
     scalar = trees.dtype(basis)
     triangle = triangle.astype(scalar)
     count = triangle.shape[0]
+    # Only its direction matters, and inverses and squares stay in range.
+    unit = krylov.power_of_two(jnp.abs(triangle).max())
+    triangle = triangle / unit
     inverse = jnp.linalg.pinv(triangle, rtol=8 * jnp.finfo(scalar).eps).T
     # A probe whose product lies in the span of the others' leaves nothing: the projector's
     # diagonal tells it apart.
@@ -186,10 +220,12 @@ def _leave_one_out(basis, images, signs, triangle):
     def leaf(q, z, a, b, sign):
         known = (q * z).sum(axis=0)
         shape = (count, *(1,) * (q.ndim - 1))
+        b = b / unit.astype(b.dtype)
         samples = sign * a * factors.reshape(shape).astype(a.dtype) - a * b
         mean = samples.mean(axis=0)
-        squares = jnp.square(samples - mean[None]).sum(axis=0)
-        return known + mean, squares / (count * (count - 1))
+        # Every pair of probes enters two samples: their spread is too small by up to this factor.
+        squares = 2 * jnp.square(samples - mean[None]).sum(axis=0) / (count * (count - 1))
+        return known + unit.astype(a.dtype) * mean, unit.astype(a.dtype) * jnp.sqrt(squares)
 
     both = [
         leaf(*leaves)
@@ -198,6 +234,5 @@ def _leave_one_out(basis, images, signs, triangle):
         )
     ]
     treedef = jax.tree.structure(basis)
-    # Every pair of probes enters two samples: their spread is too small by up to this factor.
-    mean = jax.tree.unflatten(treedef, [m for m, _ in both])
-    return mean, jax.tree.unflatten(treedef, [2 * s for _, s in both])
+    mean, error = (jax.tree.unflatten(treedef, part) for part in zip(*both, strict=True))
+    return mean, error

@@ -33,6 +33,10 @@ class Eigenpairs(NamedTuple):
       noise_floor: the noise of a product, :math:`\epsilon_{mv}|\lambda|_{max}`, measured from the
         symmetry gap :math:`|u^\top A v - v^\top A u|` and from residuals larger than the Lanczos
         relation has them; at least 8 units of rounding.
+      complete: whether these are the wanted pairs, none of them skipped: ``True`` where a look for
+        others found none, ``False`` where a wanted pair is known to be missing (none counts as
+        converged then), ``None`` where nobody looked to the end: traced, without ``verify``, of a
+        single pair, in blocks, or when the products were spent before.
     """
 
     values: jax.Array
@@ -42,6 +46,7 @@ class Eigenpairs(NamedTuple):
     resolved: jax.Array
     num_products: int
     noise_floor: jax.Array
+    complete: bool | None = None
 
 
 def eigsh(
@@ -144,24 +149,25 @@ def eigsh(
                 f"max_products={max_products} is too small: {k} pairs need at least "
                 f"{least} products and {spare} for their certificate, {least + spare} in all."
             )
-    scalar = trees.dtype(op.structure)
+    scalar, complete = trees.dtype(op.structure), None
     if block_size > 1:
         bounds = (max_basis, capacity, budget)
         found = _in_blocks(op, k, which, v0, key, block_size, tol, bounds, traced)
         values, vectors, estimates, norm, spent = found
     elif traced:
         steps = min(op.size, budget if max_basis is None else capacity)
-        values, vectors, estimates, norm = _traced(op, k, which, v0, steps, key)
+        restarts = jax.random.fold_in(key, 3)
+        values, vectors, estimates, norm = _traced(op, k, which, v0, steps, restarts)
         spent = steps
     else:
-        state = krylov.start(v0, capacity, key)
+        state = krylov.start(v0, capacity, jax.random.fold_in(key, 3))
         found = thick_restart.solve(op, k, which, state, w, tol, budget, verify, given)
         del state
-        vectors, spent = found.vectors, found.num_products
+        vectors, spent, complete = found.vectors, found.num_products, found.complete
         numbers = (found.values, found.residuals, found.norm)
         values, estimates, norm = (jnp.asarray(a, scalar) for a in numbers)
     certificate = certify(op, values, vectors, norm, jax.random.fold_in(key, 1), estimates)
-    return _result(values, packing.unpack(op, vectors), certificate, tol, spent)
+    return _result(values, packing.unpack(op, vectors), certificate, tol, spent, complete)
 
 
 def _capacity(size: int, k: int, max_basis: int | None, block_size: int) -> int:
@@ -214,7 +220,9 @@ def _judge(values, residuals, floor, tol):
     return residuals <= jnp.maximum(tol * size, floor), size > floor
 
 
-def _result(values, vectors, certificate: Certificate, tol: float, spent: int) -> Eigenpairs:
+def _result(
+    values, vectors, certificate: Certificate, tol: float, spent: int, complete: bool | None = None
+) -> Eigenpairs:
     residuals, floor = certificate.residual_norms, certificate.noise_floor
     converged, resolved = _judge(values, residuals, floor, np.asarray(tol, values.dtype))
     return Eigenpairs(
@@ -225,6 +233,7 @@ def _result(values, vectors, certificate: Certificate, tol: float, spent: int) -
         resolved=resolved,
         num_products=spent + certificate.num_products,
         noise_floor=floor,
+        complete=complete,
     )
 
 

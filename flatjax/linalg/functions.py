@@ -9,9 +9,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatjax import loops, trees
-from flatjax.linalg import arguments, complement, krylov, packing, probes, ritz, sampling
+from flatjax.linalg import arguments, complement, exact, krylov, packing, probes, ritz, sampling
 from flatjax.linalg.density import quadratures
-from flatjax.linalg.estimate import DEFAULT_TOL, Estimate, from_samples, student
+from flatjax.linalg.estimate import (
+    DEFAULT_TOL,
+    Estimate,
+    cast,
+    from_samples,
+    resolved,
+    student,
+    underflow,
+)
+from flatjax.linalg.quadrature import evaluated, masses, products
 from flatjax.operators.base import as_operator
 
 Tree = Any
@@ -71,22 +80,32 @@ def trace_of_function(
     if num_probes < 2:
         raise ValueError("num_probes must be at least 2: one probe has no standard error.")
     found = quadratures(op, key, num_probes, num_steps, deflation_steps, tol=1e-3)
-    host = isinstance(found.nodes, np.ndarray)
     scalar = trees.dtype(op.structure)
-
-    def at(x):
-        return np.asarray(f(jnp.asarray(x, scalar)), np.float64) if host else f(x)
-
+    noise = _noise(found, op.size, scalar)
+    at = functools.partial(evaluated, f, dtype=scalar, noise=noise)
+    values, spreads = at(found.exact)
+    known, blurred = values.sum(), spreads.sum()
     rest = op.size - found.exact.shape[0]
-    known = at(found.exact).sum()
-    if rest == 0:  # every pair has converged
-        samples, coarse = np.zeros(num_probes), 0.0
-    else:
-        samples = rest * (found.weights * at(found.nodes)).sum(axis=1)
-        coarse = rest * _coarser(found, at)
+    if rest == 0:  # every eigenvalue is known
+        return exact.estimate(known, found.num_products, scalar, blurred)
+    values, spreads = at(found.nodes)
+    samples = rest * products(found.weights, values).sum(axis=1)
+    blurred = blurred + rest * products(found.weights, spreads).sum(axis=1).mean()
+    coarse = rest * _coarser(found, at)
     size = abs(known) + abs(samples).mean()
     value = from_samples(samples, known, size, found.num_products, tol, scalar)
-    return _widened(value, abs(samples.mean() - coarse), student(len(samples) - 1), tol)
+    with np.errstate(invalid="ignore"):  # infinite, both of them
+        missed = abs(samples.mean() - coarse)
+    return _widened(value, missed + blurred, student(len(samples) - 1), tol)
+
+
+def _noise(found, dimension, dtype):
+    """By how much rounding of the products moves an eigenvalue."""
+    xp = np if isinstance(found.nodes, np.ndarray) else jnp
+    size = xp.maximum(xp.abs(found.exact).max(initial=0), xp.abs(found.nodes).max(initial=0))
+    # Of so small products underflow has left nothing that is known.
+    lost = (size > 0) & (size < underflow(dimension, dtype))
+    return xp.where(lost, xp.inf, 8 * float(jnp.finfo(dtype).eps) * size)
 
 
 def _widened(value: Estimate, quadrature: Any, t: float, tol: float | None) -> Estimate:
@@ -95,11 +114,12 @@ def _widened(value: Estimate, quadrature: Any, t: float, tol: float | None) -> E
     The interval keeps its skewness, which for powers above the first is large.
     """
     middle = value.value
-    quadrature = jnp.asarray(quadrature, middle.dtype)
+    quadrature = cast(quadrature, middle.dtype)
     error = jnp.hypot(value.standard_error, quadrature)
     low, high = (jnp.hypot(end - middle, t * quadrature) for end in value.interval)
     small = error <= (DEFAULT_TOL if tol is None else tol) * jnp.abs(middle)
     ends = jnp.stack([middle - low, middle + high])
+    small = small & jnp.isfinite(error) & jnp.isfinite(middle)
     return value._replace(standard_error=error, interval=ends, converged=small)
 
 
@@ -111,7 +131,7 @@ def _coarser(found, at):
     transposed = xp.swapaxes(found.vectors, 1, 2)
     matrices = (found.vectors * found.nodes[:, None, :]) @ transposed
     nodes, s = ritz.eigh(matrices[:, :fewer, :fewer])
-    return (s[:, 0] ** 2 * at(nodes)).sum(axis=1).mean()
+    return products(masses(s, found.dtype), at(nodes)[0]).sum(axis=1).mean()
 
 
 def logdet(
@@ -179,7 +199,8 @@ def frobenius_norm(
     probes of the complement, where $E \|A z\|^2$ is the rest of the square. The norm is the root
     of an unbiased estimate, its error by the delta method.
 
-    Costs ``num_products`` products and half as many vectors of memory.
+    Costs ``num_products`` products and half as many vectors of memory. Where the dimension is at
+    most ``num_products``, all unit vectors are multiplied instead, and the norm is exact.
 
     Args:
       op: a flatjax operator, or a traceable callable ``v -> A v``, symmetric.
@@ -204,36 +225,58 @@ def frobenius_norm(
     """
     op = as_operator(op, structure)
     key = arguments.check_key(key)
-    arguments.check_count("num_products", num_products, 6)
+    arguments.check_count("num_products", num_products)
     if tol is not None:
         arguments.check_tolerance(tol)
     scalar = trees.dtype(op.structure)
+    if (dense := exact.matrix(op, num_products)) is not None:
+        return exact.estimate(exact.norm(dense), op.size, scalar)
+    arguments.check_count("num_products", num_products, 6)
     op = packing.packed(op)
     run, spent = known_run(op, key, num_products // 2)
-    count, known = num_products - spent, run.squares
+    count, unit = num_products - spent, run.unit
+    known = run.within(unit).squares
     squares = functools.partial(complement.squares, run)
     samples = sampling.by_rows(op, key, 1, count, squares)
     if samples is None:
         samples = _traced_samples(op, key, count, squares)
     else:
-        known = float(known)
-    estimate = from_samples(
-        samples, known, abs(known) + abs(samples).mean(), spent + len(samples), None, scalar
-    )
-    value = jnp.sqrt(jnp.maximum(estimate.value, 0))
-    error = estimate.standard_error / (2 * jnp.where(value > 0, value, 1))
-    half = student(len(samples) - 1) * error
-    small = error <= (DEFAULT_TOL if tol is None else tol) * value
-    ends = jnp.stack([jnp.maximum(value - half, 0), value + half])
-    return Estimate(value, error, ends, estimate.num_products, small)
+        known, unit = float(known), float(unit)
+    size = abs(known) + abs(samples).mean()
+    square = from_samples(samples, known, size, spent + len(samples), None, scalar)
+    half = student(len(samples) - 1)
+    return rooted(square, unit, half, DEFAULT_TOL if tol is None else tol, op.size)
+
+
+def rooted(square: Estimate, unit: Any, t: float, tol: float, size: int) -> Estimate:
+    """The norm from an estimate of its square in squared units, by the delta method.
+
+    Args:
+      square: the estimate of the square.
+      unit: the unit of the norm, a power of two.
+      t: the quantile for the interval.
+      tol: the relative standard error that counts as converged.
+      size: the dimension.
+
+    Returns:
+      The estimate.
+    """
+    value = jnp.sqrt(jnp.maximum(square.value, 0))
+    error = square.standard_error / (2 * jnp.where(value > 0, value, 1))
+    small = error <= tol * value
+    ends = jnp.stack([jnp.maximum(value - t * error, 0), value + t * error])
+    unit = jnp.asarray(unit, value.dtype)
+    found = Estimate(unit * value, unit * error, unit * ends, square.num_products, small)
+    return resolved(found, size**0.5 * found.value, size)
 
 
 def known_run(op: Any, key: jax.Array, depth: int) -> tuple[complement.Known, int]:
     """A Lanczos run of at most ``depth`` steps, and its products."""
-    v0 = krylov.unit(probes.probe(jax.random.fold_in(key, 0), op.structure, "normal"))
+    start_key, restart_key = jax.random.split(jax.random.fold_in(key, 0))
+    v0 = krylov.unit(probes.probe(start_key, op.structure, "normal"))
     image = arguments.first_product(op, v0)
     depth = min(depth, op.size)
-    state, spent = krylov.run(op, krylov.start(v0, depth, key), depth, image)
+    state, spent = krylov.run(op, krylov.start(v0, depth, restart_key), depth, image)
     return complement.known(state), spent
 
 

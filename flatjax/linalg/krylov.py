@@ -84,11 +84,15 @@ def start(v0: Tree, capacity: int, key: jax.Array) -> Krylov:
     )
 
 
-def _power_of_two(x: jax.Array) -> jax.Array:
-    """The power of two next below a positive number; 1 for zero and for what is not finite."""
+def power_of_two(x: jax.Array) -> jax.Array:
+    """The power of two next below a positive number; 1 for zero and for what is not finite.
+
+    Its inverse is a normal number too.
+    """
     good = (x > 0) & jnp.isfinite(x)
     exponent = jnp.frexp(jnp.where(good, x, 1))[1] - 1
-    return jnp.ldexp(jnp.ones((), x.dtype), exponent)
+    limit = -int(jnp.finfo(x.dtype).minexp)
+    return jnp.ldexp(jnp.ones((), x.dtype), jnp.clip(exponent, -limit, limit))
 
 
 def _step(state: Krylov, w: Tree, restart: bool) -> Krylov:
@@ -103,7 +107,7 @@ def _step(state: Krylov, w: Tree, restart: bool) -> Krylov:
     j, q = state.step, state.vector
     scale = lax.cond(
         j == 0,
-        lambda: bases.vary_like(_power_of_two(trees.norm(w)), w, state.scale),
+        lambda: bases.vary_like(power_of_two(trees.norm(w)), w, state.scale),
         lambda: bases.vary_like(state.scale, w),
     )
     w = trees.scale(1 / scale, trees.cast(w, q))

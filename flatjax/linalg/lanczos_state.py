@@ -11,6 +11,7 @@ from flatjax import loops, trees
 from flatjax.linalg import arguments, krylov, probes, ritz
 from flatjax.linalg import basis as bases
 from flatjax.linalg.eigen import Eigenpairs
+from flatjax.linalg.quadrature import masses
 from flatjax.operators.base import Operator
 
 Tree = Any
@@ -27,6 +28,10 @@ _SMALL = 1 << 24  # numbers
 _TINY = 1 << 20
 _NEW_PARTS = 4  # at a time, at most
 _MOST_PARTS = 8  # of a run that was resumed again and again
+NOT_TRACED = (
+    "spectrum is driven from the host and cannot be traced: call it outside jit, or use "
+    "flatjax.eigsh, flatjax.trace and flatjax.spectral_density inside."
+)
 
 
 def converged(
@@ -59,13 +64,11 @@ def converged(
     """
     last = min(op.size, max_steps if num_steps is None else num_steps)
     if resume is None:
-        v0 = probes.probe(key, op.structure, "normal")
+        start_key, key = jax.random.split(key)
+        v0 = probes.probe(start_key, op.structure, "normal")
         image = arguments.first_product(op, v0)
         if loops.is_traced(image):
-            raise TypeError(
-                "spectrum is driven from the host and cannot be traced: call it outside jit, or "
-                "use flatjax.eigsh, flatjax.trace and flatjax.spectral_density inside."
-            )
+            raise TypeError(NOT_TRACED)
         _, (v0, image) = normalized((v0, image))
         first = last if num_steps is not None else min(last, FIRST)
         # The product that asked whether we are traced is the first of the run.
@@ -98,7 +101,9 @@ _copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 def normalized(trees_: tuple) -> tuple[jax.Array, tuple]:
     """The norm of the first tree, and all of them divided by it."""
     length = trees.norm(trees_[0])
-    return length, tuple(trees.scale(1 / length, tree) for tree in trees_)
+    return length, tuple(
+        jax.tree.map(lambda a: a / length.astype(a.dtype), tree) for tree in trees_
+    )
 
 
 def _done(state, k, num_bottom, tol):
@@ -233,7 +238,11 @@ class Ritz:
     """The Ritz pairs of a finished run.
 
     Attributes:
-      vectors: those wanted, a tree with leading axis ``k + num_bottom``.
+      values: those wanted, the ``k`` largest and then the ``num_bottom`` smallest, each descending.
+      residuals: the estimates of their residual norms.
+      vectors: theirs, a tree with leading axis ``k + num_bottom``.
+      coefficients: theirs over the rows of the basis, in columns.
+      matrix: the projected matrix, in float64 on the host.
       relation: numbers a and b of each, of the Lanczos relation ``A v = a v + b q`` with the next
         vector q of the run.
       norm: the largest Ritz value in magnitude.
@@ -249,6 +258,8 @@ class Ritz:
         values, residuals, s = _solved(state)
         index = _wanted(len(values), k, num_bottom)
         self.values, self.residuals = values[index], residuals[index]
+        self.matrix, self.coefficients = (s * values) @ s.T, s[:, index]
+        self._replaced = False
         self.norm = float(np.max(np.abs(values)))
         rounding = 16 * float(jnp.finfo(self.dtype).eps) * self.norm
         known = np.maximum(min(tol, EXACT) * np.abs(values), rounding)
@@ -257,15 +268,15 @@ class Ritz:
         self.deflated_values = values[exact]
         self._exact = s[:, exact]
         broken = np.asarray(state.breakdown)[: len(values)].any()
-        self.start = None if broken else _start(values, s[0] ** 2, exact, size)
+        self.start = None if broken else _start(values, masses(s, self.dtype), exact, size)
         m = int(state.step)
         last = float(np.asarray(state.betas)[m - 1]) * float(state.scale)
         self.relation = tuple(a.astype(self.dtype) for a in (self.values, last * s[-1, index]))
         self._rows = state.alphas.shape[0]
-        self.vectors = _combine(state.basis, self._padded(s[:, index], len(index)))
+        self.vectors = _combine(state.basis, self.padded(s[:, index], len(index)))
         self._deflating: Tree = None
 
-    def _padded(self, coefficients, columns):
+    def padded(self, coefficients: np.ndarray, columns: int) -> np.ndarray:
         """Coefficients for the whole buffer, and as many columns as few programs will serve."""
         rows = self._rows - coefficients.shape[0]
         missing = columns - coefficients.shape[1]
@@ -276,8 +287,17 @@ class Ritz:
         if not self.num_deflated:
             return None
         columns = -(-self.num_deflated // 16) * 16
-        self._deflating = _combine(state.basis, self._padded(self._exact, columns))
+        self._deflating = _combine(state.basis, self.padded(self._exact, columns))
         return self._deflating
+
+    def wanted(self, n: int) -> np.ndarray:
+        """The indices of the wanted among n ascending values."""
+        return _wanted(n, self.k, self.num_bottom)
+
+    def replace(self, values: np.ndarray, residuals: np.ndarray, vectors: Tree) -> None:
+        """Better pairs in the place of the wanted ones."""
+        self.values, self.residuals, self.vectors = values, residuals, vectors
+        self._replaced = True
 
     def shares(self, groups: tuple) -> dict:
         """Per group of leaves, the squared norm of every converged vector there."""
@@ -286,7 +306,9 @@ class Ritz:
         found = _shares(self._deflating, groups)
         return {name: a[: self.num_deflated] for name, a in found.items()}
 
-    def pairs(self, floor: float, noise: np.ndarray, tol: float, spent: int) -> tuple:
+    def pairs(
+        self, floor: float, noise: np.ndarray, tol: float, spent: int, complete: tuple
+    ) -> tuple:
         """The wanted pairs at the top and at the bottom, with their certificates.
 
         Args:
@@ -294,28 +316,33 @@ class Ritz:
           noise: the measured noise of the product with every vector, a NumPy array.
           tol: the relative residual that counts as converged.
           spent: the products spent.
+          complete: whether the list at the top is complete, and that at the bottom.
 
         Returns:
           Two `Eigenpairs`.
         """
         # The Lanczos estimate of the residual does not know the noise of the products.
+        # It was measured for the run's own vectors; for others the largest stands.
+        noise = noise.max() if self._replaced else noise
         residuals = np.hypot(self.residuals, noise)
         good = residuals <= np.maximum(tol * np.abs(self.values), floor)
         resolved = np.abs(self.values) > floor
 
-        def part(start, stop):
+        def part(start, stop, whole):
             rows = slice(start, stop)
             return Eigenpairs(
                 values=jnp.asarray(self.values[rows], self.dtype),
                 vectors=_rows(self.vectors, start, stop),
                 residual_norms=jnp.asarray(residuals[rows], self.dtype),
-                converged=jnp.asarray(good[rows]),
+                converged=jnp.asarray(good[rows] & (whole is not False)),
                 resolved=jnp.asarray(resolved[rows]),
                 num_products=spent,
                 noise_floor=jnp.asarray(floor, self.dtype),
+                complete=whole,
             )
 
-        return part(0, self.k), part(self.k, self.k + self.num_bottom)
+        ends = (0, self.k, self.k + self.num_bottom)
+        return part(*ends[:2], complete[0]), part(*ends[1:], complete[1])
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

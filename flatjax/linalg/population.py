@@ -122,14 +122,13 @@ def trace_over_batches(
     """
     key = arguments.check_key(key)
     arguments.check_count("num_probes", num_probes, 2)
-    keys = [jax.random.fold_in(key, i) for i in range(num_probes)]
     columns: list = []
     dtype: Any = None
     for op in _first(ops, structure):
         product = loops.product(op)
         forms = []
-        for probe_key in keys:
-            z = probes.probe(probe_key, op.structure)
+        for i in range(num_probes):
+            z = probes.probe(jax.random.fold_in(key, i), op.structure)  # the same for all batches
             forms.append(_form(z, product(z)))
         columns.append(forms)
         dtype = trees.dtype(op.structure)
@@ -149,7 +148,8 @@ def _split(table: np.ndarray, dtype: Any) -> SplitEstimate:
     total = probe + only_data
     # Satterthwaite: the degrees of freedom of a sum of mean squares.
     parts = probe**2 / (p - 1) + data**2 / (b - 1)
-    degrees = max(1, int(total**2 / parts)) if parts > 0 else p + b - 2
+    some = parts > 0 and math.isfinite(total**2 / parts)
+    degrees = max(1, int(total**2 / parts)) if some else p + b - 2
     half = student(min(degrees, p + b - 2)) * math.sqrt(total)
     numbers = (mean, math.sqrt(probe), math.sqrt(only_data), math.sqrt(total))
     value, probe, data, error = (jnp.asarray(a, dtype) for a in numbers)

@@ -64,9 +64,11 @@ def _step(pair: Pair, w: Tree) -> Pair:
     # Parallel iterates (to the square root of rounding) leave nothing of a plane but noise.
     plane = size > jnp.sqrt(jnp.finfo(size.dtype).eps)
     b, c = jnp.where(plane, b, 0), jnp.where(plane, c, 0)
-    values, vectors = jnp.linalg.eigh(jnp.array([[a, b], [b, c]]), symmetrize_input=False)
+    plane_matrix = jnp.array([[a, b], [b, c]])
+    unit = krylov.power_of_two(jnp.abs(plane_matrix).max())  # its squares stay in range
+    values, vectors = jnp.linalg.eigh(plane_matrix / unit, symmetrize_input=False)
     best = jnp.where(plane, jnp.argmax(jnp.abs(values)), jnp.argmax(jnp.abs(vectors[0])))
-    value = values[best]
+    value = unit * values[best]
     s, t = vectors[0, best], jnp.where(plane, vectors[1, best], 0)
     vector = trees.axpy(s, y, trees.scale(t, z))
     residual = trees.axpy(-value, vector, trees.axpy(s, w, trees.scale(t, image)))

@@ -47,7 +47,62 @@ class SpectralDensity(NamedTuple):
 
     def mean_of(self, f: Callable[[jax.Array], jax.Array]) -> jax.Array:
         """The mean of ``f`` over the eigenvalues: ``tr f(A) / n``."""
-        return (self.weights * f(self.atoms)).sum()
+        return products(self.weights, f(self.atoms)).sum()
+
+
+def masses(vectors: Any, dtype: Any) -> Any:
+    """The weights of Gauss nodes: the squared first components of the eigenvectors in columns.
+
+    Those below rounding are zero. They belong to directions that the start vector does not have,
+    and their nodes may lie far from the spectrum: near zero, where vectors have been projected out
+    of a positive definite operator.
+    """
+    xp = jnp if isinstance(vectors, jax.Array) else np
+    weights = xp.square(vectors[..., 0, :])
+    least = (16 * float(jnp.finfo(dtype).eps)) ** 2
+    return xp.where(weights < least, xp.zeros((), weights.dtype), weights)
+
+
+def products(weights: Any, values: Any) -> Any:
+    """Weights times values, where a node without weight has no say whatever its value."""
+    xp = jnp if isinstance(weights, jax.Array) else np
+    some = weights != 0
+    zero = xp.zeros((), weights.dtype)
+    return xp.where(some, weights * xp.where(some, values, zero), zero)
+
+
+def evaluated(f: Callable[[Any], Any], nodes: Any, dtype: Any, noise: Any) -> tuple[Any, Any]:
+    """A function at nodes that are known up to noise, and by how much it varies within that.
+
+    A semi-definite operator has nodes on either side of zero by rounding: where the function is not
+    finite at one of these, it is taken at zero.
+
+    Args:
+      f: a function of an array.
+      nodes: NumPy or JAX arrays.
+      dtype: the dtype in which it is evaluated.
+      noise: by how much a node may be off.
+
+    Returns:
+      The values, and their uncertainty: infinite where the function is not finite within the noise.
+    """
+    xp = jnp if isinstance(nodes, jax.Array) else np
+
+    def at(x):
+        y = f(jnp.asarray(x, dtype))
+        return y if xp is jnp else np.asarray(y, np.float64)
+
+    zero = at(xp.zeros((1,), nodes.dtype))[0]
+    near = xp.abs(nodes) <= 2 * noise
+
+    def or_at_zero(y):
+        return xp.where(near & ~xp.isfinite(y), zero, y)
+
+    value, above, below = (or_at_zero(at(x)) for x in (nodes, nodes + noise, nodes - noise))
+    with np.errstate(invalid="ignore"):
+        spread = xp.abs(above - below) / 2
+    known = xp.isfinite(spread) & ~(near & ~xp.isfinite(zero)) & xp.isfinite(noise)
+    return value, xp.where(known, spread, xp.full_like(spread, xp.inf))
 
 
 def density_from_quadrature(

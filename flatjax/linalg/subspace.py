@@ -77,7 +77,7 @@ def extend(
     size, m = len(vectors), bases.size(basis)
     lengths = jnp.stack([trees.norm(v) for v in vectors])
     lengths = jnp.where(jnp.arange(size) < count, lengths, 0)
-    y = _scaled(bases.stack(vectors), _inverse(lengths))
+    y = _divided(bases.stack(vectors), lengths)
 
     def one_pass(carry):
         y, h, before, passes, _ = carry
@@ -134,8 +134,10 @@ def _inverse(x):
     return jnp.where(x > 0, 1 / jnp.where(x > 0, x, 1), 0)
 
 
-def _scaled(y, factors):
-    return jax.tree.map(lambda a: a * factors.reshape(-1, *(1,) * (a.ndim - 1)).astype(a.dtype), y)
+def _divided(y, lengths):
+    # Not multiplied by the inverse: that of 1e38 is flushed to zero.
+    safe = jnp.where(lengths > 0, lengths, 1)
+    return jax.tree.map(lambda a: a / safe.reshape(-1, *(1,) * (a.ndim - 1)).astype(a.dtype), y)
 
 
 @jax.jit

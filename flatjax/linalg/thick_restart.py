@@ -35,6 +35,7 @@ class Solution(NamedTuple):
       residuals: ``(k,)``, the estimates of their residual norms.
       norm: the largest Ritz value in magnitude, of all computed.
       num_products: the products spent.
+      complete: whether a sweep has shown that no wanted pair is missing; ``None`` without one.
     """
 
     values: np.ndarray
@@ -42,6 +43,7 @@ class Solution(NamedTuple):
     residuals: np.ndarray
     norm: float
     num_products: int
+    complete: bool | None = None
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -186,7 +188,7 @@ def solve(
     scalar = state.alphas.dtype
     capacity, size = run.capacity, op.size
     interval = 1 if op.host_driven else krylov.CHECK_EVERY
-    sweeps = 0
+    sweeps, complete = 0, None
     while True:
         room = min(capacity, size) - run.filled
         steps = min(interval, room, max(budget - run.products, 1))
@@ -199,8 +201,10 @@ def solve(
         index = order[ritz.wanted(values[order], k, which)]
         small = ritz.rounding(run.norm, scalar)
         good = residuals[index] <= np.maximum(tol * np.abs(values[index]), small)
-        complete = run.filled >= size
-        if complete or (run.products >= budget and len(index) == k):
+        if run.filled >= size:
+            complete = True
+            break
+        if run.products >= budget and len(index) == k:
             break
         if len(index) == k and good.all():
             if not verify or not (given or _needs_sweep(k, which)) or sweeps > k:
@@ -210,13 +214,14 @@ def solve(
                 sweeps += 1
                 continue
             if _swept(run, values[index], k, which, tol, small, size):
+                complete = True
                 break
         if run.filled == capacity:
             keep = _keep(run, k, which)
             run.restart(keep)
     index = ritz.descending(values, index)
     vectors = _combine(run.state.basis, run.columns(index).astype(scalar))
-    return Solution(values[index], vectors, residuals[index], run.norm, run.products)
+    return Solution(values[index], vectors, residuals[index], run.norm, run.products, complete)
 
 
 def _not_finite(run: _Run, k: int) -> Solution:

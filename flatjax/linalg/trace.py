@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatjax import loops, trees
-from flatjax.linalg import arguments, leave_one_out, packing, sampling, subspace
+from flatjax.linalg import arguments, exact, krylov, leave_one_out, packing, sampling, subspace
 from flatjax.linalg.deflation import deflate
-from flatjax.linalg.estimate import Estimate, from_samples, from_spread
+from flatjax.linalg.estimate import Estimate, from_samples, from_spread, quiet, resolved
 from flatjax.operators.base import Operator, as_operator
 
 Tree = Any
@@ -41,6 +41,10 @@ def trace(
     structure: Tree = None,
 ) -> Estimate:
     r"""The trace of a symmetric operator, with a standard error and a 95 % interval.
+
+    Where the dimension is at most ``num_products`` (16 where ``tol`` decides) the trace is summed up
+    from the products with all unit vectors, whatever the method: exact, at as many products as
+    dimensions.
 
     Methods, by the error after N products (:math:`\|\cdot\|_F` the Frobenius norm):
 
@@ -92,16 +96,19 @@ def trace(
     arguments.check_count("probe_block", probe_block)
     if tol is not None:
         arguments.check_tolerance(tol)
+    adaptive = tol is not None and method in ("hutchinson", "deflated")
     if num_products is None:
-        adaptive = tol is not None and method in ("hutchinson", "deflated")
         num_products = _ADAPTIVE if adaptive else _DEFAULT
-    else:
-        arguments.check_count("num_products", num_products)
-        if num_products < LEAST[method]:
-            raise ValueError(
-                f"num_products={num_products} is too small: method={method!r} needs at least "
-                f"{LEAST[method]}."
-            )
+    arguments.check_count("num_products", num_products)
+    # With a tolerance it may stop after so many.
+    budget = min(num_products, sampling.LEAST) if adaptive else num_products
+    if (dense := exact.matrix(op, budget)) is not None:
+        return exact.estimate(dense.trace(), op.size, trees.dtype(op.structure))
+    if num_products < LEAST[method]:
+        raise ValueError(
+            f"num_products={num_products} is too small: method={method!r} needs at least "
+            f"{LEAST[method]}."
+        )
     run = {
         "hutchinson": _hutchinson,
         "hutch++": _hutchpp,
@@ -109,7 +116,9 @@ def trace(
         "xnystrace": _xnystrace,
         "deflated": _deflated,
     }[method]
-    return run(packing.packed(op), key, num_products, tol, probe_block)
+    with quiet():
+        found = run(packing.packed(op), key, num_products, tol, probe_block)
+    return resolved(found, found.value, op.size)
 
 
 def _hutchinson(op, key, num_products, tol, block):
@@ -121,10 +130,10 @@ def _deflated(op, key, num_products, tol, block):
     # breakdown that the host noticed late.
     depth = max(1, (num_products - 2) // 2)
     found = deflate(op, jax.random.fold_in(key, 0), depth, num_products)
-    exact, size = found.trace, found.absolute
+    known, size = found.trace, found.absolute
     spent = found.num_products
     rank = found.rank
-    return sampled(op, key, num_products - spent, tol, block, found.basis, rank, exact, size, spent)
+    return sampled(op, key, num_products - spent, tol, block, found.basis, rank, known, size, spent)
 
 
 def _hutchpp(op, key, num_products, tol, block):
@@ -133,11 +142,11 @@ def _hutchpp(op, key, num_products, tol, block):
     span = subspace.random_range(op, jax.random.fold_in(key, 0), count, "normal")
     projected = subspace.project(op, span.basis)
     diagonal = projected.diagonal()
-    exact, size = diagonal.sum(), abs(diagonal).sum()
+    known, size = diagonal.sum(), abs(diagonal).sum()
     spent = 2 * count
     rank = (abs(span.triangle.diagonal()) > 0).sum()
     budget = num_products - spent
-    return sampled(op, key, budget, tol, block, span.basis, rank, exact, size, spent, False)
+    return sampled(op, key, budget, tol, block, span.basis, rank, known, size, spent, False)
 
 
 def sampled(
@@ -148,7 +157,7 @@ def sampled(
     block: int,
     basis: Tree = None,
     rank: Any = 0,
-    exact: Any = 0.0,
+    known: Any = 0.0,
     size: Any = 0.0,
     spent: int = 0,
     adaptive: bool = True,
@@ -163,8 +172,8 @@ def sampled(
       block: probes at once.
       basis: orthonormal or zero vectors, or ``None``.
       rank: how many of them are not zero.
-      exact: the trace on their span.
-      size: the magnitude of the terms of ``exact``.
+      known: the trace on their span.
+      size: the magnitude of the terms of ``known``.
       spent: products spent on it.
       adaptive: whether ``tol`` stops early.
 
@@ -182,7 +191,7 @@ def sampled(
     def estimate(forms, lengths):
         samples = forms if basis is None else sampling.less_length(forms, lengths, op.size - rank)
         scale = size + abs(forms).mean()
-        return from_samples(samples, exact, scale, spent + len(forms), tol, scalar)
+        return from_samples(samples, known, scale, spent + len(forms), tol, scalar)
 
     # A stopping rule needs some samples to look at; without one, all in one go.
     first = min(max(sampling.LEAST, block), budget) if adaptive and tol is not None else budget
@@ -209,9 +218,11 @@ def _xtrace(op, key, num_products, tol, block):
     projected = subspace.project(op, span.basis)
     overlaps = subspace.probe_coefficients(span.basis, key, op.structure, "sphere", span.triangle)
     eps = float(jnp.finfo(scalar).eps)
-    samples = leave_one_out.xtrace(span.triangle, projected, overlaps, op.size, eps)
-    size = abs(projected.diagonal()).sum()
-    return _leave_one_out("xtrace", samples, size, 2 * count, tol, scalar)
+    unit = _unit(span.triangle)
+    small = (a / unit for a in (span.triangle, projected))
+    samples = leave_one_out.xtrace(*small, overlaps, op.size, eps)
+    size = abs(projected.diagonal() / unit).sum()
+    return _leave_one_out("xtrace", samples, size, unit, 2 * count, tol, scalar)
 
 
 def _xnystrace(op, key, num_products, tol, block):
@@ -226,12 +237,12 @@ def _xnystrace(op, key, num_products, tol, block):
     span = subspace.random_range(op, key, count, "sphere", shift=shift)
     overlaps = subspace.probe_coefficients(span.basis, key, op.structure, "sphere", span.triangle)
     gram = subspace.probe_gram(key, op.structure, count, "sphere", span.triangle)
-    samples, least = leave_one_out.xnystrace(
-        span.triangle, overlaps, gram, op.size, span.shift, eps
-    )
-    size = abs(samples).mean() + span.shift * op.size
+    unit = _unit(span.triangle)
+    nu = span.shift / unit
+    samples, least = leave_one_out.xnystrace(span.triangle / unit, overlaps, gram, op.size, nu, eps)
+    size = abs(samples).mean() + nu * op.size
     size = size / shift if traced else size
-    result = _leave_one_out("xnystrace", samples, size, count, tol, scalar)
+    result = _leave_one_out("xnystrace", samples, size, unit, count, tol, scalar)
     indefinite = least < -_INDEFINITE * eps
     if traced:
         error = jnp.where(indefinite, jnp.inf, result.standard_error)
@@ -244,8 +255,17 @@ def _xnystrace(op, key, num_products, tol, block):
     return result
 
 
-def _leave_one_out(method, samples, size, spent, tol, scalar):
+def _unit(triangle):
+    """A power of two near the size of the products, in which squares stay in range."""
+    largest = abs(triangle).max()
+    if isinstance(largest, jax.Array):
+        return krylov.power_of_two(largest)
+    return 2.0 ** np.floor(np.log2(largest)) if 0 < largest < np.inf else 1.0
+
+
+def _leave_one_out(method, samples, size, unit, spent, tol, scalar):
     count = samples.shape[0]
     mean = samples.mean()
     error = _SHARED[method](count) * ((samples - mean) ** 2).sum() / (count * (count - 1))
-    return from_spread(mean, error**0.5, count - 1, size, spent, tol, scalar)
+    numbers = (unit * mean, unit * error**0.5, count - 1, unit * size)
+    return from_spread(*numbers, spent, tol, scalar)

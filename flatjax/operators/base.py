@@ -258,7 +258,10 @@ def as_operator(op: Operator | Callable[[Any], Any], structure: Any = None) -> O
             trees.check(trees.structure_of(structure), op.structure, "structure")
         return op
     if not callable(op):
-        raise TypeError(f"op must be an operator or a callable v -> A v, got {type(op).__name__}.")
+        got = f"op must be an operator or a callable v -> A v, got {type(op).__name__}"
+        if hasattr(op, "shape") and hasattr(op, "dtype"):
+            got += "; of a matrix a pass lambda v: a @ v and structure=a[0]"
+        raise TypeError(f"{got}.")
     if structure is None:
         raise ValueError(
             "a callable needs structure=: a tree of arrays or jax.ShapeDtypeStruct like the "

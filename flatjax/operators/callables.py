@@ -1,6 +1,6 @@
 """The user's functions at the door of an operator: followed, with hints where they raise."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -25,7 +25,7 @@ def follow(
     *,
     axis_name: collectives.AxisName = None,
     precision: str | None = None,
-    sizes: tuple[int | None, ...] = (),
+    sizes: Sequence[int | None] = (),
 ) -> functions.Followed:
     """A user's function of params and data, with what it captures as leaves.
 
@@ -47,9 +47,9 @@ def follow(
     params = collectives.varying(params, axis_name)
     signatures = [(params, batch, *args)]
     n = jax.tree.leaves(batch)[0].shape[0] if sizes and jax.tree.leaves(batch) else 0
-    for size in dict.fromkeys(sizes):
-        if size is not None and 1 <= size < n:  # others are refused or come to the whole batch
-            signatures.append((params, first_examples(batch, size), *args))
+    # Other sizes are refused later, or come to the whole batch.
+    sizes = [size for size in dict.fromkeys(sizes) if size is not None and 1 <= size < n]
+    signatures += [(params, first_examples(batch, size), *args) for size in sizes]
     with matmul_precision(precision):
         try:
             return functions.follow(fn, *signatures, *_in_float32(fn, signatures))
