@@ -35,7 +35,9 @@ _PROGRAMS: weakref.WeakValueDictionary[Any, "Program"] = weakref.WeakValueDictio
 _STATES: dict[Any, str] = {}
 _MOST_STATES = 4096
 _COUNT = itertools.count()
-_MEMORY = contextvars.ContextVar("flatjax_followed", default=None)
+_MEMORY: contextvars.ContextVar[dict[Any, Any] | None] = contextvars.ContextVar(
+    "flatjax_followed", default=None
+)
 
 
 class Program:

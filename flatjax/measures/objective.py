@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from flatjax import collectives, loops, trees
-from flatjax.operators.data import as_arrays, check_params, matmul_precision
+from flatjax.operators.arguments import as_arrays, check_params, matmul_precision
 from flatjax.operators.hessian import Hessian, hessian
 from flatjax.operators.weights import over_devices
 
