@@ -1,8 +1,8 @@
 """No public name answers for a value that a function captured once and no longer holds.
 
-``ENTRIES`` has every public name that takes a function of the user's; a signature test fails when a
-new one is missing. Each is called before and after what the function holds is changed, and must then
-give what it gives for a function that held the new value from the start.
+``ENTRIES`` has every public name that takes a function of the user's; a signature test fails when
+a new one is missing. Each is called before and after what the function holds is changed, and must
+then give what it gives for a function that held the new value from the start.
 """
 
 import inspect
@@ -41,9 +41,7 @@ class User:
         self.loss = lambda outputs, targets: fn(jnp.eye(3), outputs - targets).mean(axis=-1) ** 2
         self.grad = jax.grad(lambda params: self.mean(params, BATCH))
         self.product = lambda v: jax.grad(lambda p: jnp.square(fn(p, X)).sum())(v)
-        self.statistics = lambda params, running, x: (
-            0.5 * running + 0.5 * fn(params, x).mean(axis=0)
-        )
+        self.statistics = lambda params, running, x: (running + fn(params, x).mean(axis=0)) / 2
 
 
 def step(make, **kwargs):
@@ -236,7 +234,7 @@ def test_the_answer_is_that_of_a_fresh_process(number):
     # Containers that JAX keeps by their function are the hard ones.
     rng = random.Random(number)
     entry, container = rng.choice(list(ENTRIES)), rng.choice(list(CONTAINERS))
-    before, after, fresh = answers(entry, container)
+    _, after, fresh = answers(entry, container)
     program = (
         "import json; from tests import test_freshness as t;"
         f"user = t.User(t.CONTAINERS[{container!r}](t.SECOND)[0]);"
