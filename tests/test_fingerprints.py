@@ -152,6 +152,29 @@ def test_what_cannot_be_compared_is_like_nothing():
     assert key_of(make()) != key_of(make())
 
 
+class Reading:
+    def method(self):
+        return FACTOR
+
+
+def test_globals_of_methods_and_of_functions_are_state(monkeypatch):
+    held = Reading()
+    keys = []
+    for factor in (1.0, 2.0):
+        monkeypatch.setitem(globals(), "FACTOR", factor)
+        keys.append((fingerprints.of_state(held), fingerprints.of_state(calls_a_global)))
+    assert keys[0][0] != keys[1][0]
+    assert keys[0][1] != keys[1][1]
+
+
+def reads_a_global():
+    return FACTOR
+
+
+def calls_a_global():
+    return reads_a_global()
+
+
 class Net:
     def __init__(self, scale):
         self.scale = scale

@@ -148,3 +148,74 @@ def test_an_error_of_the_function_is_its_own():
 
     with pytest.raises(KeyError, match="mine"):
         functions.follow(fn, (PARAMS,))
+
+
+def test_arrays_of_inner_functions_go_where_they_were():
+    inner = jax.jit(lambda y: y * FIRST)
+    middle = jax.jit(lambda y: inner(y) + SECOND)
+    fn = functions.follow(lambda p, x: middle(x @ p) - 2.0 * jnp.cos(SECOND), (PARAMS, X))
+    expected = (X @ PARAMS) * FIRST + SECOND - 2 * jnp.cos(SECOND)
+    np.testing.assert_allclose(fn(PARAMS, X), expected, atol=1e-5)
+
+
+def test_arrays_of_inner_functions_are_not_kept_by_the_program():
+    product = jax.jit(lambda f, p: f(p))
+    kept = []
+    for step in range(4):
+        big = jnp.full(1_000_000, float(step))
+        inner = jax.jit(lambda p, a=big: p.sum() * a.mean())
+        fn = functions.follow(lambda p, inner=inner: inner(p), (PARAMS,))
+        product(fn, PARAMS)
+        kept.append(fn.programs[0])
+        del big, inner, fn
+    assert len(set(kept)) == 1
+    assert sum(a.nbytes == 4_000_000 for a in jax.live_arrays()) <= 1
+
+
+def test_the_structure_of_the_output_is_part_of_the_program():
+    fns = [functions.follow(make, (PARAMS,)) for make in (lambda p: (p, p), lambda p: [p, p])]
+    assert [type(fn(PARAMS)) for fn in fns] == [tuple, list]
+
+
+def test_params_that_are_the_same_on_all_devices_may_be_handed_over():
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+
+    def body(p, x):
+        varying = jax.lax.pcast(p, "data", to="varying")
+        fn = functions.follow(lambda p, x: jax.jit(jnp.matmul)(x, p).sum(), (varying, x))
+        return jax.lax.psum(fn(p, x), "data")
+
+    specs = PartitionSpec(), PartitionSpec("data")
+    sharded = jax.shard_map(body, mesh=mesh, in_specs=specs, out_specs=PartitionSpec())
+    np.testing.assert_allclose(jax.jit(sharded)(PARAMS, X), (X @ PARAMS).sum(), rtol=1e-5)
+
+
+def test_one_moment_traces_a_function_once():
+    memory, traces = {}, []
+
+    def fn(p):
+        traces.append(p)
+        return p * FIRST[0]
+
+    for _ in range(3):
+        with functions.one_moment(memory):
+            functions.follow(fn, (PARAMS,))
+            functions.follow(fn, (X,))
+    assert len(traces) == 2
+    functions.follow(fn, (PARAMS,))
+    assert len(traces) == 3
+
+
+def test_more_shapes_later_see_the_values_of_later():
+    scale = 2.0
+    fn = functions.follow(lambda p: scale * p, (PARAMS,))
+    scale = 3.0
+    more = fn.at(X)
+    assert fn.takes(PARAMS)
+    assert not fn.takes(X)
+    assert more(PARAMS)[0, 0] == 2.0 * PARAMS[0, 0]
+    assert more(X)[0, 0] == 3.0 * X[0, 0]
+    lost = jax.jit(lambda f: f)(fn)
+    assert lost.original is None
+    with pytest.raises(TypeError, match="chunk_size="):
+        lost.at(X)

@@ -72,6 +72,22 @@ def test_an_unfinished_subclass_names_what_is_missing():
 class TestFunctions:
     z, t = jnp.array([[1.0, 2.0], [3.0, 4.0]]), jnp.ones((2, 2))
 
+    def test_an_object_with_a_product_of_its_own(self):
+        class Quartic:
+            def __call__(self, z, t):
+                return (t * z**4).sum(axis=-1) / 12
+
+            def hessian_product(self, z, t, u):
+                return t * z**2 * u
+
+        for loss in (
+            losses.as_loss(Quartic()),
+            losses.follow(losses.as_loss(Quartic()), (self.z, self.t)),
+        ):
+            product = loss.hessian_product(self.z, self.t, jnp.ones_like(self.z))
+            np.testing.assert_allclose(product, self.z**2, rtol=1e-6)
+            assert loss.closed_form
+
     def test_derived_hessian(self):
         loss = losses.as_loss(lambda z, t: (t * z**4).sum(axis=-1) / 12)
         np.testing.assert_allclose(

@@ -1,6 +1,7 @@
 """What optax asks of every transform, over every transform of the package."""
 
 import functools
+import inspect
 import pickle
 
 import jax
@@ -38,6 +39,23 @@ def one_step(tx, params, state, batch):
 
 def types(tree):
     return jax.tree.map(lambda a: (jnp.shape(a), jnp.result_type(a)), tree)
+
+
+def test_every_public_transform_is_here():
+    made = {
+        name: fn
+        for name, fn in vars(ft).items()
+        if "Transformation" in str(getattr(fn, "__annotations__", {}).get("return"))
+    }
+    del made["drop_extra_args"]  # a wrapper
+    missing = [name for name in made if not any(name in known for known in NAMES)]
+    assert not missing
+    # Those that look at what comes in: see test_incoming.
+    checked = {name for name, fn in made.items() if "check" in inspect.signature(fn).parameters}
+    assert checked == {
+        *("sam", "asam", "gsam", "looksam", "wsam", "friendly_sam", "gradient_norm_penalty"),
+        *("gradient_penalty", "implicit_gradient_regularization"),
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)

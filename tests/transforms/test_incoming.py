@@ -171,7 +171,10 @@ def precision(name):
     return value, cast(W) if "storage" in name else W
 
 
-PRECISIONS = ["float32", "bfloat16 compute", "bfloat16 storage", "float16 storage"]
+STORED = [
+    pytest.param(name, marks=pytest.mark.slow) for name in ("bfloat16 storage", "float16 storage")
+]
+PRECISIONS = ["float32", "bfloat16 compute", *STORED]
 
 
 def other_ways(value, params):
