@@ -144,19 +144,22 @@ def shape_of(fn: Callable[..., Any], name: str, params: Any, batch: Any, args: t
     try:
         return jax.eval_shape(fn, params, batch, *args)
     except Exception as error:
-        traced = (jax.errors.ConcretizationTypeError, jax.errors.TracerBoolConversionError)
         flags = [a for a in jax.tree.leaves(args) if isinstance(a, (bool, int, str, bytes))]
-        if flags and (isinstance(error, traced) or any(isinstance(a, str) for a in flags)):
+        concrete = isinstance(error, jax.errors.ConcretizationTypeError)
+        if flags and (
+            concrete or "concrete value" in str(error) or any(isinstance(a, str) for a in flags)
+        ):
             raise TypeError(
                 f"{name} looks at the value of a further argument ({flags[0]!r} is one), and *args "
                 "are traced like arrays: bind flags and names in the function instead, "
                 f"lambda params, batch: {name}(params, batch, {flags[0]!r})."
             ) from error
         if _looks_like_batches(batch):
-            error.add_note(
-                f"flatjax: batch is a list of {len(batch)} trees of one structure. For several "
-                "batches see flatjax.over_batches(lambda batch: ..., batches)."
-            )
+            raise TypeError(
+                f"{name} raised on a batch that is a list of {len(batch)} trees of one kind. For "
+                "several batches see flatjax.over_batches(lambda batch: ..., batches). Its "
+                f"message: {error}"
+            ) from error
         error.add_note(
             f"flatjax: {name} was called with params, batch"
             f"{', *args' if args else ''}, where batch has the shapes {_shapes(batch)}."
@@ -173,8 +176,9 @@ def _looks_like_batches(batch: Any) -> bool:
     if not isinstance(batch, (list, tuple)) or not batch:
         return False
     kinds = {jax.tree.structure(part) for part in batch}
+    rows = {tuple(jnp.shape(a)[1:] for a in jax.tree.leaves(part)) for part in batch}
     contained = all(not jax.tree_util.all_leaves([part]) for part in batch)
-    return len(kinds) == 1 and (contained or isinstance(batch, list))
+    return len(kinds) == len(rows) == 1 and (contained or isinstance(batch, list))
 
 
 def check_mesh(tree: Any) -> None:
