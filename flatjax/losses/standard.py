@@ -213,8 +213,7 @@ def _signed(targets):
 
 def _times(factor, values):
     """The product, zero where the factor is, however infinite the value."""
-    there = factor != 0
-    return jnp.where(there, factor * jnp.where(there, values, jnp.zeros_like(values)), 0.0)
+    return jnp.where(factor != 0, factor * values, jnp.zeros_like(values))
 
 
 def _same_shape(name, outputs, targets):

@@ -220,5 +220,6 @@ def looks_like_batches(batch: Any) -> bool:
     if not isinstance(batch, (list, tuple)) or not batch:
         return False
     kinds = {jax.tree.structure(part) for part in batch}
+    rows = {tuple(jnp.shape(a)[1:] for a in jax.tree.leaves(part)) for part in batch}
     contained = all(not jax.tree_util.all_leaves([part]) for part in batch)
-    return len(kinds) == 1 and (contained or isinstance(batch, list))
+    return len(kinds) == len(rows) == 1 and (contained or isinstance(batch, list))

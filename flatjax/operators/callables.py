@@ -80,19 +80,21 @@ def _in_float32(fn, signatures):
 
 def _explain(error: Exception, name: str, batch: Any, args: tuple) -> None:
     """Raise what says more than the error of a user's function, or add notes to it."""
-    traced = (jax.errors.ConcretizationTypeError, jax.errors.TracerBoolConversionError)
     flags = [a for a in jax.tree.leaves(args) if isinstance(a, (bool, int, str, bytes))]
-    if flags and (isinstance(error, traced) or any(isinstance(a, str) for a in flags)):
+    concrete = isinstance(error, jax.errors.ConcretizationTypeError)
+    concrete = concrete or "concrete value" in str(error)
+    if flags and (concrete or any(isinstance(a, str) for a in flags)):
         raise TypeError(
             f"{name} looks at the value of a further argument ({flags[0]!r} is one), and *args "
             "are traced like arrays: bind flags and names in the function instead, "
             f"lambda params, batch: {name}(params, batch, {flags[0]!r})."
         ) from error
     if looks_like_batches(batch):
-        error.add_note(
-            f"flatjax: batch is a list of {len(batch)} trees of one structure. For several "
-            "batches see flatjax.over_batches(lambda batch: ..., batches)."
-        )
+        raise TypeError(
+            f"{name} raised on a batch that is a list of {len(batch)} trees of one kind. For "
+            "several batches see flatjax.over_batches(lambda batch: ..., batches). Its "
+            f"message: {error}"
+        ) from error
     error.add_note(
         f"flatjax: {name} was called with params, batch"
         f"{', *args' if args else ''}, where batch has the shapes {_shapes(batch)}."

@@ -36,10 +36,11 @@ class TestBeyondTheClasses:
             assert rows.all(axis=1).tolist() == [False, True, False, False]
             assert not rows[[0, 2, 3]].any()
 
-    def test_more_classes_than_the_type_holds(self):
+    @pytest.mark.parametrize(("dtype", "label"), [("uint8", 255), ("int8", 127)])
+    def test_more_classes_than_the_type_holds(self, dtype, label):
         z = jnp.zeros((2, 300))
-        labels = jnp.array([255, 0], jnp.uint8)
-        np.testing.assert_allclose(LOSS(z, labels), np.log(300), rtol=1e-6)
+        labels = jnp.array([label, 0], dtype)
+        np.testing.assert_allclose(LOSS(z, labels, ignore_index=299), np.log(300), rtol=1e-6)
 
     def test_draws_stay_nan(self, key):
         drawn = LOSS.resample(key, jnp.asarray(Z), jnp.array([0, 7, -1, 1]))

@@ -167,10 +167,13 @@ class TestLossFunctions:
         with pytest.raises(TypeError, match=r"params is a function: the order is \(function, par"):
             factory(W, losses_fn, (X, Y))
 
-    @pytest.mark.parametrize("flag", [True, "train"])
+    @pytest.mark.parametrize("flag", [True, "train", 4])
     def test_a_flag_as_further_argument(self, factory, flag):
         def loss_fn(params, batch, train):
-            return losses_fn(params, batch) if train else 0 * losses_fn(params, batch)
+            losses = losses_fn(params, batch)
+            if flag == 4:
+                return losses.reshape(train)
+            return losses if train else 0 * losses
 
         text = rf"loss_fn looks at the value of a further argument \({flag!r} is one\).*bind flags"
         with pytest.raises(TypeError, match=text):
@@ -184,10 +187,8 @@ class TestLossFunctions:
     @pytest.mark.parametrize("sizes", [(4, 4), (4, 3)])
     def test_a_list_of_batches(self, factory, sizes):
         batches = [(X[:n], Y[:n]) for n in sizes]
-        with pytest.raises((TypeError, ValueError)) as caught:
+        with pytest.raises((TypeError, ValueError), match=r"see flatjax\.over_batches"):
             factory(losses_fn, W, batches)
-        notes = getattr(caught.value, "__notes__", [])
-        assert any("flatjax.over_batches" in text for text in (str(caught.value), *notes))
 
     def test_a_batch_in_another_order(self, factory):
         """JAX's own message, with what the function was called with."""

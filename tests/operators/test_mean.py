@@ -79,10 +79,10 @@ def cut(tree, *sizes):
 
 CASES = [
     ("hessian", scalars, False),
-    ("hessian", rows, False),
+    pytest.param("hessian", rows, False, marks=pytest.mark.slow),
     ("hessian", rows, True),
     ("covariance", rows, True),
-    ("second_moment", rows, False),
+    pytest.param("second_moment", rows, False, marks=pytest.mark.slow),
 ]
 
 
@@ -110,8 +110,15 @@ def test_a_scalar_mean_is_the_plain_loss_of_one_batch(x64):
     references.assert_product(plain, wanted("hessian"), references.FLOAT64, linearized=False)
 
 
-@pytest.mark.parametrize(("kind", "loss"), [("hessian", scalars), ("covariance", rows)])
-@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "loss", "check_vma"),
+    [
+        ("hessian", scalars, True),
+        ("covariance", rows, False),
+        pytest.param("hessian", scalars, False, marks=pytest.mark.slow),
+        pytest.param("covariance", rows, True, marks=pytest.mark.slow),
+    ],
+)
 def test_over_devices(kind, loss, check_vma, x64):
     _, batch = data()
     mesh = jax.make_mesh((3,), ("data",), (AxisType.Auto,), devices=jax.devices()[:3])
@@ -296,7 +303,7 @@ class TestPlainScalars:
             z = z if reduce_low else z.astype(jnp.float32)
             return (z * z).mean()
 
-        for seed in range(20):
+        for seed in range(8):
             x = jnp.asarray(np.random.default_rng(seed).normal(size=(96, 33)), jnp.float32)
             w = jnp.asarray(rng.normal(size=(33, 7)), jnp.float32)
             flatjax.chunked(flatjax.hessian(loss, w, x), 8)

@@ -174,7 +174,15 @@ def of_large_batch(kind, model, w, batch, **options):
     )
 
 
-KINDS = ["mean", "losses", "Mean", "covariance", "function", "ggn", "empirical"]
+KINDS = [
+    "mean",
+    pytest.param("losses", marks=pytest.mark.slow),
+    pytest.param("Mean", marks=pytest.mark.slow),
+    "covariance",
+    pytest.param("function", marks=pytest.mark.slow),
+    "ggn",
+    "empirical",
+]
 
 
 @pytest.mark.parametrize("n", [8192, pytest.param(70_000, marks=pytest.mark.slow)])

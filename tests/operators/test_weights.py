@@ -30,20 +30,6 @@ def test_weighted_mean(name, kind, x64):
     assert float(op.weight) == WEIGHTS.sum()
 
 
-@pytest.mark.parametrize("kind", ["hessian", "fisher_sampled", "covariance"])
-def test_a_mask_leaves_out_the_padding(kind, x64):
-    # Five real examples beside three of padding, whose inputs are far away.
-    params, (x, y) = NETWORKS["mlp"].cast()
-    mask = jnp.arange(8) < 5
-    padded = jnp.where(mask[:, None], x, 1e3 * jnp.ones_like(x)), y
-    op = references.make(kind, mlp, params, padded, weights=mask)
-    first_five = np.arange(8) < 5
-    # Draws depend on the index of an example, so the sampled Fisher is the same too.
-    draws = draws_of(references.make(kind, mlp, params, (x, y)))
-    wanted = references.dense(kind, references.reference("mlp"), first_five, draws)
-    references.assert_product(op, wanted, references.FLOAT64, linearized=False)
-
-
 @pytest.mark.parametrize(("name", "kind"), [("attention", "ggn"), ("mlp", "fisher_sampled")])
 def test_examples_of_padded_targets_do_not_count(name, kind, x64):
     network = NETWORKS[name]

@@ -101,7 +101,7 @@ def test_streams_with_a_batch_of_padding(name):
 
 
 @pytest.mark.parametrize("name", ["hessian", "ggn", "sampled", "covariance"])
-@pytest.mark.parametrize("check_vma", [True, False])
+@pytest.mark.parametrize("check_vma", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_device_of_padding(name, check_vma):
     batch, weights = padded("nan")
     run = jax.shard_map(
