@@ -131,7 +131,9 @@ def moments(run: Known | None, y: Tree, images: Tree, unit: Any = 1.0) -> Moment
     if run is None:
         return Moments(vdots(y, images), square(images), images)
     c, count = coefficients(run, y), bases.size(y)
-    inner = jnp.where(jnp.arange(c.shape[0], dtype=jnp.int32) < run.steps - 1, run.betas, 0)[:-1, None]
+    inner = jnp.where(jnp.arange(c.shape[0], dtype=jnp.int32) < run.steps - 1, run.betas, 0)[
+        :-1, None
+    ]
     tc = run.alphas[:, None] * c
     tc = tc.at[:-1].add(inner * c[1:]).at[1:].add(inner * c[:-1])
     # All combinations in one pass over the basis.

@@ -8,7 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatjax import loops, trees
-from flatjax.linalg import arguments, complement, exact, krylov, lanczos_state, packing, probes, ritz
+from flatjax.linalg import (
+    arguments,
+    complement,
+    exact,
+    krylov,
+    lanczos_state,
+    packing,
+    probes,
+    ritz,
+)
 from flatjax.linalg import basis as bases
 from flatjax.linalg.quadrature import SpectralDensity, density_from_quadrature, masses
 from flatjax.operators.base import Operator, as_operator
@@ -150,7 +159,9 @@ def quadratures(
         return _traced(op, key, num_probes, steps, image)
     known, vectors, spent, own = np.zeros(0), None, 0, None
     if depth:
-        state, spent = lanczos_state.converged(op, jax.random.fold_in(key, 0), 1, 0, tol, depth, depth, None)
+        state, spent = lanczos_state.converged(
+            op, jax.random.fold_in(key, 0), 1, 0, tol, depth, depth, None
+        )
         pairs = lanczos_state.Ritz(state, 1, 0, tol, op.size)
         known, vectors, own = pairs.deflated_values, pairs.deflating(state), pairs.start
         del state

@@ -11,7 +11,15 @@ import numpy as np
 from flatjax import loops, trees
 from flatjax.linalg import arguments, complement, exact, krylov, packing, probes, ritz, sampling
 from flatjax.linalg.density import quadratures
-from flatjax.linalg.estimate import DEFAULT_TOL, Estimate, cast, from_samples, resolved, student, underflow
+from flatjax.linalg.estimate import (
+    DEFAULT_TOL,
+    Estimate,
+    cast,
+    from_samples,
+    resolved,
+    student,
+    underflow,
+)
 from flatjax.linalg.quadrature import evaluated, masses, products
 from flatjax.operators.base import as_operator
 

@@ -3,8 +3,8 @@ r"""Pairs that a Lanczos run has missed, seen by the probes that come after it.
 One start vector sees one copy of a multiple eigenvalue, and where its component along an
 eigenvector is small the eigenvalue behind it converges first and is taken for it. Every probe has
 run in the complement of the converged pairs: its extreme Ritz vectors y are drawn to what is
-missing there. Joined to the run's basis Q they make a larger space, in which the projected matrix is
-known without a product: with :math:`c = Q^\top y` and :math:`w = y - Qc`,
+missing there. Joined to the run's basis Q they make a larger space, in which the projected matrix
+is known without a product: with :math:`c = Q^\top y` and :math:`w = y - Qc`,
 
 .. math::
     Q^\top A w = \beta_m (q_{m+1}^\top w) e_m, \qquad
@@ -181,7 +181,9 @@ class Space:
 
     def vectors(self) -> Tree:
         """The unit wanted vectors, with a leading axis."""
-        return _vectors(self.run, self.found, self.pairs.padded(self.inner, self.inner.shape[1]), self.outer)
+        return _vectors(
+            self.run, self.found, self.pairs.padded(self.inner, self.inner.shape[1]), self.outer
+        )
 
     def extend(self, y: list[Tree], images: list[Tree]) -> None:
         """More vectors and their products."""
@@ -192,9 +194,7 @@ class Space:
 @jax.jit
 def _residuals(run, found, last, outer):
     # A u - mu u is orthogonal to the joint space, and all but these terms of A u lie in it.
-    rest = jax.tree.map(
-        jnp.add, _outer(last, run.residual), bases.combine(found.images, outer)
-    )
+    rest = jax.tree.map(jnp.add, _outer(last, run.residual), bases.combine(found.images, outer))
     within = bases.gram(found.vectors, rest)
     rest = bases.subtract(rest, bases.combine(found.vectors, within))
     norms = jax.vmap(trees.norm)(rest)

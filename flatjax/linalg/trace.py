@@ -42,8 +42,8 @@ def trace(
 ) -> Estimate:
     r"""The trace of a symmetric operator, with a standard error and a 95 % interval.
 
-    Where the dimension is at most ``num_products`` (16 where ``tol`` decides) the trace is summed up
-    from the products with all unit vectors, whatever the method: exact, at as many products as
+    Where the dimension is at most ``num_products`` (16 where ``tol`` decides) the trace is summed
+    up from the products with all unit vectors, whatever the method: exact, at as many products as
     dimensions.
 
     Methods, by the error after N products (:math:`\|\cdot\|_F` the Frobenius norm):
@@ -239,9 +239,7 @@ def _xnystrace(op, key, num_products, tol, block):
     gram = subspace.probe_gram(key, op.structure, count, "sphere", span.triangle)
     unit = _unit(span.triangle)
     nu = span.shift / unit
-    samples, least = leave_one_out.xnystrace(
-        span.triangle / unit, overlaps, gram, op.size, nu, eps
-    )
+    samples, least = leave_one_out.xnystrace(span.triangle / unit, overlaps, gram, op.size, nu, eps)
     size = abs(samples).mean() + nu * op.size
     size = size / shift if traced else size
     result = _leave_one_out("xnystrace", samples, size, unit, count, tol, scalar)

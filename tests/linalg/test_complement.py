@@ -129,7 +129,7 @@ def test_moments_of_blocks(case):
 
 
 def test_deflated_products_have_nothing_along_the_vectors(case):
-    run, a, q, p, z, dtype, slack = case
+    run, a, _, p, z, dtype, slack = case
     size = np.linalg.norm(z[0])
     op = as_operator(jax.tree_util.Partial(product, jnp.asarray(a, dtype)), cut(a[0], dtype))
     found = glued(complement.Deflated(op, run.basis).mv(cut(z[0], dtype)))

@@ -21,17 +21,20 @@ def options(key, **given):
 def estimators():
     few = {"num_probes": 2, "num_steps": 5}
     for method in ("hutchinson", "hutch++", "xtrace", "xnystrace", "deflated"):
-        yield f"trace {method}", lambda key, m=method: flatjax.trace(
-            OP, **options(key, method=m, num_products=12)
+        yield (
+            f"trace {method}",
+            lambda key, m=method: flatjax.trace(OP, **options(key, method=m, num_products=12)),
         )
     for method in ("hutchinson", "deflated", "xdiag"):
-        yield f"diagonal {method}", lambda key, m=method: flatjax.diagonal(
-            OP, **options(key, method=m, num_products=8)
+        yield (
+            f"diagonal {method}",
+            lambda key, m=method: flatjax.diagonal(OP, **options(key, method=m, num_products=8)),
         )
     yield "frobenius_norm", lambda key: flatjax.frobenius_norm(OP, **options(key, num_products=8))
     yield "logdet", lambda key: flatjax.logdet(OP, **options(key), **few)
-    yield "trace_of_function", lambda key: flatjax.trace_of_function(
-        OP, jnp.exp, **options(key), **few
+    yield (
+        "trace_of_function",
+        lambda key: flatjax.trace_of_function(OP, jnp.exp, **options(key), **few),
     )
     yield "spectral_density", lambda key: flatjax.spectral_density(OP, **options(key), **few)
     yield "eigsh", lambda key: flatjax.eigsh(OP, 3, **options(key))
@@ -70,7 +73,8 @@ def test_every_estimator_that_takes_a_key_is_here():
     taking = {
         name
         for name in dir(linalg)
-        if inspect.isfunction(f := getattr(linalg, name)) and "key" in inspect.signature(f).parameters
+        if inspect.isfunction(f := getattr(linalg, name))
+        and "key" in inspect.signature(f).parameters
     }
     assert taking <= {name.split()[0] for name in (*ALL, *HOST)}
 

@@ -1,4 +1,4 @@
-"""A list of eigenpairs says whether it is complete, and is completed by what the probes have seen."""
+"""A list of eigenpairs says whether it is complete; what the probes have seen completes it."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ K = 10
 
 
 def case(low, seed):
-    """Distinct numbers in (0, 1), of which ten are wanted, and a cluster that costs the run steps."""
+    """Distinct numbers in (0, 1), ten of them wanted, and a cluster that costs the run steps."""
     rng = np.random.default_rng(seed)
     return dense(np.concatenate([rng.uniform(0, 1, 150 - len(low)), low]), seed)[0]
 

@@ -53,7 +53,7 @@ def check(found, name, scale):
     value, error = (np.asarray(a, np.float64) / scale for a in found[:2])
     away = np.linalg.norm(value - truth(name))
     # 6 standard errors of all entries together.
-    assert 0 < np.linalg.norm(error)
+    assert np.linalg.norm(error) > 0
     assert away <= 6 * np.linalg.norm(error) + 1e-4 * np.linalg.norm(truth(name))
 
 
