@@ -13,7 +13,7 @@ from flatjax.linalg import basis as bases
 from flatjax.linalg.collected import Collected
 from flatjax.linalg.collected import LayerSpectrum as LayerSpectrum
 from flatjax.linalg.eigen import Eigenpairs
-from flatjax.linalg.estimate import Estimate, from_spread
+from flatjax.linalg.estimate import Estimate, from_spread, quiet
 from flatjax.linalg.quadrature import SpectralDensity, evaluated, products, weighted
 from flatjax.operators.base import Operator, as_operator
 from flatjax.operators.selection import group_names
@@ -69,6 +69,7 @@ class Spectrum(NamedTuple):
     state: SpectrumState
     complete: bool | None
 
+    @quiet()
     def trace_of_function(self, f: Callable[[jax.Array], jax.Array]) -> Estimate:
         """``tr f(A)`` by the quadrature of the density, no product more.
 

@@ -53,7 +53,7 @@ class Known(NamedTuple):
     @property
     def squares(self) -> jax.Array:
         """``|A Q|_F^2``: that of T and of the residual."""
-        inner = jnp.arange(self.betas.shape[0]) < self.steps - 1
+        inner = jnp.arange(self.betas.shape[0], dtype=jnp.int32) < self.steps - 1
         last = jnp.square(self.betas[self.steps - 1])
         crossed = jnp.where(inner, jnp.square(self.betas), 0).sum()
         return jnp.square(self.alphas).sum() + 2 * crossed + last
@@ -76,7 +76,7 @@ class Moments(NamedTuple):
 
 def known(state: krylov.Krylov) -> Known:
     """The run in the operator's own units."""
-    filled = jnp.arange(state.alphas.shape[0]) < state.step
+    filled = jnp.arange(state.alphas.shape[0], dtype=jnp.int32) < state.step
     alphas = jnp.where(filled, state.alphas * state.scale, 0)
     betas = jnp.where(filled, state.betas * state.scale, 0)
     return Known(state.basis, alphas, betas, state.vector, state.step)
@@ -84,7 +84,7 @@ def known(state: krylov.Krylov) -> Known:
 
 def coefficients(run: Known, block: Tree) -> jax.Array:
     """The inner products with the rows of a run's basis, zero beyond its steps."""
-    filled = jnp.arange(run.alphas.shape[0]) < run.steps
+    filled = jnp.arange(run.alphas.shape[0], dtype=jnp.int32) < run.steps
     return jnp.where(filled[:, None], bases.gram(run.basis, block), 0)
 
 
@@ -131,7 +131,9 @@ def moments(run: Known | None, y: Tree, images: Tree, unit: Any = 1.0) -> Moment
     if run is None:
         return Moments(vdots(y, images), square(images), images)
     c, count = coefficients(run, y), bases.size(y)
-    inner = jnp.where(jnp.arange(c.shape[0]) < run.steps - 1, run.betas, 0)[:-1, None]
+    inner = jnp.where(jnp.arange(c.shape[0], dtype=jnp.int32) < run.steps - 1, run.betas, 0)[
+        :-1, None
+    ]
     tc = run.alphas[:, None] * c
     tc = tc.at[:-1].add(inner * c[1:]).at[1:].add(inner * c[:-1])
     # All combinations in one pass over the basis.

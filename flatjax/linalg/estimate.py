@@ -133,12 +133,13 @@ def cast(value: Any, dtype: Any) -> jax.Array:
 
 
 def underflow(size: int, dtype: Any) -> float:
-    """The norm of an operator below which its products may have lost everything to underflow.
+    """The norm of an operator below which underflow may have taken a part of its products.
 
     Every term of a product, of which a dense matrix has ``size`` an entry, is lost below the least
-    normal number.
+    normal number. All terms together must be far less than a tolerance.
     """
-    return float(size) ** 1.5 * float(jnp.finfo(dtype).tiny)
+    info = jnp.finfo(dtype)
+    return float(size) ** 1.5 * float(info.tiny) / float(info.eps) ** 0.5
 
 
 def resolved(found: Estimate, bound: Any, size: int) -> Estimate:

@@ -3,8 +3,8 @@ r"""Pairs that a Lanczos run has missed, seen by the probes that come after it.
 One start vector sees one copy of a multiple eigenvalue, and where its component along an
 eigenvector is small the eigenvalue behind it converges first and is taken for it. Every probe has
 run in the complement of the converged pairs: its extreme Ritz vectors y are drawn to what is
-missing there. Joined to the run's basis Q they make a larger space, in which the projected matrix is
-known without a product: with :math:`c = Q^\top y` and :math:`w = y - Qc`,
+missing there. Joined to the run's basis Q they make a larger space, in which the projected matrix
+is known without a product: with :math:`c = Q^\top y` and :math:`w = y - Qc`,
 
 .. math::
     Q^\top A w = \beta_m (q_{m+1}^\top w) e_m, \qquad

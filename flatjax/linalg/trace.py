@@ -42,8 +42,8 @@ def trace(
 ) -> Estimate:
     r"""The trace of a symmetric operator, with a standard error and a 95 % interval.
 
-    Where the dimension is at most ``num_products`` (16 where ``tol`` decides) the trace is summed up
-    from the products with all unit vectors, whatever the method: exact, at as many products as
+    Where the dimension is at most ``num_products`` (16 where ``tol`` decides) the trace is summed
+    up from the products with all unit vectors, whatever the method: exact, at as many products as
     dimensions.
 
     Methods, by the error after N products (:math:`\|\cdot\|_F` the Frobenius norm):
