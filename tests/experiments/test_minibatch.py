@@ -66,10 +66,12 @@ def test_shares_are_of_the_right_examples():
     eye = np.eye(10, dtype=np.float32)
     data = minibatch.SmallData(
         inputs=eye[[0, 1, 2, 3, 4]],
-        targets=np.array([0, 5, 9, 7, 4]),
-        clean_targets=np.array([0, 1, 9, 4, 6]),  # so the second and the last two are wrong
+        targets=np.array([0, 5, 9, 7, 4], np.int32),
+        clean_targets=np.array(
+            [0, 1, 9, 4, 6], np.int32
+        ),  # so the second and the last two are wrong
         test_inputs=eye[[1, 2, 3, 4]],
-        test_targets=np.array([1, 3, 3, 3]),
+        test_targets=np.array([1, 3, 3, 3], np.int32),
     )
     params = {"layer_0": {"kernel": jnp.eye(10), "bias": jnp.zeros(10)}}
     found = minibatch.accuracies(minibatch.Recipe(hidden=()), params, data)
