@@ -10,8 +10,9 @@ Hessian, the gradient covariance K and the Fisher information F are measured.
     python -m experiments quickstart --checkpoint PATH --model resnet --data.name cifar10
 
 The folder of the run (default runs/quickstart/cpu) then holds report.html, summary.json, the
-figures, and a folder for each network with its metrics and checkpoints. Seed 0 gives a largest
-Hessian eigenvalue of 9.6 after SAM and 27.5 after SGD, and test accuracies of 94.9 % and 92.6 %.
+figures, and a folder for each network with its metrics and checkpoints. Found with `--seeds 5`,
+means and standard errors: a largest Hessian eigenvalue of 9.7 +- 0.4 after SAM and 28.9 +- 1.2
+after SGD, and test accuracies of 94.8 +- 0.2 % and 92.7 +- 0.7 %.
 """
 
 from __future__ import annotations
