@@ -114,7 +114,7 @@ class _Reader:
     def _parameters(self, eqn):
         params = dict(eqn.params)
         if eqn.primitive.name == "jit":
-            # Its constants are leaves of whoever evaluates the program, cf. `functions.follow`.
+            # Its constants are leaves of whoever evaluates the program, cf. `programs.traced`.
             return self.program(params.pop("jaxpr").jaxpr), self.value(params)
         if eqn.primitive.name == "custom_vjp_call":
             params.pop("out_trees")  # of what the forward rule returns, which is compared itself

@@ -12,6 +12,7 @@ FLOORS = {
     "convolutions": 0,
     "fingerprints": 0,
     "functions": 0,
+    "programs": 0,
     "loops": 0,
     "trees": 0,
     "layouts": 0,
