@@ -1,6 +1,6 @@
 """The user's functions at the door of an operator: followed, with hints where they raise."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,7 +25,6 @@ def follow(
     *,
     axis_name: collectives.AxisName = None,
     precision: str | None = None,
-    sizes: Sequence[int | None] = (),
 ) -> functions.Followed:
     """A user's function of params and data, with what it captures as leaves.
 
@@ -38,44 +37,62 @@ def follow(
       args: the further arguments.
       axis_name: the mesh axes over which the params will vary.
       precision: matmul precision.
-      sizes: other numbers of examples that it will be called with; ``None`` is passed over.
 
     Returns:
       The function.
     """
     check_function(fn, name, params)
     params = collectives.varying(params, axis_name)
-    signatures = [(params, batch, *args)]
-    n = jax.tree.leaves(batch)[0].shape[0] if sizes and jax.tree.leaves(batch) else 0
-    # Other sizes are refused later, or come to the whole batch.
-    sizes = [size for size in dict.fromkeys(sizes) if size is not None and 1 <= size < n]
-    signatures += [(params, first_examples(batch, size), *args) for size in sizes]
+    given = (params, batch, *args)
     with matmul_precision(precision):
         try:
-            return functions.follow(fn, *signatures, *_in_float32(fn, signatures))
+            return functions.follow(fn, given, *_in_float32(fn, given))
         except Exception as error:
             _explain(error, name, batch, args)
             raise
 
 
-def first_examples(batch, size):
+def for_examples(
+    fn: Any, params: Any, batch: Any, args: tuple, size: int, precision: str | None
+) -> Any:
+    """A followed function of a batch, to be called with some of its examples, too.
+
+    Args:
+      fn: the function.
+      params: the params, varying as the function sees them.
+      batch: the batch, or the inputs of a model.
+      args: the further arguments.
+      size: the number of examples.
+      precision: matmul precision.
+
+    Returns:
+      The function.
+    """
+    part = first_examples(batch, size)
+    with matmul_precision(precision):
+        for given in (params, trees.cast(params, trees.structure_of(params))):
+            if fn.takes(given, batch, *args):
+                fn = fn.at(given, part, *args)
+    return fn
+
+
+def first_examples(batch: Any, size: int) -> Any:
     """The first examples of a batch for a signature; of arrays that are at hand the shapes."""
     take = lambda batch: jax.tree.map(lambda a: a[:size], batch)  # noqa: E731
     return take(batch) if loops.is_traced(batch) else jax.eval_shape(take, batch)
 
 
-def _in_float32(fn, signatures):
-    """The signatures with float32 params, where theirs are others and the function takes them."""
-    params = signatures[0][0]
+def _in_float32(fn, given):
+    """The signature with float32 params, where theirs are others and the function takes them."""
+    params, *rest = given
     wide = trees.cast(params, trees.structure_of(params))
     if all(a.dtype == b.dtype for a, b in zip(*map(jax.tree.leaves, (params, wide)), strict=True)):
         return []
-    wider = [(wide, *rest) for _, *rest in signatures]
     try:
-        jax.eval_shape(lambda *args: fn(*args), *wider[0])
+        jax.eval_shape(lambda *args: fn(*args), wide, *rest)
     except Exception:
         return []
-    return wider
+    return [(wide, *rest)]
 
 
 def _explain(error: Exception, name: str, batch: Any, args: tuple) -> None:

@@ -144,26 +144,16 @@ def gradient_covariance(
       >>> (K @ jnp.ones(2)).tolist()
       [1.0, 0.0]
     """
-    op = covariance(
-        loss_fn, params, batch, args, centered, weights, axis_name, precision, sizes=(chunk_size,)
-    )
-    return chunked(op, chunk_size)
-
-
-def covariance(
-    loss_fn, params, batch, args, centered, weights, axis_name, precision, *, sizes=()
-) -> GradientCovariance:
-    """[`gradient_covariance`][] of a loss that will be called with other batch sizes, too."""
     params, batch, args = as_arrays((params, batch, args))
     checked = check_arguments(params, batch, weights, axis_name, precision, args=args)
     if checked.n is None:
         raise ValueError("gradient_covariance needs a batch of examples, got one without leaves.")
     followed = follow(
-        loss_fn, "loss_fn", params, batch, args, axis_name=axis_name, precision=precision,
-        sizes=sizes,
-    )  # fmt: skip
+        loss_fn, "loss_fn", params, batch, args, axis_name=axis_name, precision=precision
+    )
     form = form_of(followed.out, checked, scalar_allowed=False)
-    return GradientCovariance(
+    op = GradientCovariance(
         params, batch, args, checked.weights, followed, form, checked.n, bool(centered), axis_name,
         precision,
     )  # fmt: skip
+    return chunked(op, chunk_size)

@@ -24,7 +24,7 @@ from flatjax.operators.arguments import (
     split_batch,
 )
 from flatjax.operators.base import operator, static
-from flatjax.operators.callables import first_examples, follow
+from flatjax.operators.callables import first_examples, follow, for_examples
 from flatjax.operators.chunks import Chunked, chunked
 from flatjax.operators.data import DataOperator, sliced, sliced_weights, transpose
 
@@ -130,8 +130,7 @@ class GaussNewton(DataOperator):
     def for_chunks(self, size: int) -> "GaussNewton":
         """The operator with its functions followed for chunks of this size, too."""
         params = collectives.varying(self.params, self.axis_name)
-        with matmul_precision(self.precision):
-            fn = self.model_fn.at(params, first_examples(self.inputs, size), *self.args)
+        fn = for_examples(self.model_fn, params, self.inputs, self.args, size, self.precision)
         targets = self.rows(self.targets)
         if self.draws is not None:
             targets = jax.tree.map(lambda a: a[0], self.draws)
@@ -255,9 +254,7 @@ def ggn(
       >>> (G @ jnp.ones(2)).tolist()  # x'x / 2
       [0.5, 2.0]
     """
-    op = _gauss_newton(
-        model_fn, loss, params, batch, args, weights, axis_name, precision, chunk_size
-    )
+    op = _gauss_newton(model_fn, loss, params, batch, args, weights, axis_name, precision)
     return chunked(op, chunk_size)
 
 
@@ -343,16 +340,14 @@ def fisher(
             "the exact Fisher needs the loss's distribution: use one of flatjax's losses, or an "
             "object with a `hessian_product`; for a bare function use flatjax.ggn."
         )
-    op = _gauss_newton(
-        model_fn, loss, params, batch, args, weights, axis_name, precision, chunk_size, key
-    )
+    op = _gauss_newton(model_fn, loss, params, batch, args, weights, axis_name, precision, key)
     if kind == "empirical":
         draws = jax.tree.map(lambda a: a[None], op.rows(op.targets))
         op = dataclasses.replace(op, draws=draws, kind="gradient_product")
     elif kind == "sampled":
         draws = _all_draws(op, key, num_samples, chunk_size)
         outputs = jax.ShapeDtypeStruct(*op.outputs)
-        held_loss = _followed_loss(loss, outputs, jax.tree.map(lambda a: a[0], draws), chunk_size)
+        held_loss = losses.follow(loss, (outputs, jax.tree.map(lambda a: a[0], draws)))
         op = dataclasses.replace(op, draws=draws, kind="score_product", held_loss=held_loss)
     return chunked(op, chunk_size)
 
@@ -363,7 +358,7 @@ def _all_draws(op, key, num_samples, chunk_size):
     # Traced, one pass: unrolled chunks would be as many copies of the model.
     if chunk_size is None or chunk_size >= n or loops.is_traced(op):
         return _draws(op, index, key, num_samples)
-    pieces = []
+    op, pieces = op.for_chunks(chunk_size), []
     for begin in range(0, n, chunk_size):
         start = min(begin, n - chunk_size)
         part = op.part(start, chunk_size, None)
@@ -388,16 +383,7 @@ def _draws(op, index, key, num_samples):
     return jax.vmap(op.rows)(jax.vmap(example, out_axes=1)(index, outputs, op.targets))
 
 
-def _followed_loss(loss, outputs, targets, chunk_size, key=None):
-    whole = outputs, targets
-    if chunk_size is None:
-        return losses.follow(loss, whole, key=key)
-    return losses.follow(loss, whole, first_examples(whole, chunk_size), key=key)
-
-
-def _gauss_newton(
-    model_fn, loss, params, batch, args, weights, axis_name, precision, chunk_size, key=None
-):
+def _gauss_newton(model_fn, loss, params, batch, args, weights, axis_name, precision, key=None):
     params, batch, args = as_arrays((params, batch, args))
     inputs, targets = split_batch(batch)
     loss = losses.as_loss(loss)
@@ -406,9 +392,8 @@ def _gauss_newton(
         params, batch, weights, axis_name, precision, args=args, token_weights=token_weights
     )
     model_fn = follow(
-        model_fn, "model_fn", params, inputs, args, axis_name=axis_name, precision=precision,
-        sizes=(chunk_size,),
-    )  # fmt: skip
+        model_fn, "model_fn", params, inputs, args, axis_name=axis_name, precision=precision
+    )
     outputs = model_fn.out
     if not hasattr(outputs, "shape") or not jnp.issubdtype(outputs.dtype, jnp.floating):
         raise TypeError(
@@ -434,6 +419,6 @@ def _gauss_newton(
         weighting.check_total(total, "all targets are padding, or of weight zero")
     return GaussNewton(
         params, inputs, targets, args, checked.weights, None, model_fn,
-        _followed_loss(loss, outputs, targets, chunk_size, key),
+        losses.follow(loss, (outputs, targets), key=key),
         (outputs.shape, outputs.dtype), "hessian_product", axis_name, precision,
     )  # fmt: skip

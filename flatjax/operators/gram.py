@@ -14,7 +14,7 @@ from flatjax.operators import terms
 from flatjax.operators import weights as weighting
 from flatjax.operators.arguments import matmul_precision
 from flatjax.operators.chunks import chunked, local_sum
-from flatjax.operators.covariance import covariance
+from flatjax.operators.covariance import gradient_covariance
 from flatjax.operators.data import sliced
 
 _LIMIT = 20_000
@@ -180,10 +180,11 @@ def gram_eigh(
 
 def _prepared(loss_fn, params, batch, args, centered, weights, axis_name, chunk_size, precision):
     """The covariance as an operator (which checks its arguments), its mean, and the chunk size."""
-    op: Any = covariance(
-        loss_fn, params, batch, args, centered, weights, axis_name, precision,
-        sizes=(1, chunk_size),
+    op: Any = gradient_covariance(
+        loss_fn, params, batch, *args, centered=centered, weights=weights, axis_name=axis_name,
+        precision=precision,
     )  # fmt: skip
+    op = op.for_chunks(1)  # gradients of single examples
     n = op.examples * collectives.axis_size(axis_name)
     if n > _LIMIT:
         raise ValueError(
@@ -197,6 +198,7 @@ def _prepared(loss_fn, params, batch, args, centered, weights, axis_name, chunk_
             "the gradients of its own examples; pass chunk_size=None."
         )
     size = op.examples if parts is op else chunk_size
+    op = op.for_chunks(size)
     return op, _mean_gradient(op, size) if centered else None, size
 
 

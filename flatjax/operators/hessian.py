@@ -130,9 +130,8 @@ def hessian(
     params, batch, args = as_arrays((params, batch, args))
     checked = check_arguments(params, batch, weights, axis_name, precision, args=args)
     followed = follow(
-        loss_fn, "loss_fn", params, batch, args, axis_name=axis_name, precision=precision,
-        sizes=(chunk_size,),
-    )  # fmt: skip
+        loss_fn, "loss_fn", params, batch, args, axis_name=axis_name, precision=precision
+    )
     form = form_of(followed.out, checked, scalar_allowed=True)
     op = Hessian(
         params, batch, args, checked.weights, followed, form, checked.n, axis_name, precision

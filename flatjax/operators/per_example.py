@@ -10,7 +10,7 @@ import jax
 from flatjax import collectives, loops
 from flatjax.operators import terms
 from flatjax.operators.arguments import as_arrays, check_arguments, matmul_precision
-from flatjax.operators.callables import follow
+from flatjax.operators.callables import follow, for_examples
 
 
 def per_example_gradients(
@@ -62,11 +62,10 @@ def per_example_gradients(
     checked = check_arguments(params, batch, None, axes, precision)
     if checked.n is None:
         raise ValueError("per_example_gradients needs a batch of examples, got one without leaves.")
-    followed = follow(
-        loss_fn, "loss_fn", params, batch, args, axis_name=axes, precision=precision, sizes=(1,)
-    )
+    followed = follow(loss_fn, "loss_fn", params, batch, args, axis_name=axes, precision=precision)
     terms.form_of(followed.out, checked, scalar_allowed=True)
     params = collectives.varying(params, axes)
+    followed = for_examples(followed, params, batch, args, 1, precision)
     gradients = functools.partial(_gradients, followed, params, args=args, precision=precision)
     return loops.map_chunks(gradients, batch, chunk_size)
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from flatjax import collectives, trees
 from flatjax.losses import Mean
 from flatjax.operators import weights as weighting
-from flatjax.operators.arguments import Checked, matmul_precision
-from flatjax.operators.callables import first_examples
+from flatjax.operators.arguments import Checked
+from flatjax.operators.callables import for_examples
 from flatjax.operators.data import DataOperator, sliced, sliced_weights
 
 # The forms: the mean over the examples, one loss an example, and a `Mean` of scalars or of rows.
@@ -95,8 +95,7 @@ class LossOperator(DataOperator):
     def for_chunks(self, size: int) -> Any:
         """The operator with its function followed for chunks of this size, too."""
         params = collectives.varying(self.params, self.axis_name)
-        with matmul_precision(self.precision):
-            fn = self.loss_fn.at(params, first_examples(self.batch, size), *self.args)
+        fn = for_examples(self.loss_fn, params, self.batch, self.args, size, self.precision)
         return dataclasses.replace(self, loss_fn=fn)  # type: ignore[type-var]
 
     def _call(self, params, batch):
