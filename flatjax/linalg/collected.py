@@ -174,8 +174,13 @@ class Collected:
         value = np.sqrt(np.maximum(value, 0))
         error = error / (2 * value) if value > 0 else error
         ends = np.sqrt(np.maximum(ends, 0))
-        numbers = (cast(unit * a, dtype) for a in (value, error, ends))
-        found = Estimate(*numbers, spent, jnp.asarray(error <= DEFAULT_TOL * value))
+        found = Estimate(
+            value=cast(unit * value, dtype),
+            standard_error=cast(unit * error, dtype),
+            interval=cast(unit * ends, dtype),
+            num_products=spent,
+            converged=jnp.asarray(error <= DEFAULT_TOL * value),
+        )
         return resolved(found, self.op.size**0.5 * found.value, self.op.size)
 
     def noise(self):

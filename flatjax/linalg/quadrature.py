@@ -50,7 +50,7 @@ class SpectralDensity(NamedTuple):
         some = self.weights != 0
         # An atom without weight has no say: not even a function's complaint about it.
         xp = jnp if isinstance(self.atoms, jax.Array) else np
-        points = xp.where(some, self.atoms, self.atoms[some.argmax()])
+        points: Any = xp.where(some, self.atoms, self.atoms[some.argmax()])
         return products(self.weights, f(points)).sum()
 
 

@@ -219,8 +219,8 @@ def _xtrace(op, key, num_products, tol, block):
     overlaps = subspace.probe_coefficients(span.basis, key, op.structure, "sphere", span.triangle)
     eps = float(jnp.finfo(scalar).eps)
     unit = _unit(span.triangle)
-    small = (a / unit for a in (span.triangle, projected))
-    samples = leave_one_out.xtrace(*small, overlaps, op.size, eps)
+    triangle = span.triangle / unit
+    samples = leave_one_out.xtrace(triangle, projected / unit, overlaps, op.size, eps)
     size = abs(projected.diagonal() / unit).sum()
     return _leave_one_out("xtrace", samples, size, unit, 2 * count, tol, scalar)
 

@@ -241,3 +241,9 @@ def test_bad_input(arguments, error, text):
     given = {"k": 3, "key": KEY, "structure": structure_of(SIZE)} | arguments
     with pytest.raises(error, match=text):
         eigsh(zoo("network").op, given.pop("k"), **given)
+
+
+@pytest.mark.parametrize("a", [np.eye(3), jnp.eye(3)], ids=["numpy", "jax"])
+def test_a_matrix_in_the_place_of_an_operator_names_the_fix(a):
+    with pytest.raises(TypeError, match=r"pass lambda v: a @ v and structure=a\[0\]"):
+        eigsh(a, 1, key=KEY)

@@ -47,6 +47,10 @@ HOST = {
     "spectrum": lambda key: flatjax.spectrum(
         OP, **options(key, k=3, num_steps=12, num_probes=2, max_trace_products=20, layers="leaf")
     ),
+    # An exhausted Krylov space draws once more.
+    "spectrum of zero": lambda key: flatjax.spectrum(
+        lambda v: 0 * v, **options(key, k=3, num_steps=12, num_probes=2, probe_steps=5)
+    ),
     "trace_over_batches": lambda key: linalg.trace_over_batches(
         [OP, OP], **options(key, num_probes=2)
     ),

@@ -118,3 +118,9 @@ def test_zero_is_zero():
         found = ESTIMATORS[name](operator(0.0))
         assert bool(found.converged)
         np.testing.assert_array_equal(found.value, 0)
+
+
+def test_a_norm_that_does_not_fit_has_not_converged():
+    found = flatjax.frobenius_norm(lambda v: 1e38 * v, **FEW)  # 8e38
+    assert not np.isfinite(float(found.value))
+    assert not bool(found.converged)
