@@ -1,5 +1,7 @@
 """What a function captures is followed: the answer is that of the values at this moment."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -219,3 +221,12 @@ def test_more_shapes_later_see_the_values_of_later():
     assert lost.original is None
     with pytest.raises(TypeError, match="chunk_size="):
         lost.at(X)
+
+
+def test_what_a_partial_of_a_function_of_jax_holds():
+    held = functools.partial(jnp.clip, max=FIRST)
+    inner = jax.jit(held)
+    assert inner(5 * jnp.ones(3)).tolist() == FIRST.tolist()  # JAX keeps its trace from here on
+    held.keywords.update(max=SECOND)
+    fn = functions.follow(lambda p: inner(p), (PARAMS,))
+    np.testing.assert_array_equal(fn(9 + PARAMS), jnp.broadcast_to(SECOND, (4, 3)))
