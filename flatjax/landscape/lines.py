@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from flatjax import collectives, loops, trees
 from flatjax.losses import Mean
 from flatjax.operators import terms
-from flatjax.operators import weights as weighting
 from flatjax.operators.arguments import check_arguments, num_examples
+from flatjax.operators.weights import with_copies
 
 Tree = Any
 
@@ -81,6 +81,7 @@ def loss_along(
     if positions.ndim != 1:
         raise ValueError(f"positions must have shape (m,), got {positions.shape}.")
     weights = check_arguments(params, batch, weights, axis_name, None, args=args).weights
+    batch = with_copies(batch, weights)
     at = functools.partial(_loss_at, loss_fn, axis_name, params, direction, batch, args, weights)
     losses = loops.map_chunks(at, positions, 1) if positions.size else positions
     return Line(positions, losses)
@@ -96,8 +97,6 @@ def _loss_at(loss_fn, axis_name, params, direction, batch, args, weights, positi
         params,
         direction,
     )
-    if weights is not None:
-        batch = weighting.replaced(batch, weights != 0)
     out = loss_fn(moved, batch, *args)
     if weights is not None and jnp.ndim(out.total if isinstance(out, Mean) else out) == 0:
         raise ValueError(

@@ -23,19 +23,21 @@ class CovarianceProduct:
 
     centered: bool
 
-    def __call__(self, linear, weights, v, axis_name):
+    def __call__(self, linear, aux, v, axis_name):
+        weights, scale = aux
         tangents = linear(v)
-        factors, slopes = self._slopes(tangents, weights)
+        factors, slopes = self._slopes(tangents, weights, scale)
         if self.centered:
             weights = weights.astype(slopes.dtype)
             summed = (weights * slopes).sum()
             slopes = slopes - collectives.weighted_mean(summed, weights.sum(), axis_name)
         return _back(linear, v, factors * slopes, tangents)
 
-    def moments(self, linear, weights, v):
+    def moments(self, linear, aux, v):
         """The product centred by these examples alone; the mean slope; the mean gradient."""
+        weights, scale = aux
         tangents = linear(v)
-        factors, slopes = self._slopes(tangents, weights)
+        factors, slopes = self._slopes(tangents, weights, scale)
         weights = weights.astype(slopes.dtype)
         total = weights.sum()
         total = jnp.where(total == 0, jnp.ones_like(total), total)
@@ -43,10 +45,10 @@ class CovarianceProduct:
         product = _back(linear, v, factors * (slopes - mean), tangents)
         return product, mean, _back(linear, v, weights / total, tangents)
 
-    def _slopes(self, tangents, weights):
+    def _slopes(self, tangents, weights, scale):
         # In at least float32: in bfloat16 a sum of 300 weights is already wrong.
         slopes = weighting.where_rows(weights != 0, weighting.at_least_float32(tangents))
-        return weighting.shares(weights)[0].astype(slopes.dtype), slopes
+        return weighting.shares(weights, scale).astype(slopes.dtype), slopes
 
 
 def _back(linear, v, cotangents, tangents):
@@ -69,6 +71,7 @@ class GradientCovariance(LossOperator):
     centered: Any = static(default=True)
     axis_name: Any = static(default=None)
     precision: Any = static(default="highest")
+    weight_size: Any = None
 
     @property
     def rule(self):
@@ -83,7 +86,7 @@ class GradientCovariance(LossOperator):
         return derivatives.linear_map(lambda p: self.terms(p)[0], params)
 
     def linear(self):
-        return self._linear_map()[2], self.example_weights
+        return self._linear_map()[2], (self.example_weights, self.scale)
 
 
 def _method(op):
@@ -149,8 +152,9 @@ def gradient_covariance(
     if checked.n is None:
         raise ValueError("gradient_covariance needs a batch of examples, got one without leaves.")
     form = form_of(loss_fn, params, batch, args, checked, scalar_allowed=False)
+    batch = weighting.with_copies(batch, checked.weights)
     op = GradientCovariance(
         params, batch, args, checked.weights, loss_fn, form, checked.n, bool(centered), axis_name,
-        precision,
+        precision, weighting.size_of(checked.weights),
     )  # fmt: skip
     return chunked(op, chunk_size)

@@ -47,8 +47,8 @@ class OutputProduct:
 
     def __call__(self, linear, aux, v, axis_name):
         del axis_name
-        outputs, targets, weights = aux
-        factors, counted = weighting.shares(weights)[0], weights != 0
+        outputs, targets, weights, scale = aux
+        factors, counted = weighting.shares(weights, scale), weights != 0
         tangents = linear(v)
         product = getattr(self.loss, self.kind)
         if self.kind == "hessian_product":
@@ -68,7 +68,10 @@ class OutputProduct:
 
 @operator
 class GaussNewton(DataOperator):
-    """``J^T M J / W``; made by [`ggn`][] and [`fisher`][]."""
+    """``J^T M J / W``; made by [`ggn`][] and [`fisher`][].
+
+    In ``inputs`` the examples that do not count are copies of one that does.
+    """
 
     params: Any
     inputs: Any
@@ -82,6 +85,7 @@ class GaussNewton(DataOperator):
     kind: Any = static()  # of OutputProduct
     axis_name: Any = static(default=None)
     precision: Any = static(default="highest")
+    weight_size: Any = None  # of `size_of`
 
     @property
     def rule(self):
@@ -103,16 +107,14 @@ class GaussNewton(DataOperator):
         weights = _row_weights(self.loss, self.outputs, self.targets, self.weights)
         return weights.astype(trees.dtype(self.params))
 
-    def counted_inputs(self):
-        """The inputs, with a copy of one that counts in place of every example that does not."""
-        if self.weights is None and not self.loss.masks:
-            return self.inputs
-        counted = (self.example_weights != 0).reshape(self.examples, -1).any(axis=1)
-        return weighting.replaced(self.inputs, counted)
-
     def model(self, params):
         """The outputs of the model at ``params``."""
-        return self.model_fn(params, self.counted_inputs(), *self.args)
+        return self.model_fn(params, self.inputs, *self.args)
+
+    @property
+    def scale(self):
+        rows = self.examples * self.rows_per_example
+        return rows if self.weight_size is None else rows * self.weight_size
 
     @property
     def examples(self):
@@ -152,7 +154,7 @@ class GaussNewton(DataOperator):
         targets = self.draws
         if targets is None:
             targets = self.rows(self.targets)
-        return linear, (outputs, targets, self.example_weights)
+        return linear, (outputs, targets, self.example_weights, self.scale)
 
 
 def _method(op):
@@ -172,8 +174,8 @@ def _row_weights(loss, outputs, targets, weights):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _total_weight(loss, outputs, targets, weights):
-    return _row_weights(loss, outputs, targets, weights).sum()
+def _weights_of_examples(loss, outputs, targets, weights):
+    return _row_weights(loss, outputs, targets, weights).reshape(outputs[0][0], -1)
 
 
 def ggn(
@@ -390,10 +392,15 @@ def _gauss_newton(model_fn, loss, params, batch, args, weights, axis_name, preci
         allowed = losses.positions_shape(outputs) if token_weights else (checked.n,)
         if checked.weights.shape != allowed:
             raise ValueError(f"weights must have shape {allowed}, got {checked.weights.shape}.")
-    if loss.masks and not loops.is_traced(targets, checked.weights):
-        total = _total_weight(loss, (outputs.shape, outputs.dtype), targets, checked.weights)
-        weighting.check_total(total, "all targets are padding, or of weight zero")
+    weights = checked.weights
+    if loss.masks:
+        weights = _weights_of_examples(
+            loss, (outputs.shape, outputs.dtype), targets, checked.weights
+        )
+        weighting.check_total(weights, "all targets are padding, or of weight zero")
+    inputs = weighting.with_copies(inputs, weights)
     return GaussNewton(
         params, inputs, targets, args, checked.weights, None, model_fn, loss,
         (outputs.shape, outputs.dtype), "hessian_product", axis_name, precision,
+        weighting.size_of(checked.weights),
     )  # fmt: skip

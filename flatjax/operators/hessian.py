@@ -11,6 +11,7 @@ from flatjax.operators.arguments import as_arrays, check_arguments
 from flatjax.operators.base import operator, static
 from flatjax.operators.chunks import Chunked, chunked
 from flatjax.operators.terms import LossOperator, form_of
+from flatjax.operators.weights import size_of, with_copies
 
 
 @operator
@@ -26,6 +27,7 @@ class Hessian(LossOperator):
     n: Any = static()
     axis_name: Any = static(default=None)
     precision: Any = static(default="highest")
+    weight_size: Any = None
 
     @property
     def rule(self):
@@ -125,7 +127,17 @@ def hessian(
     params, batch, args = as_arrays((params, batch, args))
     checked = check_arguments(params, batch, weights, axis_name, precision, args=args)
     form = form_of(loss_fn, params, batch, args, checked, scalar_allowed=True)
+    batch = with_copies(batch, checked.weights)
     op = Hessian(
-        params, batch, args, checked.weights, loss_fn, form, checked.n, axis_name, precision
+        params,
+        batch,
+        args,
+        checked.weights,
+        loss_fn,
+        form,
+        checked.n,
+        axis_name,
+        precision,
+        size_of(checked.weights),
     )
     return chunked(op, chunk_size, check=check)
