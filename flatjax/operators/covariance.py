@@ -7,7 +7,7 @@ from typing import Any
 import chex
 import jax.numpy as jnp
 
-from flatjax import collectives, losses
+from flatjax import collectives, losses, trees
 from flatjax.operators import derivatives
 from flatjax.operators import weights as weighting
 from flatjax.operators.arguments import as_arrays, check_arguments
@@ -153,8 +153,12 @@ def gradient_covariance(
         raise ValueError("gradient_covariance needs a batch of examples, got one without leaves.")
     form = form_of(loss_fn, params, batch, args, checked, scalar_allowed=False)
     batch = weighting.with_copies(batch, checked.weights)
+    weights = checked.weights
+    if weights is None:
+        # A leaf, no constant: folded into the program, it is rounded otherwise at every use.
+        weights = jnp.ones((checked.n,), trees.dtype(params))
     op = GradientCovariance(
-        params, batch, args, checked.weights, loss_fn, form, checked.n, bool(centered), axis_name,
+        params, batch, args, weights, loss_fn, form, checked.n, bool(centered), axis_name,
         precision, weighting.size_of(checked.weights),
     )  # fmt: skip
     return chunked(op, chunk_size)

@@ -68,10 +68,7 @@ class OutputProduct:
 
 @operator
 class GaussNewton(DataOperator):
-    """``J^T M J / W``; made by [`ggn`][] and [`fisher`][].
-
-    In ``inputs`` the examples that do not count are copies of one that does.
-    """
+    """``J^T M J / W``; made by [`ggn`][] and [`fisher`][], of inputs that count alone."""
 
     params: Any
     inputs: Any
@@ -201,10 +198,9 @@ def ggn(
     (``jax.custom_vjp``, most fused attention kernels) the forward pass is made of two reverse ones,
     and the operator's ``method`` is ``"double-vjp"`` instead of ``"jvp"``.
 
-    **Language models**: the losses of ``flatjax.losses`` are per example, the mean over the
-    unmasked tokens of each sequence and then over the sequences. Training usually takes the mean
-    over all tokens, which is another matrix where lengths differ:
-    ``softmax_cross_entropy(per="token")``.
+    **Language models**: by default the mean is over the unmasked tokens of each sequence, then over
+    the sequences. Training usually takes the mean over all tokens, which is another matrix where
+    lengths differ: ``softmax_cross_entropy(per="token")``.
 
     Args:
       model_fn: ``model_fn(params, inputs, *args)``, the outputs, leading axis ``n``.
@@ -270,8 +266,7 @@ def fisher(
 
     A product costs about 1.7 gradients, 1.35 after ``linearize()``.
 
-    **Language models**: the mean is over sequences, unless the loss is that of every token,
-    ``softmax_cross_entropy(per="token")``; see [`ggn`][].
+    **Language models**: the mean is over sequences unless ``per="token"``; see [`ggn`][].
 
     Args:
       model_fn: ``model_fn(params, inputs, *args)``, the outputs, leading axis ``n``.
@@ -284,9 +279,7 @@ def fisher(
       kind: ``"exact"``, ``"sampled"`` or ``"empirical"``.
       key: the PRNG key of the draws; ``"sampled"`` needs one, and only it.
       num_samples: draws an example.
-      weights: per-example weights or a padding mask, shape ``(n,)``; with ``per="token"`` also
-        ``(n, positions)``. An example of weight zero, or whose targets are all padding, does not
-        count, whatever it holds.
+      weights: per-example weights or a padding mask, as in [`ggn`][].
       axis_name: the mesh axis over which the batch is split, inside ``shard_map`` or ``pmap``.
       precision: matmul precision of the products; ``None`` leaves the caller's default.
       chunk_size: examples of the batch a pass, to bound the memory; see [`chunked`][].

@@ -65,7 +65,8 @@ class LossOperator(DataOperator):
     """What operators of a loss function share: the call of it, and the weights of its terms.
 
     Subclasses have the fields ``batch``, ``args``, ``weights``, ``loss_fn``, ``form``, ``n`` and
-    ``weight_size``. In ``batch`` the examples of weight zero are copies of one that counts, made by the factory.
+    ``weight_size``. In ``batch`` the examples of weight zero are copies of one that counts, made by
+    the factory.
     """
 
     batch: Any
