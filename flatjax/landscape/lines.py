@@ -11,9 +11,9 @@ import jax.numpy as jnp
 from flatjax import collectives, loops, trees
 from flatjax.losses import Mean
 from flatjax.operators import terms
-from flatjax.operators import weights as weighting
 from flatjax.operators.arguments import check_arguments, num_examples
 from flatjax.operators.callables import follow
+from flatjax.operators.weights import with_copies
 
 Tree = Any
 
@@ -85,6 +85,7 @@ def loss_along(
     weights = check_arguments(params, batch, weights, axis_name, None, args=args).weights
     wide = trees.cast(params, trees.structure_of(params))
     fn = follow(loss_fn, "loss_fn", wide, batch, args, axis_name=axis_name)
+    batch = with_copies(batch, weights)
     at = functools.partial(_loss_at, fn, axis_name, params, direction, batch, args, weights)
     losses = loops.map_chunks(at, positions, 1) if positions.size else positions
     return Line(positions, losses)
@@ -100,8 +101,6 @@ def _loss_at(loss_fn, axis_name, params, direction, batch, args, weights, positi
         params,
         direction,
     )
-    if weights is not None:
-        batch = weighting.replaced(batch, weights != 0)
     out = loss_fn(collectives.varying(moved, axis_name), batch, *args)
     if weights is not None and jnp.ndim(out.total if isinstance(out, Mean) else out) == 0:
         raise ValueError(

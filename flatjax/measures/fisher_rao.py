@@ -128,6 +128,6 @@ def _quadratic_forms(op: GaussNewton) -> tuple[jax.Array, jax.Array]:
             # Where nothing counts the outputs may be anything.
             there = jnp.where(product != 0, tangents, jnp.zeros_like(tangents))
             mean = trees.vdot(there, product).astype(dtype)
-            return over_devices(mean, op.example_weights, op.axis_name)
+            return over_devices(mean, op.example_weights, op.scale, op.axis_name)
 
         return form(linear(collectives.varying(op.params, op.axis_name))), form(outputs)

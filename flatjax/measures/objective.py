@@ -57,7 +57,9 @@ def value(op: Hessian, params: Tree) -> jax.Array:
     """The weighted mean loss over all devices' examples at ``params``, in at least float32."""
     with matmul_precision(op.precision):
         mean = op.local_loss(collectives.varying(params, op.axis_name))
-    return over_devices(mean.astype(trees.dtype(params)), op.example_weights, op.axis_name)
+    return over_devices(
+        mean.astype(trees.dtype(params)), op.example_weights, op.scale, op.axis_name
+    )
 
 
 def value_and_gradient(op: Hessian, params: Tree) -> tuple[jax.Array, Tree]:
@@ -67,7 +69,7 @@ def value_and_gradient(op: Hessian, params: Tree) -> tuple[jax.Array, Tree]:
         mean, gradient = jax.value_and_grad(op.local_loss)(local)
     gradient = trees.cast(gradient, trees.structure_of(params))
     both = mean.astype(trees.dtype(params)), gradient
-    return over_devices(both, op.example_weights, op.axis_name)
+    return over_devices(both, op.example_weights, op.scale, op.axis_name)
 
 
 # The compiled forms, with the objective as an argument.

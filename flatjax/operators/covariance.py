@@ -6,7 +6,7 @@ from typing import Any
 import chex
 import jax.numpy as jnp
 
-from flatjax import collectives, losses
+from flatjax import collectives, losses, trees
 from flatjax.operators import derivatives
 from flatjax.operators import weights as weighting
 from flatjax.operators.arguments import as_arrays, check_arguments
@@ -23,19 +23,21 @@ class CovarianceProduct:
 
     centered: bool = static()
 
-    def __call__(self, linear, weights, v, axis_name):
+    def __call__(self, linear, aux, v, axis_name):
+        weights, scale = aux
         tangents = linear(v)
-        factors, slopes = self._slopes(tangents, weights)
+        factors, slopes = self._slopes(tangents, weights, scale)
         if self.centered:
             weights = weights.astype(slopes.dtype)
             summed = (weights * slopes).sum()
             slopes = slopes - collectives.weighted_mean(summed, weights.sum(), axis_name)
         return _back(linear, v, factors * slopes, tangents)
 
-    def moments(self, linear, weights, v):
+    def moments(self, linear, aux, v):
         """The product centred by these examples alone; the mean slope; the mean gradient."""
+        weights, scale = aux
         tangents = linear(v)
-        factors, slopes = self._slopes(tangents, weights)
+        factors, slopes = self._slopes(tangents, weights, scale)
         weights = weights.astype(slopes.dtype)
         total = weights.sum()
         total = jnp.where(total == 0, jnp.ones_like(total), total)
@@ -43,10 +45,10 @@ class CovarianceProduct:
         product = _back(linear, v, factors * (slopes - mean), tangents)
         return product, mean, _back(linear, v, weights / total, tangents)
 
-    def _slopes(self, tangents, weights):
+    def _slopes(self, tangents, weights, scale):
         # In at least float32: in bfloat16 a sum of 300 weights is already wrong.
         slopes = weighting.where_rows(weights != 0, weighting.at_least_float32(tangents))
-        return weighting.shares(weights)[0].astype(slopes.dtype), slopes
+        return weighting.shares(weights, scale).astype(slopes.dtype), slopes
 
 
 def _back(linear, v, cotangents, tangents):
@@ -69,6 +71,7 @@ class GradientCovariance(LossOperator):
     centered: Any = static(default=True)
     axis_name: Any = static(default=None)
     precision: Any = static(default="highest")
+    weight_size: Any = None
 
     @property
     def rule(self):
@@ -83,7 +86,7 @@ class GradientCovariance(LossOperator):
         return derivatives.linear_map(lambda p: self.terms(p)[0], params)
 
     def linear(self):
-        return self._linear_map()[2], self.example_weights
+        return self._linear_map()[2], (self.example_weights, self.scale)
 
 
 def _method(op):
@@ -152,8 +155,13 @@ def gradient_covariance(
         loss_fn, "loss_fn", params, batch, args, axis_name=axis_name, precision=precision
     )
     form = form_of(followed.out, checked, scalar_allowed=False)
+    batch = weighting.with_copies(batch, checked.weights)
+    weights = checked.weights
+    if weights is None:
+        # A leaf, no constant: folded into the program, it is rounded otherwise at every use.
+        weights = jnp.ones((checked.n,), trees.dtype(params))
     op = GradientCovariance(
-        params, batch, args, checked.weights, followed, form, checked.n, bool(centered), axis_name,
-        precision,
+        params, batch, args, weights, followed, form, checked.n, bool(centered), axis_name,
+        precision, weighting.size_of(checked.weights),
     )  # fmt: skip
     return chunked(op, chunk_size)

@@ -48,6 +48,11 @@ class DataOperator(Operator):
         raise NotImplementedError
 
     @property
+    def scale(self) -> Any:
+        """About the total weight of this device's examples: the denominator of their shares."""
+        raise NotImplementedError
+
+    @property
     def method(self) -> str:
         """How derivatives are taken: a fallback where the model lacks a forward-mode rule."""
         return self.way.method
@@ -123,15 +128,15 @@ class DataOperator(Operator):
     def mv(self, v):
         with matmul_precision(self.precision):
             mean = trees.cast(self.local_mean(self.prepared(v)), self.structure)
-        return weighting.over_devices(mean, self.example_weights, self.axis_name)
+        return weighting.over_devices(mean, self.example_weights, self.scale, self.axis_name)
 
     def linearize(self):
-        linear, aux, weights = _linearized(self)
+        linear, aux, weights, scale = _linearized(self)
         leaves, treedef = jax.tree.flatten(self.structure)
         dtypes = tuple(a.dtype for a in jax.tree.leaves(self.params))
         return Linearized(
-            linear, aux, weights, self.rule, (tuple(leaves), treedef), dtypes, self.axis_name,
-            self.precision,
+            linear, aux, weights, scale, self.rule, (tuple(leaves), treedef), dtypes,
+            self.axis_name, self.precision,
         )  # fmt: skip
 
 
@@ -140,7 +145,7 @@ def _linearized(op):
     # Under jit with the operator as an argument, a new batch of the same shapes reuses the program
     # *and* the very function object inside the returned Partial, so products are not retraced.
     with matmul_precision(op.precision):
-        return *op.linear(), op.example_weights
+        return *op.linear(), op.example_weights, op.scale
 
 
 @operator
@@ -150,6 +155,7 @@ class Linearized(DataOperator):
     linear_map: Any
     aux: Any
     kept_weights: chex.Array
+    kept_scale: Any
     linear_rule: Any
     shapes: Any = static()
     dtypes: Any = static()
@@ -168,6 +174,10 @@ class Linearized(DataOperator):
     @property
     def example_weights(self):
         return self.kept_weights
+
+    @property
+    def scale(self):
+        return self.kept_scale
 
     @property
     def rule(self):

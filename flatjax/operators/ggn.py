@@ -47,8 +47,8 @@ class OutputProduct:
         loss = dataclasses.replace(_loss(self.held_loss), per="example")
         if self.kind == "score_product":
             loss = loss.of_draws()
-        outputs, targets, weights = aux
-        factors, counted = weighting.shares(weights)[0], weights != 0
+        outputs, targets, weights, scale = aux
+        factors, counted = weighting.shares(weights, scale), weights != 0
         tangents = linear(v)
         product = getattr(loss, self.kind)
         if self.kind == "hessian_product":
@@ -68,7 +68,7 @@ class OutputProduct:
 
 @operator
 class GaussNewton(DataOperator):
-    """``J^T M J / W``; made by [`ggn`][] and [`fisher`][]."""
+    """``J^T M J / W``; made by [`ggn`][] and [`fisher`][], of inputs that count alone."""
 
     params: Any
     inputs: Any
@@ -82,6 +82,7 @@ class GaussNewton(DataOperator):
     kind: Any = static()  # of OutputProduct
     axis_name: Any = static(default=None)
     precision: Any = static(default="highest")
+    weight_size: Any = None  # of `size_of`
 
     @property
     def rule(self):
@@ -107,16 +108,14 @@ class GaussNewton(DataOperator):
         weights = _row_weights(self.loss, self.outputs, self.targets, self.weights)
         return weights.astype(trees.dtype(self.params))
 
-    def counted_inputs(self):
-        """The inputs, with a copy of one that counts in place of every example that does not."""
-        if self.weights is None and not self.loss.masks:
-            return self.inputs
-        counted = (self.example_weights != 0).reshape(self.examples, -1).any(axis=1)
-        return weighting.replaced(self.inputs, counted)
-
     def model(self, params):
         """The outputs of the model at ``params``."""
-        return self.model_fn(params, self.counted_inputs(), *self.args)
+        return self.model_fn(params, self.inputs, *self.args)
+
+    @property
+    def scale(self):
+        rows = self.examples * self.rows_per_example
+        return rows if self.weight_size is None else rows * self.weight_size
 
     @property
     def examples(self):
@@ -168,7 +167,7 @@ class GaussNewton(DataOperator):
         targets = self.draws
         if targets is None:
             targets = self.rows(self.targets)
-        return linear, (outputs, targets, self.example_weights)
+        return linear, (outputs, targets, self.example_weights, self.scale)
 
 
 def _method(op):
@@ -192,8 +191,8 @@ def _row_weights(loss, outputs, targets, weights):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _total_weight(loss, outputs, targets, weights):
-    return _row_weights(loss, outputs, targets, weights).sum()
+def _weights_of_examples(loss, outputs, targets, weights):
+    return _row_weights(loss, outputs, targets, weights).reshape(outputs[0][0], -1)
 
 
 def ggn(
@@ -220,10 +219,9 @@ def ggn(
     and the operator's ``method`` is ``"double-vjp"`` instead of ``"jvp"``; where the backward pass
     has no derivative either, by central differences, ``"central-difference"``.
 
-    **Language models**: the losses of ``flatjax.losses`` are per example, the mean over the
-    unmasked tokens of each sequence and then over the sequences. Training usually takes the mean
-    over all tokens, which is another matrix where lengths differ:
-    ``softmax_cross_entropy(per="token")``.
+    **Language models**: by default the mean is over the unmasked tokens of each sequence, then over
+    the sequences. Training usually takes the mean over all tokens, which is another matrix where
+    lengths differ: ``softmax_cross_entropy(per="token")``.
 
     Args:
       model_fn: ``model_fn(params, inputs, *args)``, the outputs, leading axis ``n``.
@@ -289,8 +287,7 @@ def fisher(
 
     A product costs about 1.7 gradients, 1.35 after ``linearize()``.
 
-    **Language models**: the mean is over sequences, unless the loss is that of every token,
-    ``softmax_cross_entropy(per="token")``; see [`ggn`][].
+    **Language models**: the mean is over sequences unless ``per="token"``; see [`ggn`][].
 
     Args:
       model_fn: ``model_fn(params, inputs, *args)``, the outputs, leading axis ``n``.
@@ -303,9 +300,7 @@ def fisher(
       kind: ``"exact"``, ``"sampled"`` or ``"empirical"``.
       key: the PRNG key of the draws; ``"sampled"`` needs one, and only it.
       num_samples: draws an example.
-      weights: per-example weights or a padding mask, shape ``(n,)``; with ``per="token"`` also
-        ``(n, positions)``. An example of weight zero, or whose targets are all padding, does not
-        count, whatever it holds.
+      weights: per-example weights or a padding mask, as in [`ggn`][].
       axis_name: the mesh axis over which the batch is split, inside ``shard_map`` or ``pmap``.
       precision: matmul precision of the products; ``None`` leaves the caller's default.
       chunk_size: examples of the batch a pass, to bound the memory; see [`chunked`][].
@@ -414,11 +409,16 @@ def _gauss_newton(model_fn, loss, params, batch, args, weights, axis_name, preci
         allowed = losses.positions_shape(outputs) if token_weights else (checked.n,)
         if checked.weights.shape != allowed:
             raise ValueError(f"weights must have shape {allowed}, got {checked.weights.shape}.")
-    if loss.masks and not loops.is_traced(targets, checked.weights):
-        total = _total_weight(loss, (outputs.shape, outputs.dtype), targets, checked.weights)
-        weighting.check_total(total, "all targets are padding, or of weight zero")
+    weights = checked.weights
+    if loss.masks:
+        weights = _weights_of_examples(
+            loss, (outputs.shape, outputs.dtype), targets, checked.weights
+        )
+        weighting.check_total(weights, "all targets are padding, or of weight zero")
+    inputs = weighting.with_copies(inputs, weights)
     return GaussNewton(
         params, inputs, targets, args, checked.weights, None, model_fn,
         losses.follow(loss, (outputs, targets), key=key),
         (outputs.shape, outputs.dtype), "hessian_product", axis_name, precision,
+        weighting.size_of(checked.weights),
     )  # fmt: skip

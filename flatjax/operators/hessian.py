@@ -12,6 +12,7 @@ from flatjax.operators.base import operator, static
 from flatjax.operators.callables import follow
 from flatjax.operators.chunks import Chunked, chunked
 from flatjax.operators.terms import LossOperator, form_of
+from flatjax.operators.weights import size_of, with_copies
 
 
 @operator
@@ -36,6 +37,7 @@ class Hessian(LossOperator):
     n: Any = static()
     axis_name: Any = static(default=None)
     precision: Any = static(default="highest")
+    weight_size: Any = None
 
     @property
     def rule(self):
@@ -134,6 +136,7 @@ def hessian(
     )
     form = form_of(followed.out, checked, scalar_allowed=True)
     op = Hessian(
-        params, batch, args, checked.weights, followed, form, checked.n, axis_name, precision
-    )
+        params, with_copies(batch, checked.weights), args, checked.weights, followed, form,
+        checked.n, axis_name, precision, size_of(checked.weights),
+    )  # fmt: skip
     return chunked(op, chunk_size, check=check)

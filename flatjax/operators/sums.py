@@ -52,8 +52,7 @@ def of(op: Any, v: Any) -> Sums:
             slope, gradient = slope.astype(dtype), trees.cast(gradient, op.structure)
         else:
             mean = op.local_mean(v)
-    _, scale = weights.shares(w)
-    total = jax.tree.map(lambda a: a * scale.astype(a.dtype), trees.cast(mean, op.structure))
+    total = trees.scale(op.scale, trees.cast(mean, op.structure))
     total, slope, gradient = weights.where_any(w, (total, slope, gradient))
     sums = Sums(total, weight.astype(dtype), slope, gradient)
     return collectives.varying(sums, op.axis_name)

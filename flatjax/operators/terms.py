@@ -65,7 +65,9 @@ def gradient_of_one(
 class LossOperator(DataOperator):
     """What operators of a loss function share: the call of it, and the weights of its terms.
 
-    Subclasses have the fields ``batch``, ``args``, ``weights``, ``loss_fn``, ``form`` and ``n``.
+    Subclasses have the fields ``batch``, ``args``, ``weights``, ``loss_fn``, ``form``, ``n`` and
+    ``weight_size``. In ``batch`` the examples of weight zero are copies of one that counts, made by
+    the factory.
     """
 
     batch: Any
@@ -74,6 +76,7 @@ class LossOperator(DataOperator):
     loss_fn: Any
     form: str
     n: int | None
+    weight_size: Any  # of `size_of`
 
     @property
     def examples(self):
@@ -102,18 +105,13 @@ class LossOperator(DataOperator):
         return self.loss_fn(params, batch, *self.args)
 
     def terms(self, params: Any) -> tuple[Any, Any]:
-        """The losses and their weights at ``params``, as [`as_terms`][] gives them.
-
-        Examples of weight zero are copies of one that counts before the model sees them.
-        """
-        given, batch = self.weights, self.batch
-        if self.form == ROWS:
-            # The weights depend on the batch only, so of this call nothing else is computed.
-            given = as_terms(self._call(params, batch), given)[1]
-        if given is not None:
-            batch = weighting.replaced(batch, given != 0)
-        losses, weights = as_terms(self._call(params, batch), given, self.n)
-        return losses, given if self.form == ROWS else weights
+        """The losses and their weights at ``params``, as [`as_terms`][] gives them."""
+        if self.form != ROWS:
+            return as_terms(self._call(params, self.batch), self.weights, self.n)
+        # The weights depend on the batch only, so of the first call nothing else is computed.
+        given = as_terms(self._call(params, self.batch), self.weights)[1]
+        batch = weighting.replaced(self.batch, given != 0)
+        return as_terms(self._call(params, batch))[0], given
 
     @property
     def example_weights(self):
@@ -125,10 +123,23 @@ class LossOperator(DataOperator):
         params = collectives.varying(self.params, self.axis_name)
         return as_terms(self._call(params, self.batch), self.weights)[1].astype(dtype)
 
+    @property
+    def scale(self):
+        if self.form in (SCALARS, ROWS):
+            return self.scale_of(self.example_weights)
+        return self.scale_of(None)
+
+    def scale_of(self, weights: Any) -> Any:
+        """``scale``, which for a ``Mean`` is the total of its weights."""
+        if self.form in (SCALARS, ROWS):
+            total = weights.sum()
+            return jnp.where(total == 0, jnp.ones_like(total), total)
+        return self.n or 1 if self.weight_size is None else self.n * self.weight_size
+
     def local_loss(self, params: Any) -> Any:
         """The sum of the losses with their shares of this device's weight, a scalar."""
         losses, weights = self.terms(params)
-        factors = weighting.shares(weights)[0]
+        factors = weighting.shares(weights, self.scale_of(weights))
         return (losses * factors.astype(losses.dtype)).sum()
 
 

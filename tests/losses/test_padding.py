@@ -39,6 +39,19 @@ def test_derivatives_at_padding_are_zero(targets, per, x64):
         np.testing.assert_array_equal(np.any(derivative, axis=-1), IDS >= 0)
 
 
+@pytest.mark.parametrize("per", ["example", "token"])
+@pytest.mark.parametrize("product", ["hessian_product", "score_product", "gradient_product"])
+def test_whatever_the_logits_and_tangents_are_there(product, per, x64):
+    z, ids, loss = jnp.asarray(Z), jnp.asarray(IDS), LOSS(per=per)
+    if per == "token":
+        z, ids, loss = z.reshape(12, 5), ids.reshape(12), LOSS
+    u = jnp.asarray(np.random.default_rng(4).normal(size=z.shape))
+    bad = jnp.where((ids < 0)[..., None], jnp.nan, 0.0)
+    wanted = getattr(loss, product)(z, ids, u)
+    np.testing.assert_array_equal(getattr(loss, product)(z + bad, ids, u + bad), wanted)
+    np.testing.assert_array_equal(loss(z + bad, ids), loss(z, ids))
+
+
 def test_masked_examples_without_positions(x64):
     z, t = jnp.asarray(Z[:, 0]), jnp.array([1, -1, 2])
     found = LOSS(z, t)

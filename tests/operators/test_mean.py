@@ -282,6 +282,12 @@ class TestPlainScalars:
             flatjax.hessian(lambda w, x: ((x @ w) ** 2).sum(), jnp.ones(3), jnp.ones((4, 3)),
                             chunk_size=2)  # fmt: skip
 
+    def test_a_part_in_a_thousand_is_refused(self):
+        """A sum over n + 0.01 is off by 6e-4 in the halves of 16, rounding by some 1e-7."""
+        loss = lambda w, x: ((x @ w) ** 2).sum() / (x.shape[0] + 0.01)  # noqa: E731
+        with pytest.raises(ValueError, match=self.text):
+            flatjax.hessian(loss, jnp.ones(3), jnp.ones((16, 3)), chunk_size=4)
+
     def test_unless_told_so(self):
         w, batch = data()
         chunked = flatjax.hessian(token_mean, w, batch, chunk_size=3, check=False)

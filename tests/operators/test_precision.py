@@ -200,6 +200,9 @@ def test_no_sum_over_a_batch_in_float16(kind, n):
         "chunks": flatjax.chunked(op, n // 4),
         "stream": flatjax.over_batches(lambda b: of_large_batch(kind, half, w, b), halves),
     }
+    if kind in ("covariance", "ggn"):
+        heavy = jnp.full(n, 1e4)
+        ways["heavy weights"] = of_large_batch(kind, half, w, (x, y), weights=heavy)
     for name, way in ways.items():
         # An example's term is rounded some four times by 2^-11, independently of the others', and
         # a sum in float16 is rounded once more.
