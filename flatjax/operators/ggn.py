@@ -14,7 +14,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from flatjax import collectives, functions, loops, losses, trees
+from flatjax import collectives, loops, losses, trees
 from flatjax.operators import derivatives
 from flatjax.operators import weights as weighting
 from flatjax.operators.arguments import (
@@ -26,44 +26,8 @@ from flatjax.operators.arguments import (
 from flatjax.operators.base import operator, static
 from flatjax.operators.callables import first_examples, follow, for_examples
 from flatjax.operators.chunks import Chunked, chunked
-from flatjax.operators.data import DataOperator, sliced, sliced_weights, transpose
-
-
-@operator
-class OutputProduct:
-    """``J^T (s * M (J v))``, s the shares of the examples.
-
-    Attributes:
-      held_loss: the output loss, see `losses.follow`; it is given one row of outputs an example.
-      kind: M is the loss's ``"hessian_product"``, or the mean over the draws of the targets of its
-        ``"score_product"`` or ``"gradient_product"``.
-    """
-
-    held_loss: Any
-    kind: Any = static()
-
-    def __call__(self, linear, aux, v, axis_name):
-        del axis_name
-        loss = dataclasses.replace(_loss(self.held_loss), per="example")
-        if self.kind == "score_product":
-            loss = loss.of_draws()
-        outputs, targets, weights, scale = aux
-        factors, counted = weighting.shares(weights, scale), weights != 0
-        tangents = linear(v)
-        product = getattr(loss, self.kind)
-        if self.kind == "hessian_product":
-            product = product(outputs, targets, tangents)
-        else:
-            product = jax.vmap(product, in_axes=(None, 0, None))(outputs, targets, tangents)
-            product = product.mean(axis=0)
-
-        def leaf(a):
-            factor = factors.reshape(-1, *(1,) * (a.ndim - 1))
-            wide = a.astype(trees.compute_dtype(a.dtype))
-            return (wide * factor.astype(wide.dtype)).astype(a.dtype)
-
-        scaled = weighting.where_rows(counted, jax.tree.map(leaf, product))
-        return transpose(linear, v, scaled)
+from flatjax.operators.data import DataOperator, sliced, sliced_weights
+from flatjax.operators.output_product import OutputProduct, loss_of
 
 
 @operator
@@ -91,7 +55,7 @@ class GaussNewton(DataOperator):
     @property
     def loss(self) -> losses.OutputLoss:
         """The output loss."""
-        return _loss(self.held_loss)
+        return loss_of(self.held_loss)
 
     @property
     def positions(self):
@@ -172,10 +136,6 @@ class GaussNewton(DataOperator):
 
 def _method(op):
     return op._linear_map()[0]
-
-
-def _loss(held):
-    return held.value if isinstance(held, functions.Constant) else held
 
 
 def _row_weights(loss, outputs, targets, weights):
