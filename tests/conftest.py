@@ -19,6 +19,7 @@ import pytest
 
 TESTS = pathlib.Path(__file__).parent
 DEVICES = 4
+MOST_MAPS = 20_000
 SEED = int(os.environ.get("FLATJAX_TEST_SEED", "0"))
 # optax and flax promote dtypes themselves, so only the rooms that never call them are strict.
 STRICT_ROOMS = {"operators", "linalg", "measures"}
@@ -63,6 +64,18 @@ def strict_promotion(request):
         return
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def bounded_programs():
+    """Compiled programs are dropped before a process runs out of memory maps.
+
+    Each has several of them, and Linux allows 65,530: beyond, XLA crashes while it compiles.
+    """
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_text().count("\n") > MOST_MAPS:
+        jax.clear_caches()
 
 
 @pytest.fixture
