@@ -173,14 +173,15 @@ def test_every_method_of_flatjax_answers_what_it_says(own):
 
 
 def test_one_spectrum_is_near_the_truth(own, truth):
-    found = own.methods()["spectrum without options"].call({}, 0).as_json()
-    wrong = errors.errors(found, truth)
-    assert set(wrong) == {"top1", "top", "bottom", "trace", "density"}
+    call = own.methods()["spectrum without options"].call
+    runs = [call({}, seed).as_json() for seed in range(3)]
+    wrong = [errors.errors(found, truth) for found in runs]
+    assert set(wrong[0]) == {"top1", "top", "bottom", "trace", "density"}
     # Converged to residuals of 1e-3, whose squares over the gaps are the errors.
-    assert max(wrong["top1"], wrong["top"], wrong["bottom"]) < 1e-2
-    # Three times the standard error asked for.
-    assert wrong["trace"] < 3e-2
-    assert found["products"] > 30
+    assert max(w[name] for w in wrong for name in ("top1", "top", "bottom")) < 1e-2
+    # Three times the standard error asked for, which a run may exceed where it stopped by luck.
+    assert np.median([w["trace"] for w in wrong]) < 3e-2
+    assert min(found["products"] for found in runs) > 30
 
 
 def test_a_network_is_measured_from_end_to_end(own, task, truth, monkeypatch):
