@@ -179,8 +179,9 @@ def test_one_spectrum_is_near_the_truth(own, truth):
     assert set(wrong[0]) == {"top1", "top", "bottom", "trace", "density"}
     # Converged to residuals of 1e-3, whose squares over the gaps are the errors.
     assert max(w[name] for w in wrong for name in ("top1", "top", "bottom")) < 1e-2
-    # Three times the standard error asked for, which a run may exceed where it stopped by luck.
-    assert np.median([w["trace"] for w in wrong]) < 3e-2
+    # All probes that it may take leave a standard error of 6 % here, where the trace is small
+    # beside the Frobenius norm: twice that.
+    assert np.median([w["trace"] for w in wrong]) < 0.13
     assert min(found["products"] for found in runs) > 30
 
 
