@@ -47,6 +47,7 @@ def sam_value_and_grad(
     accumulate: int = 1,
     aux_reduction: AuxReduction = "mean",
     axis_name: collectives.AxisName = None,
+    check: bool = True,
 ) -> Callable[..., tuple[Any, Tree]]:
     r"""``jax.value_and_grad`` with the gradient of sharpness-aware minimisation.
 
@@ -118,7 +119,7 @@ def sam_value_and_grad(
     plain = not isinstance(alpha, jax.core.Tracer) and float(alpha) == 1.0
     oracle = Calls(
         loss_fn, argnums, has_aux, groups, batch_argnums, group_mode, accumulate, aux_reduction,
-        axis_name,
+        axis_name, check,
     )  # fmt: skip
 
     def choose(which, clean, perturbed):
@@ -126,13 +127,16 @@ def sam_value_and_grad(
 
     def group(params, evaluate, within):
         def both(point, number):
-            (loss, extra), g = evaluate(point, number if keys == "fresh" else 0)
-            return (within(loss), extra), within(g)
+            (loss, g), weight, extra = evaluate(point, number if keys == "fresh" else 0)
+            return (within(loss, weight), extra, weight), within(g, weight)
 
-        (loss, extra), g = both(params, 0)
+        def gradient_fn(w):
+            return both(w, 0)[1]
+
+        (loss, extra, weight), g = both(params, 0)
         result = per.perturbed_gradient(
             ascent,
-            lambda w: within(evaluate(w, 0)[1]),
+            gradient_fn,
             g,
             params,
             rho,
@@ -140,9 +144,9 @@ def sam_value_and_grad(
             second_order=second_order,
             final_fn=lambda w: both(w, 1)[::-1],
         )
-        loss2, extra2 = result.extra
+        loss2, extra2, _ = result.extra
         out = result.gradient if plain else base.combine(1 - alpha, g, alpha, result.gradient)
-        return (choose(value, loss, loss2), choose(aux, extra, extra2)), out
+        return (choose(value, loss, loss2), out), weight, choose(aux, extra, extra2)
 
     return oracle.wrap(group)
 
@@ -164,6 +168,7 @@ def penalty_value_and_grad(
     accumulate: int = 1,
     aux_reduction: AuxReduction = "mean",
     axis_name: collectives.AxisName = None,
+    check: bool = True,
 ) -> Callable[..., tuple[Any, Tree]]:
     r"""``jax.value_and_grad`` of $L + \lambda \lVert \nabla L \rVert^2$, $\lambda$ = ``coef``.
 
@@ -218,27 +223,30 @@ def penalty_value_and_grad(
         raise ValueError(f'value must be "clean", "penalised" or "both", got {value!r}.')
     oracle = Calls(
         loss_fn, argnums, has_aux, groups, batch_argnums, group_mode, accumulate, aux_reduction,
-        axis_name,
+        axis_name, check,
     )  # fmt: skip
     other = None if penalty_fn is None else oracle.replace(penalty_fn)
 
     def group(params, evaluate, within):
         def gradient_fn(w):
-            (loss, extra), g = evaluate(w, 0)
-            return within(g), (within(loss), extra)
+            (loss, g), weight, extra = evaluate(w, 0)
+            return within(g, weight), (within(loss, weight), weight, extra)
+
+        def other_gradient_fn(w):
+            (_, g), weight, _ = evaluate(w, 0, other)
+            return within(g, weight), None
 
         if other is None:
             found = pen.hessian_product(gradient_fn, params, mode=mode, step=step, mask=mask)
-            (loss, extra), g = found.extra, found.gradient
+            (loss, weight, extra), g = found.extra, found.gradient
         else:
-            g, (loss, extra) = gradient_fn(params)
+            g, (loss, weight, extra) = gradient_fn(params)
             found = pen.hessian_product(
-                lambda w: (within(evaluate(w, 0, other)[1]), None),
-                params, mode=mode, step=step, mask=mask,
-            )  # fmt: skip
+                other_gradient_fn, params, mode=mode, step=step, mask=mask
+            )
         grads = base.combine(1.0, g, 2 * jnp.asarray(coef), trees.cast(found.product, g))
         penalised = loss + (jnp.asarray(coef) * found.value).astype(loss.dtype)
         values = {"clean": loss, "penalised": penalised, "both": (loss, penalised)}
-        return (values[value], extra), grads
+        return (values[value], grads), weight, extra
 
     return oracle.wrap(group)

@@ -139,7 +139,7 @@ def sam(
         options: dict[str, Any] = {"steps": steps, "second_order": second_order}
         if parts == 1:
             gradient = base.averaged(
-                callables.gradient_function("sam", grad_fn, value_fn), axis_name
+                callables.gradient_function("sam", grad_fn, value_fn, axis_name), axis_name
             )
             options["value_fn"] = per.gap_function("sam", diagnostics, value_fn, axis_name)
 
@@ -149,18 +149,20 @@ def sam(
             value, local = _group_losses(
                 parts, loss_fn, batch, args, grad_fn, value_fn, axis_name, diagnostics
             )
-            gradient = base.averaged(lambda w: local(w, batch, None), axis_name)
+            gradient = base.weighed(lambda w: local(w, batch, None), axis_name)
 
             def perturbed():
                 def group(index, part, within):
                     here = collectives.varying(params, axis_name)
-                    here_gradient = lambda w: within(local(w, part, index))  # noqa: E731
-                    g = trees.cast(here_gradient(here), incoming)
+                    here_gradient = lambda w: within(*local(w, part, index))  # noqa: E731
+                    own, weight = local(here, part, index)
+                    g = trees.cast(within(own, weight), incoming)
                     if diagnostics:
-                        options["value_fn"] = lambda w: within(value(w, part, index))
-                    return per.perturbed_gradient(
+                        options["value_fn"] = lambda w: within(*value(w, part, index))
+                    result = per.perturbed_gradient(
                         ascent, here_gradient, g, here, radius, **options
-                    ), None
+                    )
+                    return result, weight, None
 
                 return grp.mean_over_groups(group, batch, parts, axis_name, group_mode)[0]
 
@@ -183,8 +185,11 @@ def sam(
 
 def _group_losses(
     parts, loss_fn, batch, args, grad_fn, value_fn, axis_name, diagnostics
-) -> tuple[Any, Callable[..., Tree]]:
-    """Loss and gradient on this device's part of a group, ``(params, part, index)``."""
+) -> tuple[Any, Callable[..., tuple[Tree, Any]]]:
+    """Loss and gradient on this device's part of a group, ``(params, part, index)``.
+
+    Both come with the weight of that part.
+    """
     if loss_fn is not None:
         base.require_batch("sam(groups=...)", batch)
         mean = callables.mean_loss(loss_fn)
@@ -194,16 +199,20 @@ def _group_losses(
             a = args if index is None else prng.fold(args, index)
             return mean(params, part, *a)
 
-        return value, jax.grad(value)
+        return value, jax.grad(value, has_aux=True)
     if axis_name is None or collectives.axis_size(axis_name) != parts:
         raise ValueError(
             f"sam(groups={parts}) evaluates the loss of each group: pass loss_fn= to sam and "
             "batch= to update. grad_fn alone serves where groups is the number of devices of "
             "axis_name."
         )
-    gradient = callables.gradient_function("sam", grad_fn, value_fn)
-    loss = per.gap_function("sam", diagnostics, value_fn, None)
-    return loss and (lambda params, *_: loss(params)), lambda params, *_: gradient(params)
+    gradient = callables.gradient_function("sam", grad_fn, value_fn, axis_name)
+    per.gap_function("sam", diagnostics, value_fn, axis_name)  # raises where it is missing
+    loss = diagnostics and callables.value_function("sam", value_fn, axis_name)
+    return (
+        loss and (lambda params, *_: (loss(params), None)),
+        lambda params, *_: (gradient(params), None),
+    )
 
 
 def asam(
