@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 import flatjax.transforms as ft
+from flatjax.losses import Mean
 from tests.transforms.zoo import (
+    LENGTHS,
     Dense,
     assert_close,
     flat,
@@ -16,6 +18,10 @@ from tests.transforms.zoo import (
     model,
     network,
     per_example,
+    sequence_means,
+    sequences,
+    token_mean,
+    token_value,
 )
 
 RHO = 0.3
@@ -224,6 +230,129 @@ def test_penalty_on_another_loss(net):
     oracle = ft.penalty_value_and_grad(loss_fn, coef=0.2, penalty_fn=relabelled)
     product = dense.hessian(dense.w, other) @ dense.grad(dense.w, other)
     assert_close(jax.jit(oracle)(params, batch)[1], dense.grad(dense.w) + 0.4 * product)
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    with jax.enable_x64(True):
+        params, batch = sequences(jnp.float64)
+        yield params, batch, Dense(params, batch, lambda p, b: token_mean(p, b).value)
+
+
+def counted(batch, parts):
+    """The parts of a batch of sequences that have tokens, and their shares of all tokens."""
+    weights = np.asarray(LENGTHS).reshape(parts, -1).sum(axis=1)
+    kept = [b for b, w in zip(cut(batch, parts), weights, strict=True) if w]
+    return list(zip(kept, weights[weights > 0] / weights.sum(), strict=True))
+
+
+def cut(batch, parts):
+    return [tuple(a.reshape(parts, -1, *a.shape[1:])[k] for a in batch) for k in range(parts)]
+
+
+def whole(batch):
+    """The sequences that have tokens: the mean of the others is no number."""
+    return tuple(a[np.asarray(LENGTHS) > 0] for a in batch)
+
+
+def with_count(params, batch):
+    out = token_mean(params, batch)
+    return out, {"loss": out}
+
+
+@pytest.mark.parametrize(
+    "cuts",
+    [
+        {"accumulate": 4},
+        {"groups": 4, "group_mode": "vmap"},
+        {"groups": 4, "group_mode": "loop"},
+        {"groups": 2, "accumulate": 2},
+    ],
+    ids=str,
+)
+def test_parts_count_by_the_weights_of_their_means(tokens, cuts):
+    params, batch, dense = tokens
+    groups = cuts.get("groups", 1)
+    parts = [(whole(batch), 1.0)] if groups == 1 else counted(batch, groups)
+    if groups == 2:  # the first group without its empty sequences
+        parts[0] = tuple(a[:2] for a in parts[0][0]), parts[0][1]
+    oracle = ft.sam_value_and_grad(with_count, rho=RHO, has_aux=True, value="both", **cuts)
+    ((clean, perturbed), aux), grads = jax.jit(oracle)(params, batch)
+    assert_close(clean, dense.value(dense.w, whole(batch)))
+    assert_close(perturbed, sum(w * dense.value(sam(dense, b)[0], b) for b, w in parts))
+    assert_close(grads, sum(w * sam(dense, b)[1] for b, w in parts))
+    # Means among the auxiliary outputs are averaged by part, weights of integers, too.
+    assert float(aux["loss"].weight) == sum(LENGTHS) / (groups * cuts.get("accumulate", 1))
+
+
+@pytest.mark.parametrize("cuts", [{"accumulate": 4}, {"groups": 4}], ids=str)
+def test_penalty_over_parts_that_count_by_their_weights(tokens, cuts):
+    params, batch, dense = tokens
+    parts = counted(batch, 4) if "groups" in cuts else [(whole(batch), 1.0)]
+    gradients = [dense.grad(dense.w, b) for b, _ in parts]
+    product = sum(w * dense.hessian(dense.w, b) @ g for (b, w), g in zip(parts, gradients))  # noqa: B905
+    squared = sum(w * g @ g for (_, w), g in zip(parts, gradients))  # noqa: B905
+    value, gradient = dense.value(dense.w, whole(batch)), dense.grad(dense.w, whole(batch))
+    for other in (None, sequence_means):
+        oracle = ft.penalty_value_and_grad(
+            token_mean, coef=0.2, penalty_fn=other, value="penalised", **cuts
+        )
+        penalised, grads = jax.jit(oracle)(params, batch)
+        assert_close(grads, gradient + 0.4 * product)
+        assert_close(penalised, value + 0.2 * squared)
+
+
+def test_a_mean_without_parts_is_its_value(tokens):
+    params, batch, dense = tokens
+    g = dense.grad(dense.w, whole(batch))
+
+    # The weight is a constant, whatever it is made of.
+    def scaled(params, batch):
+        out, scale = sequence_means(params, batch), 1 + params["first"]["b"][0] ** 2
+        return Mean(out.total * jax.lax.stop_gradient(scale), out.weight * scale)
+
+    for loss in (token_mean, sequence_means, scaled):
+        value, grads = ft.sam_value_and_grad(loss, rho=0.0)(params, whole(batch))
+        assert_close(value, dense.value(dense.w, whole(batch)))
+        assert_close(grads, g)
+    # Of nothing there is no mean, in any number of parts.
+    empty = tuple(a[2:4] for a in batch)
+    for cuts in ({}, {"accumulate": 2}, {"groups": 2}):
+        value, grads = ft.sam_value_and_grad(token_mean, **cuts)(params, empty)
+        assert np.isnan(value)
+        assert np.isnan(flat(grads)).all()
+
+
+def test_accumulated_scalars_must_be_means_over_examples(tokens, net):
+    params, batch, _ = tokens
+    plain = lambda p, b: token_mean(p, b).value  # noqa: E731
+    fine = [
+        ft.sam_value_and_grad(plain),  # one part
+        ft.sam_value_and_grad(plain, accumulate=2, check=False),
+        ft.sam_value_and_grad(sequence_means, accumulate=2),
+        jax.jit(ft.sam_value_and_grad(plain, accumulate=2)),  # traced: not looked at
+    ]
+    for oracle in fine:
+        oracle(params, whole(batch))
+    refused = [
+        ft.sam_value_and_grad(plain, accumulate=2),
+        ft.penalty_value_and_grad(plain, coef=0.1, accumulate=2),
+        ft.penalty_value_and_grad(token_mean, coef=0.1, penalty_fn=plain, accumulate=2),
+    ]
+    for oracle in refused:
+        with pytest.raises(ValueError, match=r"flatjax\.Mean.*check=False"):
+            oracle(params, whole(batch))
+    # Once: the calls after the first cost nothing.
+    calls = []
+    oracle = ft.sam_value_and_grad(
+        lambda p, b: (calls.append(len(b[1])), loss_fn(p, b))[1], accumulate=2
+    )
+    counts = []
+    for _ in range(3):
+        calls.clear()
+        oracle(*net[:2])
+        counts.append(len(calls))
+    assert counts[0] > counts[1] == counts[2]
 
 
 def test_in_a_flax_train_state(net):
