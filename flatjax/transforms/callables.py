@@ -101,7 +101,8 @@ def loss_and_weight(what: str, loss: Any) -> tuple[jax.Array, Any]:
     if isinstance(loss, losses.Mean):
         total, weight = _checked_mean(what, loss)
         weight = jax.lax.stop_gradient(weight.astype(trees.compute_dtype(total.dtype)))
-        total = jnp.where(weight == 0, jnp.zeros_like(total), total)
+        rest = (weight == 0) & (weight.sum() != 0)  # examples that do not count beside others
+        total = jnp.where(rest, jnp.zeros_like(total), total)
         return losses.Mean(total, weight).value, weight.sum()
     loss = jnp.asarray(loss)
     if loss.ndim > 1:

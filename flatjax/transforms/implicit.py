@@ -44,8 +44,8 @@ def implicit_gradient_regularization(
 
     Args:
       learning_rate: $h$, a number or a schedule: the learning rate whose regulariser is added.
-      loss_fn: ``loss_fn(params, batch, *args)``, for ``"halves"``: mean or per-example losses;
-        ``update`` then takes ``batch`` (and ``args``).
+      loss_fn: ``loss_fn(params, batch, *args)``, for ``"halves"``: mean or per-example losses, or a
+        [`Mean`][]; ``update`` then takes ``batch`` (and ``args``).
       estimator: ``"batch"`` or ``"halves"``.
       every: steps between evaluations, see [`gradient_penalty`][]; so for the rest.
       mode: ``"linearize"``, ``"forward"`` or ``"central"``.
@@ -175,7 +175,8 @@ def stochastic_implicit_gradient_regularization(
 
     Args:
       learning_rate: $h$, a number or a schedule.
-      loss_fn: ``loss_fn(params, batch, *args)``: mean or per-example losses.
+      loss_fn: ``loss_fn(params, batch, *args)``: mean or per-example losses, or a [`Mean`][], by
+        whose weights the micro-batches then count.
       micro_batches: m, the number of contiguous, equal parts of the *global* batch.
       every: steps between evaluations, see [`gradient_penalty`][]; so for the rest.
       mode: ``"linearize"``, ``"forward"`` or ``"central"``.

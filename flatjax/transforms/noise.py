@@ -69,8 +69,8 @@ def gradient_noise(
       scale: $s$, a number or a schedule.
       covariance: as above.
       loss_fn: ``loss_fn(params, batch, *args)``, for ``"gradient"`` and ``"diagonal"``: per-example
-        losses, or a mean loss, then called on batches of one. ``update`` takes ``batch`` (and
-        ``args``).
+        losses, or a mean loss, then called on batches of one; or a [`Mean`][], with weighted means
+        in place of those over i. ``update`` takes ``batch`` (and ``args``).
       chunk_size: per-example gradients at once, for ``"diagonal"``.
       seed: of the noise; the key lives in the state.
       axis_name: inside ``shard_map`` or ``pmap``, the axes of the batch.
@@ -142,14 +142,14 @@ def _from_gradients(key, loss_fn, params, batch, args, chunk_size, axis_name):
     index = collectives.example_index(n, axis_name)
     z = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i)))(index)
     here = collectives.varying(params, axis_name)
-    weights, batch = _counted(loss_fn, here, batch, args)
-    if weights is None:
-        weights = jnp.ones((n,), z.dtype)
-    root = jnp.sqrt(weights.astype(z.dtype))
-    total = collectives.total(weights.sum(), axis_name).astype(z.dtype)
+    given, batch = _counted(loss_fn, here, batch, args)
+    weights = jnp.ones((n,), z.dtype) if given is None else given.astype(z.dtype)
+    root, total = jnp.sqrt(weights), collectives.total(weights.sum(), axis_name)
     z = root * (z - root * (collectives.total((root * z).sum(), axis_name) / total))
     values, pull = jax.vjp(lambda w: _terms(loss_fn, w, batch, args)[0], here)
     (noise,) = pull((z / jnp.sqrt(total)).astype(values.dtype))
+    if given is not None:  # a device without an example that counts adds nothing
+        noise = weighting.where_any(given, noise)
     return collectives.total(noise, axis_name)
 
 

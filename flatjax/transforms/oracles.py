@@ -59,8 +59,9 @@ def sam_value_and_grad(
     ``groups`` gradients; with ``accumulate=k`` that of a k-th of the batch.
 
     Args:
-      loss_fn: ``loss_fn(params, batch, *args)``: a scalar or per-example losses; with ``has_aux`` a
-        pair of that and anything.
+      loss_fn: ``loss_fn(params, batch, *args)``: the mean over the examples, per-example losses or a
+        [`Mean`][]; with ``has_aux`` a pair of that and anything. Groups, micro-batches and devices
+        count by the weights of their ``Mean``, else equally; one of weight zero does not count.
       rho: the radius. A traced scalar is welcome: build the oracle inside the step and evaluate the
         schedule there.
       p: the norm of the ball, see [`sam`][]; so for the next six.
@@ -90,13 +91,18 @@ def sam_value_and_grad(
         per-example outputs (local to the device; not with ``accumulate``).
       axis_name: inside ``shard_map`` or ``pmap``: the batch is this device's shard; value and
         gradient are the means over all devices, the perturbation is global unless ``groups`` > 1.
+      check: with ``accumulate``, at the first call, if it is eager: evaluate a scalar loss on a few
+        examples and on their halves, and raise unless it is the mean over them. ``False`` for a
+        loss that is stochastic (dropout: the halves draw other numbers) or uses batch statistics.
+        A jitted call is not looked at.
 
     Returns:
       A function with the arguments of ``loss_fn`` that returns ``(value, grads)``, or
       ``((value, aux), grads)`` with ``has_aux``.
 
     Raises:
-      ValueError: for ``rho`` < 0, ``p`` < 1, an unknown option, or a batch that is not divisible.
+      ValueError: for ``rho`` < 0, ``p`` < 1, an unknown option, a batch that is not divisible, or an
+        accumulated scalar that is no mean over the examples.
 
     Example:
       >>> import flatjax, jax.numpy as jnp
@@ -174,7 +180,8 @@ def penalty_value_and_grad(
 
     The gradient is $g + 2 \lambda H g$, with $g$ the *mean* gradient of the batch (for the sum of
     per-example squared norms set ``groups`` to the batch size). With ``groups`` = m the penalty is
-    $(\lambda / m) \sum_k \lVert \nabla L_k \rVert^2$: with $\lambda = h / 4$ the implicit
+    $(\lambda / m) \sum_k \lVert \nabla L_k \rVert^2$ (by the weights of the groups where ``loss_fn``
+    returns a [`Mean`][]): with $\lambda = h / 4$ the implicit
     regulariser of SGD with step $h$ over m micro-batches (Smith et al. 2021), and with
     ``groups=1`` that of
     gradient descent (Barrett & Dherin 2021).
@@ -183,8 +190,9 @@ def penalty_value_and_grad(
     (``"central"``); with ``penalty_fn`` one gradient more.
 
     Args:
-      loss_fn: ``loss_fn(params, batch, *args)``: a scalar or per-example losses; with ``has_aux`` a
-        pair of that and anything.
+      loss_fn: ``loss_fn(params, batch, *args)``: the mean over the examples, per-example losses or a
+        [`Mean`][]; with ``has_aux`` a pair of that and anything. Groups, micro-batches and devices
+        count by the weights of their ``Mean``, else equally; one of weight zero does not count.
       coef: the coefficient of the *squared* norm.
       penalty_fn: a loss of the same arguments whose gradient is penalised in place of ``loss_fn``'s
         (other labels, for instance).
@@ -200,14 +208,15 @@ def penalty_value_and_grad(
       accumulate: micro-batches a gradient.
       aux_reduction: ``"mean"`` or ``"concatenate"``.
       axis_name: inside ``shard_map`` or ``pmap``, the axes of the batch.
+      check: look once that an accumulated scalar loss is a mean over examples.
 
     Returns:
       A function with the arguments of ``loss_fn`` that returns ``(value, grads)``, or
       ``((value, aux), grads)`` with ``has_aux``.
 
     Raises:
-      ValueError: for a ``coef`` that is not finite, an unknown option, or a batch that is not
-        divisible.
+      ValueError: for a ``coef`` that is not finite, an unknown option, a batch that is not
+        divisible, or an accumulated scalar that is no mean over the examples.
 
     Example:
       >>> import flatjax, jax.numpy as jnp
@@ -241,9 +250,7 @@ def penalty_value_and_grad(
             (loss, weight, extra), g = found.extra, found.gradient
         else:
             g, (loss, weight, extra) = gradient_fn(params)
-            found = pen.hessian_product(
-                other_gradient_fn, params, mode=mode, step=step, mask=mask
-            )
+            found = pen.hessian_product(other_gradient_fn, params, mode=mode, step=step, mask=mask)
         grads = base.combine(1.0, g, 2 * jnp.asarray(coef), trees.cast(found.product, g))
         penalised = loss + (jnp.asarray(coef) * found.value).astype(loss.dtype)
         values = {"clean": loss, "penalised": penalised, "both": (loss, penalised)}

@@ -88,12 +88,15 @@ def sam(
       groups: m-sharpness: cut the global batch into this many groups, each with a perturbation of
         its own, whatever the number of devices. Needs ``loss_fn`` here and ``batch`` (and ``args``)
         in ``update``, unless ``groups`` is the number of devices of ``axis_name``.
-      loss_fn: ``loss_fn(params, batch, *args)``, for ``groups``: the mean or per-example losses.
-        Typed keys among ``args`` are folded with the group's index.
+      loss_fn: ``loss_fn(params, batch, *args)``, for ``groups``: the mean, per-example losses or a
+        [`Mean`][], by whose weights the groups then count. Typed keys among ``args`` are folded
+        with the group's index.
       group_mode: ``"vmap"``: all groups at once; ``"loop"``: the memory of one group at a time;
         ``"auto"``: a loop on a single CPU device, else all at once.
       axis_name: inside ``shard_map`` or ``pmap``: the incoming gradient, ``grad_fn`` and ``batch``
-        are those of this device, the outgoing update is the mean over all.
+        are those of this device, the outgoing update is the mean over all. Gradients that you take
+        (the incoming one, ``grad_fn``) are averaged over devices equally: where their losses have
+        other weights, use ``groups`` with ``loss_fn``, or [`sam_value_and_grad`][].
       diagnostics: keep [`SharpnessMetrics`][] in the state; needs ``value_fn`` in ``update``, for
         two forward passes.
       check: at the first call, if it is eager, spend one more gradient to compare the incoming

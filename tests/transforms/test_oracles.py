@@ -21,7 +21,6 @@ from tests.transforms.zoo import (
     sequence_means,
     sequences,
     token_mean,
-    token_value,
 )
 
 RHO = 0.3
@@ -304,54 +303,56 @@ def test_penalty_over_parts_that_count_by_their_weights(tokens, cuts):
 
 def test_a_mean_without_parts_is_its_value(tokens):
     params, batch, dense = tokens
-    g = dense.grad(dense.w, whole(batch))
 
     # The weight is a constant, whatever it is made of.
     def scaled(params, batch):
         out, scale = sequence_means(params, batch), 1 + params["first"]["b"][0] ** 2
         return Mean(out.total * jax.lax.stop_gradient(scale), out.weight * scale)
 
-    for loss in (token_mean, sequence_means, scaled):
-        value, grads = ft.sam_value_and_grad(loss, rho=0.0)(params, whole(batch))
-        assert_close(value, dense.value(dense.w, whole(batch)))
-        assert_close(grads, g)
-    # Of nothing there is no mean, in any number of parts.
-    empty = tuple(a[2:4] for a in batch)
-    for cuts in ({}, {"accumulate": 2}, {"groups": 2}):
-        value, grads = ft.sam_value_and_grad(token_mean, **cuts)(params, empty)
-        assert np.isnan(value)
-        assert np.isnan(flat(grads)).all()
+    value, grads = jax.jit(ft.sam_value_and_grad(scaled, rho=0.0))(params, whole(batch))
+    assert_close(value, dense.value(dense.w, whole(batch)))
+    assert_close(grads, dense.grad(dense.w, whole(batch)))
 
 
-def test_accumulated_scalars_must_be_means_over_examples(tokens, net):
-    params, batch, _ = tokens
-    plain = lambda p, b: token_mean(p, b).value  # noqa: E731
-    fine = [
+@pytest.mark.parametrize("cuts", [{}, {"accumulate": 2}, {"groups": 2}], ids=str)
+def test_of_nothing_there_is_no_mean(cuts):
+    loss = lambda w, b: Mean((b * w**2).sum(), b.sum())  # noqa: E731
+    value, grads = jax.jit(ft.sam_value_and_grad(loss, **cuts))(jnp.ones(()), jnp.zeros(4))
+    assert np.isnan(value)
+    assert np.isnan(grads)
+
+
+def test_accumulated_scalars_must_be_means_over_examples():
+    def total(w, batch):
+        x, mask = batch
+        return Mean((mask * (x - w) ** 2).sum(), mask.sum())
+
+    plain = lambda w, batch: total(w, batch).value  # noqa: E731
+    over_examples = lambda w, batch: jnp.mean((batch[0] - w) ** 2)  # noqa: E731
+    stateful = lambda w, batch: (plain(w, batch), batch[1])  # noqa: E731
+    w, batch = jnp.float32(0.5), (jnp.arange(4.0), jnp.array([1.0, 0.0, 1.0, 1.0]))
+    for fine in (
         ft.sam_value_and_grad(plain),  # one part
         ft.sam_value_and_grad(plain, accumulate=2, check=False),
-        ft.sam_value_and_grad(sequence_means, accumulate=2),
+        ft.sam_value_and_grad(total, accumulate=2),
+        ft.sam_value_and_grad(lambda w, b: (b[0] - w) ** 2, accumulate=2),
+        ft.penalty_value_and_grad(plain, coef=0.1, accumulate=2, check=False),
         jax.jit(ft.sam_value_and_grad(plain, accumulate=2)),  # traced: not looked at
-    ]
-    for oracle in fine:
-        oracle(params, whole(batch))
-    refused = [
+    ):
+        fine(w, batch)
+    for refused in (
         ft.sam_value_and_grad(plain, accumulate=2),
+        ft.sam_value_and_grad(stateful, accumulate=2, has_aux=True),
         ft.penalty_value_and_grad(plain, coef=0.1, accumulate=2),
-        ft.penalty_value_and_grad(token_mean, coef=0.1, penalty_fn=plain, accumulate=2),
-    ]
-    for oracle in refused:
+        ft.penalty_value_and_grad(total, coef=0.1, penalty_fn=plain, accumulate=2),
+    ):
         with pytest.raises(ValueError, match=r"flatjax\.Mean.*check=False"):
-            oracle(params, whole(batch))
-    # Once: the calls after the first cost nothing.
+            refused(w, batch)
+    # Looked at once.
     calls = []
-    oracle = ft.sam_value_and_grad(
-        lambda p, b: (calls.append(len(b[1])), loss_fn(p, b))[1], accumulate=2
-    )
-    counts = []
-    for _ in range(3):
-        calls.clear()
-        oracle(*net[:2])
-        counts.append(len(calls))
+    counting = lambda w, batch: (calls.append(1), over_examples(w, batch))[1]  # noqa: E731
+    oracle = ft.sam_value_and_grad(counting, accumulate=2)
+    counts = [(calls.clear(), oracle(w, batch), len(calls))[2] for _ in range(3)]
     assert counts[0] > counts[1] == counts[2]
 
 

@@ -137,9 +137,7 @@ def test_regularisers_of_a_loss_with_weights(x64):
     def along(b, v):
         return dense.hessian(dense.w, b) @ v
 
-    isgr = ft.stochastic_implicit_gradient_regularization(
-        0.4, loss_fn=token_mean, micro_batches=4
-    )
+    isgr = ft.stochastic_implicit_gradient_regularization(0.4, loss_fn=token_mean, micro_batches=4)
     parts = [(rows(0, 2), 4), (rows(4, 6), 6), (rows(6, 8), 4)]
     expected = sum(w / 14 * along(b, dense.grad(dense.w, b)) for b, w in parts)
     assert_close(product(isgr, batch), 0.2 * expected)

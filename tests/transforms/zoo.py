@@ -73,11 +73,6 @@ def token_mean(params, batch):
     return losses.Mean(rows.total.sum(), rows.weight.sum())
 
 
-def token_value(params, batch):
-    """The same as a plain scalar, of those sequences that have tokens: for references."""
-    return token_mean(params, [a[np.asarray(LENGTHS) > 0] for a in batch]).value
-
-
 class Dense:
     """The network as a function of one float64 vector, with its dense derivatives in NumPy."""
 
