@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from flatjax import collectives, losses, trees
+from flatjax.operators import weights as weighting
 from flatjax.transforms import prng
 
 Tree = Any
@@ -82,7 +83,29 @@ def value_function(
 def mean_loss(loss_fn: Callable[..., Any]) -> Callable[..., tuple[jax.Array, Any]]:
     """``loss_fn(params, ...)`` as a mean and its weight, see [`loss_and_weight`][]."""
     called = explained("loss_fn", prng.cloning(loss_fn))
-    return lambda *args, **kwargs: loss_and_weight("loss_fn", called(*args, **kwargs))
+
+    def mean(params, batch, *args):
+        loss = called(params, batch, *args)
+        counted = counted_rows(loss, batch)
+        if counted is not None:
+            loss = losses.Mean(called(params, counted, *args).total, loss.weight)
+        return loss_and_weight("loss_fn", loss)
+
+    return mean
+
+
+def counted_rows(loss: Any, batch: Tree) -> Tree | None:
+    """The batch for a second call, where ``loss`` is a ``Mean`` of rows, else ``None``.
+
+    Copies stand in the places of the examples of weight zero, whose derivative may be no number.
+    Of the first call a compiled program keeps the weights alone.
+    """
+    if not isinstance(loss, losses.Mean) or jnp.ndim(loss.weight) != 1:
+        return None
+    leaves, weight = jax.tree.leaves(batch), jnp.asarray(loss.weight)
+    if any(jnp.shape(a)[:1] != weight.shape for a in leaves) or collectives.explicit_axes(batch):
+        return None
+    return weighting.replaced(batch, jax.lax.stop_gradient(weight) != 0)
 
 
 def loss_and_weight(what: str, loss: Any) -> tuple[jax.Array, Any]:

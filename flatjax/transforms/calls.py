@@ -54,6 +54,10 @@ class Calls:
 
         def mean(params, rest, kwargs):
             loss, extra = loss_and_aux(params, rest, kwargs)
+            counted = self.counted_rows(loss, rest)
+            if counted is not None:
+                again, extra = loss_and_aux(params, counted, kwargs)
+                loss = losses.Mean(again.total, loss.weight)
             value, weight = callables.loss_and_weight("loss_fn", loss)
             return value, (weight, extra)
 
@@ -104,6 +108,7 @@ class Calls:
         """
         k = self.accumulate
         batches, others = self.partition(rest)
+        base.check_not_explicit("accumulate", batches)
         parts = grp.split(batches, k, "accumulate")
 
         def at(i):
@@ -150,8 +155,17 @@ class Calls:
                     "by position."
                 )
         batches = [a for i, a in enumerate(rest) if i in places]
-        base.check_not_explicit("groups or accumulate", batches)
         return batches, [None if i in places else a for i, a in enumerate(rest)]
+
+    def counted_rows(self, loss, rest):
+        """The arguments without the examples of weight zero, see ``callables.counted_rows``."""
+        if not isinstance(loss, losses.Mean) or self.params_places() & set(self.batch_argnums):
+            return None
+        if any(place >= len(rest) for place in self.batch_places()):
+            return None
+        batches, others = self.partition(rest)
+        counted = callables.counted_rows(loss, batches)
+        return None if counted is None else self.restore(counted, others)
 
     def restore(self, batches, others):
         """The inverse of ``partition``."""
@@ -160,10 +174,14 @@ class Calls:
 
     def batch_places(self):
         """``batch_argnums`` counted without the params."""
-        params = {self.argnums} if isinstance(self.argnums, int) else set(self.argnums)
+        params = self.params_places()
         if params & set(self.batch_argnums):
             raise ValueError("argnums and batch_argnums must not share an argument.")
         return {b - sum(a < b for a in params) for b in self.batch_argnums}
+
+    def params_places(self):
+        """The arguments that hold the params."""
+        return {self.argnums} if isinstance(self.argnums, int) else set(self.argnums)
 
     def wrap(self, group):
         """The function the user calls."""
@@ -188,6 +206,7 @@ class Calls:
             batches, others, here = [], rest, params
         else:
             batches, others = self.partition(rest)
+            base.check_not_explicit("groups", batches)
             here = collectives.varying(params, self.axis_name)
 
         def one(index, part, within):

@@ -59,9 +59,10 @@ def sam_value_and_grad(
     ``groups`` gradients; with ``accumulate=k`` that of a k-th of the batch.
 
     Args:
-      loss_fn: ``loss_fn(params, batch, *args)``: the mean over the examples, per-example losses or a
-        [`Mean`][]; with ``has_aux`` a pair of that and anything. Groups, micro-batches and devices
-        count by the weights of their ``Mean``, else equally; one of weight zero does not count.
+      loss_fn: ``loss_fn(params, batch, *args)``: the mean over the examples, per-example losses or
+        a [`Mean`][]; with ``has_aux`` a pair of that and anything. Groups, micro-batches and
+        devices count by the weights of their ``Mean``, else equally; one of weight zero does not
+        count.
       rho: the radius. A traced scalar is welcome: build the oracle inside the step and evaluate the
         schedule there.
       p: the norm of the ball, see [`sam`][]; so for the next six.
@@ -101,8 +102,8 @@ def sam_value_and_grad(
       ``((value, aux), grads)`` with ``has_aux``.
 
     Raises:
-      ValueError: for ``rho`` < 0, ``p`` < 1, an unknown option, a batch that is not divisible, or an
-        accumulated scalar that is no mean over the examples.
+      ValueError: for ``rho`` < 0, ``p`` < 1, an unknown option, a batch that is not divisible, or
+        an accumulated scalar that is no mean over the examples.
 
     Example:
       >>> import flatjax, jax.numpy as jnp
@@ -180,19 +181,18 @@ def penalty_value_and_grad(
 
     The gradient is $g + 2 \lambda H g$, with $g$ the *mean* gradient of the batch (for the sum of
     per-example squared norms set ``groups`` to the batch size). With ``groups`` = m the penalty is
-    $(\lambda / m) \sum_k \lVert \nabla L_k \rVert^2$ (by the weights of the groups where ``loss_fn``
-    returns a [`Mean`][]): with $\lambda = h / 4$ the implicit
-    regulariser of SGD with step $h$ over m micro-batches (Smith et al. 2021), and with
-    ``groups=1`` that of
-    gradient descent (Barrett & Dherin 2021).
+    $(\lambda / m) \sum_k \lVert \nabla L_k \rVert^2$ (for a [`Mean`][] the weighted mean): with
+    $\lambda = h / 4$ the implicit regulariser of SGD with step $h$ over m micro-batches (Smith et
+    al. 2021), and with ``groups=1`` that of gradient descent (Barrett & Dherin 2021).
 
     Cost: 3 gradients and the memory of the residuals (``"linearize"``), 2 (``"forward"``), 3
     (``"central"``); with ``penalty_fn`` one gradient more.
 
     Args:
-      loss_fn: ``loss_fn(params, batch, *args)``: the mean over the examples, per-example losses or a
-        [`Mean`][]; with ``has_aux`` a pair of that and anything. Groups, micro-batches and devices
-        count by the weights of their ``Mean``, else equally; one of weight zero does not count.
+      loss_fn: ``loss_fn(params, batch, *args)``: the mean over the examples, per-example losses or
+        a [`Mean`][]; with ``has_aux`` a pair of that and anything. Groups, micro-batches and
+        devices count by the weights of their ``Mean``, else equally; one of weight zero does not
+        count.
       coef: the coefficient of the *squared* norm.
       penalty_fn: a loss of the same arguments whose gradient is penalised in place of ``loss_fn``'s
         (other labels, for instance).

@@ -312,6 +312,22 @@ def test_a_mean_without_parts_is_its_value(tokens):
     value, grads = jax.jit(ft.sam_value_and_grad(scaled, rho=0.0))(params, whole(batch))
     assert_close(value, dense.value(dense.w, whole(batch)))
     assert_close(grads, dense.grad(dense.w, whole(batch)))
+    # Where no batch is cut or looked at, batch_argnums need not name it.
+    swapped = ft.sam_value_and_grad(lambda b, p: sequence_means(p, b), rho=0.0, argnums=1)
+    assert_close(jax.jit(swapped)(whole(batch), params), (value, grads))
+
+
+def test_rows_of_weight_zero_are_not_seen_by_the_model(tokens):
+    # Two of the rows are no numbers, beside others in one part. (batch_argnums must name the batch.)
+    params, batch, dense = tokens
+    keyed = lambda b, p: sequence_means(p, b)  # noqa: E731
+    for oracle, args in (
+        (ft.sam_value_and_grad(sequence_means, rho=RHO), (params, batch)),
+        (ft.sam_value_and_grad(keyed, rho=RHO, argnums=1, batch_argnums=0), (batch, params)),
+    ):
+        value, grads = jax.jit(oracle)(*args)
+        assert_close(value, dense.value(dense.w, whole(batch)))
+        assert_close(grads, sam(dense, whole(batch))[1])
 
 
 @pytest.mark.parametrize("cuts", [{}, {"accumulate": 2}, {"groups": 2}], ids=str)

@@ -19,6 +19,7 @@ from tests.transforms.zoo import (
     network,
     one_update,
     per_example,
+    sequence_means,
     sequences,
     token_mean,
 )
@@ -146,6 +147,11 @@ def test_regularisers_of_a_loss_with_weights(x64):
     a, b = rows(4, 6), rows(6, 8)
     expected = along(a, dense.grad(dense.w, b)) + along(b, dense.grad(dense.w, a))
     assert_close(product(igr, rows(4, 8)), 0.1 * expected)
+    # Examples of weight zero are not seen by the model.
+    rowwise = ft.implicit_gradient_regularization(0.4, loss_fn=sequence_means, estimator="halves")
+    a, b = rows(0, 2), rows(4, 8)
+    expected = along(a, dense.grad(dense.w, b)) + along(b, dense.grad(dense.w, a))
+    assert_close(product(rowwise, batch), 0.1 * expected)
     # With nothing in a half there is nothing to penalise.
     assert not flat(product(igr, rows(2, 6))).any()
 
