@@ -318,7 +318,7 @@ def test_a_mean_without_parts_is_its_value(tokens):
 
 
 def test_rows_of_weight_zero_are_not_seen_by_the_model(tokens):
-    # Two of the rows are no numbers, beside others in one part. (batch_argnums must name the batch.)
+    # Two of the rows are no numbers, beside others in one part.
     params, batch, dense = tokens
     keyed = lambda b, p: sequence_means(p, b)  # noqa: E731
     for oracle, args in (
