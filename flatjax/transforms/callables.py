@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from flatjax import losses
+from flatjax import collectives, losses, trees
+from flatjax.operators import weights as weighting
 from flatjax.transforms import prng
 
 Tree = Any
@@ -27,14 +28,17 @@ _PARTITION = (
 
 
 def gradient_function(
-    name: str, grad_fn: Gradient | None, value_fn: Callable[[Tree], jax.Array] | None
+    name: str,
+    grad_fn: Gradient | None,
+    value_fn: Callable[[Tree], Any] | None,
+    axis_name: collectives.AxisName = None,
 ) -> Gradient:
     """``grad_fn``, or the gradient of ``value_fn``, checked."""
     if grad_fn is not None:
         called = explained(f"{name}: grad_fn", grad_fn)
         return lambda params: check_gradient(f"{name}: grad_fn returned", called(params), params)
     if value_fn is not None:
-        return jax.grad(value_function(name, value_fn))
+        return jax.grad(value_function(name, value_fn, axis_name))
     raise ValueError(
         f"{name} evaluates gradients of its own: call update(updates, state, params, "
         "grad_fn=lambda p: jax.grad(loss_fn)(p, batch)), or pass value_fn=, the loss as a "
@@ -44,12 +48,27 @@ def gradient_function(
     )
 
 
-def value_function(name: str, value_fn: Callable[[Tree], Any]) -> Callable[[Tree], jax.Array]:
-    """``value_fn``, which has to return a scalar."""
+def value_function(
+    name: str, value_fn: Callable[[Tree], Any], axis_name: collectives.AxisName = None
+) -> Callable[[Tree], jax.Array]:
+    """``value_fn``, which has to return a scalar or a ``Mean``.
+
+    Over the devices of ``axis_name`` it is averaged equally, beside an incoming gradient that the
+    caller took, so that a ``Mean`` would lose its weight there.
+    """
     called = explained(f"{name}: value_fn", value_fn)
 
     def value(params):
         loss = called(params)
+        if isinstance(loss, losses.Mean):
+            if axis_name is not None:
+                raise ValueError(
+                    f"{name}: value_fn returned a flatjax.Mean, but with axis_name= the devices' "
+                    "losses and gradients are averaged equally, whatever their weights. Use the "
+                    "oracles sam_value_and_grad or penalty_value_and_grad, which weigh the "
+                    "devices; or, where all weights are equal, return its .value."
+                )
+            return loss_and_weight(f"{name}: value_fn", loss)[0]
         _check_loss(f"{name}: value_fn", loss)
         if jnp.shape(loss) != ():
             raise ValueError(
@@ -61,21 +80,76 @@ def value_function(name: str, value_fn: Callable[[Tree], Any]) -> Callable[[Tree
     return value
 
 
-def mean_loss(loss_fn: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """``loss_fn(params, ...)`` as a scalar: the mean where it returns per-example losses."""
+def mean_loss(loss_fn: Callable[..., Any]) -> Callable[..., tuple[jax.Array, Any]]:
+    """``loss_fn(params, ...)`` as a mean and its weight, see [`loss_and_weight`][]."""
     called = explained("loss_fn", prng.cloning(loss_fn))
-    return lambda *args, **kwargs: scalar_loss(called(*args, **kwargs))
+
+    def mean(params, batch, *args):
+        loss = called(params, batch, *args)
+        counted = counted_rows(loss, batch)
+        if counted is not None:
+            loss = losses.Mean(called(params, counted, *args).total, loss.weight)
+        return loss_and_weight("loss_fn", loss)
+
+    return mean
 
 
-def scalar_loss(loss: Any) -> jax.Array:
-    """What a ``loss_fn`` returned, as a scalar."""
-    _check_loss("loss_fn", loss)
+def counted_rows(loss: Any, batch: Tree) -> Tree | None:
+    """The batch for a second call, where ``loss`` is a ``Mean`` of rows, else ``None``.
+
+    Copies stand in the places of the examples of weight zero, whose derivative may be no number.
+    Of the first call a compiled program keeps the weights alone.
+    """
+    if not isinstance(loss, losses.Mean) or jnp.ndim(loss.weight) != 1:
+        return None
+    leaves, weight = jax.tree.leaves(batch), jnp.asarray(loss.weight)
+    if any(jnp.shape(a)[:1] != weight.shape for a in leaves) or collectives.explicit_axes(batch):
+        return None
+    return weighting.replaced(batch, jax.lax.stop_gradient(weight) != 0)
+
+
+def loss_and_weight(what: str, loss: Any) -> tuple[jax.Array, Any]:
+    """What a loss function returned, as a mean and by what it counts among those of other parts.
+
+    Args:
+      what: the function, for messages.
+      loss: a scalar, one loss an example, or a ``Mean``.
+
+    Returns:
+      The mean, a scalar, and its weight: that of a ``Mean``, a constant of any derivative in at
+      least float32, or ``None`` for a mean over examples, of which all parts have as many. The
+      mean of weight zero is no number.
+    """
+    _check_loss(what, loss)
+    if isinstance(loss, losses.Mean):
+        total, weight = _checked_mean(what, loss)
+        weight = jax.lax.stop_gradient(weight.astype(trees.compute_dtype(total.dtype)))
+        rest = (weight == 0) & (weight.sum() != 0)  # examples that do not count beside others
+        total = jnp.where(rest, jnp.zeros_like(total), total)
+        return losses.Mean(total, weight).value, weight.sum()
     loss = jnp.asarray(loss)
     if loss.ndim > 1:
         raise ValueError(
-            f"loss_fn must return a scalar or one loss per example, shape (n,), got {loss.shape}."
+            f"{what} must return a scalar or one loss per example, shape (n,), got {loss.shape}."
         )
-    return loss.mean()
+    return loss.mean(), None
+
+
+def _checked_mean(what, mean):
+    total, weight = jnp.asarray(mean.total), jnp.asarray(mean.weight)
+    if not jnp.issubdtype(total.dtype, jnp.floating):
+        raise TypeError(
+            f"{what} returned a flatjax.Mean with a total of dtype {total.dtype}: it must be real "
+            "and floating."
+        )
+    if jnp.issubdtype(weight.dtype, jnp.complexfloating):
+        raise TypeError(f"{what} returned a flatjax.Mean with a weight of dtype {weight.dtype}.")
+    if total.shape != weight.shape or total.ndim > 1:
+        raise ValueError(
+            f"{what} returned a flatjax.Mean with a total of shape {total.shape} and a weight of "
+            f"{weight.shape}: both must be scalars, or have one entry per example, shape (n,)."
+        )
+    return total, weight
 
 
 def _check_loss(what, loss):
@@ -91,13 +165,29 @@ def _check_loss(what, loss):
 
 
 def loss_and_aux(out: Any) -> tuple[Any, Any]:
-    """What a ``loss_fn`` with ``has_aux=True`` returned."""
+    """What a ``loss_fn`` with ``has_aux=True`` returned.
+
+    The weights of every ``Mean`` in the aux are floating: averaged over parts like its totals, they
+    leave its ``value`` right, which integers, expected to agree, would not.
+    """
     if isinstance(out, tuple | list) and len(out) == 2:
-        return out[0], out[1]
+        return out[0], jax.tree.map(_with_floating_weight, out[1], is_leaf=_is_mean)
     raise TypeError(
         "has_aux=True, but loss_fn did not return a pair (loss, aux): return both, or leave out "
         "has_aux."
     )
+
+
+def _is_mean(a):
+    return isinstance(a, losses.Mean)
+
+
+def _with_floating_weight(a):
+    if not _is_mean(a):
+        return a
+    total = jnp.asarray(a.total)
+    dtype = trees.compute_dtype(total.dtype)
+    return losses.Mean(total.astype(dtype), jnp.asarray(a.weight).astype(dtype))
 
 
 def model_function(

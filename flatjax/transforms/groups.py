@@ -73,7 +73,7 @@ def map_groups(fn: Callable[..., Tree], tree: Tree, parts: int, mode: GroupMode)
 
 
 def mean_over_groups(
-    fn: Callable[[jax.Array, Tree, Callable[[Tree], Tree]], tuple[Tree, Tree]],
+    fn: Callable[[jax.Array, Tree, Callable[..., Tree]], tuple[Tree, Any, Tree]],
     batch: Tree,
     groups: int,
     axis_name: collectives.AxisName,
@@ -82,9 +82,10 @@ def mean_over_groups(
     """The mean over all groups of ``fn``, on every device.
 
     Args:
-      fn: ``fn(index, batch_part, within) -> (tree, extra)``: the global index of the group, this
-        device's part of its examples, and a function that averages a tree over the devices that
-        share the group. ``tree`` must be such an average: ``within`` applied to what is local.
+      fn: ``fn(index, batch_part, within) -> (tree, weight, extra)``: the global index of the group,
+        this device's part of its examples, and a function ``within(tree, weight)`` that averages
+        over the devices that share the group. ``tree`` must be such an average: ``within`` applied
+        to what is local. ``weight`` is that of the local part, ``None`` where all count equally.
       batch: this device's examples.
       groups: the number of groups of the global batch.
       axis_name: the mesh axes the batch is split over, or ``None``.
@@ -98,34 +99,39 @@ def mean_over_groups(
       ValueError: if the groups do not divide the batch, or fit the devices.
     """
     if groups == 1:
-        tree, extra = fn(jnp.asarray(0), batch, lambda t: base.average(t, axis_name))
+        tree, _, extra = fn(jnp.asarray(0), batch, lambda t, w: base.average(t, axis_name, w))
         return tree, extra, False
     devices = collectives.axis_size(axis_name)
     if groups % devices == 0 and groups > devices:
         local = groups // devices
         first = 0 if axis_name is None else local * device_index(axis_name)
-        stacked, extra = map_groups(
-            lambda i, part: fn(first + i, part, lambda t: t), split(batch, local), local, mode
+        stacked, weights, extra = map_groups(
+            lambda i, part: fn(first + i, part, lambda t, _: t), split(batch, local), local, mode
         )
-        mean = jax.tree.map(lambda a: a.mean(axis=0).astype(a.dtype), stacked)
-        return base.average(mean, axis_name), extra, True
+        weight = None if weights is None else weights.sum()
+        mean = base.mean_of_stacked(stacked, weights)
+        return base.average(mean, axis_name, weight), extra, True
     if groups == devices:
-        tree, extra = fn(device_index(axis_name), batch, lambda t: t)
-        return base.average(tree, axis_name), extra, False
+        tree, weight, extra = fn(device_index(axis_name), batch, lambda t, _: t)
+        return base.average(tree, axis_name, weight), extra, False
     if devices % groups == 0:
         span = devices // groups
         index = device_index(axis_name) // span
 
-        def within(tree):
+        def total(a):
             # Sub-groups of an axis have no collective under shard_map, hence one slot a group.
-            def leaf(a):
-                slots = jnp.zeros((groups, *a.shape), a.dtype).at[index].set(a)
-                return collectives.total(slots, axis_name)[index] / jnp.asarray(span, a.dtype)
+            a = collectives.varying(a, axis_name)
+            slots = jnp.zeros((groups, *a.shape), a.dtype).at[index].set(a)
+            return collectives.total(slots, axis_name)[index]
 
-            return jax.tree.map(leaf, collectives.varying(tree, axis_name))
+        def within(tree, weight):
+            if weight is None:
+                return jax.tree.map(lambda a: total(a) / jnp.asarray(span, a.dtype), tree)
+            return jax.tree.map(total, base.shares(tree, weight, total(weight)))
 
-        tree, extra = fn(index, batch, within)
-        return base.average(tree, axis_name), extra, False
+        # Each of the devices brings its part of the weight of their group.
+        tree, weight, extra = fn(index, batch, within)
+        return base.average(tree, axis_name, weight), extra, False
     raise ValueError(
         f"groups={groups} and {devices} devices must divide one another, so that a device holds "
         "whole groups or a group spans whole devices."

@@ -44,8 +44,8 @@ def implicit_gradient_regularization(
 
     Args:
       learning_rate: $h$, a number or a schedule: the learning rate whose regulariser is added.
-      loss_fn: ``loss_fn(params, batch, *args)``, for ``"halves"``: mean or per-example losses;
-        ``update`` then takes ``batch`` (and ``args``).
+      loss_fn: ``loss_fn(params, batch, *args)``, for ``"halves"``: mean or per-example losses, or a
+        [`Mean`][]; ``update`` then takes ``batch`` (and ``args``).
       estimator: ``"batch"`` or ``"halves"``.
       every: steps between evaluations, see [`gradient_penalty`][]; so for the rest.
       mode: ``"linearize"``, ``"forward"`` or ``"central"``.
@@ -93,7 +93,17 @@ def implicit_gradient_regularization(
 
         def gradient(part, index):
             a = prng.fold(args, index)
-            return base.averaged(lambda w: jax.grad(mean)(w, part, *a), axis_name)
+
+            def global_gradient(w):
+                w = collectives.varying(w, axis_name)
+                g, weight = jax.grad(mean, has_aux=True)(w, part, *a)
+                g = base.average(g, axis_name, weight)
+                if weight is None:
+                    return g
+                empty = collectives.total(weight, axis_name) == 0  # a half with nothing to penalise
+                return base.where(empty, base.zeros_like(g), g)
+
+            return global_gradient
 
         expanded = asc.expand_mask(mask, params)
         (g_a, apply_a), (g_b, apply_b) = (
@@ -165,7 +175,8 @@ def stochastic_implicit_gradient_regularization(
 
     Args:
       learning_rate: $h$, a number or a schedule.
-      loss_fn: ``loss_fn(params, batch, *args)``: mean or per-example losses.
+      loss_fn: ``loss_fn(params, batch, *args)``: mean or per-example losses, or a [`Mean`][], by
+        whose weights the micro-batches then count.
       micro_batches: m, the number of contiguous, equal parts of the *global* batch.
       every: steps between evaluations, see [`gradient_penalty`][]; so for the rest.
       mode: ``"linearize"``, ``"forward"`` or ``"central"``.
@@ -211,11 +222,12 @@ def stochastic_implicit_gradient_regularization(
 
             def gradient(w):
                 w = collectives.varying(w, axis_name)
-                return within(jax.grad(mean)(w, part, *a)), None
+                g, weight = jax.grad(mean, has_aux=True)(w, part, *a)
+                return within(g, weight), weight
 
             point = params if parts == 1 else here
             found = pen.hessian_product(gradient, point, mode=mode, step=step, mask=mask)
-            return (found.product, found.value), None
+            return (found.product, found.value), found.extra, None
 
         return grp.mean_over_groups(one, batch, parts, axis_name, group_mode)[0]
 

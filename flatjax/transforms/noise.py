@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import optax
 
 from flatjax import collectives, losses, trees
+from flatjax.operators import terms
+from flatjax.operators import weights as weighting
 from flatjax.operators.per_example import per_example_gradients
 from flatjax.transforms import base, callables, prng
 from flatjax.transforms import perturbed as per
@@ -67,8 +69,8 @@ def gradient_noise(
       scale: $s$, a number or a schedule.
       covariance: as above.
       loss_fn: ``loss_fn(params, batch, *args)``, for ``"gradient"`` and ``"diagonal"``: per-example
-        losses, or a mean loss, then called on batches of one. ``update`` takes ``batch`` (and
-        ``args``).
+        losses, or a mean loss, then called on batches of one; or a [`Mean`][], with weighted means
+        in place of those over i. ``update`` takes ``batch`` (and ``args``).
       chunk_size: per-example gradients at once, for ``"diagonal"``.
       seed: of the noise; the key lives in the state.
       axis_name: inside ``shard_map`` or ``pmap``, the axes of the batch.
@@ -131,39 +133,60 @@ def gradient_noise(
 
 
 def _from_gradients(key, loss_fn, params, batch, args, chunk_size, axis_name):
-    """A draw of covariance K: a normal weight an example, pulled back through the losses."""
+    r"""A draw of covariance K: a normal weight an example, pulled back through the losses.
+
+    The noise $\sum_i \sqrt{p_i} z_i (g_i - \bar g)$ with the shares $p_i$ of the examples' weights.
+    """
     del chunk_size
     n = jax.tree.leaves(batch)[0].shape[0]
     index = collectives.example_index(n, axis_name)
     z = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i)))(index)
-    total = n * collectives.axis_size(axis_name)
-    z = z - collectives.total(z.sum(), axis_name) / total
     here = collectives.varying(params, axis_name)
-    values, pull = jax.vjp(lambda w: _loss_vector(loss_fn, w, batch, args), here)
-    (noise,) = pull((z / jnp.sqrt(jnp.asarray(total, z.dtype))).astype(values.dtype))
+    given, batch = _counted(loss_fn, here, batch, args)
+    weights = jnp.ones((n,), z.dtype) if given is None else given.astype(z.dtype)
+    root, total = jnp.sqrt(weights), collectives.total(weights.sum(), axis_name)
+    z = root * (z - root * (collectives.total((root * z).sum(), axis_name) / total))
+    values, pull = jax.vjp(lambda w: _terms(loss_fn, w, batch, args)[0], here)
+    (noise,) = pull((z / jnp.sqrt(total)).astype(values.dtype))
+    if given is not None:  # a device without an example that counts adds nothing
+        noise = weighting.where_any(given, noise)
     return collectives.total(noise, axis_name)
 
 
-def _loss_vector(loss_fn, params, batch, args):
-    """The per-example losses, of a mean loss by batches of one."""
+def _terms(loss_fn, params, batch, args):
+    """The per-example losses and their weights, of a mean loss by batches of one."""
 
-    def losses_of(b):
-        loss = loss_fn(params, b, *args)
-        callables.scalar_loss(loss)
-        return jnp.asarray(loss)
+    def out_of(b):
+        out = loss_fn(params, b, *args)
+        callables.loss_and_weight("loss_fn", out)
+        return out
 
-    if jax.eval_shape(losses_of, batch).ndim == 1:
-        return losses_of(batch)
-    return jax.vmap(lambda b: losses_of(jax.tree.map(lambda a: a[None], b)).reshape(()))(batch)
+    out = jax.eval_shape(out_of, batch)
+    if (out.total if isinstance(out, losses.Mean) else out).ndim == 1:
+        found = terms.as_terms(out_of(batch))
+    else:
+        found = jax.vmap(lambda b: terms.of_one(loss_fn, params, b, args))(batch)
+    return (*found, isinstance(out, losses.Mean))
+
+
+def _counted(loss_fn, params, batch, args):
+    """The weights of the examples, ``None`` if equal, and the batch without those of zero."""
+    _, weights, weighted = _terms(loss_fn, params, batch, args)
+    if not weighted:
+        return None, batch
+    # Copies in the places of rows that do not count, whose derivative may be no number.
+    return weights, weighting.replaced(batch, weights != 0)
 
 
 def _from_diagonal(key, loss_fn, params, batch, args, chunk_size, axis_name):
     """A draw of covariance diag(K)."""
     here = collectives.varying(params, axis_name)
+    weights, batch = _counted(loss_fn, here, batch, args)
+    total = None if weights is None else weights.sum()
     each = per_example_gradients(loss_fn, here, batch, *args, chunk_size=chunk_size)
-    mean = base.average(jax.tree.map(lambda a: a.mean(axis=0), each), axis_name)
-    square = jax.tree.map(lambda a, m: jnp.square(a - m).mean(axis=0), each, mean)
-    variance = base.average(square, axis_name)
+    mean = base.average(base.mean_of_stacked(each, weights), axis_name, total)
+    square = jax.tree.map(lambda a, m: jnp.square(a - m), each, mean)
+    variance = base.average(base.mean_of_stacked(square, weights), axis_name, total)
     noise = normal_like(key, params)
     return jax.tree.map(lambda v, z: jnp.sqrt(v).astype(z.dtype) * z, variance, noise)
 

@@ -47,6 +47,7 @@ def sam_value_and_grad(
     accumulate: int = 1,
     aux_reduction: AuxReduction = "mean",
     axis_name: collectives.AxisName = None,
+    check: bool = True,
 ) -> Callable[..., tuple[Any, Tree]]:
     r"""``jax.value_and_grad`` with the gradient of sharpness-aware minimisation.
 
@@ -58,8 +59,10 @@ def sam_value_and_grad(
     ``groups`` gradients; with ``accumulate=k`` that of a k-th of the batch.
 
     Args:
-      loss_fn: ``loss_fn(params, batch, *args)``: a scalar or per-example losses; with ``has_aux`` a
-        pair of that and anything.
+      loss_fn: ``loss_fn(params, batch, *args)``: the mean over the examples, per-example losses or
+        a [`Mean`][]; with ``has_aux`` a pair of that and anything. Groups, micro-batches and
+        devices count by the weights of their ``Mean``, else equally; one of weight zero does not
+        count.
       rho: the radius. A traced scalar is welcome: build the oracle inside the step and evaluate the
         schedule there.
       p: the norm of the ball, see [`sam`][]; so for the next six.
@@ -89,13 +92,18 @@ def sam_value_and_grad(
         per-example outputs (local to the device; not with ``accumulate``).
       axis_name: inside ``shard_map`` or ``pmap``: the batch is this device's shard; value and
         gradient are the means over all devices, the perturbation is global unless ``groups`` > 1.
+      check: with ``accumulate``, at the first call, if it is eager: evaluate a scalar loss on a few
+        examples and on their halves, and raise unless it is the mean over them. ``False`` for a
+        loss that is stochastic (dropout: the halves draw other numbers) or uses batch statistics.
+        A jitted call is not looked at.
 
     Returns:
       A function with the arguments of ``loss_fn`` that returns ``(value, grads)``, or
       ``((value, aux), grads)`` with ``has_aux``.
 
     Raises:
-      ValueError: for ``rho`` < 0, ``p`` < 1, an unknown option, or a batch that is not divisible.
+      ValueError: for ``rho`` < 0, ``p`` < 1, an unknown option, a batch that is not divisible, or
+        an accumulated scalar that is no mean over the examples.
 
     Example:
       >>> import flatjax, jax.numpy as jnp
@@ -118,7 +126,7 @@ def sam_value_and_grad(
     plain = not isinstance(alpha, jax.core.Tracer) and float(alpha) == 1.0
     oracle = Calls(
         loss_fn, argnums, has_aux, groups, batch_argnums, group_mode, accumulate, aux_reduction,
-        axis_name,
+        axis_name, check,
     )  # fmt: skip
 
     def choose(which, clean, perturbed):
@@ -126,13 +134,16 @@ def sam_value_and_grad(
 
     def group(params, evaluate, within):
         def both(point, number):
-            (loss, extra), g = evaluate(point, number if keys == "fresh" else 0)
-            return (within(loss), extra), within(g)
+            (loss, g), weight, extra = evaluate(point, number if keys == "fresh" else 0)
+            return (within(loss, weight), extra, weight), within(g, weight)
 
-        (loss, extra), g = both(params, 0)
+        def gradient_fn(w):
+            return both(w, 0)[1]
+
+        (loss, extra, weight), g = both(params, 0)
         result = per.perturbed_gradient(
             ascent,
-            lambda w: within(evaluate(w, 0)[1]),
+            gradient_fn,
             g,
             params,
             rho,
@@ -140,9 +151,9 @@ def sam_value_and_grad(
             second_order=second_order,
             final_fn=lambda w: both(w, 1)[::-1],
         )
-        loss2, extra2 = result.extra
+        loss2, extra2, _ = result.extra
         out = result.gradient if plain else base.combine(1 - alpha, g, alpha, result.gradient)
-        return (choose(value, loss, loss2), choose(aux, extra, extra2)), out
+        return (choose(value, loss, loss2), out), weight, choose(aux, extra, extra2)
 
     return oracle.wrap(group)
 
@@ -164,22 +175,24 @@ def penalty_value_and_grad(
     accumulate: int = 1,
     aux_reduction: AuxReduction = "mean",
     axis_name: collectives.AxisName = None,
+    check: bool = True,
 ) -> Callable[..., tuple[Any, Tree]]:
     r"""``jax.value_and_grad`` of $L + \lambda \lVert \nabla L \rVert^2$, $\lambda$ = ``coef``.
 
     The gradient is $g + 2 \lambda H g$, with $g$ the *mean* gradient of the batch (for the sum of
     per-example squared norms set ``groups`` to the batch size). With ``groups`` = m the penalty is
-    $(\lambda / m) \sum_k \lVert \nabla L_k \rVert^2$: with $\lambda = h / 4$ the implicit
-    regulariser of SGD with step $h$ over m micro-batches (Smith et al. 2021), and with
-    ``groups=1`` that of
-    gradient descent (Barrett & Dherin 2021).
+    $(\lambda / m) \sum_k \lVert \nabla L_k \rVert^2$ (for a [`Mean`][] the weighted mean): with
+    $\lambda = h / 4$ the implicit regulariser of SGD with step $h$ over m micro-batches (Smith et
+    al. 2021), and with ``groups=1`` that of gradient descent (Barrett & Dherin 2021).
 
     Cost: 3 gradients and the memory of the residuals (``"linearize"``), 2 (``"forward"``), 3
     (``"central"``); with ``penalty_fn`` one gradient more.
 
     Args:
-      loss_fn: ``loss_fn(params, batch, *args)``: a scalar or per-example losses; with ``has_aux`` a
-        pair of that and anything.
+      loss_fn: ``loss_fn(params, batch, *args)``: the mean over the examples, per-example losses or
+        a [`Mean`][]; with ``has_aux`` a pair of that and anything. Groups, micro-batches and
+        devices count by the weights of their ``Mean``, else equally; one of weight zero does not
+        count.
       coef: the coefficient of the *squared* norm.
       penalty_fn: a loss of the same arguments whose gradient is penalised in place of ``loss_fn``'s
         (other labels, for instance).
@@ -195,14 +208,15 @@ def penalty_value_and_grad(
       accumulate: micro-batches a gradient.
       aux_reduction: ``"mean"`` or ``"concatenate"``.
       axis_name: inside ``shard_map`` or ``pmap``, the axes of the batch.
+      check: look once that an accumulated scalar loss is a mean over examples.
 
     Returns:
       A function with the arguments of ``loss_fn`` that returns ``(value, grads)``, or
       ``((value, aux), grads)`` with ``has_aux``.
 
     Raises:
-      ValueError: for a ``coef`` that is not finite, an unknown option, or a batch that is not
-        divisible.
+      ValueError: for a ``coef`` that is not finite, an unknown option, a batch that is not
+        divisible, or an accumulated scalar that is no mean over the examples.
 
     Example:
       >>> import flatjax, jax.numpy as jnp
@@ -218,27 +232,28 @@ def penalty_value_and_grad(
         raise ValueError(f'value must be "clean", "penalised" or "both", got {value!r}.')
     oracle = Calls(
         loss_fn, argnums, has_aux, groups, batch_argnums, group_mode, accumulate, aux_reduction,
-        axis_name,
+        axis_name, check,
     )  # fmt: skip
     other = None if penalty_fn is None else oracle.replace(penalty_fn)
 
     def group(params, evaluate, within):
         def gradient_fn(w):
-            (loss, extra), g = evaluate(w, 0)
-            return within(g), (within(loss), extra)
+            (loss, g), weight, extra = evaluate(w, 0)
+            return within(g, weight), (within(loss, weight), weight, extra)
+
+        def other_gradient_fn(w):
+            (_, g), weight, _ = evaluate(w, 0, other)
+            return within(g, weight), None
 
         if other is None:
             found = pen.hessian_product(gradient_fn, params, mode=mode, step=step, mask=mask)
-            (loss, extra), g = found.extra, found.gradient
+            (loss, weight, extra), g = found.extra, found.gradient
         else:
-            g, (loss, extra) = gradient_fn(params)
-            found = pen.hessian_product(
-                lambda w: (within(evaluate(w, 0, other)[1]), None),
-                params, mode=mode, step=step, mask=mask,
-            )  # fmt: skip
+            g, (loss, weight, extra) = gradient_fn(params)
+            found = pen.hessian_product(other_gradient_fn, params, mode=mode, step=step, mask=mask)
         grads = base.combine(1.0, g, 2 * jnp.asarray(coef), trees.cast(found.product, g))
         penalised = loss + (jnp.asarray(coef) * found.value).astype(loss.dtype)
         values = {"clean": loss, "penalised": penalised, "both": (loss, penalised)}
-        return (values[value], extra), grads
+        return (values[value], grads), weight, extra
 
     return oracle.wrap(group)

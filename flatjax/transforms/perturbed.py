@@ -146,7 +146,8 @@ def head(
       The global gradient as a function of the params, and the incoming gradient, averaged.
     """
     check_trees(name, updates, params)
-    gradient = base.averaged(callables.gradient_function(name, grad_fn, value_fn), axis_name)
+    local = callables.gradient_function(name, grad_fn, value_fn, axis_name)
+    gradient = base.averaged(local, axis_name)
     return gradient, base.average(updates, axis_name)
 
 
@@ -171,7 +172,7 @@ def gap_function(
             f"{name}(diagnostics=True) reports the sharpness gap, for which it needs the loss: "
             "call update(..., value_fn=lambda p: loss_fn(p, batch)), beside grad_fn or alone."
         )
-    return base.averaged(callables.value_function(name, value_fn), axis_name)
+    return base.averaged(callables.value_function(name, value_fn, axis_name), axis_name)
 
 
 def rejection(a: Tree, b: Tree) -> tuple[Tree, Tree]:

@@ -88,12 +88,15 @@ def sam(
       groups: m-sharpness: cut the global batch into this many groups, each with a perturbation of
         its own, whatever the number of devices. Needs ``loss_fn`` here and ``batch`` (and ``args``)
         in ``update``, unless ``groups`` is the number of devices of ``axis_name``.
-      loss_fn: ``loss_fn(params, batch, *args)``, for ``groups``: the mean or per-example losses.
-        Typed keys among ``args`` are folded with the group's index.
+      loss_fn: ``loss_fn(params, batch, *args)``, for ``groups``: the mean, per-example losses or a
+        [`Mean`][], by whose weights the groups then count. Typed keys among ``args`` are folded
+        with the group's index.
       group_mode: ``"vmap"``: all groups at once; ``"loop"``: the memory of one group at a time;
         ``"auto"``: a loop on a single CPU device, else all at once.
       axis_name: inside ``shard_map`` or ``pmap``: the incoming gradient, ``grad_fn`` and ``batch``
-        are those of this device, the outgoing update is the mean over all.
+        are those of this device, the outgoing update is the mean over all. Gradients that you take
+        (the incoming one, ``grad_fn``) are averaged over devices equally: where their losses have
+        other weights, use ``groups`` with ``loss_fn``, or [`sam_value_and_grad`][].
       diagnostics: keep [`SharpnessMetrics`][] in the state; needs ``value_fn`` in ``update``, for
         two forward passes.
       check: at the first call, if it is eager, spend one more gradient to compare the incoming
@@ -139,7 +142,7 @@ def sam(
         options: dict[str, Any] = {"steps": steps, "second_order": second_order}
         if parts == 1:
             gradient = base.averaged(
-                callables.gradient_function("sam", grad_fn, value_fn), axis_name
+                callables.gradient_function("sam", grad_fn, value_fn, axis_name), axis_name
             )
             options["value_fn"] = per.gap_function("sam", diagnostics, value_fn, axis_name)
 
@@ -149,18 +152,20 @@ def sam(
             value, local = _group_losses(
                 parts, loss_fn, batch, args, grad_fn, value_fn, axis_name, diagnostics
             )
-            gradient = base.averaged(lambda w: local(w, batch, None), axis_name)
+            gradient = base.weighed(lambda w: local(w, batch, None), axis_name)
 
             def perturbed():
                 def group(index, part, within):
                     here = collectives.varying(params, axis_name)
-                    here_gradient = lambda w: within(local(w, part, index))  # noqa: E731
-                    g = trees.cast(here_gradient(here), incoming)
+                    here_gradient = lambda w: within(*local(w, part, index))  # noqa: E731
+                    own, weight = local(here, part, index)
+                    g = trees.cast(within(own, weight), incoming)
                     if diagnostics:
-                        options["value_fn"] = lambda w: within(value(w, part, index))
-                    return per.perturbed_gradient(
+                        options["value_fn"] = lambda w: within(*value(w, part, index))
+                    result = per.perturbed_gradient(
                         ascent, here_gradient, g, here, radius, **options
-                    ), None
+                    )
+                    return result, weight, None
 
                 return grp.mean_over_groups(group, batch, parts, axis_name, group_mode)[0]
 
@@ -183,8 +188,11 @@ def sam(
 
 def _group_losses(
     parts, loss_fn, batch, args, grad_fn, value_fn, axis_name, diagnostics
-) -> tuple[Any, Callable[..., Tree]]:
-    """Loss and gradient on this device's part of a group, ``(params, part, index)``."""
+) -> tuple[Any, Callable[..., tuple[Tree, Any]]]:
+    """Loss and gradient on this device's part of a group, ``(params, part, index)``.
+
+    Both come with the weight of that part.
+    """
     if loss_fn is not None:
         base.require_batch("sam(groups=...)", batch)
         mean = callables.mean_loss(loss_fn)
@@ -194,16 +202,20 @@ def _group_losses(
             a = args if index is None else prng.fold(args, index)
             return mean(params, part, *a)
 
-        return value, jax.grad(value)
+        return value, jax.grad(value, has_aux=True)
     if axis_name is None or collectives.axis_size(axis_name) != parts:
         raise ValueError(
             f"sam(groups={parts}) evaluates the loss of each group: pass loss_fn= to sam and "
             "batch= to update. grad_fn alone serves where groups is the number of devices of "
             "axis_name."
         )
-    gradient = callables.gradient_function("sam", grad_fn, value_fn)
-    loss = per.gap_function("sam", diagnostics, value_fn, None)
-    return loss and (lambda params, *_: loss(params)), lambda params, *_: gradient(params)
+    gradient = callables.gradient_function("sam", grad_fn, value_fn, axis_name)
+    per.gap_function("sam", diagnostics, value_fn, axis_name)  # raises where it is missing
+    loss = diagnostics and callables.value_function("sam", value_fn, axis_name)
+    return (
+        loss and (lambda params, *_: (loss(params), None)),
+        lambda params, *_: (gradient(params), None),
+    )
 
 
 def asam(

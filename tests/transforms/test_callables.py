@@ -10,7 +10,16 @@ from flax import nnx
 
 import flatjax.transforms as ft
 from flatjax import losses
-from tests.transforms.zoo import HEADS, flat, functions, loss_fn, model, network
+from tests.transforms.zoo import (
+    HEADS,
+    flat,
+    functions,
+    loss_fn,
+    model,
+    network,
+    sequences,
+    token_mean,
+)
 
 XENT = losses.softmax_cross_entropy
 PARAMS, BATCH = network()
@@ -43,6 +52,7 @@ TAKES_GRADIENT = {
     "gradient_penalty": lambda **k: ft.gradient_penalty(0.1, **k),
     "igr": lambda **k: ft.implicit_gradient_regularization(0.1, **k),
 }
+DIAGNOSED = [n for n in TAKES_GRADIENT if n not in ("gradient_penalty", "igr")]
 BAD_GRADIENTS = {
     "value_and_grad": (lambda p: (value(p), gradient(p)), r"pair \(value, gradient\).*jax.grad"),
     "value, aux and gradient": (
@@ -86,14 +96,63 @@ def test_value_functions(name, bad):
         traced(TAKES_GRADIENT[name](), value_fn=fn)
 
 
+def test_value_functions_may_return_a_mean():
+    params, batch = sequences()
+    batch = tuple(a[4:] for a in batch)
+    weighted = lambda p: token_mean(p, batch)  # noqa: E731
+    plain = lambda p: weighted(p).value  # noqa: E731
+    g, tx = jax.grad(plain)(params), ft.sam(diagnostics=True)
+
+    @jax.jit
+    def update():
+        return [tx.update(g, tx.init(params), params, value_fn=fn) for fn in (plain, weighted)]
+
+    expected, out = update()
+    np.testing.assert_array_equal(flat(out), flat(expected))
+
+
+@pytest.mark.parametrize("name", DIAGNOSED)
+def test_devices_are_not_weighed_by_a_value_function(name):
+    # The incoming gradient is averaged over devices equally: a weight would be lost there.
+    _, batch = sequences()
+    weighted = lambda p: token_mean(p, batch)  # noqa: E731
+
+    def mapped(**extra):
+        tx = TAKES_GRADIENT[name](axis_name="i", diagnostics=True)
+        fn = lambda p: traced(tx, p, **extra)  # noqa: E731
+        jax.vmap(fn, axis_name="i")(jax.tree.map(lambda a: a[None], PARAMS))
+
+    for extra in ({}, {"grad_fn": gradient}):
+        with pytest.raises(ValueError, match=r"flatjax\.Mean.*averaged equally.*\.value"):
+            mapped(value_fn=weighted, **extra)
+
+
+BAD_MEANS = {
+    "shapes": (lambda x: losses.Mean(x, x.sum()), r"shape \(8,\) and a weight of \(\)"),
+    "matrices": (
+        lambda x: losses.Mean(x[None], x[None]),
+        r"scalars, or have one entry per example",
+    ),
+    "integers": (lambda x: losses.Mean(x.astype(int), x), "total of dtype int32"),
+    "complex": (lambda x: losses.Mean(x, x + 1j), "weight of dtype complex64"),
+}
+
+
+@pytest.mark.parametrize("bad", BAD_MEANS)
+def test_means_that_are_none(bad):
+    make, message = BAD_MEANS[bad]
+    oracle = ft.sam_value_and_grad(lambda p, b: make(XENT(model(p, b[0]), b[1])))
+    with pytest.raises(
+        (TypeError, ValueError), match=f"loss_fn returned a flatjax.Mean.*{message}"
+    ):
+        jax.eval_shape(oracle, PARAMS, BATCH)
+
+
 @pytest.mark.parametrize("name", [n for n in HEADS if not n.startswith("gradient_noise")])
 def test_updates_that_are_no_gradient(name):
     # As handed over by value_and_grad. (Isotropic noise goes on anything.)
     with pytest.raises(TypeError, match=r"incoming updates are a pair \(value, gradient\)"):
         traced(HEADS[name](), updates=(value(PARAMS), gradient(PARAMS)), **functions(BATCH))
-
-
-DIAGNOSED = [n for n in TAKES_GRADIENT if n not in ("gradient_penalty", "igr")]
 
 
 @pytest.mark.parametrize("name", DIAGNOSED)

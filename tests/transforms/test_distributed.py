@@ -9,7 +9,17 @@ from jax.sharding import PartitionSpec as P
 
 import flatjax.transforms as ft
 from flatjax import losses
-from tests.transforms.zoo import flat, functions, loss_fn, model, network, per_example
+from tests.transforms.zoo import (
+    assert_close,
+    flat,
+    functions,
+    loss_fn,
+    model,
+    network,
+    per_example,
+    sequences,
+    token_mean,
+)
 
 XENT = losses.softmax_cross_entropy
 DEVICES, EXAMPLES = 4, 16
@@ -163,6 +173,56 @@ def test_same_oracle_everywhere(name, data, mesh):
         outs.append(in_shard_map(oracle, mesh, check_vma)(params, batch))
     for out in outs:
         np.testing.assert_allclose(flat(out), single, rtol=2e-4, atol=2e-5)
+
+
+WEIGHTED = {
+    # Accumulation in place of devices: the second micro-batch and the second device are empty.
+    "sam": lambda devices: ft.sam_value_and_grad(
+        token_mean, rho=0.3, value="both", accumulate=1 if devices else 4, axis_name=devices
+    ),
+    "span": lambda devices: ft.sam_value_and_grad(
+        token_mean, rho=0.3, groups=2, accumulate=1 if devices else 2, axis_name=devices
+    ),
+    "local_groups": lambda devices: ft.penalty_value_and_grad(
+        token_mean, coef=0.3, value="both", groups=8, axis_name=devices
+    ),
+}
+WEIGHTED_TRANSFORMS = {
+    "sam": lambda **k: ft.sam(0.3, groups=4, loss_fn=token_mean, diagnostics=True, **k),
+    "isgr": lambda **k: ft.stochastic_implicit_gradient_regularization(
+        0.3, loss_fn=token_mean, micro_batches=8, **k
+    ),
+    "gradient": lambda **k: ft.gradient_noise(0.1, covariance="gradient", loss_fn=token_mean, **k),
+    "diagonal": lambda **k: ft.gradient_noise(0.1, covariance="diagonal", loss_fn=token_mean, **k),
+    "halves": lambda **k: ft.implicit_gradient_regularization(
+        0.3, loss_fn=token_mean, estimator="halves", **k
+    ),
+}
+
+
+def test_weights_of_a_mean_count_everywhere(mesh, x64):
+    params, batch = sequences(jnp.float64)
+    # Every device takes halves of its own, which are here the rows of even and of odd number.
+    order = np.concatenate([np.arange(0, 8, 2), np.arange(1, 8, 2)])
+
+    def run(params, batch, devices):
+        out = {name: make(devices)(params, batch) for name, make in WEIGHTED.items()}
+        zero = jax.tree.map(jnp.zeros_like, params)
+        for name, make in WEIGHTED_TRANSFORMS.items():
+            tx, data = make(axis_name=devices), batch
+            if name == "halves":
+                data = (jnp.nan_to_num(batch[0]), *batch[1:])
+                data = data if devices else jax.tree.map(lambda a: a[order], data)
+            out[name, "tx"], state = tx.update(zero, tx.init(params), params, batch=data)
+            if name == "sam":
+                out["gap"] = state.metrics.sharpness_gap
+        return list(out.values())
+
+    single = jax.jit(lambda p, b: run(p, b, None))(params, batch)
+    sharded = in_shard_map(lambda p, b: run(p, b, "data"), mesh, True)(params, batch)
+    for one, four in zip(single, sharded, strict=True):
+        assert np.isfinite(flat(one)).all()
+        assert_close(four, one)
 
 
 def test_groups_on_local_gradients_alone(data, mesh):

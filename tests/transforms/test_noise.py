@@ -9,7 +9,21 @@ from jax.flatten_util import ravel_pytree
 
 import flatjax.transforms as ft
 from flatjax import losses
-from tests.transforms.zoo import CLASSES, N, flat, loss_fn, model, network, per_example
+from flatjax.transforms import noise
+from tests.transforms.zoo import (
+    CLASSES,
+    LENGTHS,
+    N,
+    assert_close,
+    flat,
+    loss_fn,
+    model,
+    network,
+    per_example,
+    sequence_means,
+    sequences,
+    token_mean,
+)
 
 SEEDS = 4000
 
@@ -63,6 +77,33 @@ def test_diagonal_of_the_true_noise(net):
         0.5, covariance="diagonal", loss_fn=per_example, seed=s
     )
     assert_covariance(draws(make, params, batch), 0.25 * np.diag(np.diag(centred(each))))
+
+
+@pytest.mark.parametrize("loss", [token_mean, sequence_means])
+def test_noise_of_a_loss_with_weights(loss, x64):
+    # Exact, from the draws themselves: the covariance is that of the means of the sequences.
+    params, batch = sequences(jnp.float64)
+    w, unravel = ravel_pytree(params)
+    kept = np.flatnonzero(LENGTHS)
+    p = np.asarray(LENGTHS)[kept] / sum(LENGTHS)
+
+    def means(w):
+        out = sequence_means(unravel(w), tuple(a[kept] for a in batch))
+        return out.total / out.weight
+
+    each = np.asarray(jax.jit(jax.jacrev(means))(w))
+    each = each - p @ each
+    key = jax.random.fold_in(jax.random.key(0), 0)
+    zero = jax.tree.map(jnp.zeros_like, params)
+
+    def drawn(covariance):
+        tx = ft.gradient_noise(0.5, covariance=covariance, loss_fn=loss, seed=0)
+        return jax.jit(lambda: tx.update(zero, tx.init(params), params, batch=batch)[0])()
+
+    z = np.array([jax.random.normal(jax.random.fold_in(key, i)) for i in kept])
+    assert_close(drawn("gradient"), 0.5 * (np.sqrt(p) * z) @ each)
+    normal = flat(noise.normal_like(key, params))
+    assert_close(drawn("diagonal"), 0.5 * np.sqrt(p @ each**2) * normal)
 
 
 def test_isotropic_and_given_variances(net):

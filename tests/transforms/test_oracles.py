@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 import flatjax.transforms as ft
+from flatjax.losses import Mean
 from tests.transforms.zoo import (
+    LENGTHS,
     Dense,
     assert_close,
     flat,
@@ -16,6 +18,9 @@ from tests.transforms.zoo import (
     model,
     network,
     per_example,
+    sequence_means,
+    sequences,
+    token_mean,
 )
 
 RHO = 0.3
@@ -224,6 +229,147 @@ def test_penalty_on_another_loss(net):
     oracle = ft.penalty_value_and_grad(loss_fn, coef=0.2, penalty_fn=relabelled)
     product = dense.hessian(dense.w, other) @ dense.grad(dense.w, other)
     assert_close(jax.jit(oracle)(params, batch)[1], dense.grad(dense.w) + 0.4 * product)
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    with jax.enable_x64(True):
+        params, batch = sequences(jnp.float64)
+        yield params, batch, Dense(params, batch, lambda p, b: token_mean(p, b).value)
+
+
+def counted(batch, parts):
+    """The parts of a batch of sequences that have tokens, and their shares of all tokens."""
+    weights = np.asarray(LENGTHS).reshape(parts, -1).sum(axis=1)
+    kept = [b for b, w in zip(cut(batch, parts), weights, strict=True) if w]
+    return list(zip(kept, weights[weights > 0] / weights.sum(), strict=True))
+
+
+def cut(batch, parts):
+    return [tuple(a.reshape(parts, -1, *a.shape[1:])[k] for a in batch) for k in range(parts)]
+
+
+def whole(batch):
+    """The sequences that have tokens: the mean of the others is no number."""
+    return tuple(a[np.asarray(LENGTHS) > 0] for a in batch)
+
+
+def with_count(params, batch):
+    out = token_mean(params, batch)
+    return out, {"loss": out}
+
+
+@pytest.mark.parametrize(
+    "cuts",
+    [
+        {"accumulate": 4},
+        {"groups": 4, "group_mode": "vmap"},
+        {"groups": 4, "group_mode": "loop"},
+        {"groups": 2, "accumulate": 2},
+    ],
+    ids=str,
+)
+def test_parts_count_by_the_weights_of_their_means(tokens, cuts):
+    params, batch, dense = tokens
+    groups = cuts.get("groups", 1)
+    parts = [(whole(batch), 1.0)] if groups == 1 else counted(batch, groups)
+    if groups == 2:  # the first group without its empty sequences
+        parts[0] = tuple(a[:2] for a in parts[0][0]), parts[0][1]
+    oracle = ft.sam_value_and_grad(with_count, rho=RHO, has_aux=True, value="both", **cuts)
+    ((clean, perturbed), aux), grads = jax.jit(oracle)(params, batch)
+    assert_close(clean, dense.value(dense.w, whole(batch)))
+    assert_close(perturbed, sum(w * dense.value(sam(dense, b)[0], b) for b, w in parts))
+    assert_close(grads, sum(w * sam(dense, b)[1] for b, w in parts))
+    # Means among the auxiliary outputs are averaged by part, weights of integers, too.
+    assert float(aux["loss"].weight) == sum(LENGTHS) / (groups * cuts.get("accumulate", 1))
+
+
+@pytest.mark.parametrize("cuts", [{"accumulate": 4}, {"groups": 4}], ids=str)
+def test_penalty_over_parts_that_count_by_their_weights(tokens, cuts):
+    params, batch, dense = tokens
+    parts = counted(batch, 4) if "groups" in cuts else [(whole(batch), 1.0)]
+    gradients = [dense.grad(dense.w, b) for b, _ in parts]
+    product = sum(w * dense.hessian(dense.w, b) @ g for (b, w), g in zip(parts, gradients))  # noqa: B905
+    squared = sum(w * g @ g for (_, w), g in zip(parts, gradients))  # noqa: B905
+    value, gradient = dense.value(dense.w, whole(batch)), dense.grad(dense.w, whole(batch))
+    for other in (None, sequence_means):
+        oracle = ft.penalty_value_and_grad(
+            token_mean, coef=0.2, penalty_fn=other, value="penalised", **cuts
+        )
+        penalised, grads = jax.jit(oracle)(params, batch)
+        assert_close(grads, gradient + 0.4 * product)
+        assert_close(penalised, value + 0.2 * squared)
+
+
+def test_a_mean_without_parts_is_its_value(tokens):
+    params, batch, dense = tokens
+
+    # The weight is a constant, whatever it is made of.
+    def scaled(params, batch):
+        out, scale = sequence_means(params, batch), 1 + params["first"]["b"][0] ** 2
+        return Mean(out.total * jax.lax.stop_gradient(scale), out.weight * scale)
+
+    value, grads = jax.jit(ft.sam_value_and_grad(scaled, rho=0.0))(params, whole(batch))
+    assert_close(value, dense.value(dense.w, whole(batch)))
+    assert_close(grads, dense.grad(dense.w, whole(batch)))
+    # Where no batch is cut or looked at, batch_argnums need not name it.
+    swapped = ft.sam_value_and_grad(lambda b, p: sequence_means(p, b), rho=0.0, argnums=1)
+    assert_close(jax.jit(swapped)(whole(batch), params), (value, grads))
+
+
+def test_rows_of_weight_zero_are_not_seen_by_the_model(tokens):
+    # Two of the rows are no numbers, beside others in one part.
+    params, batch, dense = tokens
+    keyed = lambda b, p: sequence_means(p, b)  # noqa: E731
+    for oracle, args in (
+        (ft.sam_value_and_grad(sequence_means, rho=RHO), (params, batch)),
+        (ft.sam_value_and_grad(keyed, rho=RHO, argnums=1, batch_argnums=0), (batch, params)),
+    ):
+        value, grads = jax.jit(oracle)(*args)
+        assert_close(value, dense.value(dense.w, whole(batch)))
+        assert_close(grads, sam(dense, whole(batch))[1])
+
+
+@pytest.mark.parametrize("cuts", [{}, {"accumulate": 2}, {"groups": 2}], ids=str)
+def test_of_nothing_there_is_no_mean(cuts):
+    loss = lambda w, b: Mean((b * w**2).sum(), b.sum())  # noqa: E731
+    value, grads = jax.jit(ft.sam_value_and_grad(loss, **cuts))(jnp.ones(()), jnp.zeros(4))
+    assert np.isnan(value)
+    assert np.isnan(grads)
+
+
+def test_accumulated_scalars_must_be_means_over_examples():
+    def total(w, batch):
+        x, mask = batch
+        return Mean((mask * (x - w) ** 2).sum(), mask.sum())
+
+    plain = lambda w, batch: total(w, batch).value  # noqa: E731
+    over_examples = lambda w, batch: jnp.mean((batch[0] - w) ** 2)  # noqa: E731
+    stateful = lambda w, batch: (plain(w, batch), batch[1])  # noqa: E731
+    w, batch = jnp.float32(0.5), (jnp.arange(4.0), jnp.array([1.0, 0.0, 1.0, 1.0]))
+    for fine in (
+        ft.sam_value_and_grad(plain),  # one part
+        ft.sam_value_and_grad(plain, accumulate=2, check=False),
+        ft.sam_value_and_grad(total, accumulate=2),
+        ft.sam_value_and_grad(lambda w, b: (b[0] - w) ** 2, accumulate=2),
+        ft.penalty_value_and_grad(plain, coef=0.1, accumulate=2, check=False),
+        jax.jit(ft.sam_value_and_grad(plain, accumulate=2)),  # traced: not looked at
+    ):
+        fine(w, batch)
+    for refused in (
+        ft.sam_value_and_grad(plain, accumulate=2),
+        ft.sam_value_and_grad(stateful, accumulate=2, has_aux=True),
+        ft.penalty_value_and_grad(plain, coef=0.1, accumulate=2),
+        ft.penalty_value_and_grad(total, coef=0.1, penalty_fn=plain, accumulate=2),
+    ):
+        with pytest.raises(ValueError, match=r"flatjax\.Mean.*check=False"):
+            refused(w, batch)
+    # Looked at once.
+    calls = []
+    counting = lambda w, batch: (calls.append(1), over_examples(w, batch))[1]  # noqa: E731
+    oracle = ft.sam_value_and_grad(counting, accumulate=2)
+    counts = [(calls.clear(), oracle(w, batch), len(calls))[2] for _ in range(3)]
+    assert counts[0] > counts[1] == counts[2]
 
 
 def test_in_a_flax_train_state(net):

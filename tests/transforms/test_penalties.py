@@ -19,6 +19,9 @@ from tests.transforms.zoo import (
     network,
     one_update,
     per_example,
+    sequence_means,
+    sequences,
+    token_mean,
 )
 
 
@@ -119,6 +122,38 @@ def test_stochastic_implicit_gradient_regularization(net, group_mode):
         0.4, loss_fn=loss_fn, micro_batches=4, group_mode=group_mode
     )
     assert_close(one_update(tx, params, batch)[0], g + 0.4 / 8 * total)
+
+
+def test_regularisers_of_a_loss_with_weights(x64):
+    params, batch = sequences(jnp.float64)
+    dense = Dense(params, batch, lambda p, b: token_mean(p, b).value)
+    zero = jax.tree.map(jnp.zeros_like, params)
+
+    def product(tx, batch):
+        return jax.jit(lambda: tx.update(zero, tx.init(params), params, batch=batch)[0])()
+
+    def rows(start, stop):
+        return tuple(a[start:stop] for a in batch)
+
+    def along(b, v):
+        return dense.hessian(dense.w, b) @ v
+
+    isgr = ft.stochastic_implicit_gradient_regularization(0.4, loss_fn=token_mean, micro_batches=4)
+    parts = [(rows(0, 2), 4), (rows(4, 6), 6), (rows(6, 8), 4)]
+    expected = sum(w / 14 * along(b, dense.grad(dense.w, b)) for b, w in parts)
+    assert_close(product(isgr, batch), 0.2 * expected)
+
+    igr = ft.implicit_gradient_regularization(0.4, loss_fn=token_mean, estimator="halves")
+    a, b = rows(4, 6), rows(6, 8)
+    expected = along(a, dense.grad(dense.w, b)) + along(b, dense.grad(dense.w, a))
+    assert_close(product(igr, rows(4, 8)), 0.1 * expected)
+    # Examples of weight zero are not seen by the model.
+    rowwise = ft.implicit_gradient_regularization(0.4, loss_fn=sequence_means, estimator="halves")
+    a, b = rows(0, 2), rows(4, 8)
+    expected = along(a, dense.grad(dense.w, b)) + along(b, dense.grad(dense.w, a))
+    assert_close(product(rowwise, batch), 0.1 * expected)
+    # With nothing in a half there is nothing to penalise.
+    assert not flat(product(igr, rows(2, 6))).any()
 
 
 def test_input_gradient_penalty(net):

@@ -15,6 +15,8 @@ from tests.transforms.zoo import (
     network,
     one_update,
     per_example,
+    sequences,
+    token_mean,
 )
 
 
@@ -174,6 +176,19 @@ def test_groups_have_perturbations_of_their_own(net, loss, mode):
     points = [dense.w + 0.3 * unit(dense.grad(dense.w, b)) for b in parts]
     gaps = [dense.value(p, b) - dense.value(dense.w, b) for p, b in zip(points, parts, strict=True)]
     assert float(state.metrics.sharpness_gap) == pytest.approx(np.mean(gaps), rel=1e-9)
+
+
+def test_groups_count_by_the_weights_of_their_means(x64):
+    params, batch = sequences(jnp.float64)
+    dense = Dense(params, batch, lambda p, b: token_mean(p, b).value)
+    parts = [(tuple(a[k : k + 2] for a in batch), w / 14) for k, w in ((0, 4), (4, 6), (6, 4))]
+    tx = ft.sam(0.3, groups=4, loss_fn=token_mean, diagnostics=True, check=False)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    out, state = jax.jit(lambda: tx.update(zero, tx.init(params), params, batch=batch))()
+    points = [dense.w + 0.3 * unit(dense.grad(dense.w, b)) for b, _ in parts]
+    assert_close(out, sum(w * dense.grad(p, b) for p, (b, w) in zip(points, parts, strict=True)))
+    gaps = [dense.value(p, b) - dense.value(dense.w, b) for p, (b, _) in zip(points, parts)]  # noqa: B905
+    assert_close(state.metrics.sharpness_gap, sum(w * a for a, (_, w) in zip(gaps, parts)))  # noqa: B905
 
 
 @pytest.mark.parametrize(("devices", "calls"), [(1, 4), (2, 1)])

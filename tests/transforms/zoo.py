@@ -45,6 +45,34 @@ def network(dtype=jnp.float32, seed=0, n=N):
     return params, batch
 
 
+LENGTHS = (3, 1, 0, 0, 2, 4, 1, 3)
+
+
+def sequences(dtype=jnp.float32):
+    """Params and a batch of inputs, targets and mask: eight sequences of unequal lengths.
+
+    The third and the fourth are empty, and hold inputs that are no numbers.
+    """
+    params, (x, y) = network(dtype, n=len(LENGTHS) * max(LENGTHS))
+    lengths = np.asarray(LENGTHS)[:, None]
+    mask = jnp.asarray(np.arange(max(LENGTHS)) < lengths)
+    x = jnp.where(lengths[..., None] == 0, jnp.nan, x.reshape(*mask.shape, -1))
+    return params, (x, y.reshape(mask.shape), mask)
+
+
+def sequence_means(params, batch):
+    """The mean over the tokens of the sequences, as a ``Mean`` of rows."""
+    x, y, mask = batch
+    each = per_example(params, (x.reshape(-1, x.shape[-1]), y.reshape(-1)))
+    return losses.Mean((mask * each.reshape(mask.shape)).sum(axis=1), mask.sum(axis=1))
+
+
+def token_mean(params, batch):
+    """The mean over all tokens, as a ``Mean`` of scalars; its weight is an integer."""
+    rows = sequence_means(params, batch)
+    return losses.Mean(rows.total.sum(), rows.weight.sum())
+
+
 class Dense:
     """The network as a function of one float64 vector, with its dense derivatives in NumPy."""
 
