@@ -9,6 +9,7 @@ import pytest
 import scipy.linalg
 
 import flatjax
+from tests.compilations import count_compilations
 
 N = 60
 OUTLIERS = np.concatenate([[10.0, 7.0, 5.0], np.linspace(0.0, 1.0, N - 5), [-2.0, -4.0]])
