@@ -238,7 +238,7 @@ class Calls:
         rows = np.unique(np.linspace(0, n - 1, min(n, _LOOKED_AT)).astype(int))
         few = jax.tree.map(lambda a: a[rows], batches)
         while self.unchecked:
-            loss_fn = self.unchecked.pop()
+            loss_fn = self.unchecked[-1]
 
             def loss(part, loss_fn=loss_fn):
                 return loss_fn(params, self.restore(part, others), kwargs)
@@ -246,6 +246,7 @@ class Calls:
             with matmul_precision("highest"):
                 if _is_scalar(loss, few):
                     check_mean(loss, few)
+            self.unchecked.pop()  # what is refused is refused again
 
 
 def _is_scalar(loss, batch):

@@ -183,8 +183,15 @@ WEIGHTED = {
     "span": lambda devices: ft.sam_value_and_grad(
         token_mean, rho=0.3, groups=2, accumulate=1 if devices else 2, axis_name=devices
     ),
-    "local_groups": lambda devices: ft.penalty_value_and_grad(
-        token_mean, coef=0.3, value="both", groups=8, axis_name=devices
+    "local_groups": lambda devices: ft.sam_value_and_grad(
+        token_mean, rho=0.3, groups=8, axis_name=devices
+    ),
+    "penalty": lambda devices: ft.penalty_value_and_grad(
+        token_mean,
+        coef=0.3,
+        penalty_fn=token_mean,
+        accumulate=1 if devices else 4,
+        axis_name=devices,
     ),
 }
 WEIGHTED_TRANSFORMS = {

@@ -150,7 +150,9 @@ def test_flipped_labels(net):
 
         return at
 
-    assert not draws(make(0.0), params, batch).any()
+    # Nothing but the rounding of two gradients of the same labels.
+    rounding = np.finfo(float).eps * np.abs(flat(jax.grad(loss_fn)(params, batch))).max()
+    assert np.abs(draws(make(0.0), params, batch)).max() < rounding
     samples = draws(make(0.5), params, batch)
     uniform = (batch[0], jnp.full((N, CLASSES), 1 / CLASSES))
     noisy, clean = (flat(jax.grad(loss_fn)(params, b)) for b in (uniform, batch))

@@ -362,8 +362,9 @@ def test_accumulated_scalars_must_be_means_over_examples():
         ft.penalty_value_and_grad(plain, coef=0.1, accumulate=2),
         ft.penalty_value_and_grad(total, coef=0.1, penalty_fn=plain, accumulate=2),
     ):
-        with pytest.raises(ValueError, match=r"flatjax\.Mean.*check=False"):
-            refused(w, batch)
+        for _ in range(2):
+            with pytest.raises(ValueError, match=r"flatjax\.Mean.*check=False"):
+                refused(w, batch)
     # Looked at once.
     calls = []
     counting = lambda w, batch: (calls.append(1), over_examples(w, batch))[1]  # noqa: E731
