@@ -182,5 +182,3 @@ def _may_be_stale(jaxpr) -> Iterator[bool]:
             traced_anew = eqn.primitive.name in ("custom_jvp_call", "custom_vjp_call")
             yield not traced_anew and not _of_jax(inner.debug_info)
             yield from _may_be_stale(inner)
-        if eqn.primitive.name == "jit":  # of a `partial` of a function of JAX, for instance
-            yield bool(eqn.params["jaxpr"].consts)
