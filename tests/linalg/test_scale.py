@@ -57,7 +57,7 @@ def check(found, name, scale):
     assert away <= 6 * np.linalg.norm(error) + 1e-4 * np.linalg.norm(truth(name))
 
 
-@pytest.mark.parametrize("scale", [1e-24, 1e-30, 1e30])
+@pytest.mark.parametrize("scale", [1e-24, pytest.param(1e-30, marks=pytest.mark.slow), 1e30])
 @pytest.mark.parametrize("name", [*ESTIMATORS, *HOST])
 def test_estimates_at_any_scale(name, scale):
     op = operator(scale)
