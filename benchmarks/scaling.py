@@ -28,8 +28,8 @@ import jax.numpy as jnp
 
 import flatjax
 from benchmarks import _networks
-from flatjax import trees
-from flatjax.linalg import basis as bases
+from flatjax import _trees as trees
+from flatjax.linalg.vectors import _basis as bases
 
 ROOT = pathlib.Path(__file__).parents[1]
 KEPT = ROOT / "benchmarks" / "results" / "scaling.json"

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from flatjax.linalg.estimate import Estimate
-from flatjax.linalg.quadrature import SpectralDensity
+from flatjax.linalg.probing._estimate import Estimate
+from flatjax.linalg.probing._quadrature import SpectralDensity
 
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 _CYCLE = (BLUE, ORANGE, GREEN, PURPLE, "#56B4E9", "#E69F00", "#000000")
@@ -52,7 +52,7 @@ def plot_density(
       >>> import jax.numpy as jnp, matplotlib
       >>> matplotlib.use("Agg")
       >>> from flatjax import plots
-      >>> from flatjax.linalg.quadrature import density_from_quadrature
+      >>> from flatjax.linalg.probing._quadrature import density_from_quadrature
       >>> nodes, weights = jnp.array([[0.0, 1.0]]), jnp.array([[0.45, 0.45]])
       >>> d = density_from_quadrature(jnp.array([5.0]), jnp.array([0.1]), nodes, weights)
       >>> plots.plot_density(d).get_xlabel()

@@ -1,6 +1,7 @@
 """What the tests of the repository itself share: its root, its files, its public names."""
 
 import dataclasses
+import importlib
 import inspect
 import pathlib
 import shutil
@@ -13,8 +14,20 @@ import flatjax
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "flatjax"
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-# Modules that are public themselves; every other public name is re-exported from `flatjax`.
-PUBLIC_MODULES = ("losses", "loops")
+# Every public name is one of `flatjax` or of one of these rooms; most are both.
+ROOMS = (
+    "operators",
+    "preflight",
+    "optimizers",
+    "losses",
+    "linalg",
+    "transforms",
+    "measures",
+    "landscape",
+    "parallel",
+    "loops",
+    "plots",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,22 +37,21 @@ class PublicName:
 
 
 def public_names() -> list[PublicName]:
-    """The functions and classes a user may call: of `flatjax` and of its public modules."""
+    """The functions and classes a user may call: of `flatjax` and of its rooms, each once."""
     names = [
         PublicName(f"flatjax.{name}", value)
         for name, value in vars(flatjax).items()
         if not name.startswith("_") and not isinstance(value, types.ModuleType)
     ]
-    for module_name in PUBLIC_MODULES:
-        module = getattr(flatjax, module_name, None)
-        if isinstance(module, types.ModuleType):
-            names += [
-                PublicName(f"{module.__name__}.{name}", value)
-                for name, value in vars(module).items()
-                if not name.startswith("_")
-                and (inspect.isfunction(value) or inspect.isclass(value))
-                and value.__module__ == module.__name__
-            ]
+    for room in ROOMS:
+        names += [
+            PublicName(f"flatjax.{room}.{name}", value)
+            for name, value in vars(importlib.import_module(f"flatjax.{room}")).items()
+            if not name.startswith("_")
+            and (inspect.isfunction(value) or inspect.isclass(value))
+            and value.__module__.startswith("flatjax.")
+            and not hasattr(flatjax, name)
+        ]
     return sorted(names, key=lambda item: item.name)
 
 

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from flatjax import collectives
+from flatjax import _collectives as collectives
 
 
 def mesh(*shape, names=("data",)):

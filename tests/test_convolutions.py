@@ -11,8 +11,10 @@ from jax.extend.core import primitives
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
-from flatjax import collectives, convolutions, loops
-from flatjax.convolutions import canonical
+from flatjax import _collectives as collectives
+from flatjax import _convolutions as convolutions
+from flatjax import loops
+from flatjax._convolutions import canonical
 
 FAST = re.compile(r"dim_labels=b([\d]+)f_\1io->b\1f")
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from flatjax import fingerprints
+from flatjax import _fingerprints as fingerprints
 
 X = jnp.ones(3)
 

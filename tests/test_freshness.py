@@ -90,7 +90,7 @@ ENTRIES = {
     "jacobian": lambda u: flatjax.jacobian(u.model, PARAMS, X) @ PARAMS,
     "ntk": lambda u: flatjax.ntk(u.model, PARAMS, X) @ Y,
     "over_batches": stream,
-    "hessian_variance": lambda u: flatjax.hessian_variance(u.rows, PARAMS, BATCH) @ PARAMS,
+    "hessian_variance": lambda u: flatjax.measures.hessian_variance(u.rows, PARAMS, BATCH) @ PARAMS,
     "per_example_gradients": measured("per_example_gradients"),
     "gradient_gram": measured("gradient_gram"),
     "gram_eigh": measured("gram_eigh", k=2),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
-from flatjax import functions
+from flatjax import _functions as functions
 from tests.captures import CONTAINERS
 from tests.compilations import count_compilations
 

@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import importlib
 import pathlib
 
 import pytest
@@ -9,25 +10,31 @@ import pytest
 from tests.repository import PACKAGE
 
 FLOORS = {
-    "convolutions": 0,
-    "fingerprints": 0,
-    "functions": 0,
-    "programs": 0,
+    "_collectives": 0,
+    "_convolutions": 0,
+    "_fingerprints": 0,
+    "_functions": 0,
+    "_layouts": 0,
+    "_loops": 0,
+    "_programs": 0,
+    "_trees": 0,
     "loops": 0,
-    "trees": 0,
-    "layouts": 0,
     "losses": 0,
-    "collectives": 0,
     "operators": 1,
     "linalg": 2,
+    "optimizers": 2,
+    "preflight": 2,
     "transforms": 2,
-    "spectrum": 3,
-    "measures": 3,
+    "_spectrum": 3,
+    "_trackers": 3,
     "landscape": 3,
-    "trackers": 3,
-    "plots": 4,
+    "measures": 3,
     "parallel": 4,
+    "plots": 4,
 }
+# Behind the doors of linear algebra: each wing imports from itself and from those after it.
+WINGS = ["probing", "krylov", "vectors"]
+PUBLIC_FILES = {"__init__", "loops", "plots"}
 # Imported by `experiments/`, never by the library.
 FOREIGN = {
     "flax",
@@ -107,7 +114,32 @@ def test_linear_algebra_never_knows_a_loss(module):
     rooms = {room_of(target) for target in internal_imports(module)}
     assert "losses" not in rooms
     operators = {t for t in internal_imports(module) if room_of(t) == "operators"}
-    assert operators <= {"flatjax.operators.base"}
+    assert operators <= {"flatjax.operators._base"}
+
+
+def wing_of(module: str) -> int:
+    """The place of a module of linear algebra: 0 is a door, then the wings in their order."""
+    parts = module.split(".")
+    return 1 + WINGS.index(parts[2]) if parts[2] in WINGS else 0
+
+
+@pytest.mark.parametrize("module", sorted(m for m in INSIDE if m.startswith("flatjax.linalg.")))
+def test_the_wings_of_linear_algebra_have_one_order(module):
+    for target in internal_imports(module):
+        if target.startswith("flatjax.linalg."):
+            assert wing_of(target) >= wing_of(module), f"{module} imports {target}"
+
+
+def test_modules_are_private():
+    for path in INSIDE.values():
+        assert path.stem in PUBLIC_FILES or path.stem.startswith("_"), f"{path} needs an underscore"
+
+
+def test_no_module_is_hidden_by_a_name():
+    for module in INSIDE:
+        package, _, name = module.rpartition(".")
+        found = getattr(importlib.import_module(package), name, None)
+        assert found is importlib.import_module(module), f"{package}.{name} hides the module {module}"
 
 
 def test_no_cycles():

@@ -192,7 +192,7 @@ class TestProduct:
         counts = []
         for factor in (jnp.float32(2.0), jnp.float32(3.0)):
             with count_compilations() as count:
-                op = flatjax.as_operator(lambda v, f=factor: f * v + 0.75, structure=v)
+                op = flatjax.operators.as_operator(lambda v, f=factor: f * v + 0.75, structure=v)
                 np.testing.assert_array_equal(loops.product(op)(v), (factor + 0.75) * np.ones(3))
             counts.append(count.value)
         assert counts[0] >= 1

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from flatjax import linalg, plots
-from flatjax.linalg.quadrature import density_from_quadrature
-from flatjax.spectrum import LayerSpectrum
+from flatjax._spectrum import LayerSpectrum
+from flatjax.linalg.probing._quadrature import density_from_quadrature
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

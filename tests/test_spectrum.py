@@ -7,7 +7,8 @@ import pytest
 from scipy.stats import wasserstein_distance
 
 import flatjax
-from flatjax.linalg import basis, lanczos_state
+from flatjax.linalg.krylov import _extremes as lanczos_state
+from flatjax.linalg.vectors import _basis as basis
 
 N = 400
 BULK = np.random.default_rng(1).uniform(0.0, 1.0, N - 9) ** 3

@@ -48,7 +48,7 @@ def wanted(values, which, k):
 def test_follows_a_drifting_operator(which, k, products, key):
     tracker = flatjax.track(k, which=which, products=products)
     for i, (values, matrix) in enumerate(drifting(25)):
-        op = flatjax.as_operator(jax.tree_util.Partial(matvec, matrix), STRUCTURE)
+        op = flatjax.operators.as_operator(jax.tree_util.Partial(matvec, matrix), STRUCTURE)
         if i == 0:
             state = tracker.init(op, key)
             start = int(state.num_products)
@@ -118,7 +118,7 @@ def test_from_the_first_step_on_values_are_right_or_said_not_to_be(key):
 
 
 def diagonal(*entries):
-    return flatjax.as_operator(
+    return flatjax.operators.as_operator(
         jax.tree_util.Partial(jnp.multiply, jnp.array(entries)), jnp.zeros(5)
     )
 
@@ -138,7 +138,7 @@ def test_an_operator_gives_the_start(which, expected, key):
 
 def test_a_start_that_ran_out_of_products_says_so(key):
     ((_, matrix),) = drifting(1)
-    op = flatjax.as_operator(jax.tree_util.Partial(matvec, matrix), STRUCTURE)
+    op = flatjax.operators.as_operator(jax.tree_util.Partial(matvec, matrix), STRUCTURE)
     state = flatjax.track(2).init(op, key, max_products=6)
     assert int(state.num_products) == 6
     assert not state.converged.any()

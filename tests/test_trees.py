@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from flatjax import trees
+from flatjax import _trees as trees
 
 
 @pytest.fixture(autouse=True)

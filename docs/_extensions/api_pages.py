@@ -12,42 +12,43 @@ import types
 
 import flatjax
 
-# Order of the pages; a room not named here comes after them.
+# In the order of the pages.
 ROOMS = [
     "operators",
     "losses",
     "linalg",
-    "spectrum",
-    "transforms",
     "measures",
     "landscape",
-    "trackers",
+    "transforms",
+    "preflight",
+    "optimizers",
     "parallel",
     "loops",
-    "convolutions",
+    "plots",
 ]
-PUBLIC_MODULES = ("losses", "loops", "convolutions")
+OWN_PAGES = {"_spectrum": "spectrum", "_trackers": "trackers"}  # modules of names in no room
 
 
 def grouped_names() -> dict[str, dict[str, object]]:
     """Public names by room: ``{"operators": {"flatjax.hessian": <function>, ...}, ...}``."""
-    rooms: dict[str, dict[str, object]] = {}
-    for name, value in vars(flatjax).items():
-        if name.startswith("_") or isinstance(value, types.ModuleType):
-            continue
-        module = getattr(value, "__module__", "") or ""
-        if module.startswith("flatjax."):
-            rooms.setdefault(module.split(".")[1], {})[f"flatjax.{name}"] = value
-    for room in PUBLIC_MODULES:
+    rooms: dict[str, dict[str, object]] = {room: {} for room in ROOMS}
+    seen = set()
+    for room in ROOMS:
         module = importlib.import_module(f"flatjax.{room}")
         for name, value in vars(module).items():
             # Functions, classes, and instances of these classes (the losses are instances).
-            origin = getattr(value, "__module__", None)
-            if origin != module.__name__ or name.startswith("_") or hasattr(flatjax, name):
+            origin = getattr(value, "__module__", None) or ""
+            if name.startswith("_") or not origin.startswith("flatjax."):
                 continue
-            rooms.setdefault(room, {})[f"{module.__name__}.{name}"] = value
-    order = {room: rank for rank, room in enumerate(ROOMS)}
-    return dict(sorted(rooms.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
+            short = getattr(flatjax, name, None) is value
+            rooms[room][f"flatjax.{name}" if short else f"{module.__name__}.{name}"] = value
+            seen.add(name)
+    for name, value in vars(flatjax).items():
+        if name.startswith("_") or name in seen or isinstance(value, types.ModuleType):
+            continue
+        origin = value.__module__.split(".")[1]
+        rooms.setdefault(OWN_PAGES.get(origin, origin), {})[f"flatjax.{name}"] = value
+    return rooms
 
 
 def directive(name: str, value: object) -> list[str]:
@@ -73,7 +74,9 @@ def summarised(value: object) -> bool:
 def page(room: str, names: dict[str, object]) -> str:
     """The page as reStructuredText."""
     title = f"flatjax.{room}"
-    lines = [title, "=" * len(title), "", f".. automodule:: flatjax.{room}", "   :no-index:", ""]
+    modules = {page: module for module, page in OWN_PAGES.items()}
+    lines = [title, "=" * len(title), ""]
+    lines += [f".. automodule:: flatjax.{modules.get(room, room)}", "   :no-index:", ""]
     lines += [".. autosummary::", "   :nosignatures:", ""]
     # Functions first, then the types they return. The tilde shows the bare name.
     ordered = sorted(names, key=lambda name: (inspect.isclass(names[name]), name.lower()))

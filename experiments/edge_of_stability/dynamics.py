@@ -18,7 +18,8 @@ import optax
 import flatjax
 from experiments.lib.small import SmallData
 from experiments.lib.trajectory import run_chunks
-from flatjax import loops, trees
+from flatjax import _trees as trees
+from flatjax import loops
 
 LossesFn = Callable[[Any, Any], jax.Array]
 

@@ -24,9 +24,9 @@ from experiments.lib import losses
 from experiments.lib.data import Dataset
 from experiments.lib.metrics import jsonable
 from experiments.lib.models import Model
-from flatjax import trees
+from flatjax import _trees as trees
+from flatjax._spectrum import Spectrum, spectrum
 from flatjax.landscape import filter_normalized_direction, loss_along
-from flatjax.spectrum import Spectrum, spectrum
 
 
 @dataclass(frozen=True, kw_only=True)

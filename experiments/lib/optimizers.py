@@ -34,7 +34,7 @@ def make_optimizer(
     """
     parts: list[optax.GradientTransformation] = []
     if config.sam_rho is not None:
-        from flatjax.transforms.sam import sam
+        from flatjax.transforms._sam import sam
 
         parts.append(sam(rho=config.sam_rho))
     if config.clip is not None:

@@ -14,15 +14,15 @@ equals the generalised Gauss-Newton matrix (Martens 2020, JMLR 21(146)). A plain
 subclass [`OutputLoss`][].
 """
 
-from flatjax.losses.base import OutputLoss as OutputLoss
-from flatjax.losses.base import positions_shape as positions_shape
-from flatjax.losses.mean import Mean as Mean
-from flatjax.losses.own import FunctionLoss as FunctionLoss
-from flatjax.losses.own import as_loss as as_loss
-from flatjax.losses.own import follow as follow
-from flatjax.losses.standard import SigmoidBinaryCrossEntropy as SigmoidBinaryCrossEntropy
-from flatjax.losses.standard import SoftmaxCrossEntropy as SoftmaxCrossEntropy
-from flatjax.losses.standard import SquaredError as SquaredError
-from flatjax.losses.standard import sigmoid_binary_cross_entropy as sigmoid_binary_cross_entropy
-from flatjax.losses.standard import softmax_cross_entropy as softmax_cross_entropy
-from flatjax.losses.standard import squared_error as squared_error
+from flatjax.losses._base import OutputLoss as OutputLoss
+from flatjax.losses._base import positions_shape as positions_shape
+from flatjax.losses._mean import Mean as Mean
+from flatjax.losses._own import FunctionLoss as FunctionLoss
+from flatjax.losses._own import as_loss as as_loss
+from flatjax.losses._own import follow as follow
+from flatjax.losses._standard import SigmoidBinaryCrossEntropy as SigmoidBinaryCrossEntropy
+from flatjax.losses._standard import SoftmaxCrossEntropy as SoftmaxCrossEntropy
+from flatjax.losses._standard import SquaredError as SquaredError
+from flatjax.losses._standard import sigmoid_binary_cross_entropy as sigmoid_binary_cross_entropy
+from flatjax.losses._standard import softmax_cross_entropy as softmax_cross_entropy
+from flatjax.losses._standard import squared_error as squared_error

@@ -5,12 +5,12 @@ over the devices it computes what one device would, and the compiler places the 
 functions here do the splitting; nothing else has to change.
 """
 
-from flatjax.parallel.batches import ShardedBatch as ShardedBatch
-from flatjax.parallel.batches import ShardedBatches as ShardedBatches
-from flatjax.parallel.batches import shard_batch as shard_batch
-from flatjax.parallel.batches import shard_batches as shard_batches
-from flatjax.parallel.meshes import make_mesh as make_mesh
-from flatjax.parallel.params import param_shardings as param_shardings
-from flatjax.parallel.params import replicate as replicate
-from flatjax.parallel.params import shard_params as shard_params
-from flatjax.parallel.runner import data_parallel as data_parallel
+from flatjax.parallel._batches import ShardedBatch as ShardedBatch
+from flatjax.parallel._batches import ShardedBatches as ShardedBatches
+from flatjax.parallel._batches import shard_batch as shard_batch
+from flatjax.parallel._batches import shard_batches as shard_batches
+from flatjax.parallel._meshes import make_mesh as make_mesh
+from flatjax.parallel._params import param_shardings as param_shardings
+from flatjax.parallel._params import replicate as replicate
+from flatjax.parallel._params import shard_params as shard_params
+from flatjax.parallel._runner import data_parallel as data_parallel

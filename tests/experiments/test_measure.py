@@ -109,7 +109,7 @@ def test_the_rest_of_the_numbers(measured):
     curvature, (params, state), numbers, dense, losses = measured
     assert numbers["loss"] == pytest.approx(losses.mean(), rel=1e-5)
     assert numbers["examples"] == 40
-    assert numbers["parameters"] == flatjax.trees.size(params) == len(dense["hessian"])
+    assert numbers["parameters"] == flatjax._trees.size(params) == len(dense["hessian"])
     short = curvature.numbers(params, state)
     assert short["hessian"]["top"]["values"] == pytest.approx(
         numbers["hessian"]["top"]["values"], rel=1e-5

@@ -7,8 +7,8 @@ import pytest
 from scipy.stats import wasserstein_distance
 
 from flatjax import linalg
-from flatjax.linalg.estimate import student
-from flatjax.linalg.quadrature import density_from_quadrature, weighted
+from flatjax.linalg.probing._estimate import student
+from flatjax.linalg.probing._quadrature import density_from_quadrature, weighted
 
 N = 300
 BULK = np.random.default_rng(0).uniform(0.1, 1.0, N - 5)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import flatjax
-from flatjax.linalg import quadrature
+from flatjax.linalg.probing import _quadrature as quadrature
 
 KEY, N = jax.random.key(0), 400
 POWERS = np.arange(1, N + 1) ** -0.5

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from flatjax.linalg import basis as bases
-from flatjax.linalg import krylov, lanczos, thick_restart
+from flatjax.linalg import lanczos
+from flatjax.linalg.krylov import _step as krylov
+from flatjax.linalg.krylov import _thick_restart as thick_restart
+from flatjax.linalg.vectors import _basis as bases
 
 M = 80
 STRUCTURE = {

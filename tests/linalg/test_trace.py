@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from flatjax.linalg import trace
-from flatjax.linalg.trace import LEAST, METHODS
+from flatjax.linalg._trace import LEAST, METHODS
 from tests.compilations import count_compilations
 from tests.problems import SIZE, dense, spectra, structure_of, times, trace_spectra, zoo
 

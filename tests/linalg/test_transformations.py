@@ -7,7 +7,8 @@ import pytest
 from jax import lax
 from jax.sharding import AxisType, PartitionSpec
 
-from flatjax import collectives, loops
+from flatjax import _collectives as collectives
+from flatjax import loops
 from flatjax.linalg import eigsh, trace
 from tests.problems import spectra, zoo
 

@@ -17,7 +17,7 @@ A, B = networks.spd(DIM, seed=1), networks.spd(DIM, seed=2, condition=100.0)
 
 def dense(matrix):
     m = jnp.asarray(matrix)
-    return flatjax.as_operator(lambda v: m @ v, jnp.zeros(DIM))
+    return flatjax.operators.as_operator(lambda v: m @ v, jnp.zeros(DIM))
 
 
 def by_hand(a, b):
@@ -126,7 +126,7 @@ def test_bad_arguments():
         alignment(a, a, method="exact", key=jax.random.key(0))
     with pytest.raises(ValueError, match="method must be one of"):
         alignment(a, a, method="gram")
-    other = flatjax.as_operator(lambda v: v, jnp.zeros(3))
+    other = flatjax.operators.as_operator(lambda v: v, jnp.zeros(3))
     with pytest.raises(ValueError, match="vectors of b has shape"):
         alignment(a, other, key=jax.random.key(0))
     with pytest.raises(ValueError, match="leading axis of rows"):

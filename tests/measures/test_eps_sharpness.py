@@ -10,7 +10,7 @@ import scipy.optimize
 from jax.flatten_util import ravel_pytree
 
 from flatjax.measures import eps_sharpness, sam_sharpness
-from flatjax.measures.eps_sharpness import random_subspace
+from flatjax.measures._eps_sharpness import random_subspace
 from tests.measures import networks
 
 pytestmark = pytest.mark.usefixtures("x64")

@@ -150,7 +150,7 @@ def test_groups_are_estimated_independently():
 
     params = {"a": jnp.ones(4), "b": jnp.ones(4)}
     result = scale_invariant_sharpness(
-        flatjax.as_operator(mv, params), params, key=jax.random.key(0), statistic="trace",
+        flatjax.operators.as_operator(mv, params), params, key=jax.random.key(0), statistic="trace",
         method="hutchinson", num_products=2,
     )  # fmt: skip
     assert float(result.curvatures["a"]) != float(result.curvatures["b"])

@@ -8,8 +8,8 @@ import pytest
 
 import flatjax
 from flatjax.measures import preconditioned_sharpness, sharpness
-from flatjax.operators.optimizers import preconditioner
-from flatjax.operators.stability import stability_threshold
+from flatjax.optimizers._preconditioner import preconditioner
+from flatjax.optimizers._stability_threshold import stability_threshold
 from tests.measures import networks
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -38,7 +38,7 @@ def test_is_the_largest_eigenvalue_within_its_residual(hessian):
 def test_a_start_that_is_blind_to_the_top_is_not_believed():
     """No product leads out of the space that a symmetry keeps from it: 4 has no residual there."""
     d = jnp.asarray(np.r_[9.0, 4.0, np.linspace(0, 1, 60)])
-    op = flatjax.as_operator(lambda v: d * v, d)
+    op = flatjax.operators.as_operator(lambda v: d * v, d)
     blind = sharpness(op, v0=jnp.ones(62).at[0].set(0.0))
     np.testing.assert_allclose(blind.value, 9.0, rtol=1e-6)  # the square of the tolerance
 
@@ -84,7 +84,7 @@ def test_preconditioned_ignores_rescaling_where_the_preconditioner_follows():
     values = []
     for scale in (np.ones(6), s):
         matrix = jnp.asarray(scale[:, None] * H * scale)
-        op = flatjax.as_operator(lambda v, m=matrix: m @ v, jnp.zeros(6))
+        op = flatjax.operators.as_operator(lambda v, m=matrix: m @ v, jnp.zeros(6))
         diagonal = jnp.asarray(D * scale**2)
         result = preconditioned_sharpness(op, diagonal, key=jax.random.key(0), tol=1e-9)
         values.append(float(result.value))

@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 import pytest
 
-from flatjax.measures import worst_case
+from flatjax.measures import _worst_case as worst_case
 
 
 def ascend(values):

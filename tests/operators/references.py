@@ -14,7 +14,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 import flatjax
-from flatjax import trees
+from flatjax import _trees as trees
 from tests.models import NETWORKS
 
 OPERATORS = (

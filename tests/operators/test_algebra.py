@@ -35,7 +35,7 @@ def random_vectors(op, num, seed=0):
 
 
 def dot(a, b):
-    return float(flatjax.trees.vdot(a, b))
+    return float(flatjax._trees.vdot(a, b))
 
 
 @pytest.mark.parametrize("kind", references.OPERATORS)
@@ -83,7 +83,7 @@ class TestCombinations:
         ids=["int", "float", "np.float64", "np.float32", "np.array", "float32"],
     )
     def test_factors(self, factor):
-        op = flatjax.as_operator(lambda v: jnp.arange(3.0) * v, structure=jnp.ones(3))
+        op = flatjax.operators.as_operator(lambda v: jnp.arange(3.0) * v, structure=jnp.ones(3))
         for scaled in (factor * op, op * factor):
             assert isinstance(scaled, flatjax.Operator)
             np.testing.assert_array_equal(scaled @ jnp.ones(3), [0.0, 2.0, 4.0])
@@ -100,7 +100,7 @@ class TestCombinations:
         np.testing.assert_array_equal((sum([one, one]) / 2) @ jnp.ones(2), [1.0, 1.0])
 
     def test_what_is_no_divisor_and_no_term(self):
-        op = flatjax.as_operator(lambda v: v, structure=jnp.ones(3))
+        op = flatjax.operators.as_operator(lambda v: v, structure=jnp.ones(3))
         for wrong in (op, np.ones(3)):
             with pytest.raises(TypeError, match=r"divided by scalars only; see flatjax\.inverse"):
                 op / wrong
@@ -109,12 +109,14 @@ class TestCombinations:
                 op + wrong
 
     def test_a_traced_factor(self):
-        op = flatjax.as_operator(lambda v: jnp.arange(3.0) * v, structure=jnp.ones(3))
+        op = flatjax.operators.as_operator(lambda v: jnp.arange(3.0) * v, structure=jnp.ones(3))
         assert float(jax.grad(lambda c: (c * op).mv(jnp.ones(3)).sum())(3.0)) == 3.0
 
     def test_a_plain_callable_joins_in(self, operators, matrices, x64):
         H = operators["hessian"]
-        damping = flatjax.as_operator(lambda v: jax.tree.map(lambda a: 0.5 * a, v), H.structure)
+        damping = flatjax.operators.as_operator(
+            lambda v: jax.tree.map(lambda a: 0.5 * a, v), H.structure
+        )
         wanted = matrices["hessian"] + 0.5 * np.eye(H.size)
         references.assert_product(H + damping, wanted, references.FLOAT64, linearized=False)
 
@@ -156,12 +158,12 @@ class TestDense:
     def test_more_columns_than_a_block(self):
         # 64 columns are evaluated at once; 70 need a second, shorter block.
         diagonal = jnp.arange(70.0)
-        op = flatjax.as_operator(lambda v: diagonal * v, structure=diagonal)
+        op = flatjax.operators.as_operator(lambda v: diagonal * v, structure=diagonal)
         np.testing.assert_array_equal(op.to_dense(), np.diag(np.arange(70.0)))
 
     def test_is_refused_for_large_operators(self):
         shape = jax.ShapeDtypeStruct((20_001,), jnp.float32)
-        op = flatjax.as_operator(lambda v: v, structure=shape)
+        op = flatjax.operators.as_operator(lambda v: v, structure=shape)
         with pytest.raises(ValueError, match="20,001 x 20,001 numbers is refused beyond 20,000"):
             op.to_dense()
 
@@ -193,22 +195,24 @@ class TestScipy:
 class TestAsOperator:
     def test_an_operator_is_itself(self, operators):
         op = operators["hessian"]
-        assert flatjax.as_operator(op) is op
-        assert flatjax.as_operator(op, op.structure) is op
+        assert flatjax.operators.as_operator(op) is op
+        assert flatjax.operators.as_operator(op, op.structure) is op
         with pytest.raises(TypeError, match="structure must have the tree structure"):
-            flatjax.as_operator(op, jnp.ones(3))
+            flatjax.operators.as_operator(op, jnp.ones(3))
 
     def test_a_partial_keeps_its_arrays_as_leaves(self):
         diagonal = jnp.arange(3.0)
-        op = flatjax.as_operator(jax.tree_util.Partial(jnp.multiply, diagonal), jnp.ones(3))
+        op = flatjax.operators.as_operator(
+            jax.tree_util.Partial(jnp.multiply, diagonal), jnp.ones(3)
+        )
         assert len(jax.tree.leaves(op)) == 1
         np.testing.assert_array_equal(op @ jnp.ones(3), diagonal)
 
     def test_errors(self):
         with pytest.raises(TypeError, match=r"op must be an operator or a callable.*got Array"):
-            flatjax.as_operator(np.eye(3).view(type("Array", (np.ndarray,), {})))
+            flatjax.operators.as_operator(np.eye(3).view(type("Array", (np.ndarray,), {})))
         with pytest.raises(ValueError, match="a callable needs structure="):
-            flatjax.as_operator(lambda v: v)
+            flatjax.operators.as_operator(lambda v: v)
 
 
 class TestVectors:

@@ -8,9 +8,9 @@ from jax.flatten_util import ravel_pytree
 
 from flatjax import loops
 from flatjax.operators import gradient_covariance, over_batches
-from flatjax.operators.blocks import block_diagonal, blocks, restrict
-from flatjax.operators.precondition import preconditioned
-from flatjax.operators.selection import embed, select
+from flatjax.operators._blocks import block_diagonal, blocks, restrict
+from flatjax.operators._precondition import preconditioned
+from flatjax.operators._selection import embed, select
 from tests.models import CONTAINERS, NETWORKS
 from tests.operators import references
 

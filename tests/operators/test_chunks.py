@@ -10,9 +10,10 @@ from jax.sharding import PartitionSpec as P
 
 import flatjax
 from flatjax import loops
-from flatjax.operators import chunks, over_batches
-from flatjax.operators.blocks import restrict
-from flatjax.operators.chunks import Chunked, chunked
+from flatjax.operators import _chunks as chunks
+from flatjax.operators import over_batches
+from flatjax.operators._blocks import restrict
+from flatjax.operators._chunks import Chunked, chunked
 from tests.models import NETWORKS
 from tests.operators import references
 

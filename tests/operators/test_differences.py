@@ -11,8 +11,8 @@ from jax.flatten_util import ravel_pytree
 from jax.sharding import PartitionSpec
 
 import flatjax
-from flatjax.operators import derivatives
-from flatjax.operators.differences import central_difference
+from flatjax.operators import _derivatives as derivatives
+from flatjax.operators._differences import central_difference
 from tests.models import NETWORKS, affine, attention
 from tests.operators import references
 
@@ -166,7 +166,7 @@ def test_weights_chunks_streams_and_parts(kind):
     assert product_error(scaled, matrix, v) < MOST * flat(root).max()
     part = flatjax.restrict(whole, "query")
     assert part.method == "central-difference"
-    v = flatjax.select(v, "query")
+    v = flatjax.operators.select(v, "query")
     rows = slice(13, 17)  # after the 4 entries of the key and the 9 of the output layer
     # Relative to a block that is far smaller than the matrix.
     whole_norm, norm = (np.linalg.norm(m, 2) for m in (matrix, matrix[rows, rows]))

@@ -11,7 +11,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import flatjax
-from flatjax.operators.gram import gradient_gram, gram_eigh
+from flatjax.operators._gram import gradient_gram, gram_eigh
 from tests.models import NETWORKS
 from tests.operators import references
 
@@ -98,7 +98,7 @@ def test_traced_equals_eager():
 
 
 def test_chunks_bound_the_memory():
-    from flatjax.operators import gram
+    from flatjax.operators import _gram as gram
 
     x = jnp.ones((256, 64))
     op = flatjax.gradient_covariance(lambda w, x: jnp.tanh(x @ w).sum(1), jnp.ones((64, 64)), x)

@@ -8,8 +8,8 @@ import pytest
 import flatjax
 from flatjax import loops
 from flatjax.operators import as_operator, hessian, over_batches
-from flatjax.operators.damping import damped, identity
-from flatjax.operators.inverse import inverse
+from flatjax.operators._damping import damped, identity
+from flatjax.operators._inverse import inverse
 from tests.models import NETWORKS
 from tests.operators import references
 

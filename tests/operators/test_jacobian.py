@@ -6,7 +6,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import flatjax
-from flatjax.operators.jacobian import jacobian, ntk
+from flatjax.operators._jacobian import jacobian, ntk
 from tests.models import NETWORKS
 from tests.operators import references
 from tests.operators.test_derivatives import MODELS
@@ -52,7 +52,7 @@ def test_outputs_may_be_a_tree():
 
 
 def test_new_inputs_compile_nothing():
-    from flatjax.operators.jacobian import _product
+    from flatjax.operators._jacobian import _product
 
     params, (x, _) = NETWORK.cast(jnp.float32)
     jacobian(NETWORK.apply, params, x) @ params

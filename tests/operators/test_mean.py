@@ -10,7 +10,7 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import flatjax
-from flatjax.operators import terms
+from flatjax.operators import _terms as terms
 from tests.operators import references
 
 # Sequences of 4, 4, 4, 2, 1 and 1 tokens: the halves are nothing alike.
@@ -162,7 +162,7 @@ class TestExamples:
         w, batch = data()
         m, _, hessians = reference(True)
         centred = hessians - references.mean(hessians, m)
-        op = flatjax.hessian_variance(rows, w, batch, weights=WEIGHTS, chunk_size=3)
+        op = flatjax.measures.hessian_variance(rows, w, batch, weights=WEIGHTS, chunk_size=3)
         matrix = references.mean(centred @ centred, m)
         references.assert_product(op, matrix, references.FLOAT64, linearized=False)
 

@@ -7,9 +7,9 @@ import optax
 import pytest
 
 from flatjax.operators import hessian
-from flatjax.operators.optimizers import preconditioner
-from flatjax.operators.precondition import preconditioned
-from flatjax.operators.stability import stability_threshold
+from flatjax.operators._precondition import preconditioned
+from flatjax.optimizers._preconditioner import preconditioner
+from flatjax.optimizers._stability_threshold import stability_threshold
 
 PARAMS = {"a": jnp.array([1.0, -2.0]), "b": jnp.array([[0.5]])}
 GRADS = [

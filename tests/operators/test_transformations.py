@@ -79,7 +79,7 @@ def test_gradient_of_a_curvature(x64):
     def curvature(params, kind):
         op = references.make(kind, mlp, params, batch)
         v = jax.tree.map(jnp.ones_like, params)
-        return flatjax.trees.vdot(v, op.mv(v))
+        return flatjax._trees.vdot(v, op.mv(v))
 
     for kind in ("hessian", "covariance"):
         f = jax.jit(lambda p, kind=kind: curvature(p, kind))
@@ -90,7 +90,7 @@ def test_gradient_of_a_curvature(x64):
             f(jax.tree.map(lambda a, d, s=s: a + s * d, params, direction)) for s in (step, -step)
         )
         difference = float((ahead - behind) / (2 * step))
-        assert float(flatjax.trees.vdot(slope, direction)) == pytest.approx(difference, rel=1e-6)
+        assert float(flatjax._trees.vdot(slope, direction)) == pytest.approx(difference, rel=1e-6)
 
 
 def test_inside_scan(x64):

@@ -27,7 +27,8 @@ def losses_fn(w, batch, *args):
 
 def named(name, *args, **kwargs):
     """A public function of ``(params, batch, *args, axis_name=, weights=)``."""
-    return functools.partial(getattr(flatjax, name), *args, **kwargs)
+    found = getattr(flatjax, name, None) or getattr(flatjax.measures, name)
+    return functools.partial(found, *args, **kwargs)
 
 
 def along_an_update(w, batch, *args, **options):

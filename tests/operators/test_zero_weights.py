@@ -163,7 +163,8 @@ MEASURES = {
         losses_fn, jnp.asarray(PARAMS), b, weights=w
     )[:3],
     "hessian_variance": lambda b, w: (
-        flatjax.hessian_variance(losses_fn, jnp.asarray(PARAMS), b, weights=w) @ jnp.asarray(V)
+        flatjax.measures.hessian_variance(losses_fn, jnp.asarray(PARAMS), b, weights=w)
+        @ jnp.asarray(V)
     ),
     "fisher_rao_norm": lambda b, w: flatjax.fisher_rao_norm(
         model, LOSS, jnp.asarray(PARAMS), b, weights=w, degree=1

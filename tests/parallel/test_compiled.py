@@ -7,9 +7,11 @@ import pytest
 
 import flatjax
 from benchmarks import scaling
-from flatjax import loops, parallel, trees
-from flatjax.linalg import basis as bases
-from flatjax.linalg import krylov, probes
+from flatjax import _trees as trees
+from flatjax import loops, parallel
+from flatjax.linalg.krylov import _step as krylov
+from flatjax.linalg.vectors import _basis as bases
+from flatjax.linalg.vectors import _probes as probes
 from tests.parallel.hlo import collectives, memory
 from tests.parallel.problems import loss_fn, mlp, model_fn, vector
 

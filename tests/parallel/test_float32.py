@@ -12,7 +12,7 @@ import pytest
 
 import flatjax
 import flatjax.transforms as ft
-from flatjax import collectives
+from flatjax import _collectives as collectives
 from tests.parallel.problems import RUNNERS, assert_close, one_device, over_devices, vector
 
 LOSS = flatjax.softmax_cross_entropy

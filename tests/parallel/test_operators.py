@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 import flatjax
-from flatjax.operators.precondition import preconditioned
+from flatjax.operators._precondition import preconditioned
 from tests.parallel.problems import (
     RUNNERS,
     assert_close,

@@ -54,8 +54,8 @@ def curvature(config: RunConfig) -> Measurement:
         H = flatjax.hessian(loss_fn, params, batch, weights=weights)
         gradient = jax.grad(lambda p: (loss_fn(p, batch) * weights).sum() / weights.sum())(params)
         direction = jax.tree.map(lambda c, g: 0.5 * c + g, carry, gradient)
-        along = flatjax.trees.vdot(direction, H.mv(direction))
-        return along / flatjax.trees.vdot(direction, direction), direction
+        along = flatjax._trees.vdot(direction, H.mv(direction))
+        return along / flatjax._trees.vdot(direction, direction), direction
 
     def measure(snapshot, carry):
         arrays = data.train.arrays()

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flatjax.transforms import ascent
+from flatjax.transforms import _ascent as ascent
 
 P = [1.0, 1.1, 1.5, 2.0, 3.0, np.inf]
 SCALES = [1e-20, 1.0, 1e20]

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 import flatjax.transforms as ft
 from flatjax import losses
-from flatjax.transforms.incoming import equal_up_to_rounding
+from flatjax.transforms._incoming import equal_up_to_rounding
 
 X = jax.random.normal(jax.random.key(0), (16, 4))
 Y = jnp.arange(16) % 3

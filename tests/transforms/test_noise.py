@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 
 import flatjax.transforms as ft
 from flatjax import losses
-from flatjax.transforms import noise
+from flatjax.transforms import _noise as noise
 from tests.transforms.zoo import (
     CLASSES,
     LENGTHS,

@@ -7,7 +7,7 @@ import pytest
 
 import flatjax.transforms as ft
 from flatjax import losses
-from flatjax.transforms import prng
+from flatjax.transforms import _prng as prng
 from tests.transforms.zoo import flat, loss_fn, model, network
 
 XENT = losses.softmax_cross_entropy

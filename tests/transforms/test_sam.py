@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import flatjax.transforms as ft
-from flatjax.transforms import groups
+from flatjax.transforms import _groups as groups
 from tests.transforms.zoo import (
     Dense,
     assert_close,

@@ -1,0 +1,351 @@
+"""Curvature along a training run: the extreme eigenpairs, warm-started from step to step.
+
+Between two training steps the Hessian changes little, so the eigenvectors of the last step are an
+excellent start: one to three products a step follow them, where a cold Lanczos run needs tens. The
+first step has no such start, and from random vectors the values rise for ten steps and more
+whatever the true ones do: so a tracker is started by one Lanczos run, or says that its pairs have
+not converged.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flatjax import _loops as loops
+from flatjax import _trees as trees
+from flatjax.linalg import eigsh
+from flatjax.linalg.krylov import _lobpcg as lobpcg
+from flatjax.linalg.vectors import _basis as bases
+from flatjax.operators._base import Operator, as_operator
+
+Which = Literal["LA", "SA", "LM"]
+_RECORDED = ("values", "residual_norms", "converged", "drift")
+
+
+class TrackState(NamedTuple):
+    """The tracked pairs after a step; all arrays, so that it lives in a train state.
+
+    Attributes:
+      values: the Ritz values, shape ``(k,)``, in the order of ``which``; NaN before the first step
+        of a tracker that started at random vectors.
+      vectors: orthonormal Ritz vectors, a pytree with a leading axis ``k``.
+      directions: the last change of the vectors, the third block of the search space.
+      residual_norms: ``|A v - value v|`` for every pair, shape ``(k,)``: some eigenvalue lies
+        within this distance of the value.
+      converged: ``(k,)`` booleans: the residual is at most ``tol`` times the value's magnitude, or
+        rounding beside the largest value. False is a value to leave out: of a start that has not
+        settled, or of an operator that moved too far in one step. It cannot show that another
+        eigenvalue has overtaken the tracked ones: for that start again now and then.
+      drift: how far every vector has turned out of the span of the vectors before the step, the
+        sine of the angle, shape ``(k,)``.
+      step: the number of steps taken.
+      num_products: the number of products spent, those of the start included.
+    """
+
+    values: jax.Array
+    vectors: Any
+    directions: Any
+    residual_norms: jax.Array
+    converged: jax.Array
+    drift: jax.Array
+    step: jax.Array
+    num_products: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Tracker:
+    """Follows the extreme eigenpairs of a changing operator; made by [`track`][]."""
+
+    k: int
+    which: Which
+    products: int
+    tol: float
+
+    def init(
+        self,
+        at: Any,
+        key: chex.PRNGKey | None = None,
+        *,
+        pairs: Any = None,
+        max_products: int | None = None,
+    ) -> TrackState:
+        """The state from which to follow: pairs of the operator, given pairs, or random vectors.
+
+        Of an operator it is what [`eigsh`][] finds, until the residuals meet the tracker's ``tol``:
+        about 20 products for one pair and 50 for two. Under ``jit`` it takes a fixed number of
+        them, 33 plus ``k`` at most by default.
+
+        A tree like the params has no eigenpairs: the state then has random vectors and NaN for
+        values, and some ten updates pass before its pairs are ``converged``.
+
+        Args:
+          at: the operator at the first params, or a pytree of arrays or ``ShapeDtypeStruct`` like
+            the params.
+          key: a PRNG key of the random start. Give either ``key`` or ``pairs``.
+          pairs: pairs to start from, at no product: an [`Eigenpairs`][] of at least ``k`` pairs, a
+            [`TrackState`][], or ``k`` vectors as a tree with a leading axis. Of pairs the values
+            are reported as they are, so let them be of the operator at the first params.
+          max_products: the most products to spend on the start; under ``jit`` the number spent.
+
+        Returns:
+          The state.
+
+        Raises:
+          TypeError: if ``pairs`` has another tree structure than the params.
+          ValueError: if ``k`` exceeds the dimension, for both or neither of ``key`` and ``pairs``,
+            for pairs of other shapes or fewer than ``k``, or for linearly dependent vectors.
+        """
+        structure = at.structure if isinstance(at, Operator) else trees.structure_of(at)
+        if self.k > trees.size(structure):
+            raise ValueError(
+                f"k={self.k} pairs exceed the dimension {trees.size(structure)}: lower k."
+            )
+        if (key is None) == (pairs is None):
+            raise ValueError(
+                "a tracker starts from key=jax.random.key(0) or from pairs=, not both."
+            )
+        if key is None:
+            return self._from_pairs(structure, pairs, 0)
+        if isinstance(at, Operator):
+            found = eigsh(
+                at, self.k, which=self.which, key=key, tol=self.tol, max_products=max_products
+            )
+            return self._from_pairs(structure, found, found.num_products)
+        leaves, treedef = jax.tree.flatten(structure)
+        keys = jax.random.split(key, len(leaves))
+        draws = [
+            jax.random.normal(k, (self.k, *a.shape), a.dtype)
+            for k, a in zip(keys, leaves, strict=True)
+        ]
+        # Spread over devices as the params are.
+        draws = trees.placed(jax.tree.unflatten(treedef, draws), structure)
+        return self._from_vectors(lobpcg.orthonormal(None, draws)[0])
+
+    def _from_pairs(self, structure: Any, pairs: Any, num_products: int) -> TrackState:
+        """The state of given pairs, or of bare vectors."""
+        bare = not (hasattr(pairs, "values") and hasattr(pairs, "residual_norms"))
+        vectors = pairs if bare else pairs.vectors
+        counts = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(vectors)}
+        count = min((c[0] if c else 0 for c in counts), default=0)
+        if len(counts) != 1 or count < self.k or (bare and count > self.k):
+            raise ValueError(
+                f"pairs must hold {'' if bare else 'at least '}{self.k} vectors along one leading "
+                f"axis, as eigsh(op, {self.k}) gives them; got leading axes {sorted(counts)}."
+            )
+        trees.check(jax.tree.map(lambda a: a[0], vectors), structure, "a vector of pairs")
+        vectors = trees.cast(vectors, structure)
+        if bare:
+            vectors, kept = lobpcg.orthonormal(None, vectors)
+            if not loops.is_traced(kept) and not bool(kept.all()):
+                raise ValueError("pairs must hold linearly independent vectors.")
+            return self._from_vectors(vectors)
+        order = lobpcg.order(pairs.values, self.which)[: self.k]
+        scalar = trees.dtype(structure)
+        values, residuals = (a[order].astype(scalar) for a in (pairs.values, pairs.residual_norms))
+        converged = self._converged(values, residuals)
+        complete = getattr(pairs, "complete", None)
+        if complete is not None:  # a list known to lack a pair is not right in its order
+            converged = converged & jnp.asarray(complete)
+        state = self._from_vectors(jax.tree.map(lambda a: a[order], vectors))
+        spent = jnp.asarray(num_products, jnp.int32)
+        return state._replace(
+            values=values, residual_norms=residuals, converged=converged, num_products=spent
+        )
+
+    def _from_vectors(self, vectors: Any) -> TrackState:
+        """The state of orthonormal vectors of which nothing is known."""
+        empty = jnp.full((self.k,), jnp.nan, trees.dtype(vectors))
+        zero = jnp.zeros((), jnp.int32)
+        return TrackState(
+            values=empty,
+            vectors=vectors,
+            directions=jax.tree.map(jnp.zeros_like, vectors),
+            residual_norms=empty,
+            converged=jnp.zeros((self.k,), bool),
+            drift=empty,
+            step=zero,
+            num_products=zero,
+        )
+
+    def _converged(self, values: jax.Array, residual_norms: jax.Array) -> jax.Array:
+        size = jnp.abs(values)
+        rounding = 8 * jnp.finfo(values.dtype).eps * size.max()
+        small = residual_norms <= jnp.maximum(self.tol * size, rounding)
+        if self.products == 1 and self.which == "LA":
+            # Orthogonal iteration follows |value|: below a negative one others may lie outside.
+            return small & (values >= 0)
+        return small
+
+    def update(
+        self, op: Operator | Callable[[Any], Any], state: TrackState, *, structure: Any = None
+    ) -> TrackState:
+        """One step: ``k * products`` products with the operator at the present params.
+
+        Args:
+          op: the operator at the present params, or a callable ``v -> A v``.
+          state: the state of the last step.
+          structure: for a callable, the vectors it acts on; default that of the state.
+
+        Returns:
+          The state of this step.
+
+        Raises:
+          TypeError: if the operator acts on another tree structure.
+          ValueError: if it acts on other shapes.
+        """
+        row = jax.tree.map(lambda a: a[0], state.vectors)
+        if not isinstance(op, Operator):
+            op = as_operator(op, row if structure is None else structure)
+        trees.check(row, op.structure, "the tracked vectors")
+        if op.host_driven:
+            return _advance(self, op.mv, state)
+        return _update(self, op, state)
+
+    def callback(
+        self, make_operator: Callable[..., Operator], *, key: chex.PRNGKey, every: int = 1
+    ) -> "TrackCallback":
+        """A callback for a training loop on the host, started at the first operator's pairs.
+
+        Args:
+          make_operator: ``make_operator(params, *context) -> operator`` at the present params.
+          key: the PRNG key of the start, an [`eigsh`][] of the first operator (see ``init``). For
+            another start set ``state`` before the first call.
+          every: the number of steps between updates.
+
+        Returns:
+          ``callback(step, params, *context)``, which records and returns the state.
+
+        Raises:
+          ValueError: if ``every`` is below 1.
+        """
+        if every < 1:
+            raise ValueError(f"every must be at least 1, got {every}.")
+        return TrackCallback(self, make_operator, key, every)
+
+
+class TrackCallback:
+    """Records the tracked pairs of a training loop; made by ``Tracker.callback``.
+
+    Values stay on the device until they are read, so that recording does not stall the loop.
+
+    Attributes:
+      state: the last [`TrackState`][], or ``None``; put it into a checkpoint to resume.
+    """
+
+    def __init__(self, tracker, make_operator, key, every):
+        self.tracker, self.make_operator, self.key, self.every = tracker, make_operator, key, every
+        self.state: TrackState | None = None
+        self._records: list[tuple[int, Any]] = []
+
+    def __call__(self, step: int, params: Any, *context: Any) -> TrackState | None:
+        """Update at every ``every``-th step; the last state is returned in any case."""
+        if step % self.every:
+            return self.state
+        op = self.make_operator(params, *context)
+        if self.state is None:
+            self.state = self.tracker.init(op, self.key)
+        self.state = self.tracker.update(op, self.state)
+        self._records.append((step, tuple(getattr(self.state, name) for name in _RECORDED)))
+        return self.state
+
+    @property
+    def history(self) -> dict[str, np.ndarray]:
+        """``steps``, and ``values``, ``residual_norms``, ``converged``, ``drift``: (steps, k)."""
+        steps = np.array([step for step, _ in self._records], int)
+        columns = zip(*(record for _, record in self._records), strict=True)
+        empty = [np.zeros((0, self.tracker.k))] * len(_RECORDED)
+        arrays = [np.stack([np.asarray(a) for a in column]) for column in columns] or empty
+        return {"steps": steps, **dict(zip(_RECORDED, arrays, strict=True))}
+
+
+def track(k: int = 1, *, which: Which = "LA", products: int = 2, tol: float = 0.05) -> Tracker:
+    r"""A tracker of the top-``k`` eigenpairs along a training run.
+
+    Every step searches for the best Ritz pairs of the *present* operator in a small space: the
+    vectors $V$ of the last step, their residuals $R = AV - V\Theta$ (``products >= 2``) and the
+    last change of the vectors (``products = 3``): one step of locally optimal block conjugate
+    gradients (Knyazev 2001, SIAM J. Sci. Comput. 23(2)), with the products recomputed because the
+    operator has moved. With ``products = 1`` it is one step of orthogonal iteration, which follows
+    the largest $|\lambda|$ and reports the Ritz pairs of the vectors it was given.
+
+    Costs ``k * products`` products a step and ``2 k`` vectors of memory (``2 k * products`` while
+    it runs), and a start of some 20 products for one pair and 50 for two: ``init`` of an operator
+    finds its pairs by [`eigsh`][]. ``update`` works inside a jitted train step, where products are
+    batched over ``k``; where the operator moves fast (``converged`` says so), call it twice.
+
+    Args:
+      k: the number of pairs.
+      which: ``"LA"``: the largest, ``"SA"``: the smallest, ``"LM"``: the largest in magnitude.
+      products: blocks of products a step, 1 to 3. Take 2 unless a step is very cheap (3) or the
+        spectrum is positive and well separated (1).
+      tol: the residual relative to the value at which a pair counts as converged. The error is
+        about the square of it over the relative gap to the next value: 1 per cent at the default.
+
+    Returns:
+      A tracker with ``init``, ``update`` and ``callback``.
+
+    Raises:
+      ValueError: for ``k < 1``, an unknown ``which``, ``products`` outside 1 to 3, one product with
+        ``"SA"``, or a ``tol`` that is not positive.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> import flatjax
+      >>> def loss_fn(w, x):
+      ...     return 0.5 * (x @ w) ** 2
+      >>> def hessian(scale):
+      ...     x = jnp.array([[1.0, 0.0], [0.0, scale]])
+      ...     return flatjax.hessian(loss_fn, jnp.zeros(2), x)
+      >>> tracker = flatjax.track(k=1)
+      >>> state = tracker.init(hessian(2.0), jax.random.key(0))
+      >>> print(f"{state.values[0]:.2f}")  # 2^2 / 2
+      2.00
+      >>> for scale in (2.1, 2.2):
+      ...     state = tracker.update(hessian(scale), state)
+      >>> print(f"{state.values[0]:.2f}", state.converged.tolist())  # 2.2^2 / 2
+      2.42 [True]
+    """
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}.")
+    if which not in ("LA", "SA", "LM"):
+        raise ValueError(f'which must be "LA", "SA" or "LM", got {which!r}.')
+    if products not in (1, 2, 3):
+        raise ValueError(f"products must be 1, 2 or 3, got {products}.")
+    if products == 1 and which == "SA":
+        raise ValueError('one product a step follows the largest |value|: use products=2 for "SA".')
+    if not 0 < tol < 1:
+        raise ValueError(f"tol must lie between 0 and 1, got {tol}.")
+    return Tracker(k, which, products, float(tol))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _update(tracker, op, state):
+    return _advance(tracker, op.mv, state)
+
+
+def _advance(tracker, mv, state):
+    start = lobpcg.polished(state.vectors)
+    if tracker.products == 1:
+        found = lobpcg.orthogonal_iteration(mv, start, tracker.which)
+    else:
+        candidates = (state.directions,) if tracker.products == 3 else ()
+        found = lobpcg.step(mv, start, tracker.which, candidates)
+    # |(I - V V^T) x| directly: sqrt(1 - |V^T x|^2) would not resolve angles below sqrt(eps).
+    overlaps = bases.gram(state.vectors, found.vectors)
+    outside = jax.tree.map(jnp.subtract, found.vectors, bases.combine(state.vectors, overlaps))
+    return TrackState(
+        values=found.values,
+        vectors=found.vectors,
+        directions=found.change,
+        residual_norms=found.residual_norms,
+        converged=tracker._converged(found.values, found.residual_norms),
+        drift=jax.vmap(trees.norm)(outside),
+        step=state.step + jnp.ones((), jnp.int32),
+        num_products=state.num_products + jnp.asarray(tracker.k * tracker.products, jnp.int32),
+    )

@@ -1,0 +1,157 @@
+"""Lanczos tridiagonalisation with full reorthogonalisation."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from flatjax._trees import Tree
+from flatjax.linalg.krylov import _step as krylov
+from flatjax.linalg.vectors import _arguments as arguments
+from flatjax.linalg.vectors import _basis as bases
+from flatjax.operators._base import as_operator
+
+
+class Lanczos(NamedTuple):
+    r"""The result of `lanczos`: :math:`A Q = Q T + \beta_m q_{m+1} e_m^\top`.
+
+    Attributes:
+      alphas: ``(m,)``, the diagonal of the symmetric tridiagonal T.
+      betas: ``(m,)``. The first m - 1 are the off-diagonals of T, the last is the norm of the
+        residual. Zero where the Krylov space was exhausted.
+      basis: the orthonormal vectors Q, a tree with leading axis m, sharded like the vectors.
+      residual: the unit vector :math:`q_{m+1}`, zero where the basis spans the whole space.
+      breakdown: ``(m,)`` booleans: after this step the Krylov space was exhausted, and the run went
+        on from a random vector orthogonal to the basis. T is then block diagonal.
+      num_products: the number of products spent, m.
+      scale: the power of two in whose units the run was computed.
+      key: the state of the random restarts, for `extend`.
+    """
+
+    alphas: jax.Array
+    betas: jax.Array
+    basis: Tree
+    residual: Tree
+    breakdown: jax.Array
+    num_products: int
+    scale: jax.Array
+    key: jax.Array
+
+
+def lanczos(op: Any, v0: Tree, num_steps: int, *, structure: Tree = None) -> Lanczos:
+    r"""Lanczos tridiagonalisation with full reorthogonalisation.
+
+    Ritz values never repeat: without reorthogonalisation float32 gives 4 copies of a dominant
+    eigenvalue after 30 steps and 14 after 100. Where the Krylov space of ``v0`` is exhausted,
+    :math:`\beta \le 64\,\epsilon\,\|T\|`, the run goes on from a random vector orthogonal to the
+    basis, so that operators of any rank and scale, the zero operator included, give a right and
+    finite T with the right multiplicities.
+
+    Costs ``num_steps`` products, ``num_steps`` vectors of memory, and a read of the whole basis
+    twice a step. Called eagerly, the steps are driven from the host without waiting for each
+    other; traced, they run in a ``lax`` loop.
+
+    Args:
+      op: a flatjax operator, or a traceable callable ``v -> A v``, symmetric.
+      v0: the start vector, a pytree of the operator's structure with any non-zero norm.
+      num_steps: the number of steps m, at most the dimension.
+      structure: for a callable, a tree of arrays or ``jax.ShapeDtypeStruct`` like its vectors.
+
+    Returns:
+      A `Lanczos`.
+
+    Raises:
+      TypeError: if ``op`` is not callable or ``v0`` has another tree structure.
+      ValueError: if a shape, the norm of ``v0`` or ``num_steps`` is not right, or the structure of
+        a callable is missing.
+
+    Example:
+      >>> import jax.numpy as jnp, flatjax.linalg
+      >>> d = jnp.array([1.0, 2.0, 4.0])
+      >>> run = flatjax.linalg.lanczos(lambda v: d * v, jnp.ones(3), 3, structure=d)
+      >>> float(run.alphas.sum())
+      7.0
+
+    References:
+      Golub and Van Loan, *Matrix Computations*, section 10.3; Daniel, Gragg, Kaufman and Stewart,
+      "Reorthogonalization and stable algorithms for updating the Gram-Schmidt QR factorization",
+      Math. Comp. 1976.
+    """
+    op = as_operator(op, structure)
+    v0 = arguments.start_vector(op, v0)
+    arguments.check_count("num_steps", num_steps)
+    if num_steps > op.size:
+        raise ValueError(f"num_steps={num_steps} exceeds the dimension {op.size}; lower it.")
+    state = krylov.start(krylov.unit(v0), num_steps, jax.random.key(0))
+    return _result(*krylov.run(op, state, num_steps))
+
+
+def extend(previous: Lanczos, op: Any, num_steps: int, *, structure: Tree = None) -> Lanczos:
+    """Continue a `Lanczos` run by more steps.
+
+    The result is that of one longer run. Costs ``num_steps`` products; the basis is copied once.
+
+    Args:
+      previous: the run to continue.
+      op: the same operator.
+      num_steps: the number of steps to add.
+      structure: as in `lanczos`.
+
+    Returns:
+      A `Lanczos` of all steps, with ``num_products`` of both runs.
+
+    Raises:
+      ValueError: if all steps together exceed the dimension.
+
+    Example:
+      >>> import jax.numpy as jnp, flatjax.linalg
+      >>> d = jnp.array([1.0, 2.0, 4.0])
+      >>> run = flatjax.linalg.lanczos(lambda v: d * v, jnp.ones(3), 1, structure=d)
+      >>> run = flatjax.linalg.extend(run, lambda v: d * v, 2, structure=d)
+      >>> run.num_products, float(run.alphas.sum())
+      (3, 7.0)
+    """
+    op = as_operator(op, structure)
+    arguments.check_count("num_steps", num_steps)
+    done = previous.alphas.shape[0]
+    if done + num_steps > op.size:
+        raise ValueError(
+            f"{done} steps are done and num_steps={num_steps} more exceed the dimension {op.size}."
+        )
+    state, spent = krylov.run(op, _resume(previous, num_steps), num_steps)
+    return _result(state, previous.num_products + spent)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _resume(previous: Lanczos, extra: int) -> krylov.Krylov:
+    def grow(a):
+        return jnp.concatenate([a, jnp.zeros((extra, *a.shape[1:]), a.dtype)])
+
+    done = previous.alphas.shape[0]
+    alphas, betas = previous.alphas / previous.scale, previous.betas / previous.scale
+    before = jnp.concatenate([jnp.zeros(1, betas.dtype), betas[:-1]])
+    return krylov.Krylov(
+        basis=bases.set_row(jax.tree.map(grow, previous.basis), done, previous.residual),
+        vector=previous.residual,
+        alphas=grow(alphas),
+        betas=grow(betas),
+        breakdown=grow(previous.breakdown),
+        step=jnp.int32(done),
+        norm=jnp.max(jnp.sqrt(alphas**2 + betas**2 + before**2)),
+        scale=previous.scale,
+        key=previous.key,
+    )
+
+
+def _result(state: krylov.Krylov, num_products: int) -> Lanczos:
+    return Lanczos(
+        alphas=state.alphas * state.scale,
+        betas=state.betas * state.scale,
+        basis=state.basis,
+        residual=state.vector,
+        breakdown=state.breakdown,
+        num_products=num_products,
+        scale=state.scale,
+        key=state.key,
+    )

@@ -1,0 +1,242 @@
+r"""Block Lanczos with thick restarts: several products at once, several copies at once.
+
+The basis holds, from row 0 on, the rows that have been multiplied, and after them the block to be
+multiplied next. Every product is orthogonalised against the whole basis, and its coefficients are
+kept: column j of H has :math:`A q_j = \sum_i H_{ij} q_i` over all rows, so that the projected
+matrix, the residuals of its Ritz pairs and their couplings after a restart are all read from H.
+A product that is a combination of the rows before leaves a zero row, which is left out.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flatjax import _loops as loops
+from flatjax import _trees as trees
+from flatjax._trees import Tree
+from flatjax.linalg.krylov import _ritz as ritz
+from flatjax.linalg.krylov._thick_restart import Solution
+from flatjax.linalg.vectors import _arguments as arguments
+from flatjax.linalg.vectors import _basis as bases
+from flatjax.linalg.vectors import _orthonormal as orthonormal
+from flatjax.linalg.vectors import _probes as probes
+from flatjax.operators._base import Operator
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _rows(basis: Tree, start: jax.Array, count: int) -> Tree:
+    return jax.tree.map(lambda b: jax.lax.dynamic_slice_in_dim(b, start, count, 0), basis)
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _rotate(basis: Tree, coefficients: jax.Array) -> Tree:
+    def leaf(b, new):
+        return jax.lax.dynamic_update_slice_in_dim(jnp.zeros_like(b), new, 0, 0)
+
+    return jax.tree.map(leaf, basis, bases.combine(basis, coefficients))
+
+
+_row = jax.jit(bases.row)
+_combine = jax.jit(bases.combine)
+
+
+def _products(op: Operator, basis: Tree, start: Any, count: int) -> list[Tree]:
+    """The products with ``count`` rows, in one program unless the operator drives itself."""
+    if op.host_driven:
+        return [op.mv(_row(basis, jnp.int32(start + i))) for i in range(count)]
+    images = arguments.block_product(op, _rows(basis, jnp.int32(start), count))
+    return [_row(images, jnp.int32(i)) for i in range(count)]
+
+
+def _start(op: Operator, v0: Tree, key: jax.Array, block_size: int, capacity: int):
+    """The basis with the first block: ``v0`` and random vectors."""
+    basis = trees.zeros(op.structure, (capacity,))
+    for i in range(block_size):
+        v = v0 if i == 0 else probes.probe(jax.random.fold_in(key, i), op.structure, "normal")
+        basis, _ = orthonormal.append(basis, jnp.int32(i), v)
+    return basis
+
+
+def _filled(basis: Tree, row: jax.Array, filled: jax.Array, key: jax.Array) -> Tree:
+    """The basis with a random vector in a row that a product has left empty."""
+    z = bases.random_vector(key, jax.tree.map(lambda b: b[0], basis))
+    return jax.lax.cond(
+        filled,
+        lambda: bases.vary_like(basis, z),
+        lambda: bases.vary_like(orthonormal.append(basis, row, z)[0], basis),
+    )
+
+
+class _Run:
+    """The host's view of a run."""
+
+    def __init__(self, op: Operator, v0: Tree, key: jax.Array, block_size: int, capacity: int):
+        self.op, self.key, self.block, self.capacity = op, key, block_size, capacity
+        self.basis = _start(op, v0, key, block_size, capacity)
+        self.h = np.zeros((capacity, capacity))
+        self.valid = np.zeros(capacity, bool)
+        self.valid[: min(block_size, op.size)] = True
+        self.done = self.products = self.injected = 0
+
+    @property
+    def tail(self) -> slice:
+        return slice(self.done, self.done + self.block)
+
+    def advance(self) -> None:
+        """Multiply the last block; its images, made orthonormal, are the next one."""
+        first, after = self.done, self.done + self.block
+        columns = []
+        for i, w in enumerate(_products(self.op, self.basis, first, self.block)):
+            self.basis, column = orthonormal.append(self.basis, jnp.int32(after + i), w)
+            columns.append(column)
+        found = ritz.host_columns(columns)
+        self.h[:, first:after] = found
+        self.valid[after : after + self.block] = [
+            found[after + i, i] > 0 for i in range(self.block)
+        ]
+        self.done = after
+        self.products += self.block
+
+    def inject(self) -> None:
+        """A block of random vectors in the place of an empty one."""
+        for i in range(self.block):
+            self.injected += 1
+            key = jax.random.fold_in(self.key, self.block + self.injected)
+            z = probes.probe(key, self.op.structure, "normal")
+            row = self.done + i
+            self.basis, column = orthonormal.append(self.basis, jnp.int32(row), z)
+            self.valid[row] = bool(column[row] > 0)
+
+    def solve(self) -> None:
+        """Ritz values, ascending, coefficients over all rows, and residual estimates."""
+        rows = np.flatnonzero(self.valid[: self.done])
+        projected = self.h[np.ix_(rows, rows)]
+        self.values, inner = ritz.eigh((projected + projected.T) / 2)
+        self.coefficients = np.zeros((self.capacity, len(rows)))
+        self.coefficients[rows] = inner
+        self.residuals = np.linalg.norm(self.h[self.tail] @ self.coefficients, axis=0)
+
+    def restart(self, keep: np.ndarray) -> None:
+        """Keep these Ritz pairs and the block to be multiplied next."""
+        kept = len(keep)
+        chosen = self.coefficients[:, keep]
+        columns = np.zeros((self.capacity, kept + self.block))
+        columns[:, :kept] = chosen
+        columns[self.tail, kept:] = np.eye(self.block)
+        self.basis = _rotate(self.basis, jnp.asarray(columns, trees.dtype(self.op.structure)))
+        coupling, valid = self.h[self.tail] @ chosen, self.valid[self.tail].copy()
+        self.h[:] = 0
+        self.h[np.arange(kept), np.arange(kept)] = self.values[keep]
+        self.h[kept : kept + self.block, :kept] = coupling
+        self.valid[:] = False
+        self.valid[:kept] = True
+        self.valid[kept : kept + self.block] = valid
+        self.done = kept
+
+
+def solve(
+    op: Operator,
+    k: int,
+    which: str,
+    v0: Tree,
+    key: jax.Array,
+    block_size: int,
+    capacity: int,
+    tol: float,
+    budget: int,
+) -> Solution:
+    """The ``k`` wanted Ritz pairs within a budget of products, driven from the host.
+
+    Args:
+      op: the operator.
+      k: the number of pairs.
+      which: one of `ritz.WHICH`.
+      v0: the first start vector; the others are drawn.
+      key: a PRNG key.
+      block_size: the vectors multiplied at once.
+      capacity: the vectors held, at least ``k + 2 block_size``.
+      tol: the tolerance on the residual relative to the value.
+      budget: products that may be spent; exceeded only while there are fewer than k vectors.
+
+    Returns:
+      A `Solution`.
+    """
+    run = _Run(op, v0, key, block_size, capacity)
+    scalar = trees.dtype(op.structure)
+    keep = min(k + max(2, int(0.15 * capacity)), capacity - 2 * block_size)
+    sweeps, norm = 0, 0.0
+    while True:
+        run.advance()
+        run.solve()
+        norm = np.maximum(norm, np.abs(run.values).max(initial=0))  # NaN stays
+        index = ritz.wanted(run.values, k, which)
+        small = ritz.rounding(norm, scalar)
+        good = run.residuals[index] <= np.maximum(tol * np.abs(run.values[index]), small)
+        enough = len(index) == k
+        spent = enough and run.products + block_size > budget
+        if len(run.values) >= op.size or spent or not np.isfinite(norm):
+            break
+        exhausted = not run.valid[run.tail].any()
+        if enough and good.all() and (not exhausted or sweeps > k):
+            break
+        if exhausted:
+            sweeps += 1
+            run.inject()
+        if run.done + 2 * block_size > capacity:
+            run.restart(np.sort(ritz.wanted(run.values, keep, which)))
+    index = ritz.descending(run.values, index)
+    vectors = _combine(run.basis, jnp.asarray(run.coefficients[:, index], scalar))
+    return Solution(run.values[index], vectors, run.residuals[index], norm, run.products)
+
+
+def traced(
+    op: Operator, k: int, which: str, v0: Tree, key: jax.Array, block_size: int, num_blocks: int
+):
+    """The ``k`` wanted Ritz pairs after a fixed number of blocks, inside a traced program.
+
+    Args:
+      op: the operator.
+      k: the number of pairs.
+      which: one of `ritz.WHICH`.
+      v0: the first start vector; the others are drawn.
+      key: a PRNG key.
+      block_size: the vectors multiplied at once.
+      num_blocks: the number of blocks to multiply.
+
+    Returns:
+      Values, vectors, residual estimates, and the largest Ritz value in magnitude.
+    """
+    rows = num_blocks * block_size
+    basis = _start(op, v0, key, block_size, rows + block_size)
+    first = op.mv(_row(basis, jnp.int32(0)))
+    h = jnp.zeros((rows, rows + block_size), trees.dtype(op.structure))
+
+    def body(i, carry):
+        basis, h = carry
+        start = jnp.asarray(i, jnp.int32) * block_size
+        for j, w in enumerate(_products(op, basis, start, block_size)):
+            row = start + block_size + j
+            basis, column = orthonormal.append(basis, row, w)
+            basis = _filled(basis, row, column[row] > 0, jax.random.fold_in(key, row))
+            h = jax.lax.dynamic_update_index_in_dim(h, column, start + j, 0)
+        return basis, h
+
+    # The product above served to find what the carry varies over; the compiler drops it.
+    basis, h = loops.fori(num_blocks, body, bases.vary_like((basis, h), first), like=first)
+    h = h.T
+    projected = h[:rows] / 2 + h[:rows].T / 2
+    # Rows beyond the dimension are empty: their values are put above all others, and left there.
+    empty = max(0, rows - op.size)
+    norm = jnp.sqrt(jnp.square(projected).sum()) + 1
+    beyond = jnp.diagonal(bases.gram(basis, basis))[:rows] < 0.5
+    projected = projected + jnp.diag(jnp.where(beyond, 2 * norm, 0))
+    values, coefficients = ritz.eigh(projected)
+    values, coefficients = values[: rows - empty], coefficients[:, : rows - empty]
+    index = ritz.descending(values, ritz.wanted(values, k, which))
+    chosen = coefficients[:, index]
+    estimates = jnp.sqrt(jnp.square(jnp.dot(h[rows:], chosen, precision="highest")).sum(axis=0))
+    padded = jnp.concatenate([chosen, jnp.zeros((block_size, k), chosen.dtype)])
+    return values[index], bases.combine(basis, padded), estimates, jnp.abs(values).max()

@@ -1,0 +1,1 @@
+"""Estimates from random probes, with what a Krylov space already knows of the operator."""

@@ -1,0 +1,126 @@
+"""Dimensions so small that all products cost no more than an estimate.
+
+One rule for every estimator of traces, diagonals, norms, functions and densities: where the
+dimension is at most the number of products that the call would spend, the operator is multiplied
+with every unit vector, and the answer is exact: standard error 0, as many products as dimensions.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flatjax import _loops as loops
+from flatjax import _trees as trees
+from flatjax._trees import Tree
+from flatjax.linalg.probing._estimate import Estimate, cast
+from flatjax.linalg.vectors import _arguments as arguments
+from flatjax.linalg.vectors import _basis as bases
+from flatjax.linalg.vectors import _probes as probes
+from flatjax.operators._base import Operator, operator
+
+
+@jax.jit
+def _unit(like: Tree, i: jax.Array) -> Tree:
+    flat = jnp.zeros(trees.size(like), trees.dtype(like)).at[i].set(1)
+    return probes.unflatten(flat, like)
+
+
+@jax.jit
+def _flat(w: Tree) -> jax.Array:
+    return jnp.concatenate([a.astype(trees.dtype(w)).reshape(-1) for a in jax.tree.leaves(w)])
+
+
+def matrix(op: Operator, budget: int) -> Any:
+    """The dense matrix, where it costs no more than a budget of products.
+
+    Args:
+      op: the operator.
+      budget: the products that an estimate would spend.
+
+    Returns:
+      ``(n, n)``, column by column: NumPy in float64, or traced; ``None`` where n is above the
+      budget.
+    """
+    n = op.size
+    if n > budget:
+        return None
+    like, product = trees.zeros(op.structure), loops.product(op)
+    first = arguments.first_product(op, _unit(like, jnp.int32(0)))
+    if loops.is_traced(first):
+
+        def body(i, out):
+            return out.at[i].set(_flat(product(_unit(like, jnp.asarray(i, jnp.int32)))))
+
+        start = jnp.zeros((n, n), trees.dtype(op.structure)).at[0].set(_flat(first))
+        return loops.fori(n, body, bases.vary_like(start, first), like=first).T
+    columns = [first, *(product(_unit(like, jnp.int32(i))) for i in range(1, n))]
+    flat = jax.device_get([_flat(w) for w in columns])
+    return np.stack([np.asarray(a, np.float64) for a in flat], axis=1)
+
+
+@operator
+class Dense(Operator):
+    """A dense matrix as an operator on trees: its products cost none of the operator it stands for.
+
+    Attributes:
+      entries: ``(n, n)``.
+      like: a tree of zeros of the operator's structure.
+    """
+
+    entries: jax.Array
+    like: Tree
+
+    @property
+    def structure(self):
+        return trees.structure_of(self.like)
+
+    def mv(self, v):
+        """The product with a tree."""
+        return probes.unflatten(jnp.matmul(self.entries, _flat(v), precision="highest"), self.like)
+
+
+def dense_operator(op: Operator, dense: np.ndarray) -> Dense:
+    """The operator of a matrix that `matrix` has found."""
+    return Dense(jnp.asarray(dense, trees.dtype(op.structure)), trees.zeros(op.structure))
+
+
+def eigenvalues(dense: Any) -> Any:
+    """All eigenvalues of the symmetric part, ascending; NaN where it is not finite."""
+    symmetric = (dense + dense.T) / 2
+    if isinstance(dense, np.ndarray):
+        finite = np.isfinite(symmetric).all()
+        return np.linalg.eigvalsh(symmetric) if finite else np.full(len(dense), np.nan)
+    return jnp.linalg.eigvalsh(symmetric, symmetrize_input=False)
+
+
+def norm(dense: Any) -> Any:
+    """The Frobenius norm, of entries of any size."""
+    xp = np if isinstance(dense, np.ndarray) else jnp
+    largest = xp.abs(dense).max()
+    return largest * xp.linalg.norm(dense / xp.where(largest > 0, largest, 1))
+
+
+def vector(flat: np.ndarray, structure: Tree) -> Tree:
+    """A tree of this structure from its entries."""
+    return probes.unflatten(cast(flat, trees.dtype(structure)), structure)
+
+
+def estimate(value: Any, num_products: int, dtype: Any, blur: Any = 0.0) -> Estimate:
+    """An `Estimate` without an error of sampling.
+
+    Args:
+      value: the value, a scalar.
+      num_products: the products spent.
+      dtype: that of the result.
+      blur: how uncertain rounding makes the value; infinite where it says nothing.
+
+    Returns:
+      The estimate: not converged where the value is not finite in its dtype, or the blur is not.
+    """
+    value, blur = cast(value, dtype), cast(blur, dtype)
+    finite = jnp.isfinite(value) & jnp.isfinite(blur)
+    error = jnp.where(finite, jnp.zeros((), dtype), jnp.inf)
+    low, high = (jnp.where(finite, value, end) for end in (-jnp.inf, jnp.inf))
+    return Estimate(value, error, jnp.stack([low, high]), num_products, finite)

@@ -1,0 +1,299 @@
+r"""Pairs that a Lanczos run has missed, seen by the probes that come after it.
+
+One start vector sees one copy of a multiple eigenvalue, and where its component along an
+eigenvector is small the eigenvalue behind it converges first and is taken for it. Every probe has
+run in the complement of the converged pairs: its extreme Ritz vectors y are drawn to what is
+missing there. Joined to the run's basis Q they make a larger space, in which the projected matrix
+is known without a product: with :math:`c = Q^\top y` and :math:`w = y - Qc`,
+
+.. math::
+    Q^\top A w = \beta_m (q_{m+1}^\top w) e_m, \qquad
+    (I - QQ^\top) A w = (I - QQ^\top)(A y - \beta_m c_m q_{m+1}).
+
+By Cauchy's interlacing its Ritz values are no larger, counted from the top, than the eigenvalues:
+one above the list's own shows that the list is not complete, and is the missing pair as a rule.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flatjax import _loops as loops
+from flatjax import _trees as trees
+from flatjax._trees import Tree
+from flatjax.linalg.krylov import _ritz as ritz
+from flatjax.linalg.krylov import _step as krylov
+from flatjax.linalg.probing import _complement as complement
+from flatjax.linalg.vectors import _basis as bases
+from flatjax.operators._base import Operator
+
+# A candidate of less than this outside the basis, or outside the candidates before, is rounding.
+_OUTSIDE = 1e-2
+MOST = 64  # products that fill in what is missing
+FIRST_KEY = 1 << 20  # of the probes drawn for that; those before it are the others
+
+
+class Candidates(NamedTuple):
+    """Vectors w orthogonal to a run's basis, and the parts h of their products outside it.
+
+    Attributes:
+      vectors: w, a tree with leading axis p.
+      images: h, alike.
+    """
+
+    vectors: Tree
+    images: Tree
+
+
+class Joined(NamedTuple):
+    """The wanted pairs of the joint space, top ones first, values descending in each part.
+
+    Attributes:
+      values: ``(k,)``.
+      inner: ``(m, k)``, their coefficients over the run's basis.
+      outer: ``(p, k)``, those over the candidates.
+    """
+
+    values: np.ndarray
+    inner: np.ndarray
+    outer: np.ndarray
+
+
+@jax.jit
+def _extremes(start: krylov.Krylov, coefficients: jax.Array, values: jax.Array, last: jax.Array):
+    """Ritz vectors of a probe's run, and their products by its recurrence."""
+    y = bases.combine(start.basis, coefficients)
+
+    def image(v, q):
+        shape = (-1, *(1,) * q.ndim)
+        return values.reshape(shape).astype(v.dtype) * v + jnp.tensordot(
+            last.astype(q.dtype), q, axes=0
+        )
+
+    return y, jax.tree.map(image, y, start.vector)
+
+
+def extremes(start: krylov.Krylov, steps: int, bottom: bool) -> tuple[Tree, Tree]:
+    """The largest Ritz pair of a probe's run, and the smallest, as vectors and products.
+
+    Args:
+      start: the finished run.
+      steps: its steps.
+      bottom: whether the smallest is wanted too.
+
+    Returns:
+      Two trees with a leading axis of 1 or 2.
+    """
+    alphas, betas, scale = ritz.to_host((start.alphas, start.betas, start.scale))
+    values, s = ritz.eigh(ritz.tridiagonal(alphas[:steps], betas[:steps]))
+    index = [steps - 1, 0] if bottom else [steps - 1]
+    coefficients = np.zeros((len(alphas), len(index)))
+    coefficients[:steps] = s[:, index]
+    last = betas[steps - 1] * scale * s[-1, index]
+    dtype = start.alphas.dtype
+    numbers = (coefficients, values[index] * scale, last)
+    return _extremes(start, *(a.astype(dtype) for a in numbers))
+
+
+@jax.jit
+def _outside(run: complement.Known, y: list[Tree], images: list[Tree]) -> Candidates:
+    """The unit parts of vectors outside the basis, and those of their products; zero for none."""
+    y, images = (jax.tree.map(lambda *a: jnp.concatenate(a), *trees_) for trees_ in (y, images))
+    c = complement.coefficients(run, y)
+    w = bases.subtract(y, bases.combine(run.basis, c))
+    again = complement.coefficients(run, w)  # rounding, beside what is left of w
+    w = bases.subtract(w, bases.combine(run.basis, again))
+    last = run.betas[run.steps - 1] * (c + again)[run.steps - 1]
+    h = bases.subtract(images, _outer(last, run.residual))
+    h = bases.subtract(h, bases.combine(run.basis, complement.coefficients(run, h)))
+    lengths = jax.vmap(trees.norm)(w)
+    inverse = jnp.where(lengths > _OUTSIDE, 1 / jnp.where(lengths > 0, lengths, 1), 0)
+    return Candidates(*(bases.combine(a, jnp.diag(inverse)) for a in (w, h)))
+
+
+def _outer(numbers, vector):
+    return jax.tree.map(lambda q: jnp.tensordot(numbers.astype(q.dtype), q, axes=0), vector)
+
+
+@jax.jit
+def _joint(first: Candidates, second: Candidates) -> Candidates:
+    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
+
+
+@jax.jit
+def _transformed(found: Candidates, matrix: jax.Array) -> Candidates:
+    return Candidates(*(bases.combine(a, matrix) for a in found))
+
+
+@jax.jit
+def _numbers(run: complement.Known, found: Candidates):
+    """Gram matrix, projected operator, and inner products with the run's next vector."""
+    w, h = found
+    along = bases.gram(w, jax.tree.map(lambda a: a[None], run.residual))[:, 0]
+    return bases.gram(w, w), bases.gram(w, h), along
+
+
+def _inverse_root(gram: np.ndarray) -> np.ndarray:
+    """M with ``M^T G M = I``, zero columns for directions that are none."""
+    lengths, vectors = ritz.eigh((gram + gram.T) / 2)
+    good = lengths > _OUTSIDE**2
+    return vectors * np.where(good, 1 / np.sqrt(np.where(good, lengths, 1)), 0)
+
+
+def _orthonormal(run: complement.Known, found: Candidates) -> tuple[Candidates, tuple]:
+    """The candidates made orthonormal, and their numbers in float64 on the host."""
+    gram, _, _ = ritz.to_host(_numbers(run, found))
+    dtype = run.alphas.dtype
+    found = _transformed(found, _inverse_root(gram).astype(dtype))
+    return found, ritz.to_host(_numbers(run, found))
+
+
+class Space:
+    """A run's basis and the candidates, and the wanted pairs of the operator on both."""
+
+    def __init__(self, run: complement.Known, pairs, found: Candidates):
+        self.run, self.pairs, self.found = run, pairs, found
+        steps = len(pairs.matrix)
+        self.last = float(run.betas[steps - 1])
+        self.solve()
+
+    def solve(self) -> None:
+        """The wanted pairs, by Rayleigh and Ritz."""
+        self.found, (gram, projected, along) = _orthonormal(self.run, self.found)
+        root = _inverse_root(gram)
+        root = root[:, np.abs(root).sum(axis=0) > 0]
+        m, p = len(self.pairs.matrix), root.shape[1]
+        joint = np.zeros((m + p, m + p))
+        joint[:m, :m] = self.pairs.matrix
+        joint[m:, m:] = root.T @ ((projected + projected.T) / 2) @ root
+        joint[m - 1, m:] = joint[m:, m - 1] = self.last * (along @ root)
+        values, vectors = ritz.eigh(joint)
+        index = self.pairs.wanted(len(values))
+        self.values = values[index]
+        self.inner, self.outer = vectors[:m, index], root @ vectors[m:, index]
+
+    def residuals(self) -> np.ndarray:
+        """The residual norms of the wanted pairs, from the vectors themselves."""
+        dtype = self.run.alphas.dtype
+        numbers = (self.last * self.inner[-1], self.outer)
+        self.rest, norms = _residuals(self.run, self.found, *(a.astype(dtype) for a in numbers))
+        return np.asarray(norms, np.float64)
+
+    def vectors(self) -> Tree:
+        """The unit wanted vectors, with a leading axis."""
+        return _vectors(
+            self.run, self.found, self.pairs.padded(self.inner, self.inner.shape[1]), self.outer
+        )
+
+    def extend(self, y: list[Tree], images: list[Tree]) -> None:
+        """More vectors and their products."""
+        self.found = _joint(self.found, _outside(self.run, y, images))
+        self.solve()
+
+
+@jax.jit
+def _residuals(run, found, last, outer):
+    # A u - mu u is orthogonal to the joint space, and all but these terms of A u lie in it.
+    rest = jax.tree.map(jnp.add, _outer(last, run.residual), bases.combine(found.images, outer))
+    within = bases.gram(found.vectors, rest)
+    rest = bases.subtract(rest, bases.combine(found.vectors, within))
+    norms = jax.vmap(trees.norm)(rest)
+    inverse = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 0)
+    return bases.combine(rest, jnp.diag(inverse)), norms
+
+
+@jax.jit
+def _vectors(run, found, inner, outer):
+    u = bases.combine(run.basis, inner.astype(run.alphas.dtype))
+    added = bases.combine(found.vectors, outer.astype(run.alphas.dtype))
+    u = jax.tree.map(jnp.add, u, added)
+    return bases.combine(u, jnp.diag(1 / jax.vmap(trees.norm)(u)))
+
+
+_row = jax.jit(lambda basis, i: jax.tree.map(lambda a: a[i][None], basis))
+
+
+def filled(
+    op: Operator,
+    run: complement.Known,
+    pairs: Any,
+    candidates: list[tuple[Tree, Tree]],
+    tol: float,
+    floor: float,
+    budget: int,
+    another: Callable[[], tuple[tuple[Tree, Tree], int]],
+) -> tuple[tuple[bool | None, bool | None], int]:
+    """The wanted pairs, with those that the probes show to be missing.
+
+    Args:
+      op: the operator.
+      run: the run as of `complement.known`.
+      pairs: its `lanczos_state.Ritz`; where something was missing, its pairs are replaced.
+      candidates: what `extremes` gave for every probe.
+      tol: the relative residual that counts as converged.
+      floor: the noise floor.
+      budget: the products that may be spent where something is missing.
+      another: a function without arguments for the candidates of a further probe, and its products.
+
+    Returns:
+      Whether the list at the top and that at the bottom are complete, and the products spent.
+    """
+    if len(pairs.matrix) >= op.size or not candidates:
+        return (True, True), 0
+    if not np.isfinite(pairs.norm):
+        return (None, None), 0
+    space = Space(run, pairs, _outside(run, *map(list, zip(*candidates, strict=True))))
+    converged = pairs.residuals <= np.maximum(tol * np.abs(pairs.values), floor)
+    missing = _missing(pairs, space, converged, floor)
+    if not missing.any():
+        return (True, True), 0
+    product, spent, looks = loops.product(op), 0, len(candidates)
+    budget = budget if converged.all() else 0
+    while True:
+        residuals = space.residuals()
+        open_ = residuals > np.maximum(tol * np.abs(space.values), floor)
+        # Every probe sees one vector of an eigenspace: as many new ones as probes may not be all.
+        full = _new(pairs, space) >= looks
+        if open_.any() and spent < budget:
+            worst = np.flatnonzero(open_)[:4]
+            y = [_row(space.rest, np.int32(i)) for i in worst]
+            rows = [jax.tree.map(lambda a: a[0], v) for v in y]
+            images = [jax.tree.map(lambda a: a[None], product(v)) for v in rows]
+            space.extend(y, images)
+            spent += len(worst)
+        elif full.any() and spent < budget and not open_.any():
+            (y, image), products = another()
+            space.extend([y], [image])
+            looks, spent = looks + 1, spent + products
+        else:
+            break
+    pairs.replace(space.values, residuals, space.vectors())
+    left = [open_[end].any() for end in _ends(pairs)]
+    complete = ~full & ~(missing & left)
+    return (bool(complete[0]), bool(complete[1])), spent
+
+
+def _ends(pairs):
+    return slice(0, pairs.k), slice(pairs.k, None)
+
+
+def _new(pairs, space) -> np.ndarray:
+    """How many of the wanted vectors at each end lie outside the list's own."""
+    shares = np.square(pairs.coefficients.T @ space.inner)
+    return np.array([round(shares[e].shape[0] - shares[e, e].sum()) for e in _ends(pairs)])
+
+
+def _missing(pairs, space, converged, floor) -> np.ndarray:
+    """Whether the list at the top, and that at the bottom, lacks a pair."""
+    rounding = max(floor, ritz.rounding(pairs.norm, pairs.dtype))
+    gains, new, found = space.values - pairs.values, _new(pairs, space), []
+    for end, gain, count in zip(_ends(pairs), (gains, -gains), new, strict=True):
+        moved = gain[end]
+        # What has not converged moves by itself, and by no more than its residual.
+        beyond = (moved > np.maximum(pairs.residuals[end], rounding)).any()
+        displaced = count > 0 and converged[end].all() and (moved > rounding).any()
+        found.append(beyond or displaced)
+    return np.array(found)

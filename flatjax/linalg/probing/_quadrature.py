@@ -1,0 +1,252 @@
+"""From Gauss quadratures of a spectral measure to a density, its band and its distribution."""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flatjax.linalg.probing._estimate import student
+
+
+class SpectralDensity(NamedTuple):
+    r"""The distribution of the eigenvalues, of total mass 1.
+
+    Attributes:
+      atoms: the nodes: first the ``num_exact`` converged eigenvalues, then those of all probes.
+      weights: their weights; ``1 / n`` for a converged eigenvalue.
+      num_exact: how many atoms are converged eigenvalues.
+      grid: where the functions below are given.
+      density: the atoms smoothed by Gaussians of width ``sigma``, per unit of the axis (of
+        $\mathrm{asinh}(\lambda / w)$ on the logarithmic axis of linear width $w$).
+      band: ``(2, grid)``, a pointwise 95 % confidence band of the density over the probes, by the
+        jackknife; infinite for a single probe.
+      cdf: the share of eigenvalues below the grid points; no bandwidth enters.
+      cdf_band: ``(2, grid)``, its band.
+      sigma: the width given to every atom.
+      nodes: the nodes, one row a probe; a row of fewer nodes repeats its last one.
+      node_weights: their weights, of the mass that the exact atoms leave; zero for such a repeat.
+      shares: the share of every row in the density, as the square of its number of nodes: the more
+        there are, the finer is what a row resolves.
+    """
+
+    atoms: Any
+    weights: Any
+    num_exact: int
+    grid: Any
+    density: Any
+    band: Any
+    cdf: Any
+    cdf_band: Any
+    sigma: Any
+    nodes: Any
+    node_weights: Any
+    shares: Any
+
+    def mean_of(self, f: Callable[[jax.Array], jax.Array]) -> jax.Array:
+        """The mean of ``f`` over the eigenvalues: ``tr f(A) / n``."""
+        some = self.weights != 0
+        # An atom without weight has no say: not even a function's complaint about it.
+        xp = jnp if isinstance(self.atoms, jax.Array) else np
+        points: Any = xp.where(some, self.atoms, self.atoms[some.argmax()])
+        return products(self.weights, f(points)).sum()
+
+
+def products(weights: Any, values: Any) -> Any:
+    """Weights times values, where a node without weight has no say whatever its value."""
+    xp = jnp if isinstance(weights, jax.Array) else np
+    some = weights != 0
+    zero = xp.zeros((), weights.dtype)
+    return xp.where(some, weights * xp.where(some, values, zero), zero)
+
+
+def evaluated(f: Callable[[Any], Any], nodes: Any, dtype: Any, noise: Any) -> tuple[Any, Any]:
+    """A function at nodes that are known up to noise, and by how much it varies within that.
+
+    A semi-definite operator has nodes on either side of zero by rounding: where the function is not
+    finite at one of these, it is taken at zero.
+
+    Args:
+      f: a function of an array.
+      nodes: NumPy or JAX arrays.
+      dtype: the dtype in which it is evaluated.
+      noise: by how much a node may be off.
+
+    Returns:
+      The values, and their uncertainty: infinite where the function is not finite within the noise.
+    """
+    xp = jnp if isinstance(nodes, jax.Array) else np
+
+    def at(x):
+        y = f(jnp.asarray(x, dtype))
+        return y if xp is jnp else np.asarray(y, np.float64)
+
+    zero = at(xp.zeros((1,), nodes.dtype))[0]
+    # Of an eigenspace at zero quadratures have nodes of little weight that are further off, up to
+    # 40 units of rounding: they are no negative eigenvalues.
+    near, nearly = (xp.abs(nodes) <= factor * noise for factor in (2, 16))
+
+    def or_at_zero(y):
+        return xp.where(nearly & ~xp.isfinite(y), zero, y)
+
+    value, above, below = (or_at_zero(at(x)) for x in (nodes, nodes + noise, nodes - noise))
+    with np.errstate(invalid="ignore"):
+        spread = xp.abs(above - below) / 2
+    known = xp.isfinite(spread) & ~(near & ~xp.isfinite(zero)) & xp.isfinite(noise)
+    return value, xp.where(known, spread, xp.full_like(spread, xp.inf))
+
+
+def density_from_quadrature(
+    exact: Any,
+    exact_weights: Any,
+    nodes: Any,
+    node_weights: Any,
+    *,
+    num_points: int = 1024,
+    scale: str = "linear",
+    linear_width: float | None = None,
+    sigma: float | None = None,
+    margin: float = 0.05,
+) -> SpectralDensity:
+    """The density of exact atoms and of the quadratures of several probes.
+
+    Args:
+      exact: ``(e,)`` eigenvalues known exactly, or none.
+      exact_weights: ``(e,)`` their weights.
+      nodes: ``(p, s)`` the nodes of ``p`` probes, or a list of ``p`` NumPy arrays of any lengths.
+      node_weights: their weights alike, each row for the mass that the exact atoms leave. All four
+        NumPy arrays, or all JAX arrays, which is what the result is made of.
+      num_points: the size of the grid.
+      scale: ``"linear"``, or ``"log"`` for an axis that is logarithmic on both sides of zero.
+      linear_width: where the logarithmic axis becomes linear; default 1e-4 of the largest node.
+      sigma: one width for all atoms, on the axis; default: half the distance to the neighbouring
+        nodes, the resolution that the quadrature has there.
+      margin: how far the grid reaches beyond the outermost atoms, in parts of their range.
+
+    Returns:
+      A [`SpectralDensity`][].
+
+    Raises:
+      ValueError: for another scale, or widths and sizes that are not positive.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flatjax.linalg.probing._quadrature import density_from_quadrature
+      >>> nodes, weights = jnp.array([[0.0, 1.0]]), jnp.array([[0.45, 0.45]])
+      >>> d = density_from_quadrature(jnp.array([5.0]), jnp.array([0.1]), nodes, weights)
+      >>> round(float(d.mean_of(lambda x: x)), 3)
+      0.95
+    """
+    if scale not in ("linear", "log"):
+        raise ValueError(f'scale must be "linear" or "log", got {scale!r}.')
+    if num_points < 2:
+        raise ValueError(f"num_points must be at least 2, got {num_points}.")
+    for name, value in {"sigma": sigma, "linear_width": linear_width}.items():
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be positive, got {value}.")
+    # NumPy on the host, where every operation would otherwise be a program to compile.
+    xp = jnp if isinstance(nodes, jax.Array) else np
+    atoms = xp.concatenate([exact, *nodes])
+    squares = np.square([float(len(row)) for row in nodes])
+    shares = squares / squares.sum()
+    parts = (float(share) * row for share, row in zip(shares, node_weights, strict=True))
+    weights = xp.concatenate([exact_weights, *parts])
+    to_axis, from_axis = _axis(xp, scale, linear_width, atoms)
+
+    x, x_exact, x_nodes = to_axis(atoms), to_axis(exact), [to_axis(row) for row in nodes]
+    low, high = xp.min(x), xp.max(x)
+    least = 1e-3 * xp.where(high != 0, xp.abs(high), 1)
+    spread = xp.where(high > low, high - low, least)
+    steps = xp.linspace(0, 1, num_points, dtype=x.dtype)
+    grid = low - margin * spread + (1 + 2 * margin) * spread * steps
+    # An exact atom has no width of its own: two grid steps make it visible and keep its mass.
+    thin = 2 * (grid[1] - grid[0])
+    if sigma is None:
+        node_sigma = [xp.maximum(_spacing(xp, row), thin) for row in x_nodes]
+        exact_sigma = xp.broadcast_to(thin, x_exact.shape)
+    else:
+        node_sigma = [xp.full_like(row, sigma) for row in x_nodes]
+        exact_sigma = xp.full_like(x_exact, sigma)
+
+    known = _functions(xp, grid, x_exact, exact_weights, exact_sigma)
+    rows = zip(x_nodes, node_weights, node_sigma, strict=True)
+    each = xp.stack([_functions(xp, grid, *row) for row in rows])
+    mean, error, degrees = weighted(each, shares)
+    value, half = known + mean, student(degrees) * error
+    density, cdf = value[0], xp.clip(value[1], 0, 1)  # a sum of weights is 1 up to rounding
+    return SpectralDensity(
+        atoms=atoms,
+        weights=weights,
+        num_exact=exact.shape[0],
+        grid=from_axis(grid),
+        density=density,
+        band=xp.stack([xp.maximum(density - half[0], 0), density + half[0]]),
+        cdf=cdf,
+        cdf_band=xp.clip(xp.stack([cdf - half[1], cdf + half[1]]), 0, 1),
+        sigma=xp.concatenate([exact_sigma, *node_sigma]),
+        nodes=_rectangle(nodes, lambda row: row[-1]),
+        node_weights=_rectangle(node_weights, lambda row: 0.0),
+        shares=xp.asarray(shares, nodes[0].dtype),
+    )
+
+
+def _rectangle(rows, fill):
+    """Rows of one length, the shorter ones filled up."""
+    if not isinstance(rows, list):
+        return rows
+    length = max(len(row) for row in rows)
+    return np.stack([np.append(row, np.full(length - len(row), fill(row))) for row in rows])
+
+
+def _functions(xp, grid, points, mass, width):
+    """The smoothed density and the distribution of some atoms, stacked."""
+    z = (grid[:, None] - points[None, :]) / width[None, :]
+    peak = xp.exp(-xp.square(z) / 2) / (width[None, :] * math.sqrt(2 * math.pi))
+    # Half of an atom at a grid point: the quadrature's best guess of the step inside it.
+    below = (xp.sign(z) + 1) / 2
+    return xp.stack([(peak * mass[None, :]).sum(axis=1), (below * mass[None, :]).sum(axis=1)])
+
+
+def weighted(samples: Any, shares: np.ndarray) -> tuple[Any, Any, int]:
+    r"""The mean of samples with weights of sum 1, its standard error and the degrees of freedom.
+
+    With weights w the variance of a sample is :math:`\sum w_i (x_i - \bar x)^2 / (1 - \sum w_i^2)`,
+    and that of the mean :math:`\sum w_i^2` times it: the jackknife's, where they are equal. The
+    degrees are those of as many equal samples as have this :math:`\sum w_i^2`.
+
+    Args:
+      samples: ``(p, ...)``.
+      shares: ``(p,)``.
+
+    Returns:
+      Two arrays ``(...)`` and a number; the standard error of a single sample is infinite.
+    """
+    xp = jnp if isinstance(samples, jax.Array) else np
+    w = xp.asarray(shares.reshape(-1, *(1,) * (samples.ndim - 1)), samples.dtype)
+    mean = (w * samples).sum(axis=0)
+    if len(shares) == 1:
+        return mean, xp.full_like(mean, np.inf), 1
+    squares = float(np.square(shares).sum())
+    variance = (w * xp.square(samples - mean[None])).sum(axis=0) * (squares / (1 - squares))
+    return mean, xp.sqrt(variance), max(1, int(1 / squares - 1 + 1e-6))
+
+
+def _axis(xp, scale, linear_width, atoms):
+    if scale == "linear":
+        return (lambda a: a), (lambda x: x)
+    largest = xp.max(xp.abs(atoms))
+    width = 1e-4 * xp.where(largest > 0, largest, 1) if linear_width is None else linear_width
+    width = xp.asarray(width, atoms.dtype)
+    return (lambda a: xp.arcsinh(a / width)), (lambda x: width * xp.sinh(x))
+
+
+def _spacing(xp, nodes):
+    """Half the distance between a node's neighbours, a node at an end to its only one."""
+    if len(nodes) == 1:
+        return xp.zeros_like(nodes)
+    order = xp.argsort(nodes)
+    gaps = xp.diff(nodes[order])
+    gaps = xp.concatenate([gaps[:1], gaps, gaps[-1:]])
+    return ((gaps[1:] + gaps[:-1]) / 4)[xp.argsort(order)]

@@ -1,0 +1,1 @@
+"""The ground of linear algebra: bases, probes, flat vectors, arguments."""

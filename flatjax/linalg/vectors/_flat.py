@@ -1,0 +1,99 @@
+"""Vectors of many leaves as one flat array, for what is driven from the host.
+
+The programs of a Krylov method (draws, steps, rotations, residuals) hold one contraction a leaf,
+and take a time to compile in proportion: 60 leaves 1.7 s for a step, one leaf 0.35 s. So the host
+runs them on packed vectors, one flat array a dtype, and the product's own program unpacks and
+packs: two copies of a vector, nothing beside the two reads of a basis. Vectors that are sharded
+over devices stay as they are, because a flat array of sharded leaves would have to be gathered; so
+do those of traced programs, where one knows nothing of shardings.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from flatjax import _loops as loops
+from flatjax import _trees as trees
+from flatjax._trees import Tree
+from flatjax.operators._base import Operator, operator
+
+
+@operator
+class Packed(Operator):
+    """An operator on packed vectors.
+
+    Attributes:
+      op: the operator that it stands for.
+    """
+
+    op: Operator
+
+    @property
+    def structure(self):
+        sizes: dict = {}
+        for leaf in jax.tree.leaves(self.op.structure):
+            sizes[leaf.dtype] = sizes.get(leaf.dtype, 0) + math.prod(leaf.shape)
+        return tuple(jax.ShapeDtypeStruct((n,), dtype) for dtype, n in sizes.items())
+
+    def mv(self, v):
+        """The product with a packed vector."""
+        return _pack(self.op.mv(_unpack(v, self.op.structure)), self.op.structure)
+
+
+def packed(op: Operator) -> Operator:
+    """The operator on packed vectors where that is possible and of use; else the operator itself.
+
+    Args:
+      op: an operator.
+
+    Returns:
+      A `Packed` or ``op``.
+    """
+    leaves = jax.tree.leaves(op.structure)
+    if op.host_driven or len(leaves) < 2 or any(trees.sharding_of(a) is not None for a in leaves):
+        return op
+    # Inside jit even a constant is traced.
+    return op if loops.is_traced(op, jnp.zeros(())) else Packed(op)
+
+
+def _pack(v: Tree, structure: Tree) -> tuple:
+    parts: dict = {}
+    for x, like in zip(jax.tree.leaves(v), jax.tree.leaves(structure), strict=True):
+        rest = x.shape[: x.ndim - len(like.shape)]
+        flat = x.astype(like.dtype).reshape(*rest, math.prod(like.shape))
+        parts.setdefault(like.dtype, []).append(flat)
+    return tuple(jnp.concatenate(part, axis=-1) for part in parts.values())
+
+
+def _unpack(flats: tuple, structure: Tree) -> Tree:
+    leaves, treedef = jax.tree.flatten(structure)
+    order = {dtype: i for i, dtype in enumerate(dict.fromkeys(leaf.dtype for leaf in leaves))}
+    starts, out = [0] * len(order), []
+    for leaf in leaves:
+        i, n = order[leaf.dtype], math.prod(leaf.shape)
+        flat = flats[i]
+        part = jax.lax.slice_in_dim(flat, starts[i], starts[i] + n, axis=flat.ndim - 1)
+        out.append(part.reshape(*flat.shape[:-1], *leaf.shape))
+        starts[i] += n
+    return jax.tree.unflatten(treedef, out)
+
+
+@jax.jit
+def _pack_for(op: Packed, v: Tree) -> tuple:
+    return _pack(v, op.op.structure)
+
+
+@jax.jit
+def _unpack_for(op: Packed, flats: tuple) -> Tree:
+    return _unpack(flats, op.op.structure)
+
+
+def pack(op: Operator, v: Tree) -> Tree:
+    """A vector, or vectors stacked along leading axes, as the operator of `packed` takes them."""
+    return _pack_for(op, v) if isinstance(op, Packed) else v
+
+
+def unpack(op: Operator, v: Tree) -> Tree:
+    """A vector of the operator of `packed`, or stacked ones, as the caller knows them."""
+    return _unpack_for(op, v) if isinstance(op, Packed) else v

@@ -1,0 +1,227 @@
+"""The output-loss protocol: positions reduced to examples."""
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from flatjax import _trees as trees
+
+Per = Literal["example", "token"]
+
+
+@dataclasses.dataclass(frozen=True)
+class OutputLoss:
+    """Base of the output losses; subclass it to add one.
+
+    A subclass implements ``values``, ``hessian_values`` and ``sample`` at the level of single
+    positions (tokens); this class reduces positions to examples. Outputs have shape
+    ``(n, features)`` or, for sequences, ``(n, *positions, features)``.
+
+    Attributes:
+      per: ``"example"``: the loss of an example is the mean over its unmasked positions.
+        ``"token"``: every position is an example of its own, and the leading axis of the values
+        becomes ``n * positions``.
+    """
+
+    per: Per = "example"
+
+    def __post_init__(self):
+        if self.per not in ("example", "token"):
+            raise ValueError(f'per must be "example" or "token", got {self.per!r}.')
+
+    @property
+    def closed_form(self) -> bool:
+        """Whether the output Hessian has a closed form, not an automatic derivative."""
+        return True
+
+    @property
+    def masks(self) -> bool:
+        """Whether targets may mark positions as padding: whether it has a ``mask`` of its own."""
+        return type(self).mask is not OutputLoss.mask
+
+    # What a subclass implements, position by position.
+
+    def values(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
+        """The loss of every position, shape ``positions_shape(outputs)``."""
+        raise NotImplementedError(f"{type(self).__name__} must implement `values`.")
+
+    def hessian_values(
+        self, outputs: jax.Array, targets: jax.Array, tangents: jax.Array
+    ) -> jax.Array:
+        """The output-Hessian product of every position, shaped like ``outputs``."""
+        raise NotImplementedError(f"{type(self).__name__} must implement `hessian_values`.")
+
+    def sample(self, key: chex.PRNGKey, outputs: jax.Array) -> jax.Array:
+        """Targets drawn from the predictive distribution that the outputs parametrise."""
+        raise TypeError(
+            f"{type(self).__name__} cannot sample targets: implement `sample(key, outputs)`."
+        )
+
+    def mask(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
+        """One where a position counts, zero where it is padding.
+
+        Args:
+          outputs: the model's outputs, or their ``ShapeDtypeStruct``: only the shape may matter.
+          targets: the targets.
+
+        Returns:
+          An array of shape ``positions_shape(outputs)``.
+        """
+        return jnp.ones(positions_shape(outputs), trees.compute_dtype(outputs.dtype))
+
+    def check(self, outputs: jax.Array, targets: jax.Array) -> None:
+        """Raise ``ValueError`` or ``TypeError`` unless the shapes fit."""
+
+    # What users and operators call.
+
+    def __call__(self, outputs: Any = None, targets: Any = None, *, per: Per | None = None) -> Any:
+        """The loss of every example.
+
+        Args:
+          outputs: the model's outputs, leading axis ``n``.
+          targets: the targets.
+          per: overrides the attribute. With ``per`` alone, a copy of the loss that has it:
+            ``softmax_cross_entropy(per="token")``.
+
+        Returns:
+          Shape ``(n,)``, or ``(n * positions,)`` with ``per="token"``.
+        """
+        if per is not None:
+            loss = dataclasses.replace(self, per=per)
+            return loss if outputs is None else loss(outputs, targets)
+        self.check(outputs, targets)
+        outputs, there = self._cleaned(outputs, targets, outputs)
+        values = self.values(outputs, targets)
+        if there is not None:
+            values = jnp.where(there, values, jnp.zeros_like(values))
+        values = values * self.position_weights(outputs, targets)
+        if self.per == "token":
+            return values.reshape(-1)
+        return values.reshape(values.shape[0], -1).sum(axis=1)
+
+    def hessian_product(
+        self, outputs: jax.Array, targets: jax.Array, tangents: jax.Array
+    ) -> jax.Array:
+        """The product with the Hessian of every example's loss with respect to its outputs.
+
+        Args:
+          outputs: the model's outputs.
+          targets: the targets.
+          tangents: an array like ``outputs``.
+
+        Returns:
+          An array like ``tangents``.
+        """
+        self.check(outputs, targets)
+        tangents, _ = self._cleaned(outputs, targets, tangents)
+        outputs, there = self._cleaned(outputs, targets, outputs)
+        product = self.hessian_values(outputs, targets, tangents)
+        return self._weighted(outputs, targets, product, there).astype(tangents.dtype)
+
+    def gradient_product(
+        self, outputs: jax.Array, targets: jax.Array, tangents: jax.Array
+    ) -> jax.Array:
+        r"""The product with $r r^\top$, $r = \partial \ell_i / \partial z_i$ of every example.
+
+        Args:
+          outputs: the model's outputs.
+          targets: the targets.
+          tangents: an array like ``outputs``.
+
+        Returns:
+          An array like ``tangents``.
+        """
+        tangents, _ = self._cleaned(outputs, targets, tangents)
+        r = jax.grad(lambda z: self(z, targets).sum())(outputs)
+        r, u = (a.reshape(a.shape[0], -1) for a in (r, tangents.astype(r.dtype)))
+        product = r * (r * u).sum(axis=1, keepdims=True)
+        return product.reshape(tangents.shape).astype(tangents.dtype)
+
+    def score_product(
+        self, outputs: jax.Array, targets: jax.Array, tangents: jax.Array
+    ) -> jax.Array:
+        r"""The product with $r r^\top$, $r = \partial \ell / \partial z$ of every position.
+
+        Its expectation over targets from ``sample`` is ``hessian_product``. The positions of a
+        sequence are drawn independently, so the products of two different positions, which have
+        mean zero, are left out.
+
+        Args:
+          outputs: the model's outputs.
+          targets: the targets, in the Fisher information drawn from ``sample``.
+          tangents: an array like ``outputs``.
+
+        Returns:
+          An array like ``tangents``.
+        """
+        tangents, _ = self._cleaned(outputs, targets, tangents)
+        outputs, there = self._cleaned(outputs, targets, outputs)
+        scores = jax.grad(lambda z: self.values(z, targets).sum())(outputs)
+        inner = scores * tangents.astype(scores.dtype)
+        if outputs.ndim > 1:
+            inner = inner.sum(axis=-1, keepdims=True)
+        return self._weighted(outputs, targets, scores * inner, there).astype(tangents.dtype)
+
+    def _cleaned(self, outputs, targets, array):
+        """``array`` with zeros at the padding, whatever it holds there; and where it is none."""
+        if not self.masks:
+            return array, None
+        there = self.mask(outputs, targets) != 0
+        return jnp.where(_over(there, array), array, jnp.zeros_like(array)), there
+
+    def _weighted(self, outputs, targets, product, there):
+        scaled = _over(self.position_weights(outputs, targets), product)
+        product = scaled * product.astype(scaled.dtype)
+        if there is None:
+            return product
+        return jnp.where(_over(there, product), product, jnp.zeros_like(product))
+
+    def position_weights(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
+        """The factor of every position in the loss of its example: ``mask / count``."""
+        mask = self.mask(outputs, targets)
+        if self.per == "token" or mask.ndim == 1:
+            return mask
+        axes = tuple(range(1, mask.ndim))
+        return mask / jnp.maximum(mask.sum(axis=axes, keepdims=True), jnp.ones((), mask.dtype))
+
+    def resample(self, key: chex.PRNGKey, outputs: jax.Array, targets: jax.Array) -> jax.Array:
+        """Like ``sample``, keeping the padding of ``targets``."""
+        del targets
+        return self.sample(key, outputs)
+
+    def of_draws(self) -> "OutputLoss":
+        """The loss for targets from ``resample``, which mark padding in the loss's own way."""
+        return self
+
+    def rows(self, array: jax.Array, positions: tuple[int, ...]) -> jax.Array:
+        """``array`` with one leading row an example: the positions flattened if ``per="token"``."""
+        if self.per == "example":
+            return array
+        return array.reshape(math.prod(positions), *array.shape[len(positions) :])
+
+
+def positions_shape(outputs: Any) -> tuple[int, ...]:
+    """The shape of the positions: all axes but the features; ``(n,)`` for outputs ``(n,)``.
+
+    Args:
+      outputs: the model's outputs, or their ``ShapeDtypeStruct``.
+
+    Returns:
+      The shape.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flatjax import losses
+      >>> losses.positions_shape(jnp.zeros((2, 5, 3)))
+      (2, 5)
+    """
+    return outputs.shape if outputs.ndim == 1 else outputs.shape[:-1]
+
+
+def _over(positions, array):
+    """An array of positions with axes of length one for the features of ``array``."""
+    return positions.reshape(positions.shape + (1,) * (array.ndim - positions.ndim))

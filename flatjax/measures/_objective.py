@@ -1,0 +1,121 @@
+"""The mean loss as a function of the params, for the measures that evaluate it at other points.
+
+An objective is the operator that [`flatjax.hessian`][] makes: it has the data, the weights and the
+axis name as leaves of one pytree, and its factory has checked them. One compiled program therefore
+serves every point, batch and measure of the same shapes.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from flatjax import _collectives as collectives
+from flatjax import _loops as loops
+from flatjax import _trees as trees
+from flatjax._trees import Tree
+from flatjax.operators._arguments import as_arrays, check_params, matmul_precision
+from flatjax.operators._hessian import Hessian, hessian
+from flatjax.operators._weights import over_devices
+
+
+def widened(params: Tree) -> Tree:
+    """The same point in at least float32, which is what a measure's model is called with.
+
+    A perturbation of 1e-3 of a bfloat16 weight is rounded away. So every measure casts its params
+    once, here, and a model that is to compute in low precision casts them again by itself.
+    """
+    check_params(params)
+    params = as_arrays(params)
+    return trees.cast(params, trees.structure_of(params))
+
+
+def mean_loss(
+    loss_fn: Callable[..., jax.Array],
+    params: Tree,
+    batch: Any,
+    args: tuple,
+    *,
+    weights: Any,
+    axis_name: collectives.AxisName,
+    precision: str | None,
+) -> Hessian:
+    """The objective of these data, its arguments checked as those of [`flatjax.hessian`][].
+
+    Its params, and all points that measures form from them, are in at least float32.
+    """
+    params = widened(params)
+    op = hessian(
+        loss_fn, params, batch, *args, weights=weights, axis_name=axis_name, precision=precision
+    )
+    return cast(Hessian, op)  # not chunked
+
+
+def value(op: Hessian, params: Tree) -> jax.Array:
+    """The weighted mean loss over all devices' examples at ``params``, in at least float32."""
+    with matmul_precision(op.precision):
+        mean = op.local_loss(collectives.varying(params, op.axis_name))
+    return over_devices(
+        mean.astype(trees.dtype(params)), op.example_weights, op.scale, op.axis_name
+    )
+
+
+def value_and_gradient(op: Hessian, params: Tree) -> tuple[jax.Array, Tree]:
+    """The mean loss and its gradient, both over all devices' examples, in at least float32."""
+    local = collectives.varying(params, op.axis_name)
+    with matmul_precision(op.precision):
+        mean, gradient = jax.value_and_grad(op.local_loss)(local)
+    gradient = trees.cast(gradient, trees.structure_of(params))
+    both = mean.astype(trees.dtype(params)), gradient
+    return over_devices(both, op.example_weights, op.scale, op.axis_name)
+
+
+# The compiled forms, with the objective as an argument.
+loss_at = jax.jit(value)
+loss_and_gradient_at = jax.jit(value_and_gradient)
+
+
+def magnitudes(params: Tree, offset: chex.Numeric) -> Tree:
+    """``|w| + offset``: the scale of the adaptive measures."""
+
+    def leaf(w):
+        return jnp.abs(w) + jnp.asarray(offset).astype(w.dtype)
+
+    return jax.tree.map(leaf, params)
+
+
+def repeat(num_steps: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
+    """``loops.fori`` that decides where to run on what the first step gives.
+
+    The carry before it may be concrete zeros while the objective is traced.
+    """
+    carry = body(0, carry)
+    return loops.fori(num_steps - 1, lambda i, c: body(i + 1, c), carry)
+
+
+def check_number(
+    name: str, number: Any, *, minimum: float = -math.inf, above: float = -math.inf
+) -> None:
+    """Raise ``ValueError`` unless a concrete ``number`` is a finite scalar in range."""
+    if isinstance(number, jax.core.Tracer):
+        return
+    if jnp.ndim(number) != 0 or not math.isfinite(float(number)):
+        raise ValueError(f"{name} must be a finite number, got {number}.")
+    if float(number) < minimum or float(number) <= above:
+        bound = f"above {above:g}" if above > -math.inf else f"at least {minimum:g}"
+        raise ValueError(f"{name} must be {bound}, got {number}.")
+
+
+def check_count(name: str, count: Any, minimum: int = 1) -> None:
+    """Raise ``ValueError`` unless ``count`` is a Python integer of at least ``minimum``."""
+    if isinstance(count, bool) or not isinstance(count, int) or count < minimum:
+        raise ValueError(f"{name} must be an integer of at least {minimum}, got {count!r}.")
+
+
+def check_choice(name: str, choice: Any, choices: tuple[Any, ...]) -> None:
+    """Raise ``ValueError`` unless ``choice`` is one of ``choices``."""
+    if choice not in choices:
+        raise ValueError(f"{name} must be one of {choices}, got {choice!r}.")

@@ -1,0 +1,126 @@
+"""How much of a vector, or of a subspace, lies in the span of given directions."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from flatjax import _trees as trees
+from flatjax.linalg.vectors._basis import gram
+
+
+class SubspaceOverlap(NamedTuple):
+    r"""The overlap with a subspace.
+
+    Attributes:
+      value: the share in [0, 1]: of the squared norm of a vector, or of the dimensions of a
+        subspace.
+      cosines: the cosines of the principal angles, descending: one number for a vector, shape
+        ``(min(j, k),)`` for a subspace.
+      components: the cosines with each direction, both normalised: shape ``(k,)`` for a vector,
+        ``(j, k)`` for a subspace.
+      random: the expected value for random directions, $k / P$ or $\sqrt{j k} / P$.
+    """
+
+    value: jax.Array
+    cosines: jax.Array
+    components: jax.Array
+    random: float
+
+
+def subspace_overlap(a: Any, basis: Any) -> SubspaceOverlap:
+    r"""The share of a vector, or of a subspace, that lies in the span of given directions.
+
+    For a vector $g$ (a gradient, an update) and orthonormal directions $V$ (say the top
+    eigenvectors of the Hessian),
+
+    $$f = \lVert V^\top g \rVert^2 / \lVert g \rVert^2,$$
+
+    the share of the gradient in the top subspace; for a second stack of directions $U$,
+
+    $$\frac{\mathrm{tr}(P_U P_V)}{\sqrt{\mathrm{tr} P_U\, \mathrm{tr} P_V}}
+    = \lVert U^\top V \rVert_F^2 / \sqrt{j k},$$
+
+    1 for equal and 0 for orthogonal subspaces (Gur-Ari, Roberts & Dyer 2018, arXiv:1812.04754).
+    Directions need not be orthonormal; dependent ones count once.
+
+    Invariances: to the scale of ``a`` and of every direction, to the choice of basis of each span,
+    and to rotations of the params.
+
+    Cost: ``(1 + k) k`` inner products; no gradient. Memory: the Gram matrices only.
+
+    Args:
+      a: a pytree like the params (a vector), or one whose leaves all have a leading axis ``j`` more
+        (a stack of directions).
+      basis: a stack of ``k`` directions, leaves with a leading axis, as ``eigsh(...).vectors``.
+
+    Returns:
+      A [`SubspaceOverlap`][].
+
+    Raises:
+      TypeError: for another tree.
+      ValueError: for other shapes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import flatjax
+      >>> V = jnp.eye(4)[:2]
+      >>> float(flatjax.subspace_overlap(jnp.array([3.0, 0.0, 4.0, 0.0]), V).value)
+      0.36
+      >>> float(flatjax.subspace_overlap(jnp.eye(4)[1:3], V).value)
+      0.5
+    """
+    vectors = jax.tree.leaves(basis)
+    if not vectors or any(not jnp.ndim(leaf) for leaf in vectors):
+        raise ValueError("basis must be a stack of directions: every leaf needs a leading axis.")
+    single = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape[1:], v.dtype), basis)
+    is_vector = [jnp.ndim(x) for x in jax.tree.leaves(a)] == [v.ndim - 1 for v in vectors]
+    stack = jax.tree.map(lambda x: x[None], a) if is_vector else a
+    trees.check(jax.tree.map(lambda x: x[0], stack), single, "a")
+    dims = trees.size(single)
+    squares, cosines, components, ranks = _overlap(stack, basis)
+    j, k = components.shape
+    if is_vector:
+        return SubspaceOverlap(squares, cosines[0], components[0], min(k / dims, 1.0))
+    value = squares / jnp.sqrt(ranks[0] * ranks[1])
+    return SubspaceOverlap(value, cosines, components, min((j * k) ** 0.5 / dims, 1.0))
+
+
+@jax.jit
+def _overlap(a, b):
+    """The sum of the squared cosines, the cosines, the inner products, and both ranks."""
+    a, b = (jax.vmap(_normalised)(stack) for stack in (a, b))
+    within = [gram(a, a), gram(b, b)]
+    components = gram(a, b)
+    whitened = jnp.linalg.multi_dot(
+        [_whitening(within[0]).T, components, _whitening(within[1])], precision="highest"
+    )
+    cosines = jnp.linalg.svd(whitened, compute_uv=False)
+    ranks = [jnp.maximum(_rank(products), 1).astype(cosines.dtype) for products in within]
+    return jnp.square(cosines).sum(), cosines, components, ranks
+
+
+def _normalised(v):
+    wide = trees.cast(v, trees.structure_of(v))
+    norm = trees.norm(wide)
+    safe = jnp.where(norm > 0, norm, jnp.ones_like(norm))
+    return jax.tree.map(lambda x: x / safe.astype(x.dtype), wide)
+
+
+def _spectrum(products):
+    values, vectors = jnp.linalg.eigh(products)
+    floor = products.shape[0] * jnp.finfo(products.dtype).eps * jnp.maximum(values[-1], 1)
+    return values, vectors, floor
+
+
+def _whitening(products):
+    """The columns that make vectors with this Gram matrix orthonormal; zero for dependent ones."""
+    values, vectors, floor = _spectrum(products)
+    kept = values > floor
+    scale = jnp.where(kept, 1 / jnp.sqrt(jnp.where(kept, values, jnp.ones_like(values))), 0.0)
+    return vectors * scale[None, :]
+
+
+def _rank(products):
+    values, _, floor = _spectrum(products)
+    return (values > floor).sum()

@@ -1,0 +1,87 @@
+"""The smallest step at which something happens: a bracket by doubling, then bisection."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import chex
+import jax
+import jax.numpy as jnp
+
+from flatjax import _loops as loops
+
+
+class Crossing(NamedTuple):
+    """The state of a search for the smallest ``t > 0`` at which a condition holds.
+
+    Attributes:
+      lower: the largest step known to be below; 0 if none was.
+      upper: the smallest step known to be above; infinite if none was.
+      num_evaluations: how often the condition was evaluated.
+    """
+
+    lower: jax.Array
+    upper: jax.Array
+    num_evaluations: jax.Array
+
+    def converged(self, tol: chex.Numeric) -> jax.Array:
+        """Whether the bracket is closed to the relative width ``tol``."""
+        closed = self.upper - self.lower <= jnp.asarray(tol, self.upper.dtype) * self.upper
+        return closed & (self.lower > 0) & jnp.isfinite(self.upper)
+
+    def trial(self, initial: chex.Numeric) -> jax.Array:
+        """The next step to look at: doubled, halved, or the middle of the bracket."""
+        start = jnp.asarray(initial).astype(self.upper.dtype)
+        outwards = jnp.where(self.lower > 0, 2 * self.lower, start)
+        inwards = jnp.where(self.lower > 0, (self.lower + self.upper) / 2, self.upper / 2)
+        return jnp.where(jnp.isinf(self.upper), outwards, inwards)
+
+    def updated(self, step: jax.Array, above: jax.Array) -> "Crossing":
+        """The bracket after the condition was found ``above`` (true) or not at ``step``."""
+        return Crossing(
+            jnp.where(above, self.lower, step),
+            jnp.where(above, step, self.upper),
+            self.num_evaluations + 1,
+        )
+
+
+def crossing(
+    above: Callable[[jax.Array], jax.Array],
+    initial: chex.Numeric,
+    *,
+    tol: float,
+    max_evaluations: int,
+    dtype: Any,
+) -> Crossing:
+    """Search for the smallest ``t > 0`` with ``above(t)``, taken to be monotone near the crossing.
+
+    Eager, it stops at the tolerance; traced, it takes ``max_evaluations`` and keeps what it had
+    when it converged.
+
+    Args:
+      above: the condition, a compiled function of a scalar.
+      initial: the first step looked at.
+      tol: relative width of the bracket.
+      max_evaluations: a bound on the evaluations.
+      dtype: the dtype of the steps.
+
+    Returns:
+      The bracket.
+    """
+    zero = jnp.zeros((), dtype)
+    start = Crossing(zero, jnp.asarray(jnp.inf, dtype), jnp.zeros((), jnp.int32))
+    first = start.trial(initial)
+    answer = above(first)
+    state = start.updated(first, answer)
+    if loops.on_device(answer):
+
+        def body(_, state):
+            step = state.trial(initial)
+            new = state.updated(step, above(step))
+            done = state.converged(tol)
+            return jax.tree.map(lambda old, a: jnp.where(done, old, a), state, new)
+
+        return loops.fori(max_evaluations - 1, body, state)
+    while int(state.num_evaluations) < max_evaluations and not bool(state.converged(tol)):
+        step = state.trial(initial)
+        state = state.updated(step, above(step))
+    return state

@@ -1,0 +1,125 @@
+"""The user's functions at the door of an operator: followed, with hints where they raise."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from flatjax import _collectives as collectives
+from flatjax import _functions as functions
+from flatjax import _loops as loops
+from flatjax import _trees as trees
+from flatjax.operators._arguments import looks_like_batches, matmul_precision
+
+
+def check_function(fn: Any, name: str, params: Any = None) -> None:
+    """Raise unless ``fn`` is a function."""
+    if not callable(fn):
+        swapped = ": the order is (loss_fn, params, batch)" if callable(params) else ""
+        raise TypeError(f"{name} must be a function, got {type(fn).__name__}{swapped}.")
+
+
+def follow(
+    fn: Callable[..., Any],
+    name: str,
+    params: Any,
+    batch: Any,
+    args: tuple,
+    *,
+    axis_name: collectives.AxisName = None,
+    precision: str | None = None,
+) -> functions.Followed:
+    """A user's function of params and data, with what it captures as leaves.
+
+    Args:
+      fn: the function.
+      name: what to call it in a message.
+      params: the params; those in low precision are followed in float32, too, where differences
+        are taken.
+      batch: the batch, or the inputs of a model.
+      args: the further arguments.
+      axis_name: the mesh axes over which the params will vary.
+      precision: matmul precision.
+
+    Returns:
+      The function.
+    """
+    check_function(fn, name, params)
+    params = collectives.varying(params, axis_name)
+    given = (params, batch, *args)
+    with matmul_precision(precision):
+        try:
+            return functions.follow(fn, given, *_in_float32(fn, given))
+        except Exception as error:
+            _explain(error, name, batch, args)
+            raise
+
+
+def for_examples(
+    fn: Any, params: Any, batch: Any, args: tuple, size: int, precision: str | None
+) -> Any:
+    """A followed function of a batch, to be called with some of its examples, too.
+
+    Args:
+      fn: the function.
+      params: the params, varying as the function sees them.
+      batch: the batch, or the inputs of a model.
+      args: the further arguments.
+      size: the number of examples.
+      precision: matmul precision.
+
+    Returns:
+      The function.
+    """
+    part = first_examples(batch, size)
+    with matmul_precision(precision):
+        for given in (params, trees.cast(params, trees.structure_of(params))):
+            if fn.takes(given, batch, *args):
+                fn = fn.at(given, part, *args)
+    return fn
+
+
+def first_examples(batch: Any, size: int) -> Any:
+    """The first examples of a batch for a signature; of arrays that are at hand the shapes."""
+    take = lambda batch: jax.tree.map(lambda a: a[:size], batch)  # noqa: E731
+    return take(batch) if loops.is_traced(batch) else jax.eval_shape(take, batch)
+
+
+def _in_float32(fn, given):
+    """The signature with float32 params, where theirs are others and the function takes them."""
+    params, *rest = given
+    wide = trees.cast(params, trees.structure_of(params))
+    if all(a.dtype == b.dtype for a, b in zip(*map(jax.tree.leaves, (params, wide)), strict=True)):
+        return []
+    try:
+        jax.eval_shape(lambda *args: fn(*args), wide, *rest)
+    except Exception:
+        return []
+    return [(wide, *rest)]
+
+
+def _explain(error: Exception, name: str, batch: Any, args: tuple) -> None:
+    """Raise what says more than the error of a user's function, or add notes to it."""
+    flags = [a for a in jax.tree.leaves(args) if isinstance(a, (bool, int, str, bytes))]
+    concrete = isinstance(error, jax.errors.ConcretizationTypeError)
+    concrete = concrete or "concrete value" in str(error)
+    if flags and (concrete or any(isinstance(a, str) for a in flags)):
+        raise TypeError(
+            f"{name} looks at the value of a further argument ({flags[0]!r} is one), and *args "
+            "are traced like arrays: bind flags and names in the function instead, "
+            f"lambda params, batch: {name}(params, batch, {flags[0]!r})."
+        ) from error
+    if looks_like_batches(batch):
+        raise TypeError(
+            f"{name} raised on a batch that is a list of {len(batch)} trees of one kind. For "
+            "several batches see flatjax.over_batches(lambda batch: ..., batches). Its "
+            f"message: {error}"
+        ) from error
+    error.add_note(
+        f"flatjax: {name} was called with params, batch"
+        f"{', *args' if args else ''}, where batch has the shapes {_shapes(batch)}."
+    )
+
+
+def _shapes(tree):
+    return jax.tree.map(lambda a: tuple(jax.numpy.shape(a)), tree)

@@ -1,0 +1,55 @@
+"""The rule of matrices ``J^T M J`` with M the output Hessian of a loss, or scores of targets."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from flatjax import _functions as functions
+from flatjax import _trees as trees
+from flatjax import losses
+from flatjax.operators import _weights as weighting
+from flatjax.operators._base import operator, static
+from flatjax.operators._data import transpose
+
+
+@operator
+class OutputProduct:
+    """``J^T (s * M (J v))``, s the shares of the examples.
+
+    Attributes:
+      held_loss: the output loss, see `losses.follow`; it is given one row of outputs an example.
+      kind: M is the loss's ``"hessian_product"``, or the mean over the draws of the targets of its
+        ``"score_product"`` or ``"gradient_product"``.
+    """
+
+    held_loss: Any
+    kind: Any = static()
+
+    def __call__(self, linear, aux, v, axis_name):
+        del axis_name
+        loss = dataclasses.replace(loss_of(self.held_loss), per="example")
+        if self.kind == "score_product":
+            loss = loss.of_draws()
+        outputs, targets, weights, scale = aux
+        factors, counted = weighting.shares(weights, scale), weights != 0
+        tangents = linear(v)
+        product = getattr(loss, self.kind)
+        if self.kind == "hessian_product":
+            product = product(outputs, targets, tangents)
+        else:
+            product = jax.vmap(product, in_axes=(None, 0, None))(outputs, targets, tangents)
+            product = product.mean(axis=0)
+
+        def leaf(a):
+            factor = factors.reshape(-1, *(1,) * (a.ndim - 1))
+            wide = a.astype(trees.compute_dtype(a.dtype))
+            return (wide * factor.astype(wide.dtype)).astype(a.dtype)
+
+        scaled = weighting.where_rows(counted, jax.tree.map(leaf, product))
+        return transpose(linear, v, scaled)
+
+
+def loss_of(held: Any) -> losses.OutputLoss:
+    """The output loss behind what `losses.follow` gives."""
+    return held.value if isinstance(held, functions.Constant) else held

@@ -1,0 +1,170 @@
+"""Operators over a whole data set, streamed batch by batch from the host."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import jax
+
+from flatjax import _functions as functions
+from flatjax import _loops as loops
+from flatjax import _trees as trees
+from flatjax.operators import _normalisers as normalisers
+from flatjax.operators import _sums as sums
+from flatjax.operators import _weights as weighting
+from flatjax.operators._base import Operator
+from flatjax.operators._data import DataOperator
+
+_TRACED = (
+    "a stream over batches is driven from the host and cannot be traced: call the estimator "
+    "outside jit, vmap and grad, or use one batch on the device."
+)
+
+
+class Stream(Operator):
+    """The weighted mean of one operator over all batches; made by [`over_batches`][].
+
+    Not a pytree: the batches live on the host, and tracing over a product is a TypeError. Nothing
+    of one pass is kept for the next: a product is that of the batches and params it meets.
+    """
+
+    def __init__(
+        self,
+        make_operator: Callable[[Any], DataOperator],
+        batches: Iterable[Any],
+        *,
+        check: bool = True,
+    ):
+        self._make, self._batches, self._check = make_operator, batches, check
+        first = next(iter(self._operators()), None)
+        if first is None:
+            raise ValueError("batches is empty: over_batches needs at least one batch.")
+        self._structure = first.structure
+
+    @property
+    def host_driven(self):
+        return True
+
+    @property
+    def structure(self):
+        return self._structure
+
+    def map(self, fn: Callable[[DataOperator], DataOperator]) -> "Stream":
+        """The stream of ``fn`` of every batch's operator."""
+        return Stream(lambda batch: fn(self._make(batch)), self._batches, check=self._check)
+
+    def _operators(self):
+        first: Any = None
+        op: Any = None
+        memory: dict[Any, Any] = {}
+        for batch in self._batches:
+            with weighting.part_of_the_data(), functions.one_moment(memory):
+                op = self._make(batch)
+            if not isinstance(op, DataOperator):
+                raise TypeError(
+                    "make_operator must return an operator over one batch (flatjax.hessian, ggn, "
+                    f"fisher, gradient_covariance), got {type(op).__name__}: scale or add the "
+                    "streams, not the operators of a batch; and make the batches smaller "
+                    "instead of chunking them."
+                )
+            if loops.is_traced(op):
+                raise TypeError(_TRACED)
+            first = op if first is None and self._check else first
+            yield op
+        if first is not None:
+            # At the end of the first whole pass: batches are often sorted by length, and the first
+            # and the last of them differ most.
+            self._check = False
+            normalisers.check_operators(first, op)
+
+    @property
+    def weight(self):
+        """The total weight of the examples, by a pass over the batches."""
+        return sum(_weight(op) for op in self._operators())
+
+    def mv(self, v):
+        if loops.is_traced(v):
+            raise TypeError(_TRACED)
+        trees.check(v, self.structure)
+        total: Any = None
+        for op in self._operators():
+            total = _add_product(op, v, sums.nothing(op) if total is None else total)
+        if total is None:
+            raise ValueError("batches gave nothing on a second pass: pass a re-iterable object.")
+        weighting.check_total(total.weight, "no batch has an example that counts")
+        return _mean(total)
+
+
+@partial(jax.jit, donate_argnums=2)
+def _add_product(op, v, total):
+    return sums.together(total, sums.of(op, v))
+
+
+@jax.jit
+def _mean(total):
+    return sums.mean(total, None)
+
+
+@jax.jit
+def _weight(op):
+    return op.weight
+
+
+def over_batches(
+    make_operator: Callable[[Any], DataOperator], batches: Iterable[Any], *, check: bool = True
+) -> Stream:
+    """One operator over a whole data set that does not fit in memory, streamed batch by batch.
+
+    Equal to the operator of one big batch, whatever the sizes and the order of the batches: every
+    batch counts by the weight of its real examples, and a centred covariance is centred once, over
+    all of them (its mean gradient is put together from those of the batches in each product, which
+    costs 1.4 times the flops of the others and no further pass). A loss with another normaliser
+    than the number of examples returns a [`Mean`][].
+
+    Nothing is kept from one product to the next: batches that were added and params that were bound
+    anew count from the next product on.
+
+    A product costs one pass over the batches, driven from the host; batches of one shape share one
+    compiled program. The batches must be the same at every pass: shuffling or augmentation between
+    products makes a different operator each time. Keys (of dropout, of a sampled Fisher) belong
+    into the batches, one each: draws depend on the key and on the index within the batch.
+
+    Args:
+      make_operator: ``make_operator(batch)``, an operator over one batch; always of the same
+        functions, so that it compiles once.
+      batches: a re-iterable of batches (a list, a dataset object); not a generator.
+      check: whether to look once, at the end of the first pass, that a loss_fn that returns a plain
+        scalar returns the mean over its examples: by the loss of a few examples of the first and
+        the last batch against those of their halves. ``False`` for a loss that draws numbers or has
+        batch statistics on purpose.
+
+    Returns:
+      An operator for eager use: estimators take it, ``jit`` does not.
+
+    Raises:
+      TypeError: for a one-shot iterator, or operators of another type.
+      ValueError: if there is no batch; at a product, if no example counts, or if a scalar loss is
+        no mean over its examples: return a [`Mean`][].
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> import flatjax
+      >>> def loss_fn(w, x):
+      ...     return 0.5 * (x @ w) ** 2
+      >>> batches = [jnp.array([[1.0, 0.0]]), jnp.array([[0.0, 2.0], [0.0, 1.0]])]
+      >>> H = flatjax.over_batches(lambda x: flatjax.hessian(loss_fn, jnp.zeros(2), x), batches)
+      >>> (3 * (H @ jnp.ones(2))).tolist()
+      [1.0, 5.0]
+    """
+    if not callable(make_operator):
+        raise TypeError("make_operator must be a function of one batch that returns an operator.")
+    if not isinstance(batches, Iterable):
+        raise TypeError(
+            f"batches must be a re-iterable of batches, got {type(batches).__name__}: pass a list."
+        )
+    if iter(batches) is batches:
+        raise TypeError(
+            "batches is a one-shot iterator, but every product needs a pass over the data: pass a "
+            "list or another object that can be iterated again."
+        )
+    return Stream(make_operator, batches, check=check)

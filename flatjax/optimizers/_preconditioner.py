@@ -1,0 +1,250 @@
+"""Reading the preconditioner out of an optax state."""
+
+from collections.abc import Callable, Collection, Iterator
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from flatjax import _loops as loops
+from flatjax import _trees as trees
+
+Get = Callable[[str], Any]
+
+_MOMENTUM, _SCHEDULE = "TraceState", "ScaleByScheduleState"
+
+
+def preconditioner(
+    opt_state: Any,
+    *,
+    b1: chex.Numeric | None = None,
+    b2: chex.Numeric | None = None,
+    eps: chex.Numeric | None = None,
+    eps_root: chex.Numeric | None = None,
+    eps_in_sqrt: bool = True,
+    params: Any = None,
+) -> Any:
+    r"""The diagonal preconditioner D of an optax state.
+
+    The state is looked for anywhere inside ``optax.chain``, ``inject_hyperparams``, ``masked``,
+    ``MultiSteps``, ``apply_if_finite`` and ``multi_transform`` (``partition``):
+
+    - Adam, AdamW, NAdam and other users of ``scale_by_adam``:
+      $D = (1 - \beta_1^t)\,(\sqrt{\hat\nu + \epsilon_{root}} + \epsilon)$ with
+      $\hat\nu = \nu / (1 - \beta_2^t)$ (Cohen et al. 2022, arXiv:2207.14484); the first factor is
+      the bias correction of the momentum. AMSGrad and AdaBelief likewise, with their own second
+      moments.
+    - RMSprop: $D = \sqrt{\nu + \epsilon}$, or $\sqrt\nu + \epsilon$ with ``eps_in_sqrt=False``;
+      centred, $\nu - \mu^2$ takes the place of $\nu$.
+    - Adagrad: $D = \sqrt{s + \epsilon}$; ``inf`` where no gradient was ever seen, because optax
+      does not move such an entry.
+    - SGD, with momentum or without: $D = 1$.
+
+    optax states do not hold $\beta_1$, $\beta_2$ and $\epsilon$. Each is taken from the argument,
+    else from an enclosing ``inject_hyperparams``, else it is an error. The learning rate is no part
+    of D; where groups of params have different ones, divide their parts of D by the ratios.
+    Adamax, Yogi and LAMB keep the same type of state as Adam and divide by something else: their
+    states cannot be told apart and are read as Adam's.
+
+    Args:
+      opt_state: the state of an optax optimiser; concrete or traced.
+      b1: decay of the first moment.
+      b2: decay of the second moment; RMSprop's ``decay`` (used with bias correction only).
+      eps: the constant in the denominator.
+      eps_root: Adam's constant under the root, 0 if it is nowhere given.
+      eps_in_sqrt: RMSprop's flag of the same name (a flag is not an injected hyperparameter).
+      params: the params. Needed for SGD without momentum, and where the state covers only a part
+        of them; the others get 1, the preconditioner of a plain gradient step.
+
+    Returns:
+      A tree like the params, of dtype at least float32.
+
+    Raises:
+      TypeError: if the state belongs to an optimiser with a preconditioner that is not diagonal or
+        not known here.
+      ValueError: if no step has been taken, a hyperparameter is missing, the state is partial and
+        ``params`` is missing, or two preconditioners act on one leaf.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> import flatjax
+      >>> params = jnp.array([1.0, 1.0])
+      >>> optimizer = optax.inject_hyperparams(optax.adam)(1e-3, b1=0.0)
+      >>> state = optimizer.init(params)
+      >>> _, state = optimizer.update(jnp.array([3.0, 4.0]), state, params)
+      >>> flatjax.preconditioner(state).round(3).tolist()  # after one step, |g|
+      [3.0, 4.0]
+    """
+    given = {"b1": b1, "b2": b2, "decay": b2, "eps": eps, "eps_root": eps_root}
+    given = {name: value for name, value in given.items() if value is not None}
+    given["eps_in_sqrt"] = eps_in_sqrt
+    found = []
+    for state, injected in _walk(opt_state, {}, _READERS):
+        get = _getter(type(state).__name__, {**injected, **given})
+        found.append(_READERS[type(state).__name__](state, get))
+    if not found and params is None:
+        found = [_ones(state.trace) for state, _ in _walk(opt_state, {}, (_MOMENTUM,))]
+    return _merged(found, params)
+
+
+def _walk(state: Any, injected: dict, names: Collection[str]) -> Iterator[tuple[Any, dict]]:
+    """Every state of a type so named, with the hyperparameters injected around it."""
+    name = type(state).__name__
+    if name in names:
+        yield state, injected
+    elif isinstance(state, tuple) and hasattr(state, "_fields"):
+        known = (*_READERS, _MOMENTUM, _SCHEDULE)
+        if name.startswith(("ScaleBy", "Factored")) and name not in known:
+            raise TypeError(
+                f"{name} has no preconditioner that is known here: pass your own diagonal to "
+                "flatjax.preconditioned."
+            )
+        injected = {**injected, **getattr(state, "hyperparams", {})}
+        for child in state:
+            yield from _walk(child, injected, names)
+    elif isinstance(state, (tuple, list)):
+        for child in state:
+            yield from _walk(child, injected, names)
+    elif isinstance(state, dict):
+        for child in state.values():
+            yield from _walk(child, injected, names)
+
+
+def _getter(state_name: str, values: dict) -> Get:
+    def get(name):
+        if name in values:
+            return values[name]
+        if name == "eps_root":
+            return 0.0
+        raise ValueError(
+            f"{state_name} does not hold {name}, and no inject_hyperparams around it does: pass "
+            f"{'b2' if name == 'decay' else name}=, the value the optimiser was made with."
+        )
+
+    return get
+
+
+def _count(state):
+    if not loops.is_traced(state.count) and int(state.count) == 0:
+        raise ValueError("the optimiser has taken no step yet, so it has no preconditioner.")
+    return jnp.maximum(state.count, jnp.ones_like(state.count))
+
+
+def _correction(decay, count, dtype):
+    """``1 - decay**count``, also where ``decay`` is zero."""
+    return 1 - jnp.asarray(decay, dtype) ** count.astype(dtype)
+
+
+def _leaves(fn, *moments):
+    """Map over the leaves of moments, in at least float32."""
+
+    def leaf(*arrays):
+        dtype = trees.compute_dtype(arrays[0].dtype)
+        return fn(dtype, *(a.astype(dtype) for a in arrays))
+
+    return jax.tree.map(leaf, *moments)
+
+
+def _adam(state, get):
+    count, b1, b2, eps, root = _count(state), get("b1"), get("b2"), get("eps"), get("eps_root")
+
+    def leaf(dtype, nu):
+        corrected = nu / _correction(b2, count, dtype) + jnp.asarray(root, dtype)
+        return _correction(b1, count, dtype) * (jnp.sqrt(corrected) + jnp.asarray(eps, dtype))
+
+    return _leaves(leaf, state.nu)
+
+
+def _belief(state, get):
+    # AdaBelief adds eps_root to the moment that the state keeps.
+    return _adam(state, lambda name: 0.0 if name == "eps_root" else get(name))
+
+
+def _amsgrad(state, get):
+    count, b1, eps, root = _count(state), get("b1"), get("eps"), get("eps_root")
+
+    def leaf(dtype, nu_max):
+        root_nu = jnp.sqrt(nu_max + jnp.asarray(root, dtype))
+        return _correction(b1, count, dtype) * (root_nu + jnp.asarray(eps, dtype))
+
+    return _leaves(leaf, state.nu_max)
+
+
+def _root(square, eps, inside):
+    eps = jnp.asarray(eps, square.dtype)
+    return jnp.sqrt(square + eps) if inside else jnp.sqrt(square) + eps
+
+
+def _rms(state, get):
+    eps, inside = get("eps"), get("eps_in_sqrt")
+
+    def leaf(dtype, nu, mu):
+        if "count" in state._fields:  # every tuple has a *method* of that name
+            correction = _correction(get("decay"), _count(state), dtype)
+            nu, mu = nu / correction, mu / correction
+        return _root(nu - jnp.square(mu), eps, inside)
+
+    mu = state.mu if "mu" in state._fields else jax.tree.map(jnp.zeros_like, state.nu)
+    return _leaves(leaf, state.nu, mu)
+
+
+def _adagrad(state, get):
+    eps = get("eps")
+
+    def leaf(dtype, total):
+        return jnp.where(total > 0, _root(total, eps, inside=True), jnp.asarray(jnp.inf, dtype))
+
+    return _leaves(leaf, state.sum_of_squares)
+
+
+# A reader turns a state into D; `MaskedNode`s have no leaves and so pass through. By name, because
+# optax does not export all of the types.
+_READERS: dict[str, Callable[[Any, Get], Any]] = {
+    "ScaleByAdamState": _adam,
+    "ScaleByAmsgradState": _amsgrad,
+    "ScaleByBeliefState": _belief,
+    "ScaleByRmsState": _rms,
+    "ScaleByRmsWithCountState": _rms,
+    "ScaleByRStdDevState": _rms,
+    "ScaleByRStdDevWithCountState": _rms,
+    "ScaleByRssState": _adagrad,
+}
+
+
+def _ones(tree):
+    return jax.tree.map(lambda a: jnp.ones(a.shape, trees.compute_dtype(a.dtype)), tree)
+
+
+def _merged(found: list, params: Any) -> Any:
+    """One tree out of the diagonals of groups of params."""
+    by_path: dict[str, Any] = {}
+    for diagonal in found:
+        for path, leaf in jax.tree_util.tree_leaves_with_path(diagonal):
+            name = jax.tree_util.keystr(path)
+            if name in by_path:
+                raise ValueError(f"two preconditioners act on params{name}: pass one state.")
+            by_path[name] = leaf
+    if params is not None:
+        ones = _ones(params)
+        covered = {jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(ones)}
+        if not set(by_path) <= covered:
+            raise ValueError(
+                f"the state has leaves that params lacks: {sorted(set(by_path) - covered)}."
+            )
+        pick = lambda path, one: by_path.get(jax.tree_util.keystr(path), one)  # noqa: E731
+        return jax.tree_util.tree_map_with_path(pick, ones)
+    if not found:
+        raise ValueError(
+            "opt_state holds no statistics: for SGD without momentum pass params=, and its "
+            "preconditioner is 1."
+        )
+    masked = any(isinstance(n, optax.MaskedNode) for n in _nodes(found))
+    if len(found) > 1 or masked:
+        raise ValueError("the state covers a part of the params only: pass params=.")
+    return found[0]
+
+
+def _nodes(tree):
+    return jax.tree.leaves(tree, is_leaf=lambda a: isinstance(a, optax.MaskedNode))

@@ -1,0 +1,6 @@
+"""What to ask before a long run: does it fit, and is every product the same twice."""
+
+from flatjax.preflight._determinism import Determinism as Determinism
+from flatjax.preflight._determinism import check_deterministic as check_deterministic
+from flatjax.preflight._plan import Plan as Plan
+from flatjax.preflight._plan import plan as plan

@@ -1,0 +1,317 @@
+"""What every transform shares: checks at the door, gradients of the caller's loss, schedules.
+
+Extra arguments of ``update`` have these names and no others: ``grad_fn(params)``,
+``value_fn(params)``, ``batch``, ``args``. Unknown ones are ignored, as optax asks of contributed
+transforms, and a chain passes them on.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from flatjax import _collectives as collectives
+from flatjax import _trees as trees
+from flatjax._trees import Tree
+
+Number = float | int | jax.Array
+Scalar = Number | optax.Schedule
+
+
+def check_scalar(
+    name: str,
+    value: Any,
+    *,
+    minimum: float = -math.inf,
+    maximum: float = math.inf,
+    above: float | None = None,
+    below: float | None = None,
+    infinite: bool = False,
+) -> None:
+    """Raise unless a concrete ``value`` is a finite number in range; schedules and tracers pass."""
+    if callable(value) or isinstance(value, jax.core.Tracer):
+        return
+    try:
+        number = float("x" if isinstance(value, str) else value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"{name} must be a number or a schedule (a function of the step count), got "
+            f"{type(value).__name__}."
+        ) from error
+    if math.isnan(number) or (math.isinf(number) and not infinite):
+        raise ValueError(f"{name} must be finite, got {number}.")
+    bounds = [
+        (number >= minimum, f"at least {minimum}", minimum > -math.inf),
+        (number <= maximum, f"at most {maximum}", maximum < math.inf),
+        (above is None or number > above, f"above {above}", above is not None),
+        (below is None or number < below, f"below {below}", below is not None),
+    ]
+    if not all(holds for holds, _, _ in bounds):
+        wanted = " and ".join(text for _, text, given in bounds if given)
+        raise ValueError(f"{name} must be {wanted}, got {number}.")
+
+
+def static_int(name: str, value: Any, default: int, minimum: int = 1) -> int:
+    """A structural integer: it decides the shape of the program, so it cannot be traced."""
+    if value is None:
+        return default
+    if isinstance(value, jax.core.Tracer):
+        raise TypeError(
+            f"{name} decides the shape of the program and cannot be traced: with "
+            f'optax.inject_hyperparams pass static_args=("{name}",).'
+        )
+    number = int(value)
+    if number != value or number < minimum:
+        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value}.")
+    return number
+
+
+def check_every(every: Any) -> None:
+    """Raise unless ``every`` is a positive integer (or traced)."""
+    if not isinstance(every, jax.core.Tracer):
+        static_int("every", every, 1)
+
+
+def always(every: Any) -> bool:
+    """Whether ``every`` is the Python integer 1, so that no branch is needed.
+
+    An array of value 1 is not: ``optax.inject_hyperparams`` hands it over concrete to ``init`` and
+    traced to ``update``, and the state must not depend on which.
+    """
+    return isinstance(every, int) and every == 1
+
+
+def at(value: Scalar, count: jax.Array, dtype: Any) -> jax.Array:
+    """The value of a number or a schedule at step ``count``."""
+    return jnp.asarray(value(count) if callable(value) else value).astype(dtype)
+
+
+def advance(count: jax.Array) -> jax.Array:
+    """``count + 1``, saturating."""
+    return jnp.asarray(optax.safe_increment(count))
+
+
+def start() -> jax.Array:
+    """A step counter at zero."""
+    return jnp.zeros((), jnp.int32)
+
+
+def require_params(name: str, params: Tree) -> None:
+    """Raise unless ``update`` was given the whole params."""
+    if params is None:
+        raise ValueError(f"{name} needs the params: call update(updates, state, params, ...).")
+    nodes = jax.tree.leaves(params, is_leaf=lambda a: isinstance(a, optax.MaskedNode))
+    if any(isinstance(a, optax.MaskedNode) for a in nodes):
+        raise ValueError(
+            f"{name} needs the whole params to evaluate the gradient, but stands inside "
+            "optax.masked or optax.partition. Put it outside, at the head of the chain, and "
+            "choose the leaves with its own `mask` argument."
+        )
+
+
+def require_batch(name: str, batch: Tree) -> int:
+    """The number of examples of the ``batch`` given to ``update``."""
+    if batch is None:
+        raise ValueError(
+            f"{name} evaluates the model on the batch: call "
+            "update(updates, state, params, batch=(inputs, targets))."
+        )
+    check_not_explicit(name, batch)
+    leaves = jax.tree.leaves(batch)
+    sizes = {leaf.shape[0] for leaf in leaves if leaf.ndim}
+    if len(sizes) != 1 or any(leaf.ndim == 0 for leaf in leaves):
+        raise ValueError(
+            f"{name}: all arrays of the batch must share their leading axis, got shapes "
+            f"{[leaf.shape for leaf in leaves]}."
+        )
+    return sizes.pop()
+
+
+def require_pair(name: str, batch: Tree) -> int:
+    """The number of examples of a ``batch`` of inputs and targets."""
+    if batch is not None and not (isinstance(batch, tuple | list) and len(batch) == 2):
+        raise TypeError(
+            f"{name} takes batch=(inputs, targets), got a {type(batch).__name__}: write "
+            'batch=(batch["inputs"], batch["targets"]), or whatever yours are called.'
+        )
+    return require_batch(name, batch)
+
+
+def check_not_explicit(name: str, batch: Tree) -> None:
+    """Raise if a batch that has to be cut or mapped over is split over an Explicit mesh axis."""
+    axes = collectives.explicit_axes(batch)
+    if axes:
+        raise ValueError(
+            f"{name} cuts or maps over the batch, which is split over the Explicit mesh axes "
+            f"{axes}: build the mesh with axis_types=(jax.sharding.AxisType.Auto,), or work inside "
+            "jax.shard_map with axis_name=."
+        )
+
+
+def average(tree: Tree, axis_name: collectives.AxisName, weight: Any = None) -> Tree:
+    """The mean over the devices of the named axes, the tree itself without.
+
+    Args:
+      tree: this device's means.
+      axis_name: the axes, or ``None``.
+      weight: by what this device's means count; ``None``: as much as those of every other.
+
+    Returns:
+      The mean, the same on every device. What has weight zero does not count, whatever it is; the
+      mean of nothing that counts is no number.
+    """
+    if axis_name is None:
+        return tree
+    if weight is None:
+        return collectives.weighted_mean(tree, jnp.ones(()), axis_name)
+    return collectives.total(shares(tree, weight, collectives.total(weight, axis_name)), axis_name)
+
+
+def shares(tree: Tree, weight: jax.Array, total: jax.Array) -> Tree:
+    """``weight / total`` of a part's means, as its summand of the mean over all parts.
+
+    Args:
+      tree: the means of a part; with a ``weight`` of shape ``(k,)`` those of k parts, stacked.
+      weight: by what the part counts; where it is zero the summand is, whatever the mean.
+      total: the sum of the weights of all parts; where it is zero the summands are no numbers.
+
+    Returns:
+      The summands, multiplied in at least float32, in the dtypes of ``tree``.
+    """
+
+    def leaf(a):
+        dtype = trees.compute_dtype(a.dtype)
+        own = weight.reshape(weight.shape + (1,) * (a.ndim - weight.ndim))
+        share = own.astype(dtype) / total.astype(dtype)
+        return (jnp.where(own == 0, jnp.zeros_like(a), a).astype(dtype) * share).astype(a.dtype)
+
+    return jax.tree.map(leaf, tree)
+
+
+def mean_of_stacked(tree: Tree, weights: Any = None) -> Tree:
+    """The mean over a leading axis, by the weights of its entries or equally, in its dtypes."""
+    if weights is None:
+        return jax.tree.map(lambda a: a.mean(axis=0).astype(a.dtype), tree)
+    summands = shares(tree, weights, weights.sum())
+    return jax.tree.map(lambda a: a.sum(axis=0).astype(a.dtype), summands)
+
+
+def average_aux(tree: Tree, axis_name: collectives.AxisName, stacked: bool = False) -> Tree:
+    """The mean of floating leaves over devices, and over a leading axis if ``stacked``.
+
+    Integers (step counters) are expected to agree and keep their dtype; other leaves (booleans,
+    keys) are taken from the first part.
+    """
+
+    def leaf(a):
+        if not hasattr(a, "dtype") or not jnp.issubdtype(a.dtype, jnp.number):
+            return a[0] if stacked else a
+        if jnp.issubdtype(a.dtype, jnp.inexact):
+            return average(a.mean(axis=0) if stacked else a, axis_name)
+        a = a[0] if stacked else a
+        if axis_name is None:
+            return a
+        devices = collectives.total(jnp.ones((), a.dtype), axis_name)
+        return collectives.total(a, axis_name) // devices
+
+    return jax.tree.map(leaf, tree)
+
+
+def averaged(fn: Callable[[Tree], Tree], axis_name: collectives.AxisName) -> Callable[[Tree], Tree]:
+    """The global mean of a function of the params that is local to each device."""
+    return weighed(lambda params: (fn(params), None), axis_name)
+
+
+def weighed(
+    fn: Callable[[Tree], tuple[Tree, Any]], axis_name: collectives.AxisName
+) -> Callable[[Tree], Tree]:
+    """The same for a function that returns the weight of its means beside them."""
+
+    def mean(params):
+        tree, weight = fn(collectives.varying(params, axis_name))
+        return average(tree, axis_name, weight)
+
+    return mean
+
+
+def all_finite(tree: Tree) -> jax.Array:
+    """Whether every entry of every leaf is finite."""
+    flags = [jnp.isfinite(a).all() for a in jax.tree.leaves(tree)]
+    return jnp.stack([jnp.asarray(True), *flags]).all()
+
+
+def where(flag: jax.Array, new: Tree, old: Tree) -> Tree:
+    """One of two trees of the same structure and dtypes."""
+    return jax.tree.map(lambda a, b: jnp.where(flag, a, b), new, old)
+
+
+def combine(a: Any, x: Tree, b: Any, y: Tree) -> Tree:
+    """``a x + b y`` in at least float32, in the dtypes of ``x``."""
+
+    def leaf(u, v):
+        dtype = trees.compute_dtype(u.dtype)
+        left = jnp.asarray(a).astype(dtype) * u.astype(dtype)
+        return (left + jnp.asarray(b).astype(dtype) * v.astype(dtype)).astype(u.dtype)
+
+    return jax.tree.map(leaf, x, y)
+
+
+def scaled(a: Any, x: Tree) -> Tree:
+    """``a x``, multiplied in at least float32, in the dtypes of ``x``."""
+
+    def leaf(u):
+        dtype = trees.compute_dtype(u.dtype)
+        return (jnp.asarray(a).astype(dtype) * u.astype(dtype)).astype(u.dtype)
+
+    return jax.tree.map(leaf, x)
+
+
+def copy_of(tree: Tree) -> Tree:
+    """A tree of the same values in at least float32, in buffers of its own.
+
+    State that shares a buffer with the params cannot be donated beside them.
+    """
+    return jax.tree.map(lambda a: jnp.array(a, dtype=trees.compute_dtype(a.dtype), copy=True), tree)
+
+
+def zeros_like(tree: Tree) -> Tree:
+    """Zeros of the shapes and dtypes of ``tree``, which may hold ``ShapeDtypeStruct``."""
+    return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), tree)
+
+
+def with_extra_args(init, update) -> optax.GradientTransformationExtraArgs:
+    """The transform of an ``init`` and an ``update``."""
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def head_of_chain(init, update) -> optax.GradientTransformationExtraArgs:
+    """The same for a transform that evaluates the model.
+
+    Before ``optax.lookahead`` the params come in a pair, of which the fast ones are in training.
+    """
+
+    def fast(params):
+        return params.fast if isinstance(params, optax.LookaheadParams) else params
+
+    def on_fast(updates, state, params=None, **extra):
+        return update(updates, state, fast(params), **extra)
+
+    return with_extra_args(lambda params: init(fast(params)), on_fast)
+
+
+def find_state(state: Any, kind: type | tuple[type, ...]) -> Any:
+    """The one state of this kind in an optimiser state.
+
+    Raises:
+      ValueError: if there is none, or more than one.
+    """
+    nodes = jax.tree.leaves(state, is_leaf=lambda a: isinstance(a, kind))
+    found = [a for a in nodes if isinstance(a, kind)]
+    if len(found) != 1:
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        names = " or ".join(k.__name__ for k in kinds)
+        raise ValueError(f"expected one {names} in the optimiser state, found {len(found)}.")
+    return found[0]

@@ -1,0 +1,280 @@
+r"""Sharpness-aware minimisation: the gradient at the worst point nearby.
+
+SAM (Foret et al. 2021, "Sharpness-Aware Minimization for Efficiently Improving Generalization")
+minimises $\max_{\lVert \epsilon \rVert_p \le \rho} L(w + \epsilon)$ by replacing the gradient
+$g = \nabla L(w)$ with $\nabla L(w + \epsilon(g))$. As a transform it stands at the *head* of a
+chain, so that clipping, weight decay and the optimiser see the new gradient.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from flatjax import _collectives as collectives
+from flatjax import _loops as loops
+from flatjax import _trees as trees
+from flatjax._trees import Tree
+from flatjax.transforms import _ascent as asc
+from flatjax.transforms import _base as base
+from flatjax.transforms import _callables as callables
+from flatjax.transforms import _groups as grp
+from flatjax.transforms import _incoming as inc
+from flatjax.transforms import _perturbed as per
+from flatjax.transforms import _prng as prng
+
+
+class SAMState(NamedTuple):
+    """State of [`sam`][].
+
+    Attributes:
+      count: the number of updates.
+      metrics: [`SharpnessMetrics`][] with ``diagnostics=True``, else ``()``.
+    """
+
+    count: jax.Array
+    metrics: Any
+
+
+def sam(
+    rho: base.Scalar = 0.05,
+    *,
+    p: base.Number = 2.0,
+    adaptive: Any = False,
+    eta: base.Number = 0.01,
+    normalize: bool = True,
+    ascent_steps: int | None = None,
+    second_order: bool = False,
+    every: base.Number = 1,
+    mask: asc.Mask | None = None,
+    groups: int | None = None,
+    loss_fn: Callable[..., jax.Array] | None = None,
+    group_mode: grp.GroupMode = "auto",
+    axis_name: collectives.AxisName = None,
+    diagnostics: bool = False,
+    check: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Sharpness-aware minimisation, at the head of a chain.
+
+    Replaces the incoming gradient $g$ by $\nabla L(w + \epsilon)$ with the maximiser $\epsilon$ of
+    $\langle g, \epsilon \rangle$ in a ball of radius $\rho$:
+
+    - $p = 2$: $\epsilon = \rho\, g / \lVert g \rVert_2$; any $p \in [1, \infty]$ by duality.
+    - ``adaptive`` (ASAM): with $T = |w| + \eta$ the ball is $\lVert T^{-1} \epsilon \rVert_p \le
+      \rho$; for $p = 2$, $\epsilon = \rho\, T^2 g / \lVert T g \rVert_2$.
+    - ``normalize=False`` (USAM): $\epsilon = \rho\, g$ for $p = 2$.
+
+    ``update`` takes ``grad_fn(params)`` or ``value_fn(params)``. Norms are global, in at least
+    float32; a zero gradient gives a zero perturbation. Keep float32 masters where you compute in
+    bfloat16: in bfloat16 *storage* a perturbation of 0.05 over ten million weights changes less
+    than a fifth of them.
+
+    Cost: 2 gradients a step (``ascent_steps`` + 1; with ``every=k``, 1 + 1/k), one more copy of the
+    params. ``second_order`` adds a Hessian product (about 3 gradients) an ascent step.
+
+    Args:
+      rho: the radius, a number or a schedule of the step count.
+      p: the norm of the ball, in [1, inf].
+      adaptive: scale the ball by the weights; ``True``, or a mask of the leaves to scale.
+      eta: the offset of the scale.
+      normalize: ``False`` leaves out the normalisation.
+      ascent_steps: gradient steps to the worst point, each of length ``rho / ascent_steps``;
+        default 1.
+      second_order: add the derivative of the perturbation, which the paper drops: the update is
+        then the exact gradient of $w \mapsto L(w + \epsilon(w))$.
+      every: perturb on every k-th step only (a conditional: the other steps pay one gradient, and
+        pass it on; under ``vmap`` a cond computes both).
+      mask: the leaves to perturb: a pytree prefix of booleans, or a function of the params. The
+        gradient is still that of all leaves.
+      groups: m-sharpness: cut the global batch into this many groups, each with a perturbation of
+        its own, whatever the number of devices. Needs ``loss_fn`` here and ``batch`` (and ``args``)
+        in ``update``, unless ``groups`` is the number of devices of ``axis_name``.
+      loss_fn: ``loss_fn(params, batch, *args)``, for ``groups``: the mean, per-example losses or a
+        [`Mean`][], by whose weights the groups then count. Typed keys among ``args`` are folded
+        with the group's index.
+      group_mode: ``"vmap"``: all groups at once; ``"loop"``: the memory of one group at a time;
+        ``"auto"``: a loop on a single CPU device, else all at once.
+      axis_name: inside ``shard_map`` or ``pmap``: the incoming gradient, ``grad_fn`` and ``batch``
+        are those of this device, the outgoing update is the mean over all. Gradients that you take
+        (the incoming one, ``grad_fn``) are averaged over devices equally: where their losses have
+        other weights, use ``groups`` with ``loss_fn``, or [`sam_value_and_grad`][].
+      diagnostics: keep [`SharpnessMetrics`][] in the state; needs ``value_fn`` in ``update``, for
+        two forward passes.
+      check: at the first call, if it is eager, spend one more gradient to compare the incoming
+        updates with ``grad_fn(params)``, up to rounding: clipping or weight decay before SAM would
+        be lost. ``False`` for a ``grad_fn`` with a dropout key or a batch of its own.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs`` with state [`SAMState`][].
+
+    Raises:
+      ValueError: for ``rho`` < 0, ``p`` < 1, ``every`` < 1 or an unknown mode; in ``update``,
+        without params, without ``grad_fn`` and ``value_fn``, or where a first eager call shows that
+        something stands before the transform that would be lost.
+
+    Example:
+      >>> import flatjax, jax, jax.numpy as jnp, optax
+      >>> loss = lambda w: jnp.sum(jnp.array([1.0, 4.0]) * w**2) / 2
+      >>> tx = optax.chain(flatjax.sam(rho=0.5), optax.sgd(0.1))
+      >>> w = jnp.array([3.0, 1.0])
+      >>> state = tx.init(w)
+      >>> updates, state = tx.update(jax.grad(loss)(w), state, w, grad_fn=jax.grad(loss))
+      >>> updates.round(2).tolist()
+      [-0.33, -0.56]
+    """
+    ascent = asc.Ascent(p, adaptive, eta, normalize, mask)
+    ascent.check()
+    base.check_scalar("rho", rho, minimum=0.0)
+    base.check_every(every)
+    grp.check_group_mode(group_mode)
+    steps = base.static_int("ascent_steps", ascent_steps, 1)
+    parts = base.static_int("groups", groups, 1)
+
+    def init(params):
+        return SAMState(base.start(), per.initial_metrics(params) if diagnostics else ())
+
+    def update(
+        updates, state, params=None, *, grad_fn=None, value_fn=None, batch=None, args=(), **extra
+    ):
+        del extra
+        per.check_trees("sam", updates, params)
+        incoming = base.average(updates, axis_name)
+        radius = base.at(rho, state.count, trees.dtype(params))
+        options: dict[str, Any] = {"steps": steps, "second_order": second_order}
+        if parts == 1:
+            gradient = base.averaged(
+                callables.gradient_function("sam", grad_fn, value_fn, axis_name), axis_name
+            )
+            options["value_fn"] = per.gap_function("sam", diagnostics, value_fn, axis_name)
+
+            def perturbed():
+                return per.perturbed_gradient(ascent, gradient, incoming, params, radius, **options)
+        else:
+            value, local = _group_losses(
+                parts, loss_fn, batch, args, grad_fn, value_fn, axis_name, diagnostics
+            )
+            gradient = base.weighed(lambda w: local(w, batch, None), axis_name)
+
+            def perturbed():
+                def group(index, part, within):
+                    here = collectives.varying(params, axis_name)
+                    here_gradient = lambda w: within(*local(w, part, index))  # noqa: E731
+                    own, weight = local(here, part, index)
+                    g = trees.cast(within(own, weight), incoming)
+                    if diagnostics:
+                        options["value_fn"] = lambda w: within(*value(w, part, index))
+                    result = per.perturbed_gradient(
+                        ascent, here_gradient, g, here, radius, **options
+                    )
+                    return result, weight, None
+
+                return grp.mean_over_groups(group, batch, parts, axis_name, group_mode)[0]
+
+        def refresh():
+            result = perturbed()
+            metrics = per.measured(incoming, result, state.metrics) if diagnostics else ()
+            return trees.cast(result.gradient, incoming), metrics
+
+        if base.always(every):
+            out, metrics = refresh()
+        else:
+            due = state.count % jnp.asarray(every, state.count.dtype) == 0
+            out, metrics = loops.cond(due, refresh, lambda: (incoming, state.metrics))
+        if check:
+            inc.check_is_gradient("sam", incoming, out, gradient, params, state.count)
+        return out, SAMState(base.advance(state.count), metrics)
+
+    return base.head_of_chain(init, update)
+
+
+def _group_losses(
+    parts, loss_fn, batch, args, grad_fn, value_fn, axis_name, diagnostics
+) -> tuple[Any, Callable[..., tuple[Tree, Any]]]:
+    """Loss and gradient on this device's part of a group, ``(params, part, index)``.
+
+    Both come with the weight of that part.
+    """
+    if loss_fn is not None:
+        base.require_batch("sam(groups=...)", batch)
+        mean = callables.mean_loss(loss_fn)
+
+        def value(params, part, index):
+            # Each group has a dropout of its own; `None` is the whole batch.
+            a = args if index is None else prng.fold(args, index)
+            return mean(params, part, *a)
+
+        return value, jax.grad(value, has_aux=True)
+    if axis_name is None or collectives.axis_size(axis_name) != parts:
+        raise ValueError(
+            f"sam(groups={parts}) evaluates the loss of each group: pass loss_fn= to sam and "
+            "batch= to update. grad_fn alone serves where groups is the number of devices of "
+            "axis_name."
+        )
+    gradient = callables.gradient_function("sam", grad_fn, value_fn, axis_name)
+    per.gap_function("sam", diagnostics, value_fn, axis_name)  # raises where it is missing
+    loss = diagnostics and callables.value_function("sam", value_fn, axis_name)
+    return (
+        loss and (lambda params, *_: (loss(params), None)),
+        lambda params, *_: (gradient(params), None),
+    )
+
+
+def asam(
+    rho: base.Scalar = 0.5,
+    *,
+    eta: base.Number = 0.01,
+    adaptive: Any = True,
+    p: base.Number = 2.0,
+    ascent_steps: int | None = None,
+    second_order: bool = False,
+    every: base.Number = 1,
+    mask: asc.Mask | None = None,
+    groups: int | None = None,
+    loss_fn: Callable[..., jax.Array] | None = None,
+    group_mode: grp.GroupMode = "auto",
+    axis_name: collectives.AxisName = None,
+    diagnostics: bool = False,
+    check: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+    r"""Adaptive SAM: a ball that scales with the weights, invariant to their rescaling.
+
+    $\epsilon = \rho\, T^2 g / \lVert T g \rVert_2$ with $T = |w| + \eta$, so that
+    $\lVert T^{-1} \epsilon \rVert_2 = \rho$ (Kwon et al. 2021, "ASAM"). The same as
+    ``sam(rho, adaptive=True, eta=eta)``; cost and ``update`` as there.
+
+    Args:
+      rho: the radius in the scaled norm; the paper's 0.5 (CIFAR-10) and 1.0 (CIFAR-100).
+      eta: the offset of the scale.
+      adaptive: ``True``, or a mask of the leaves to scale (the authors' code leaves out biases and
+        normalisation).
+      p: the norm of the ball, see [`sam`][]; so for the rest.
+      ascent_steps: gradient steps to the worst point.
+      second_order: keep the derivative of the perturbation, that of the scale included.
+      every: perturb on every k-th step only.
+      mask: the leaves to perturb.
+      groups: m-sharpness.
+      loss_fn: the loss, for ``groups``.
+      group_mode: ``"auto"``, ``"vmap"`` or ``"loop"``.
+      axis_name: inside ``shard_map`` or ``pmap``, the axes of the batch.
+      diagnostics: keep [`SharpnessMetrics`][] in the state.
+      check: compare the incoming updates with ``grad_fn(params)`` once.
+
+    Returns:
+      An ``optax.GradientTransformationExtraArgs`` with state [`SAMState`][].
+
+    Example:
+      >>> import flatjax, jax, jax.numpy as jnp
+      >>> tx = flatjax.asam(rho=0.1)
+      >>> loss = lambda w: jnp.sum(w**2)
+      >>> w = jnp.array([0.0, 2.0])
+      >>> g, state = tx.update(jax.grad(loss)(w), tx.init(w), w, grad_fn=jax.grad(loss))
+      >>> g.round(3).tolist()
+      [0.0, 4.402]
+    """
+    return sam(
+        rho, p=p, adaptive=adaptive, eta=eta, ascent_steps=ascent_steps,
+        second_order=second_order, every=every, mask=mask, groups=groups, loss_fn=loss_fn,
+        group_mode=group_mode, axis_name=axis_name, diagnostics=diagnostics, check=check,
+    )  # fmt: skip

@@ -1,0 +1,138 @@
+"""Dimensions so small that all products cost no more than an estimate are answered exactly."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flatjax
+from flatjax.linalg._trace import METHODS
+
+KEY = jax.random.key(0)
+
+
+def matrix(n):
+    a = np.random.default_rng(n).standard_normal((n, n))
+    return jnp.asarray(a @ a.T + np.eye(n), jnp.float32)  # positive definite, for every method
+
+
+def estimators(a, known):
+    """Name, estimate and truth, of a matrix that may be traced and one that is known."""
+    n, exact = len(a), np.asarray(known, np.float64)
+    values = np.linalg.eigvalsh(exact)
+
+    def op(v):
+        return {"w": jnp.matmul(a, v["w"], precision="highest")}
+
+    few = {"key": KEY, "structure": {"w": jnp.zeros(n)}}
+    for method in METHODS:
+        yield f"trace {method}", lambda m=method: flatjax.trace(op, method=m, **few), values.sum()
+    yield "trace to a tolerance", lambda: flatjax.trace(op, tol=0.1, **few), values.sum()
+    for method in ("hutchinson", "deflated", "xdiag"):
+        yield (
+            f"diagonal {method}",
+            lambda m=method: flatjax.diagonal(op, method=m, **few),
+            exact.diagonal(),
+        )
+    norm = np.linalg.norm(exact)
+    yield "frobenius_norm", lambda: flatjax.frobenius_norm(op, **few), norm
+    yield "logdet", lambda: flatjax.logdet(op, **few), np.log(values).sum()
+    yield (
+        "trace_of_function",
+        lambda: flatjax.trace_of_function(op, jnp.sqrt, **few),
+        np.sqrt(values).sum(),
+    )
+    ends = {"k": 1, "num_bottom": min(1, n - 1)} | few
+
+    def everything():
+        return flatjax.spectrum(op, diagonal=True, layers="leaf", **ends)
+
+    yield "spectrum", lambda: everything().trace, values.sum()
+    yield "spectrum's norm", lambda: everything().frobenius_norm, norm
+    yield "spectrum's layer", lambda: everything().layers["w"].trace, values.sum()
+    yield (
+        "spectrum's function",
+        lambda: everything().trace_of_function(jnp.log),
+        np.log(values).sum(),
+    )
+
+
+def names(n):
+    return [name for name, _, _ in estimators(matrix(n), matrix(n))]
+
+
+def check(found, truth, n):
+    value = np.concatenate([np.ravel(x) for x in jax.tree.leaves(found.value)]).astype(float)
+    error = np.concatenate([np.ravel(x) for x in jax.tree.leaves(found.standard_error)])
+    # Sums of n float32 products of n terms each.
+    np.testing.assert_allclose(value, np.ravel(truth), rtol=1e-5)
+    np.testing.assert_array_equal(error, 0)
+    assert bool(found.converged)
+    assert found.num_products == n
+
+
+@pytest.mark.parametrize("name", names(3))
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_every_estimator_answers_exactly(name, n):
+    _, solve, truth = next(e for e in estimators(matrix(n), matrix(n)) if e[0] == name)
+    check(solve(), truth, n)
+
+
+@pytest.mark.parametrize("name", [x for x in names(3) if "spectrum" not in x])
+def test_inside_jit_too(name):
+    known = matrix(3)
+
+    def one(a):
+        return next(e for e in estimators(a, known) if e[0] == name)
+
+    check(jax.jit(lambda a: one(a)[1]())(known), one(known)[2], 3)
+
+
+def test_the_rule_is_the_number_of_products():
+    few = {"key": KEY}
+    for n in (12, 13):
+        a = matrix(n)
+        op, structure = (lambda v, a=a: jnp.matmul(a, v, precision="highest")), a[0]
+        found = flatjax.trace(op, num_products=12, structure=structure, **few)
+        assert found.num_products == 12  # never more than asked for
+        assert (float(found.standard_error) == 0) == (n == 12)
+        found = flatjax.frobenius_norm(op, num_products=12, structure=structure, **few)
+        assert found.num_products == 12
+        assert (float(found.standard_error) == 0) == (n == 12)
+        found = flatjax.diagonal(op, num_products=12, structure=structure, **few)
+        assert found.num_products == 12
+        assert bool((found.standard_error == 0).all()) == (n == 12)
+        counts = {"num_probes": 2, "num_steps": 4, "deflation_steps": 4}
+        density = flatjax.spectral_density(op, structure=structure, **counts, **few)
+        assert (density.num_exact == n) == (n == 12)
+
+
+def test_the_density_of_few_dimensions_is_that_of_its_eigenvalues():
+    a = matrix(30)
+    found = flatjax.spectral_density(lambda v: a @ v, key=KEY, structure=a[0])
+    values = np.linalg.eigvalsh(np.asarray(a, np.float64))
+    np.testing.assert_allclose(found.atoms[:30], values, rtol=1e-6)
+    np.testing.assert_allclose(found.weights[:30], 1 / 30)
+    np.testing.assert_allclose(found.mean_of(np.log), np.log(values).mean(), rtol=1e-6)
+
+
+def test_a_small_spectrum_goes_on_as_a_larger_one():
+    a = matrix(20)
+    few = {"key": KEY, "k": 2, "num_bottom": 1, "structure": {"w": a[0]}}
+    found = flatjax.spectrum(lambda v: {"w": a @ v["w"]}, **few)
+    true = np.linalg.eigvalsh(np.asarray(a, np.float64))
+    np.testing.assert_allclose(found.top.values, true[:-3:-1], rtol=1e-5)
+    assert found.num_products == int(found.state.num_products) == 20
+    again = flatjax.spectrum(lambda v: {"w": a @ v["w"]}, resume=found.state, **few)
+    np.testing.assert_allclose(again.top.values, found.top.values, rtol=1e-5)
+
+
+def test_products_that_are_not_finite():
+    for bad in (jnp.nan, jnp.inf):
+        a = matrix(5).at[2, 2].set(bad)
+        op, few = (lambda v, a=a: a @ v), {"key": KEY, "structure": a[0]}
+        for f in (flatjax.trace, flatjax.diagonal, flatjax.frobenius_norm, flatjax.logdet):
+            assert not bool(f(op, **few).converged)
+        found = flatjax.spectrum(op, k=1, num_bottom=1, **few)
+        assert not bool(found.trace.converged)
+        assert not np.asarray(found.top.converged).any()

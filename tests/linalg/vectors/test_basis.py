@@ -1,0 +1,158 @@
+"""Bases are trees with a leading axis, and their algebra is that of the stacked matrix."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from flatjax.linalg.vectors import _basis as bases
+from tests.problems import structure_of
+
+M = 5
+
+
+@pytest.fixture(scope="module")
+def tree():
+    """A basis of 5 vectors of 40 entries, and its matrix in float64."""
+    rng = np.random.default_rng(0)
+
+    def leaf(a):
+        return jnp.asarray(rng.standard_normal((M, *a.shape)), jnp.float32)
+
+    basis = jax.tree.map(leaf, structure_of(40))
+    return basis, np.asarray(jax.vmap(lambda v: ravel_pytree(v)[0])(basis), np.float64)
+
+
+def flat(v):
+    return np.asarray(ravel_pytree(v)[0], np.float64)
+
+
+def test_coefficients_are_all_inner_products_and_the_square(tree):
+    basis, matrix = tree
+    w = bases.row(basis, 2)
+    h, square = bases.coefficients(basis, w)
+    # 40 products of order one in float32.
+    np.testing.assert_allclose(h, matrix @ flat(w), atol=1e-5)
+    np.testing.assert_allclose(square, flat(w) @ flat(w), rtol=1e-6)
+
+
+def test_combine_one_and_several(tree):
+    basis, matrix = tree
+    c = np.random.default_rng(1).standard_normal((M, 3)).astype(np.float32)
+    one = bases.combine(basis, jnp.asarray(c[:, 0]))
+    np.testing.assert_allclose(flat(one), c[:, 0] @ matrix, atol=1e-5)
+    many = bases.combine(basis, jnp.asarray(c))
+    got = jax.vmap(lambda v: ravel_pytree(v)[0])(many)
+    np.testing.assert_allclose(got, c.T @ matrix, atol=1e-5)
+
+
+def test_gram(tree):
+    basis, matrix = tree
+    np.testing.assert_allclose(bases.gram(basis, basis), matrix @ matrix.T, atol=1e-4)
+
+
+@pytest.mark.parametrize("index", [0, 3, M - 1])
+def test_set_row_changes_that_row_only(tree, index):
+    basis, matrix = tree
+    v = jax.tree.map(jnp.ones_like, bases.row(basis, 0))
+    got = jax.vmap(lambda v: ravel_pytree(v)[0])(bases.set_row(basis, jnp.int32(index), v))
+    expected = matrix.copy()
+    expected[index] = 1
+    np.testing.assert_array_equal(got, expected)
+
+
+def test_set_row_beyond_the_end_changes_nothing(tree):
+    basis, matrix = tree
+    v = jax.tree.map(jnp.ones_like, bases.row(basis, 0))
+    got = bases.set_row(basis, jnp.int32(M), v)
+    np.testing.assert_array_equal(jax.vmap(lambda v: ravel_pytree(v)[0])(got), matrix)
+
+
+def test_project_out_removes_the_span(tree):
+    basis, matrix = tree
+    q = np.linalg.qr(matrix.T)[0].T
+    unravel = ravel_pytree(bases.row(basis, 0))[1]
+    orthonormal = jax.vmap(unravel)(jnp.asarray(q, jnp.float32))
+    w = jax.tree.map(jnp.ones_like, bases.row(basis, 0))
+    rest, h, before, after = bases.project_out(orthonormal, w)
+    expected = np.ones(40) - q.T @ (q @ np.ones(40))
+    np.testing.assert_allclose(flat(rest), expected, atol=2e-6)
+    np.testing.assert_allclose(h, q @ np.ones(40), atol=2e-6)
+    assert float(before) == 40
+    np.testing.assert_allclose(after, expected @ expected, rtol=1e-5)
+
+
+def test_zero_rows_take_no_part(tree):
+    basis, _ = tree
+    zero = jax.tree.map(jnp.zeros_like, basis)
+    w = bases.row(basis, 1)
+    rest, h, _, _ = bases.project_out(zero, w)
+    np.testing.assert_array_equal(flat(rest), flat(w))
+    np.testing.assert_array_equal(h, 0)
+
+
+def test_a_reduction_is_one_for_all_leaves(tree):
+    # Leaves of several dtypes are added up in the widest.
+    with jax.enable_x64(True):
+        basis = {"a": jnp.ones((2, 3), jnp.float32), "b": jnp.ones((2, 4), jnp.float64)}
+        h, square = bases.coefficients(basis, bases.row(basis, 0))
+        assert h.dtype == square.dtype == jnp.float64
+        np.testing.assert_array_equal(h, 7)
+
+
+@pytest.fixture(scope="module")
+def cut(tree):
+    """The same basis in three buffers."""
+    basis, _ = tree
+    parts = [jax.tree.map(lambda a, s=s: a[s], basis) for s in (slice(2), slice(2, 4), slice(4, 5))]
+    return bases.Segments(tuple(parts), jnp.int32(M))
+
+
+class TestSegments:
+    """A basis in several buffers is the basis."""
+
+    def test_all_that_is_read(self, tree, cut):
+        basis, _ = tree
+        w = bases.row(basis, 3)
+        c = jnp.arange(2.0 * M).reshape(M, 2)
+        pairs = [
+            (jax.jit(lambda b, f=f: f(b))(basis), jax.jit(lambda b, f=f: f(b))(cut))
+            for f in (
+                lambda b: bases.coefficients(b, w),
+                lambda b: bases.combine(b, c),
+                lambda b: bases.combine(b, c[:, 1]),
+                lambda b: bases.gram(b, bases.stack([w, w])),
+                lambda b: bases.project_out(b, w),
+                lambda b: [bases.row(b, i) for i in (0, 1, 2, 4)],
+                bases.whole,
+            )
+        ]
+        assert bases.size(cut) == M
+        for expected, found in pairs:
+            # The same sums of some 40 or 5 terms of order ten in another order, in float32.
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), expected, found
+            )
+
+    @pytest.mark.parametrize("index", [0, 1, 2, 4, 5, 9])
+    def test_a_row_is_set_where_it_belongs(self, tree, cut, index):
+        basis, _ = tree
+        v = jax.tree.map(jnp.ones_like, bases.row(basis, 0))
+        expected = bases.set_row(basis, index, v)
+        found = jax.jit(bases.set_row)(cut, index, v)
+        jax.tree.map(np.testing.assert_array_equal, bases.whole(found), expected)
+
+    def test_empty_buffers_are_not_read(self, tree, cut):
+        basis, matrix = tree
+        poison = jax.tree.map(lambda a: jnp.full_like(a, jnp.nan), cut.parts[2])
+        w = bases.row(basis, 3)
+        half = bases.Segments((*cut.parts[:2], poison), jnp.int32(4))
+        h, _ = jax.jit(bases.coefficients)(half, w)
+        np.testing.assert_allclose(h[:4], matrix[:4] @ flat(w), atol=1e-5)  # as above
+        assert h[4] == 0
+        assert np.isfinite(flat(jax.jit(bases.combine)(half, h))).all()
+        # The row that fills the first place of a buffer opens it.
+        opened = bases.set_row(half, jnp.int32(4), w)
+        assert int(opened.filled) == M
+        assert float(bases.coefficients(opened, w)[0][4]) == pytest.approx(flat(w) @ flat(w), 1e-5)
