@@ -36,7 +36,7 @@ def varying_axes(x: Any) -> frozenset[Hashable]:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from flatjax import collectives
+      >>> from flatjax import _collectives as collectives
       >>> collectives.varying_axes(jnp.ones(1))
       frozenset()
     """
@@ -69,7 +69,7 @@ def check_named(params: Any, data: Any, axis_name: AxisName) -> None:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from flatjax import collectives
+      >>> from flatjax import _collectives as collectives
       >>> collectives.check_named(jnp.ones(1), jnp.ones(1), None)  # outside of shard_map
     """
     if not jax.sharding.get_abstract_mesh().manual_axes:
@@ -100,7 +100,7 @@ def explicit_axes(tree: Any) -> tuple[str, ...]:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from flatjax import collectives
+      >>> from flatjax import _collectives as collectives
       >>> collectives.explicit_axes({"w": jnp.ones(1)})
       ()
     """
@@ -129,7 +129,7 @@ def varying(tree: Any, axis_name: AxisName) -> Any:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from flatjax import collectives
+      >>> from flatjax import _collectives as collectives
       >>> collectives.varying(jnp.ones(1), None)
       Array([1.], dtype=float32)
     """
@@ -157,7 +157,7 @@ def total(tree: Any, axis_name: AxisName) -> Any:
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> from flatjax import collectives
+      >>> from flatjax import _collectives as collectives
       >>> jax.vmap(lambda x: collectives.total(x, "i"), axis_name="i")(jnp.arange(3.0)).tolist()
       [3.0, 3.0, 3.0]
     """
@@ -179,7 +179,7 @@ def weighted_mean(tree: Any, weight: Any, axis_name: AxisName) -> Any:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from flatjax import collectives
+      >>> from flatjax import _collectives as collectives
       >>> float(collectives.weighted_mean(jnp.float32(6.0), jnp.float32(3.0), None))
       2.0
     """
@@ -197,7 +197,7 @@ def axis_size(axis_name: AxisName) -> int:
       The product of the sizes.
 
     Example:
-      >>> from flatjax import collectives
+      >>> from flatjax import _collectives as collectives
       >>> collectives.axis_size(None)
       1
     """
@@ -219,7 +219,7 @@ def gathered(rows: jax.Array, axis_name: AxisName) -> jax.Array:
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> from flatjax import collectives
+      >>> from flatjax import _collectives as collectives
       >>> rows = jnp.array([[1, 2], [3, 4]])  # of two devices
       >>> jax.vmap(lambda r: collectives.gathered(r, "i"), axis_name="i")(rows).tolist()
       [[1, 2, 3, 4], [1, 2, 3, 4]]
@@ -248,7 +248,7 @@ def rows_to_columns(rows: jax.Array, axis_name: AxisName) -> jax.Array:
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> from flatjax import collectives
+      >>> from flatjax import _collectives as collectives
       >>> rows = jnp.array([[[1, 2, 3]], [[4, 5, 6]]])  # one row on each of two devices
       >>> split = jax.vmap(lambda r: collectives.rows_to_columns(r, "i"), axis_name="i")(rows)
       >>> split.tolist()
@@ -272,7 +272,7 @@ def example_index(n: int, axis_name: AxisName) -> jax.Array:
       An integer array of shape ``(n,)``.
 
     Example:
-      >>> from flatjax import collectives
+      >>> from flatjax import _collectives as collectives
       >>> collectives.example_index(3, None).tolist()
       [0, 1, 2]
     """

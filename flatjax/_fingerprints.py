@@ -45,7 +45,7 @@ def of_program(jaxpr: jax.extend.core.Jaxpr) -> Hashable:
 
     Example:
       >>> import jax
-      >>> from flatjax import fingerprints
+      >>> from flatjax import _fingerprints as fingerprints
       >>> key = lambda fn: fingerprints.of_program(jax.make_jaxpr(fn)(1.0).jaxpr)
       >>> (
       ...     key(lambda x: 2.0 * x) == key(lambda y: 2.0 * y),
@@ -70,7 +70,7 @@ def of_state(fn: Any) -> Hashable:
       A key.
 
     Example:
-      >>> from flatjax import fingerprints
+      >>> from flatjax import _fingerprints as fingerprints
       >>> held = [1]
       >>> inner = lambda held=held: held
       >>> outer = lambda inner=inner: inner()

@@ -126,7 +126,7 @@ def follow(fn: Callable[..., Any], *signatures: Sequence[Any]) -> Followed:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from flatjax import functions
+      >>> from flatjax import _functions as functions
       >>> scale = jnp.float32(2.0)
       >>> twice = functions.follow(lambda x: scale * x, (jnp.ones(2),))
       >>> scale = jnp.float32(3.0)
@@ -173,7 +173,7 @@ def one_moment(memory: dict[Any, Any]) -> Iterator[None]:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from flatjax import functions
+      >>> from flatjax import _functions as functions
       >>> memory, traces = {}, []
       >>> fn = lambda x: (traces.append(x), 2 * x)[1]
       >>> for _ in range(3):

@@ -62,7 +62,7 @@ def traced(fn: Callable[..., Any], args: tuple) -> tuple[Program, tuple[jax.Arra
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from flatjax import programs
+      >>> from flatjax import _programs as programs
       >>> one, two = jnp.ones(2), 2 * jnp.ones(2)
       >>> first, (held,) = programs.traced(lambda x: x + one, (one,))
       >>> again, (other,) = programs.traced(lambda x: x + two, (one,))

@@ -32,7 +32,7 @@ def structure_of(tree: Tree) -> Tree:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from flatjax import trees
+      >>> from flatjax import _trees as trees
       >>> trees.structure_of({"w": jnp.ones(3, jnp.bfloat16)})
       {'w': ShapeDtypeStruct(shape=(3,), dtype=float32)}
     """
@@ -68,7 +68,7 @@ def placed(tree: Tree, structure: Tree) -> Tree:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from flatjax import trees
+      >>> from flatjax import _trees as trees
       >>> trees.placed(jnp.ones(2), jax.ShapeDtypeStruct((2,), jnp.float32)).tolist()
       [1.0, 1.0]
     """
@@ -97,7 +97,7 @@ def size(tree: Tree) -> int:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from flatjax import trees
+      >>> from flatjax import _trees as trees
       >>> trees.size({"w": jnp.ones((2, 3)), "b": jnp.ones(3)})
       9
     """
@@ -134,7 +134,7 @@ def check(tree: Tree, structure: Tree, name: str = "v") -> None:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from flatjax import trees
+      >>> from flatjax import _trees as trees
       >>> trees.check(jnp.ones(2), jnp.ones(3))
       Traceback (most recent call last):
       ...
@@ -174,7 +174,7 @@ def vdot(a: Tree, b: Tree) -> jax.Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from flatjax import trees
+      >>> from flatjax import _trees as trees
       >>> float(trees.vdot({"w": jnp.ones(3)}, {"w": 2 * jnp.ones(3)}))
       6.0
     """
@@ -203,7 +203,7 @@ def norm(a: Tree) -> jax.Array:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from flatjax import trees
+      >>> from flatjax import _trees as trees
       >>> f"{float(trees.norm({'w': jnp.array([3.0, 4.0]) * 1e30})):.3e}"
       '5.000e+30'
     """

@@ -139,7 +139,9 @@ def test_no_module_is_hidden_by_a_name():
     for module in INSIDE:
         package, _, name = module.rpartition(".")
         found = getattr(importlib.import_module(package), name, None)
-        assert found is importlib.import_module(module), f"{package}.{name} hides the module {module}"
+        assert found is importlib.import_module(module), (
+            f"{package}.{name} hides the module {module}"
+        )
 
 
 def test_no_cycles():

@@ -138,7 +138,7 @@ def dual_direction(g: Tree, p: Any = 2.0, *, normalize: bool = True) -> Tree:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from flatjax.transforms import ascent
+      >>> from flatjax.transforms import _ascent as ascent
       >>> ascent.dual_direction(jnp.array([3.0, -4.0])).tolist()
       [0.6, -0.8]
       >>> ascent.dual_direction(jnp.array([3.0, -4.0]), 1.0).tolist()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from flatjax import loops
+from flatjax import _loops as loops
 from flatjax.operators import gradient_covariance, over_batches
 from flatjax.operators._blocks import block_diagonal, blocks, restrict
 from flatjax.operators._precondition import preconditioned

@@ -7,8 +7,9 @@ import pytest
 
 import flatjax
 from benchmarks import scaling
+from flatjax import _loops as loops
 from flatjax import _trees as trees
-from flatjax import loops, parallel
+from flatjax import parallel
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.vectors import _basis as bases
 from flatjax.linalg.vectors import _probes as probes

@@ -155,7 +155,7 @@ def coefficients(basis: Tree, w: Tree) -> tuple[jax.Array, jax.Array]:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from flatjax.linalg import basis
+      >>> from flatjax.linalg.vectors import _basis as basis
       >>> q = {"w": jnp.eye(2), "b": jnp.zeros((2, 1))}
       >>> h, squared = basis.coefficients(q, {"w": jnp.array([3.0, 4.0]), "b": jnp.ones(1)})
       >>> h.tolist(), float(squared)
@@ -188,7 +188,7 @@ def combine(basis: Tree, c: jax.Array) -> Tree:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from flatjax.linalg import basis
+      >>> from flatjax.linalg.vectors import _basis as basis
       >>> basis.combine(jnp.eye(2), jnp.array([3.0, 4.0])).tolist()
       [3.0, 4.0]
     """

@@ -86,7 +86,7 @@ def probe(key: jax.Array, structure: Tree, kind: str = "rademacher") -> Tree:
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> from flatjax.linalg import probes
+      >>> from flatjax.linalg.vectors import _probes as probes
       >>> z = probes.probe(jax.random.key(0), {"w": jnp.zeros((2, 3)), "b": jnp.zeros(3)})
       >>> float(jnp.sum(z["w"] ** 2) + jnp.sum(z["b"] ** 2))
       9.0

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flatjax.linalg.probing import _range as subspace
 from flatjax.linalg.probing._probe_products import together
+from flatjax.linalg.vectors import _orthonormal as orthonormal
 
 N, ROWS = 120, 14
 EPS = float(jnp.finfo(jnp.float32).eps)
@@ -45,7 +45,7 @@ def in_blocks(found, size):
     for start in range(0, ROWS, size):
         real = min(size, ROWS - start)
         block = [tree(found[min(start + i, ROWS - 1)]) for i in range(size)]
-        basis, more = subspace.extend(basis, np.int32(start), block, np.int32(real))
+        basis, more = orthonormal.extend(basis, np.int32(start), block, np.int32(real))
         columns.append(np.asarray(more, float)[:, :real])
     return matrix(basis), np.concatenate(columns, axis=1)
 
@@ -54,7 +54,7 @@ def one_by_one(found):
     basis = jax.tree.map(lambda a: jnp.zeros((ROWS, *a.shape)), tree(found[0]))
     columns = []
     for i in range(ROWS):
-        basis, column = subspace.append(basis, jnp.int32(i), tree(found[i]))
+        basis, column = orthonormal.append(basis, jnp.int32(i), tree(found[i]))
         columns.append(np.asarray(column, float))
     return matrix(basis), np.stack(columns, axis=1)
 
