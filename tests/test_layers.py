@@ -138,10 +138,9 @@ def test_modules_are_private():
 def test_no_module_is_hidden_by_a_name():
     for module in INSIDE:
         package, _, name = module.rpartition(".")
-        found = getattr(importlib.import_module(package), name, None)
-        assert found is importlib.import_module(module), (
-            f"{package}.{name} hides the module {module}"
-        )
+        itself = importlib.import_module(module)
+        found = getattr(importlib.import_module(package), name)
+        assert found is itself, f"{package}.{name} hides the module {module}"
 
 
 def test_no_cycles():
