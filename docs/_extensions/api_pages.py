@@ -38,7 +38,8 @@ def grouped_names() -> dict[str, dict[str, object]]:
         for name, value in vars(module).items():
             # Functions, classes, and instances of these classes (the losses are instances).
             origin = getattr(value, "__module__", None) or ""
-            if name.startswith("_") or not origin.startswith("flatjax."):
+            foreign = not origin.startswith("flatjax.")
+            if name.startswith("_") or foreign or name in seen:  # plots imports what it draws
                 continue
             short = getattr(flatjax, name, None) is value
             rooms[room][f"flatjax.{name}" if short else f"{module.__name__}.{name}"] = value
