@@ -3,7 +3,6 @@
 import functools
 from typing import Literal
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -107,7 +106,7 @@ def _normalize(direction, params, filter_axes, biases):
 
 
 def filter_normalized_direction(
-    key: chex.PRNGKey, params: Tree, *, axis: int | None = None, biases: Biases = "zero"
+    params: Tree, *, key: jax.Array, axis: int | None = None, biases: Biases = "zero"
 ) -> Tree:
     """A Gaussian direction, filter-normalised.
 
@@ -119,8 +118,8 @@ def filter_normalized_direction(
     [`filter_normalize`][].
 
     Args:
-      key: a PRNG key.
       params: the point from which the direction leads.
+      key: a PRNG key.
       axis: the axis that counts the filters: -1 for weights ``(..., in, out)``, 0 for
         ``(out, in, ...)``, ``None`` to read it off the names.
       biases: ``"zero"`` or ``"scale"``, see [`filter_normalize`][].
@@ -136,7 +135,7 @@ def filter_normalized_direction(
       >>> import jax, jax.numpy as jnp
       >>> from flatjax.landscape import filter_normalized_direction
       >>> params = {"kernel": jnp.array([[3.0, 0.0], [4.0, 2.0]]), "bias": jnp.ones(2)}
-      >>> d = filter_normalized_direction(jax.random.key(0), params)
+      >>> d = filter_normalized_direction(params, key=jax.random.key(0))
       >>> jnp.linalg.norm(d["kernel"], axis=0).round(3).tolist(), d["bias"].tolist()
       ([5.0, 2.0], [0.0, 0.0])
     """

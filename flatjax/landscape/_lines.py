@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -28,16 +27,16 @@ class Line(NamedTuple):
         so.
     """
 
-    positions: chex.Array
-    losses: chex.Array
+    positions: jax.Array
+    losses: jax.Array
 
 
 def loss_along(
-    loss_fn: Callable[..., chex.Array],
+    loss_fn: Callable[..., jax.Array],
     params: Tree,
-    direction: Tree,
     batch: Any,
     *args: Any,
+    direction: Tree,
     positions: Any,
     weights: Any = None,
     axis_name: collectives.AxisName = None,
@@ -53,10 +52,10 @@ def loss_along(
         losses, shape ``(n,)``, whose mean is taken, or a [`Mean`][].
       params: a pytree of floating arrays, the point at ``t = 0``. The points are formed in at least
         float32, and the loss is called with these, whatever the params' dtype.
-      direction: a pytree like ``params``. Its length is the caller's: an eigenvector of norm one
-        makes ``t`` a distance, a filter-normalised direction makes it a fraction of the weights.
       batch: what the loss is evaluated on.
       *args: model state, anything else the loss takes.
+      direction: a pytree like ``params``. Its length is the caller's: an eigenvector of norm one
+        makes ``t`` a distance, a filter-normalised direction makes it a fraction of the weights.
       positions: ``t``, shape ``(m,)``.
       weights: per-example weights or a padding mask, shape ``(n,)``; the loss must then be that of
         each example.
@@ -75,7 +74,8 @@ def loss_along(
       >>> import jax.numpy as jnp
       >>> from flatjax.landscape import loss_along
       >>> loss = lambda w, x: 0.5 * (x @ w) ** 2
-      >>> line = loss_along(loss, jnp.zeros(2), jnp.ones(2), jnp.eye(2), positions=[-2, 0, 2])
+      >>> w, x = jnp.zeros(2), jnp.eye(2)
+      >>> line = loss_along(loss, w, x, direction=jnp.ones(2), positions=[-2, 0, 2])
       >>> line.losses.tolist()
       [2.0, 0.0, 2.0]
     """

@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -42,7 +41,7 @@ def alignment(
     a: Any,
     b: Any,
     *,
-    key: chex.PRNGKey | None = None,
+    key: jax.Array | None = None,
     num_probes: int = 32,
     method: str = "hutchinson",
     structure: Any = None,

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
@@ -39,11 +39,11 @@ def average_sharpness(
     params: Any,
     batch: Any,
     *args: Any,
-    sigma: chex.Numeric,
-    key: chex.PRNGKey,
+    sigma: ArrayLike,
+    key: jax.Array,
     num_samples: int = 32,
     adaptive: bool = False,
-    eta: chex.Numeric = 0.0,
+    eta: ArrayLike = 0.0,
     antithetic: bool = True,
     weights: Any = None,
     axis_name: collectives.AxisName = None,
@@ -114,9 +114,9 @@ def average_sharpness(
 
 def perturbed_losses(
     op: Hessian,
-    sigma: chex.Numeric,
+    sigma: ArrayLike,
     scale: Any,
-    key: chex.PRNGKey,
+    key: jax.Array,
     num_samples: int,
     antithetic: bool,
 ) -> jax.Array:

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
@@ -42,10 +42,10 @@ def critical_sharpness(
     batch: Any,
     *args: Any,
     update: Any,
-    initial_step: chex.Numeric = 1.0,
-    factor: chex.Numeric = 1.0,
+    initial_step: ArrayLike = 1.0,
+    factor: ArrayLike = 1.0,
     tol: float = 1e-2,
-    max_evaluations: int = 24,
+    max_trials: int = 24,
     weights: Any = None,
     axis_name: collectives.AxisName = None,
     precision: str | None = "highest",
@@ -74,7 +74,7 @@ def critical_sharpness(
     on it); both are the same in every linear parametrisation that maps the update along.
 
     Cost: one forward pass and, from an initial step within a factor of two, 8 more at the default
-    tolerance; under ``jit`` always ``1 + max_evaluations``. Memory of a forward pass.
+    tolerance; under ``jit`` always ``1 + max_trials``. Memory of a forward pass.
 
     Args:
       loss_fn: ``loss_fn(params, batch, *args)``, the mean loss (a scalar) or the per-example
@@ -86,7 +86,7 @@ def critical_sharpness(
       initial_step: the first step tried; the last answer is a good one along a training run.
       factor: the loss has risen when it exceeds ``factor`` times the loss at ``params``.
       tol: relative width of the bracket; the relative error of ``value`` is half of it.
-      max_evaluations: a bound on the forward passes along the update.
+      max_trials: a bound on the forward passes along the update.
       weights: per-example weights or a padding mask, shape ``(n,)``; needs per-example losses.
       axis_name: the mesh axis over which the batch is split, inside ``shard_map`` or ``pmap``.
       precision: matmul precision; ``None`` leaves the caller's default.
@@ -113,7 +113,7 @@ def critical_sharpness(
     objective.check_number("initial_step", initial_step, above=0.0)
     objective.check_number("factor", factor, above=0.0)
     objective.check_number("tol", tol, above=0.0)
-    objective.check_count("max_evaluations", max_evaluations)
+    objective.check_count("max_trials", max_trials)
     op = objective.mean_loss(
         loss_fn, params, batch, args, weights=weights, axis_name=axis_name, precision=precision
     )
@@ -124,7 +124,7 @@ def critical_sharpness(
         lambda step: _risen(op, update, step, level),
         initial_step,
         tol=tol,
-        max_evaluations=max_evaluations,
+        max_trials=max_trials,
         dtype=loss.dtype,
     )
     step = (found.lower + found.upper) / 2

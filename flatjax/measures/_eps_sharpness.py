@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
@@ -45,10 +45,10 @@ def eps_sharpness(
     params: Any,
     batch: Any,
     *args: Any,
-    epsilon: chex.Numeric = 1e-3,
+    epsilon: ArrayLike = 1e-3,
     subspace: int | None = None,
-    key: chex.PRNGKey | None = None,
-    num_steps: int = 10,
+    key: jax.Array | None = None,
+    ascent_steps: int = 10,
     num_starts: int = 1,
     gradient: str = "autodiff",
     weights: Any = None,
@@ -72,7 +72,7 @@ def eps_sharpness(
     Invariances: to permutations of the params and to flips of their signs; not to rescaling, in
     general (the 1 in the box).
 
-    Cost: ``1 + num_starts * num_steps`` gradients; with a subspace the memory of ``k`` vectors
+    Cost: ``1 + num_starts * ascent_steps`` gradients; with a subspace the memory of ``k`` vectors
     more; with forward differences ``k + 1`` forward passes for every gradient.
 
     Args:
@@ -84,7 +84,7 @@ def eps_sharpness(
       epsilon: the size of the box; the paper uses 1e-3 and 5e-4.
       subspace: the number of random directions (the paper: 100), or ``None`` for all params.
       key: a PRNG key, needed by a subspace and by ``num_starts > 1``.
-      num_steps: ascent steps from every start.
+      ascent_steps: ascent steps from every start.
       num_starts: ascents; the first starts at the params, the others at random corners of the box.
       gradient: ``"autodiff"``, or ``"forward"`` for forward differences in a subspace, which need
         forward passes only.
@@ -110,7 +110,7 @@ def eps_sharpness(
       29.333
     """
     objective.check_number("epsilon", epsilon, above=0.0)
-    objective.check_count("num_steps", num_steps)
+    objective.check_count("ascent_steps", ascent_steps)
     objective.check_choice("gradient", gradient, ("autodiff", "forward"))
     worst_case.check_starts(num_starts, key)
     if subspace is None and gradient == "forward":
@@ -136,11 +136,11 @@ def eps_sharpness(
     evaluate, cost = _evaluation(op, ball, gradient, subspace)
     start = trees.zeros(ball.scales)
     origin = evaluate(start)
-    ascents = [worst_case.maximise(evaluate, start, origin, math.inf, num_steps)]
+    ascents = [worst_case.maximise(evaluate, start, origin, math.inf, ascent_steps)]
     for i in range(1, num_starts):
         corner = worst_case.random_boundary(key, i, start, math.inf)
         first = evaluate(corner)
-        ascents.append(worst_case.maximise(evaluate, corner, first, math.inf, num_steps - 1))
+        ascents.append(worst_case.maximise(evaluate, corner, first, math.inf, ascent_steps - 1))
     best = worst_case.best_of(tuple(ascents), *origin, ball, math.inf)
     return EpsSharpness(
         value=100 * best.rise / (1 + origin[0]),
@@ -149,7 +149,7 @@ def eps_sharpness(
         perturbation=best.perturbation,
         gap=best.gap,
         starts=best.rises,
-        num_evaluations=cost * (1 + num_starts * num_steps),
+        num_evaluations=cost * (1 + num_starts * ascent_steps),
     )
 
 
@@ -169,7 +169,7 @@ def _evaluation(op: Hessian, ball: Any, gradient: str, subspace: int | None):
     return lambda y: worst_case.forward_differences(op, ball, y, width), int(subspace or 0) + 1
 
 
-def random_subspace(key: Any, params: Any, size: int, epsilon: chex.Numeric) -> worst_case.Subspace:
+def random_subspace(key: Any, params: Any, size: int, epsilon: ArrayLike) -> worst_case.Subspace:
     """``size`` random directions of unit length, with Keskar's box in their coefficients."""
     keys = jax.random.split(jax.random.fold_in(key, 0), size)
     return _subspace(probes.block(keys, trees.structure_of(params), "normal"), params, epsilon)

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
-import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
@@ -38,7 +38,7 @@ def fisher_rao_norm(
     batch: tuple[Any, Any],
     *args: Any,
     kind: str = "exact",
-    degree: chex.Numeric | None = None,
+    degree: ArrayLike | None = None,
     weights: Any = None,
     axis_name: collectives.AxisName = None,
     precision: str | None = "highest",

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from flatjax import _collectives as collectives
 from flatjax import _loops as loops
@@ -30,8 +30,9 @@ class LinearStability(NamedTuple):
       non_uniformity: $s = \lambda_{\max}(\Sigma)^{1/2}$.
       bound: the largest non-uniformity that is stable at this sharpness; 0 where the sharpness
         alone exceeds $2 / \eta$, infinite for the whole batch below it.
-      sharpness_residual: of the eigenvalue a.
-      variance_residual: of the eigenvalue $s^2$.
+      residual_norms: those of the eigenvalues a and $s^2$, shape ``(2,)``.
+      converged: whether each residual is at most ``tol`` times its eigenvalue, shape ``(2,)``.
+      num_products: products spent, those of H and those of $\Sigma$ together.
     """
 
     value: jax.Array
@@ -39,8 +40,9 @@ class LinearStability(NamedTuple):
     sharpness: jax.Array
     non_uniformity: jax.Array
     bound: jax.Array
-    sharpness_residual: jax.Array
-    variance_residual: jax.Array
+    residual_norms: jax.Array
+    converged: jax.Array
+    num_products: int
 
 
 @operator
@@ -50,7 +52,7 @@ class HessianVariance(Operator):
     params: Any
     batch: Any
     args: tuple
-    weights: chex.Array
+    weights: jax.Array
     loss_fn: Any
     n: Any = static()
     chunk_size: Any = static()
@@ -186,9 +188,9 @@ def linear_stability(
     params: Any,
     batch: Any,
     *args: Any,
-    learning_rate: chex.Numeric,
+    learning_rate: ArrayLike,
     batch_size: int,
-    key: chex.PRNGKey,
+    key: jax.Array,
     tol: float = 1e-3,
     max_products: int | None = None,
     chunk_size: int | None = None,
@@ -274,8 +276,9 @@ def linear_stability(
         sharpness=a,
         non_uniformity=jnp.sqrt(squared),
         bound=bound,
-        sharpness_residual=top.residual_norms[0],
-        variance_residual=spread.residual_norms[0],
+        residual_norms=jnp.concatenate([top.residual_norms, spread.residual_norms]),
+        converged=jnp.concatenate([top.converged, spread.converged]),
+        num_products=top.num_products + spread.num_products,
     )
 
 

@@ -9,9 +9,9 @@ import math
 from collections.abc import Callable
 from typing import Any, cast
 
-import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from flatjax import _collectives as collectives
 from flatjax import _loops as loops
@@ -78,7 +78,7 @@ loss_at = jax.jit(value)
 loss_and_gradient_at = jax.jit(value_and_gradient)
 
 
-def magnitudes(params: Tree, offset: chex.Numeric) -> Tree:
+def magnitudes(params: Tree, offset: ArrayLike) -> Tree:
     """``|w| + offset``: the scale of the adaptive measures."""
 
     def leaf(w):

@@ -25,7 +25,7 @@ class SubspaceOverlap(NamedTuple):
     value: jax.Array
     cosines: jax.Array
     components: jax.Array
-    random: float
+    random: jax.Array
 
 
 def subspace_overlap(a: Any, basis: Any) -> SubspaceOverlap:
@@ -80,10 +80,10 @@ def subspace_overlap(a: Any, basis: Any) -> SubspaceOverlap:
     dims = trees.size(single)
     squares, cosines, components, ranks = _overlap(stack, basis)
     j, k = components.shape
+    value, random = squares / jnp.sqrt(ranks[0] * ranks[1]), (j * k) ** 0.5 / dims
     if is_vector:
-        return SubspaceOverlap(squares, cosines[0], components[0], min(k / dims, 1.0))
-    value = squares / jnp.sqrt(ranks[0] * ranks[1])
-    return SubspaceOverlap(value, cosines, components, min((j * k) ** 0.5 / dims, 1.0))
+        value, random, cosines, components = squares, k / dims, cosines[0], components[0]
+    return SubspaceOverlap(value, cosines, components, jnp.asarray(min(random, 1.0), value.dtype))
 
 
 @jax.jit

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
@@ -45,13 +45,13 @@ def sam_sharpness(
     params: Any,
     batch: Any,
     *args: Any,
-    rho: chex.Numeric = 0.05,
+    rho: ArrayLike = 0.05,
     p: float = 2.0,
-    num_steps: int = 1,
+    ascent_steps: int = 1,
     adaptive: bool = False,
-    eta: chex.Numeric = 0.01,
+    eta: ArrayLike = 0.01,
     num_starts: int = 1,
-    key: chex.PRNGKey | None = None,
+    key: jax.Array | None = None,
     weights: Any = None,
     axis_name: collectives.AxisName = None,
     precision: str | None = "highest",
@@ -73,7 +73,8 @@ def sam_sharpness(
     the function as it is (so to the neuron-wise rescaling of ReLU networks); plain, with p = 2, to
     rotations of the params.
 
-    Cost: ``1 + num_starts * num_steps`` gradients, and the memory of a gradient and five vectors.
+    Cost: ``1 + num_starts * ascent_steps`` gradients, and the memory of a gradient and five
+    vectors.
 
     Args:
       loss_fn: ``loss_fn(params, batch, *args)``, the mean loss (a scalar) or the per-example
@@ -83,7 +84,7 @@ def sam_sharpness(
       *args: anything else the loss takes.
       rho: the radius of the ball.
       p: the norm of the ball, in [1, inf].
-      num_steps: ascent steps from every start.
+      ascent_steps: ascent steps from every start.
       adaptive: scale the ball by ``|w| + eta``.
       eta: the offset of that scale.
       num_starts: ascents; the first starts at the params, the others at random points of the
@@ -108,14 +109,14 @@ def sam_sharpness(
       >>> def loss_fn(w, _):
       ...     return 0.5 * (w[0] ** 2 + 10 * w[1] ** 2)  # the maximum is rho^2 * 10 / 2
       >>> w = jnp.array([1e-3, 1e-4])
-      >>> result = flatjax.sam_sharpness(loss_fn, w, None, rho=1.0, num_steps=5)
+      >>> result = flatjax.sam_sharpness(loss_fn, w, None, rho=1.0, ascent_steps=5)
       >>> round(float(result.value), 2)
       5.0
     """
     p = worst_case.check_p(p)
     objective.check_number("rho", rho, above=0.0)
     objective.check_number("eta", eta, minimum=0.0)
-    objective.check_count("num_steps", num_steps)
+    objective.check_count("ascent_steps", ascent_steps)
     worst_case.check_starts(num_starts, key)
     op = objective.mean_loss(
         loss_fn, params, batch, args, weights=weights, axis_name=axis_name, precision=precision
@@ -123,11 +124,11 @@ def sam_sharpness(
     ball, start = _ball(op.params, rho, eta, bool(adaptive))
     evaluate = lambda y: worst_case.loss_and_gradient(op, ball, y)  # noqa: E731
     origin = evaluate(start)
-    ascents = [worst_case.maximise(evaluate, start, origin, p, num_steps)]
+    ascents = [worst_case.maximise(evaluate, start, origin, p, ascent_steps)]
     for i in range(1, num_starts):
         begin = worst_case.random_boundary(key, i, start, p)
         # The first evaluation of another start is one of its steps.
-        ascents.append(worst_case.maximise(evaluate, begin, evaluate(begin), p, num_steps - 1))
+        ascents.append(worst_case.maximise(evaluate, begin, evaluate(begin), p, ascent_steps - 1))
     best = worst_case.best_of(tuple(ascents), *origin, ball, p)
     return SamSharpness(
         value=best.rise,
@@ -137,7 +138,7 @@ def sam_sharpness(
         first_order=best.first_order,
         gap=best.gap,
         starts=best.rises,
-        num_gradients=1 + num_starts * num_steps,
+        num_gradients=1 + num_starts * ascent_steps,
     )
 
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from flatjax import _trees as trees
 from flatjax.linalg import eigsh, trace
@@ -17,32 +17,39 @@ By = str | Callable[[str], Hashable]
 
 
 class ScaleInvariantSharpness(NamedTuple):
-    r"""The scale-invariant sharpness of groups of params; every field but the last is by group.
+    r"""The scale-invariant sharpness of groups of params; in dictionaries by group.
 
     Attributes:
       values: $\lVert w_g \rVert^2$ times the curvature, by the name of the group.
-      errors: of the values: $\lVert w_g \rVert^2$ times the residual of the eigenvalue or the
-        standard error of the trace.
+      errors: those of the values, $\lVert w_g \rVert^2$ times the residual norm of the eigenvalue
+        or the standard error of the trace.
       curvatures: $\lambda_{\max}(H_{gg})$ or $\mathrm{tr}(H_{gg})$.
       squared_norms: $\lVert w_g \rVert^2$.
-      total: the sum of the values.
+      converged: what [`eigsh`][] or [`trace`][] says of its answer.
+      total: the sum of the values, a scalar.
+      num_products: products spent on all groups.
     """
 
     values: dict[str, jax.Array]
     errors: dict[str, jax.Array]
     curvatures: dict[str, jax.Array]
     squared_norms: dict[str, jax.Array]
+    converged: dict[str, jax.Array]
     total: jax.Array
+    num_products: int
 
 
 def scale_invariant_sharpness(
     op: Operator,
     params: Any,
     *,
-    key: chex.PRNGKey,
+    key: jax.Array,
     by: By = "leaf",
     statistic: str = "eigenvalue",
-    **options: Any,
+    tol: float | None = None,
+    max_products: int | None = None,
+    method: str | None = None,
+    num_products: int | None = None,
 ) -> ScaleInvariantSharpness:
     r"""Curvature times squared weight norm, for every group of params.
 
@@ -66,15 +73,18 @@ def scale_invariant_sharpness(
       by: the groups: ``"leaf"`` (every array), ``"layer"`` (arrays with a common parent), ``"all"``
         (one group), or a function of the path that names the group.
       statistic: ``"eigenvalue"`` or ``"trace"``.
-      **options: passed on to [`eigsh`][] (``tol``, ``max_products``) or [`trace`][] (``method``,
-        ``num_products``, ``tol``).
+      tol: the residual relative to each eigenvalue; ``None`` for the default of [`eigsh`][].
+      max_products: the most products per eigenvalue; ``None`` for the default of [`eigsh`][].
+      method: how each trace is estimated; ``None`` for the default of [`trace`][].
+      num_products: products per trace; ``None`` for the default of [`trace`][].
 
     Returns:
       A [`ScaleInvariantSharpness`][].
 
     Raises:
       TypeError: if ``op`` is no operator, or ``params`` another tree.
-      ValueError: for an unknown ``by`` or ``statistic``, or other shapes.
+      ValueError: for an unknown ``by`` or ``statistic``, an option of the other statistic, or other
+        shapes.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -93,30 +103,47 @@ def scale_invariant_sharpness(
     if not isinstance(op, Operator):
         raise TypeError(f"op must be an operator, got {type(op).__name__}: see as_operator.")
     trees.check(params, op.structure, "params")
+    options = _options(
+        statistic, tol=tol, max_products=max_products, method=method, num_products=num_products
+    )
     parts = {"all": op} if by == "all" else blocks(op, by)
     norms = squared_norms(params, by)
-    curvatures, errors = {}, {}
+    curvatures, errors, converged, spent = {}, {}, {}, 0
     for i, (name, part) in enumerate(parts.items()):
         group_key = jax.random.fold_in(key, i)
         if statistic == "trace":
-            estimate = trace(part, key=group_key, **options)
-            curvatures[name], errors[name] = estimate.value, estimate.standard_error
+            found = trace(part, key=group_key, **options)
+            curvatures[name], errors[name] = found.value, found.standard_error
+            converged[name] = found.converged
         else:
-            pairs = eigsh(part, 1, which="LA", key=group_key, **options)
-            curvatures[name] = jnp.asarray(pairs.values[0])
-            errors[name] = jnp.asarray(pairs.residual_norms[0])
+            found = eigsh(part, 1, which="LA", key=group_key, **options)
+            curvatures[name], errors[name] = found.values[0], found.residual_norms[0]
+            converged[name] = found.converged[0]
+        spent += found.num_products
     values = {name: norms[name] * curvatures[name].astype(norms[name].dtype) for name in parts}
     return ScaleInvariantSharpness(
         values=values,
         errors={name: norms[name] * errors[name].astype(norms[name].dtype) for name in parts},
         curvatures=curvatures,
         squared_norms=norms,
+        converged=converged,
         total=jnp.stack(list(values.values())).sum(),
+        num_products=spent,
     )
 
 
+def _options(statistic: str, **given: Any) -> dict[str, Any]:
+    """The options that are given, all of them of this statistic."""
+    takes = ("tol", "max_products") if statistic == "eigenvalue" else ("method", "num_products")
+    options = {name: value for name, value in given.items() if value is not None}
+    for name in options:
+        if name not in takes:
+            raise ValueError(f"statistic={statistic!r} takes {' and '.join(takes)}, not {name}.")
+    return options
+
+
 def effective_learning_rate(
-    params: Any, learning_rate: chex.Numeric, *, by: By = "leaf"
+    params: Any, learning_rate: ArrayLike, *, by: By = "leaf"
 ) -> dict[str, jax.Array]:
     r"""The learning rate on the unit sphere, for every group of params.
 
