@@ -21,6 +21,7 @@ from flatjax import _trees as trees
 from flatjax.linalg import eigsh
 from flatjax.linalg.krylov import _lobpcg as lobpcg
 from flatjax.linalg.vectors import _basis as bases
+from flatjax.linalg.vectors import _probes as probes
 from flatjax.operators._base import Operator, as_operator
 
 Which = Literal["LA", "SA", "LM"]
@@ -116,15 +117,8 @@ class Tracker:
                 at, self.k, which=self.which, key=key, tol=self.tol, max_products=max_products
             )
             return self._from_pairs(structure, found, found.num_products)
-        leaves, treedef = jax.tree.flatten(structure)
-        keys = jax.random.split(key, len(leaves))
-        draws = [
-            jax.random.normal(k, (self.k, *a.shape), a.dtype)
-            for k, a in zip(keys, leaves, strict=True)
-        ]
-        # Spread over devices as the params are.
-        draws = trees.placed(jax.tree.unflatten(treedef, draws), structure)
-        return self._from_vectors(lobpcg.orthonormal(None, draws)[0])
+        drawn = probes.block(jax.random.split(key, self.k), structure, "normal")
+        return self._from_vectors(lobpcg.orthonormal(None, drawn)[0])
 
     def _from_pairs(self, structure: Any, pairs: Any, num_products: int) -> TrackState:
         """The state of given pairs, or of bare vectors."""
@@ -343,14 +337,14 @@ def _advance(tracker, mv, state):
         found = lobpcg.step(mv, start, tracker.which, candidates)
     # |(I - V V^T) x| directly: sqrt(1 - |V^T x|^2) would not resolve angles below sqrt(eps).
     overlaps = bases.gram(state.vectors, found.vectors)
-    outside = jax.tree.map(jnp.subtract, found.vectors, bases.combine(state.vectors, overlaps))
+    outside = bases.subtract(found.vectors, bases.combine(state.vectors, overlaps))
     return TrackState(
         values=found.values,
         vectors=found.vectors,
         directions=found.change,
         residual_norms=found.residual_norms,
         converged=tracker._converged(found.values, found.residual_norms),
-        drift=jax.vmap(trees.norm)(outside),
+        drift=bases.row_norms(outside),
         step=state.step + jnp.ones((), jnp.int32),
         num_products=state.num_products + jnp.asarray(tracker.k * tracker.num_blocks, jnp.int32),
     )

@@ -231,3 +231,8 @@ def zeros(structure: Tree, leading: tuple[int, ...] = ()) -> Tree:
     """A tree of zeros of this structure and sharding, with optional leading axes."""
     empty = jax.tree.map(lambda a: jnp.zeros((*leading, *a.shape), a.dtype), structure)
     return placed(empty, structure)
+
+
+def per_row(factors: jax.Array, a: jax.Array) -> jax.Array:
+    """One factor per row of ``a``, in the shape and dtype in which it multiplies ``a``."""
+    return factors.reshape(-1, *(1,) * (a.ndim - 1)).astype(a.dtype)

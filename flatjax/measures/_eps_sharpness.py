@@ -177,10 +177,7 @@ def random_subspace(key: Any, params: Any, size: int, epsilon: ArrayLike) -> wor
 
 @jax.jit
 def _subspace(directions, params, epsilon):
-    norms = jnp.sqrt(jax.vmap(trees.vdot)(directions, directions))
-    directions = jax.tree.map(
-        lambda a: a / norms.reshape(-1, *(1,) * (a.ndim - 1)).astype(a.dtype), directions
-    )
+    directions = basis.scale_rows(1 / basis.row_norms(directions), directions)
     # A^+ w by the normal equations: random columns in a large space are close to orthonormal.
     moments = basis.coefficients(directions, params)[0]
     coefficients = jnp.linalg.lstsq(basis.gram(directions, directions), moments)[0]

@@ -111,8 +111,7 @@ def _add_chunk(op, index, v, offset, total, squared):
     products = where_rows(weights != 0, products)
 
     def add(t, products):
-        scale = weights.astype(products.dtype).reshape(-1, *(1,) * t.ndim)
-        return t + (scale * products).sum(axis=0)
+        return t + (trees.per_row(weights, products) * products).sum(axis=0)
 
     return jax.tree.map(add, total[0], products), total[1] + weights.sum()
 
