@@ -7,9 +7,10 @@ import jax.numpy as jnp
 
 from flatjax import _loops as loops
 from flatjax import _trees as trees
+from flatjax.linalg.vectors import _basis as basis
 from flatjax.linalg.vectors import _probes as probes
-from flatjax.linalg.vectors._basis import gram
 from flatjax.measures import _objective as objective
+from flatjax.measures._jackknife import jackknife_variance
 from flatjax.operators._base import Operator, as_operator
 
 
@@ -145,24 +146,17 @@ def gradient_alignment(a: Any, b: Any) -> Alignment:
       >>> float(result.ratio), float(result.cosine)
       (1.0, 0.5)
     """
-    for name, rows in (("a", a), ("b", b)):
-        if any(not jnp.ndim(leaf) for leaf in jax.tree.leaves(rows)) or not jax.tree.leaves(rows):
-            raise ValueError(f"{name} must have a leading axis of rows on every leaf.")
-    first = lambda rows: jax.tree.map(lambda x: x[0], rows)  # noqa: E731
-    trees.check(first(b), trees.structure_of(first(a)), "a row of b")
+    trees.check(objective.row_structure("b", b), objective.row_structure("a", a), "a row of b")
     return _certain(_row_moments(a, b), 0)
 
 
 @jax.jit
 def _row_moments(a, b):
-    counts = [jax.tree.leaves(rows)[0].shape[0] for rows in (a, b)]
-    within_a, between, within_b = gram(a, a), gram(a, b), gram(b, b)
-    traces = [jnp.trace(g) / n for g, n in zip((within_a, within_b), counts, strict=True)]
-    squares = [
-        jnp.square(g).sum() / n**2 for g, n in zip((within_a, within_b), counts, strict=True)
-    ]
-    inner = jnp.square(between).sum() / (counts[0] * counts[1])
-    return jnp.stack([*traces, inner, *squares])
+    m, n = basis.size(a), basis.size(b)
+    of_a, between, of_b = basis.gram(a, a) / m, basis.gram(a, b), basis.gram(b, b) / n
+    inner = jnp.square(between).sum() / (m * n)
+    squares = [jnp.square(of_a).sum(), jnp.square(of_b).sum()]
+    return jnp.stack([jnp.trace(of_a), jnp.trace(of_b), inner, *squares])
 
 
 @jax.jit
@@ -194,10 +188,7 @@ def _from_probes(moments):
     count = moments.shape[0]
     means = moments.mean(axis=0)
     ratio, cosine = _ratios(means)
-    errors = (jnp.full_like(ratio, jnp.nan),) * 2
-    if count > 1:
-        left_out = _ratios((moments.sum(axis=0, keepdims=True) - moments) / (count - 1))
-        errors = tuple(
-            jnp.sqrt((count - 1) / count * jnp.square(x - x.mean()).sum()) for x in left_out
-        )
+    # 0 / 0 for a single probe.
+    left_out = _ratios((moments.sum(axis=0, keepdims=True) - moments) / (count - 1))
+    errors = [jnp.sqrt(jackknife_variance(x)) for x in left_out]
     return Alignment(ratio, errors[0], cosine, errors[1], means[:2], means[3:], means[2], 0)

@@ -143,7 +143,4 @@ def _sample(op, sigma, scale, noise, i, losses, antithetic):
 
 def mean_and_error(samples: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The mean of independent samples and its standard error; NaN for a single one."""
-    count = samples.shape[0]
-    if count == 1:
-        return samples[0], jnp.full_like(samples[0], jnp.nan)
-    return samples.mean(), samples.std(ddof=1) / count**0.5
+    return samples.mean(), samples.std(ddof=1) / samples.shape[0] ** 0.5

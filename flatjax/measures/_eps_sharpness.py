@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -110,12 +111,11 @@ def eps_sharpness(
       29.333
     """
     objective.check_number("epsilon", epsilon, above=0.0)
-    objective.check_count("ascent_steps", ascent_steps)
     objective.check_choice("gradient", gradient, ("autodiff", "forward"))
-    worst_case.check_starts(num_starts, key)
+    worst_case.check_ascents(ascent_steps, num_starts, key)
     if subspace is None and gradient == "forward":
         raise ValueError(
-            'gradient="forward" takes one forward pass a direction: give subspace=100 or so.'
+            'gradient="forward" takes one forward pass per direction: give subspace=100 or so.'
         )
     if subspace is not None:
         objective.check_count("subspace", subspace)
@@ -130,22 +130,15 @@ def eps_sharpness(
         loss_fn, params, batch, args, weights=weights, axis_name=axis_name, precision=precision
     )
     if subspace is None:
-        ball = _box(op.params, epsilon)
+        ball = worst_case.scaled_ball(op.params, epsilon, 1.0)
     else:
         ball = random_subspace(key, op.params, subspace, epsilon)
     evaluate, cost = _evaluation(op, ball, gradient, subspace)
-    start = trees.zeros(ball.scales)
-    origin = evaluate(start)
-    ascents = [worst_case.maximise(evaluate, start, origin, math.inf, ascent_steps)]
-    for i in range(1, num_starts):
-        corner = worst_case.random_boundary(key, i, start, math.inf)
-        first = evaluate(corner)
-        ascents.append(worst_case.maximise(evaluate, corner, first, math.inf, ascent_steps - 1))
-    best = worst_case.best_of(tuple(ascents), *origin, ball, math.inf)
+    best = worst_case.search(evaluate, ball, math.inf, ascent_steps, num_starts, key)
     return EpsSharpness(
-        value=100 * best.rise / (1 + origin[0]),
-        max_loss=origin[0] + best.rise,
-        loss=origin[0],
+        value=100 * best.rise / (1 + best.loss),
+        max_loss=best.loss + best.rise,
+        loss=best.loss,
         perturbation=best.perturbation,
         gap=best.gap,
         starts=best.rises,
@@ -153,15 +146,10 @@ def eps_sharpness(
     )
 
 
-@jax.jit
-def _box(params, epsilon):
-    return worst_case.Scaling(trees.scale(epsilon, objective.magnitudes(params, 1.0)))
-
-
 def _evaluation(op: Hessian, ball: Any, gradient: str, subspace: int | None):
     """The loss and its gradient as a function of ``y``, and what an evaluation costs."""
     if gradient == "autodiff":
-        return lambda y: worst_case.loss_and_gradient(op, ball, y), 1
+        return partial(worst_case.loss_and_gradient, op, ball), 1
     # In units of the box. The cube root of eps, not the square root: the loss is rounded
     # relative to its own size, and its rise over the whole box may be a thousandth of that.
     eps = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(op.params))

@@ -11,6 +11,7 @@ from flatjax import _collectives as collectives
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax.measures import _objective as objective
+from flatjax.measures._jackknife import jackknife_variance
 from flatjax.operators import _terms as terms
 from flatjax.operators._arguments import matmul_precision
 from flatjax.operators._weights import where_rows
@@ -157,10 +158,7 @@ def _from_examples(w, squares, products, squared_norm, axis_name, unbiased):
     moments = (total * moment - w * squares) / rest
     norms = (total**2 * squared_norm - 2 * total * w * products + w * w * squares) / rest**2
     left_out = parts(moments, norms, rest**2 / (total_squares - w * w))
-    values = jnp.where(w > 0, left_out[0] / left_out[1], 0.0)
-    centre = add(values) / count
-    spread = add(jnp.where(w > 0, jnp.square(values - centre), 0.0))
-    error = jnp.sqrt((count - 1) / count * spread)
+    error = jnp.sqrt(jackknife_variance(left_out[0] / left_out[1], w > 0, axis_name))
     return GradientNoiseScale(trace / norm, error, trace, norm, count)
 
 
@@ -212,12 +210,8 @@ def gradient_noise_scale_from_norms(
     b, big = float(small_size), float(large_size)
     norms = (big * large - b * small) / (big - b)
     traces = (small - large) / (1 / b - 1 / big)
-    count = small.shape[0]
-    value = traces.mean() / norms.mean()
-    error = jnp.full_like(value, jnp.nan)
-    if count > 1:
-        left_out = (traces.sum() - traces) / (norms.sum() - norms)
-        error = jnp.sqrt((count - 1) / count * jnp.square(left_out - left_out.mean()).sum())
-    return GradientNoiseScale(
-        value, error, traces.mean(), norms.mean(), jnp.asarray(count, value.dtype)
-    )
+    trace, norm = traces.mean(), norms.mean()
+    # 0 / 0 for a single one.
+    error = jnp.sqrt(jackknife_variance((traces.sum() - traces) / (norms.sum() - norms)))
+    count = jnp.asarray(small.shape[0], trace.dtype)
+    return GradientNoiseScale(trace / norm, error, trace, norm, count)

@@ -78,6 +78,14 @@ loss_at = jax.jit(value)
 loss_and_gradient_at = jax.jit(value_and_gradient)
 
 
+def row_structure(name: str, rows: Tree) -> Tree:
+    """The structure of one vector of a stack, or a clear error where it is none."""
+    leaves = jax.tree.leaves(rows)
+    if not leaves or any(not jnp.ndim(leaf) for leaf in leaves):
+        raise ValueError(f"{name} must be a stack of vectors: every leaf needs a leading axis.")
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), rows)
+
+
 def magnitudes(params: Tree, offset: ArrayLike) -> Tree:
     """``|w| + offset``: the scale of the adaptive measures."""
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from flatjax import _trees as trees
 from flatjax.linalg.vectors._basis import gram
+from flatjax.measures import _objective as objective
 
 
 class SubspaceOverlap(NamedTuple):
@@ -70,11 +71,10 @@ def subspace_overlap(a: Any, basis: Any) -> SubspaceOverlap:
       >>> float(flatjax.subspace_overlap(jnp.eye(4)[1:3], V).value)
       0.5
     """
-    vectors = jax.tree.leaves(basis)
-    if not vectors or any(not jnp.ndim(leaf) for leaf in vectors):
-        raise ValueError("basis must be a stack of directions: every leaf needs a leading axis.")
-    single = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape[1:], v.dtype), basis)
-    is_vector = [jnp.ndim(x) for x in jax.tree.leaves(a)] == [v.ndim - 1 for v in vectors]
+    single = objective.row_structure("basis", basis)
+    is_vector = [jnp.ndim(x) for x in jax.tree.leaves(a)] == [
+        v.ndim for v in jax.tree.leaves(single)
+    ]
     stack = jax.tree.map(lambda x: x[None], a) if is_vector else a
     trees.check(jax.tree.map(lambda x: x[0], stack), single, "a")
     dims = trees.size(single)
@@ -89,7 +89,7 @@ def subspace_overlap(a: Any, basis: Any) -> SubspaceOverlap:
 @jax.jit
 def _overlap(a, b):
     """The sum of the squared cosines, the cosines, the inner products, and both ranks."""
-    a, b = (jax.vmap(_normalised)(stack) for stack in (a, b))
+    a, b = (jax.vmap(trees.normalized)(stack) for stack in (a, b))
     within = [gram(a, a), gram(b, b)]
     components = gram(a, b)
     whitened = jnp.linalg.multi_dot(
@@ -98,13 +98,6 @@ def _overlap(a, b):
     cosines = jnp.linalg.svd(whitened, compute_uv=False)
     ranks = [jnp.maximum(_rank(products), 1).astype(cosines.dtype) for products in within]
     return jnp.square(cosines).sum(), cosines, components, ranks
-
-
-def _normalised(v):
-    wide = trees.cast(v, trees.structure_of(v))
-    norm = trees.norm(wide)
-    safe = jnp.where(norm > 0, norm, jnp.ones_like(norm))
-    return jax.tree.map(lambda x: x / safe.astype(x.dtype), wide)
 
 
 def _spectrum(products):

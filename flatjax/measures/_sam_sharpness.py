@@ -5,11 +5,9 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from flatjax import _collectives as collectives
-from flatjax import _trees as trees
 from flatjax.measures import _objective as objective
 from flatjax.measures import _worst_case as worst_case
 
@@ -116,37 +114,20 @@ def sam_sharpness(
     p = worst_case.check_p(p)
     objective.check_number("rho", rho, above=0.0)
     objective.check_number("eta", eta, minimum=0.0)
-    objective.check_count("ascent_steps", ascent_steps)
-    worst_case.check_starts(num_starts, key)
+    worst_case.check_ascents(ascent_steps, num_starts, key)
     op = objective.mean_loss(
         loss_fn, params, batch, args, weights=weights, axis_name=axis_name, precision=precision
     )
-    ball, start = _ball(op.params, rho, eta, bool(adaptive))
-    evaluate = lambda y: worst_case.loss_and_gradient(op, ball, y)  # noqa: E731
-    origin = evaluate(start)
-    ascents = [worst_case.maximise(evaluate, start, origin, p, ascent_steps)]
-    for i in range(1, num_starts):
-        begin = worst_case.random_boundary(key, i, start, p)
-        # The first evaluation of another start is one of its steps.
-        ascents.append(worst_case.maximise(evaluate, begin, evaluate(begin), p, ascent_steps - 1))
-    best = worst_case.best_of(tuple(ascents), *origin, ball, p)
+    ball = worst_case.scaled_ball(op.params, rho, eta if adaptive else None)
+    evaluate = partial(worst_case.loss_and_gradient, op, ball)
+    best = worst_case.search(evaluate, ball, p, ascent_steps, num_starts, key)
     return SamSharpness(
         value=best.rise,
         perturbation=best.perturbation,
-        loss=origin[0],
+        loss=best.loss,
         first_step=best.first_rise,
         first_order=best.first_order,
         gap=best.gap,
         starts=best.rises,
         num_gradients=1 + num_starts * ascent_steps,
     )
-
-
-@partial(jax.jit, static_argnums=3)
-def _ball(params, rho, eta, adaptive):
-    """The ball, and its centre."""
-    if adaptive:
-        scales = objective.magnitudes(params, eta)
-    else:
-        scales = jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), trees.structure_of(params))
-    return worst_case.Scaling(trees.scale(rho, scales)), trees.zeros(trees.structure_of(params))

@@ -1,6 +1,5 @@
 """Measures of normalised networks, whose loss ignores the scale of their weights."""
 
-from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
 import jax
@@ -12,8 +11,7 @@ from flatjax.linalg import eigsh, trace
 from flatjax.measures import _objective as objective
 from flatjax.operators._base import Operator
 from flatjax.operators._blocks import blocks
-
-By = str | Callable[[str], Hashable]
+from flatjax.operators._selection import By, group_names
 
 
 class ScaleInvariantSharpness(NamedTuple):
@@ -223,20 +221,10 @@ def angular_update(params: Any, new_params: Any, *, by: By = "leaf") -> dict[str
 
 def grouped(tree: Any, by: By) -> dict[str, list[jax.Array]]:
     """The leaves of every group, in the order of the leaves."""
+    names = group_names(tree, (lambda _: "all") if by == "all" else by)
     groups: dict[str, list[jax.Array]] = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if by == "all":
-            name = "all"
-        elif by == "layer":
-            name = name.rpartition("/")[0] or name
-        elif callable(by):
-            name = str(by(name))
-        elif by != "leaf":
-            raise ValueError(
-                f'by must be "leaf", "layer", "all" or a function of the path, got {by!r}.'
-            )
-        groups.setdefault(name, []).append(leaf)
+    for name, leaf in zip(names, jax.tree.leaves(tree), strict=True):
+        groups.setdefault(str(name), []).append(leaf)
     return groups
 
 
@@ -247,13 +235,7 @@ def squared_norms(params: Any, by: By) -> dict[str, jax.Array]:
 
 @jax.jit
 def _angle(old, new):
-    def unit(leaves):
-        wide = trees.cast(leaves, trees.structure_of(leaves))
-        norm = trees.norm(wide)
-        safe = jnp.where(norm > 0, norm, jnp.ones_like(norm))
-        return [a / safe.astype(a.dtype) for a in wide]
-
-    u, v = unit(old), unit(new)
+    u, v = trees.normalized(old), trees.normalized(new)
     return 2 * jnp.arctan2(
         trees.norm(jax.tree.map(jnp.subtract, u, v)), trees.norm(jax.tree.map(jnp.add, u, v))
     )

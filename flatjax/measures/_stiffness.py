@@ -11,6 +11,7 @@ from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax.linalg.vectors._basis import gram
 from flatjax.measures import _objective as objective
+from flatjax.measures._jackknife import jackknife_variance
 from flatjax.operators._arguments import num_examples
 from flatjax.operators._per_example import per_example_gradients
 from flatjax.operators._weights import check_total, where_rows
@@ -139,18 +140,15 @@ def stiffness(
     if other is not None and (labels is None) != (other_labels is None):
         raise ValueError("pass labels and other_labels together, or neither.")
     params = objective.widened(params)
-    dtype, over = trees.dtype(params), (loss_fn, params)
+    over = loss_fn, params
     options = {"chunk_size": chunk_size, "precision": precision}
     labels = _checked_labels("labels", labels, n)
-    w = _checked_weights("weights", weights, n, dtype)
     collectives.check_named(params, (batch, other, args, weights, other_weights), axis_name)
-    gradients = _counted(per_example_gradients(*over, batch, *args, **options), w)
+    gradients, w = _gradients(*over, batch, args, "weights", weights, **options)
     seconds, second_w, others = labels, w, None
     if other is not None:
-        m = num_examples(other)
-        seconds = _checked_labels("other_labels", other_labels, m)
-        second_w = _checked_weights("other_weights", other_weights, m, dtype)
-        others = _counted(per_example_gradients(*over, other, *args, **options), second_w)
+        seconds = _checked_labels("other_labels", other_labels, num_examples(other))
+        others, second_w = _gradients(*over, other, args, "other_weights", other_weights, **options)
     if num_classes is None:
         if isinstance(labels, jax.core.Tracer) or isinstance(seconds, jax.core.Tracer):
             raise ValueError("under jit the number of classes is needed: pass num_classes=10.")
@@ -216,19 +214,27 @@ def gradient_confusion(
     if n is None or n * collectives.axis_size(axis_name) < 2:
         raise ValueError(f"gradient_confusion needs at least two examples, got {n or 'none'}.")
     params = objective.widened(params)
-    w = _checked_weights("weights", weights, n, trees.dtype(params))
     collectives.check_named(params, (batch, args, weights), axis_name)
-    gradients = per_example_gradients(
-        loss_fn, params, batch, *args, chunk_size=chunk_size, precision=precision
+    gradients, w = _gradients(
+        loss_fn, params, batch, args, "weights", weights, chunk_size=chunk_size, precision=precision
     )
-    gradients = _counted(gradients, w)
     products, norms, _ = _products(gradients, None, axis_name)
     return _confusion(products, norms, collectives.gathered(w, axis_name))
 
 
+def _gradients(loss_fn, params, batch, args, name, weights, **options):
+    """The gradients of all examples, zero for those of weight zero, and the weights."""
+    n = num_examples(batch)
+    w = jnp.ones((n,)) if weights is None else jnp.asarray(weights)
+    if w.shape != (n,):
+        raise ValueError(f"{name} must have one entry per example, shape ({n},), got {w.shape}.")
+    check_total(w)
+    w = w.astype(trees.dtype(params))
+    return _counted(per_example_gradients(loss_fn, params, batch, *args, **options), w), w
+
+
 @jax.jit
 def _counted(gradients, w):
-    """Zero in place of gradients of weight zero, whatever they are."""
     return where_rows(w != 0, gradients)
 
 
@@ -288,12 +294,8 @@ def _mean(values, weights, symmetric):
 
 def _jackknife(total, weight, values, weights, axis, times):
     part = weights.sum(axis=axis)
-    there = part > 0
-    count = there.sum().astype(values.dtype)
-    left = (total - times * values.sum(axis=axis)) / (weight - times * part)
-    left = jnp.where(there, left, 0.0)
-    spread = jnp.where(there, jnp.square(left - left.sum() / count), 0.0).sum()
-    return (count - 1) / count * spread
+    left_out = (total - times * values.sum(axis=axis)) / (weight - times * part)
+    return jackknife_variance(left_out, part > 0)
 
 
 @jax.jit
@@ -315,15 +317,3 @@ def _checked_labels(name, labels, n):
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"{name} must be integer classes, got dtype {labels.dtype}.")
     return labels
-
-
-def _checked_weights(name, weights, n, dtype):
-    if weights is None:
-        return jnp.ones((n,), dtype)
-    weights = jnp.asarray(weights)
-    if weights.shape != (n,):
-        raise ValueError(
-            f"{name} must have one entry an example, shape ({n},), got {weights.shape}."
-        )
-    check_total(weights)
-    return weights.astype(dtype)
