@@ -1,10 +1,10 @@
 """Curvature along a training run: the extreme eigenpairs, warm-started from step to step.
 
 Between two training steps the Hessian changes little, so the eigenvectors of the last step are an
-excellent start: one to three products a step follow them, where a cold Lanczos run needs tens. The
-first step has no such start, and from random vectors the values rise for ten steps and more
-whatever the true ones do: so a tracker is started by one Lanczos run, or says that its pairs have
-not converged.
+excellent start: one to three products per step follow them, where a cold Lanczos run needs tens.
+The first step has no such start. From random vectors the values rise for ten steps and more even
+where the true ones are constant: so a tracker is started by one Lanczos run, or says that its pairs
+have not converged.
 """
 
 import dataclasses
@@ -39,9 +39,9 @@ class TrackState(NamedTuple):
       residual_norms: ``|A v - value v|`` for every pair, shape ``(k,)``: some eigenvalue lies
         within this distance of the value.
       converged: ``(k,)`` booleans: the residual is at most ``tol`` times the value's magnitude, or
-        rounding beside the largest value. False is a value to leave out: of a start that has not
-        settled, or of an operator that moved too far in one step. It cannot show that another
-        eigenvalue has overtaken the tracked ones: for that start again now and then.
+        rounding beside the largest value. Leave out the values where it is false: the start has not
+        settled, or the operator moved too far in one step. It cannot show that another eigenvalue
+        has overtaken the tracked ones: for that start again now and then.
       drift: how far every vector has turned out of the span of the vectors before the step, the
         sine of the angle, shape ``(k,)``.
       step: the number of steps taken.
@@ -75,7 +75,7 @@ class Tracker:
         pairs: Any = None,
         max_products: int | None = None,
     ) -> TrackState:
-        """The state from which to follow: pairs of the operator, given pairs, or random vectors.
+        """The first state: pairs of the operator, given pairs, or random vectors.
 
         Of an operator it is what [`eigsh`][] finds, until the residuals meet the tracker's ``tol``:
         about 20 products for one pair and 50 for two. Under ``jit`` it takes a fixed number of
@@ -88,13 +88,13 @@ class Tracker:
           at: the operator at the first params, or a pytree of arrays or ``ShapeDtypeStruct`` like
             the params.
           key: a PRNG key of the random start. Give either ``key`` or ``pairs``.
-          pairs: pairs to start from, at no product: an [`Eigenpairs`][] of at least ``k`` pairs, a
+          pairs: pairs to start from, at no cost: an [`Eigenpairs`][] of at least ``k`` pairs, a
             [`TrackState`][], or ``k`` vectors as a tree with a leading axis. Of pairs the values
             are reported as they are, so let them be of the operator at the first params.
           max_products: the most products to spend on the start; under ``jit`` the number spent.
 
         Returns:
-          The state.
+          The state, with vectors like the params and a leading axis ``k``.
 
         Raises:
           TypeError: if ``pairs`` has another tree structure than the params.
@@ -183,7 +183,7 @@ class Tracker:
         Args:
           op: the operator at the present params, or a callable ``v -> A v``.
           state: the state of the last step.
-          structure: for a callable, the vectors it acts on; default that of the state.
+          structure: for a callable, the vectors it acts on; by default those of the state.
 
         Returns:
           The state of this step.

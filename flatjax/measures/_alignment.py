@@ -52,9 +52,9 @@ def alignment(
     $$r(A, B) = \frac{\mathrm{tr} A}{\mathrm{tr} B}, \qquad
     s(A, B) = \frac{\mathrm{tr}(A B)}{\sqrt{\mathrm{tr}(A^2)\,\mathrm{tr}(B^2)}}$$
 
-    (Thomas et al. 2020, arXiv:1906.07774, for the Hessian H, the Fisher information F and the
-    covariance C of the gradients; their TIC proxy is $r(C, F)$ or $r(C, H)$). With Rademacher
-    probes z, $\langle z, A z \rangle$, $\langle A z, B z \rangle$ and $|A z|^2$ have the means
+    (Thomas et al. 2020, for the Hessian H, the Fisher information F and the covariance C of the
+    gradients; their TIC proxy is $r(C, F)$ or $r(C, H)$). With Rademacher probes z,
+    $\langle z, A z \rangle$, $\langle A z, B z \rangle$ and $|A z|^2$ have the means
     $\mathrm{tr} A$, $\mathrm{tr}(A B)$ and $\mathrm{tr}(A^2)$ (Hutchinson 1990): the same probes
     serve all five, so that their noise largely cancels in s. Where a few large eigenvalues carry
     the norms the estimate of s is noisy and, as a ratio, biased by the order of its squared
@@ -75,7 +75,7 @@ def alignment(
       structure: for callables, a tree of arrays or ``ShapeDtypeStruct`` they act on.
 
     Returns:
-      An [`Alignment`][].
+      An [`Alignment`][] of scalars and pairs.
 
     Raises:
       TypeError: if ``a`` or ``b`` is neither, or they act on different trees.
@@ -92,6 +92,11 @@ def alignment(
       (7.0, 0.6)
       >>> float(flatjax.alignment(A, B, key=jax.random.key(0)).ratio)  # diagonal: no variance
       7.0
+
+    References:
+      Thomas et al., "On the interplay between noise and curvature and its effect on optimization
+      and generalization", AISTATS 2020, arXiv:1906.07774; Hutchinson, "A stochastic estimator of
+      the trace of the influence matrix for Laplacian smoothing splines", 1990.
     """
     objective.check_choice("method", method, ("hutchinson", "exact"))
     objective.check_count("num_probes", num_probes)
@@ -123,7 +128,7 @@ def gradient_alignment(a: Any, b: Any) -> Alignment:
 
     from Gram matrices alone. With per-example gradients at the true labels for $a$ and at labels
     drawn from the model for $b$ these are C (uncentred) and the sampled Fisher of Thomas et al.
-    2020 (arXiv:1906.07774); subtract the mean gradient for the centred C.
+    2020; subtract the mean gradient for the centred C.
 
     Cost: ``m^2 + m l + l^2`` inner products; no gradient.
 
@@ -145,6 +150,10 @@ def gradient_alignment(a: Any, b: Any) -> Alignment:
       >>> result = flatjax.gradient_alignment(jnp.eye(3)[:2], jnp.eye(3)[1:])
       >>> float(result.ratio), float(result.cosine)
       (1.0, 0.5)
+
+    References:
+      Thomas et al., "On the interplay between noise and curvature and its effect on optimization
+      and generalization", AISTATS 2020, arXiv:1906.07774.
     """
     trees.check(objective.row_structure("b", b), objective.row_structure("a", a), "a row of b")
     return _certain(_row_moments(a, b), 0)

@@ -61,11 +61,11 @@ def eps_sharpness(
     $$\phi_\epsilon = 100\,\frac{\max_{z \in C_\epsilon} L(w + z) - L(w)}{1 + L(w)}, \qquad
     C_\epsilon = \{ z : |z_i| \le \epsilon (|w_i| + 1) \}$$
 
-    (Keskar et al. 2017, arXiv:1609.04836). With ``subspace=k`` the maximum is over $w + A z$ with
-    $A$ of $k$ random columns of unit length and the box
-    $|z_i| \le \epsilon (|(A^+ w)_i| + 1)$. The paper maximises by 10 iterations of L-BFGS-B; here
-    every step is a conditional gradient with backtracking, which reaches higher values for the same
-    number of gradients. The box is the ball of [`sam_sharpness`][] with p = inf and $T = |w| + 1$.
+    (Keskar et al. 2017). With ``subspace=k`` the maximum is over $w + A z$ with $A$ of $k$ random
+    columns of unit length and the box $|z_i| \le \epsilon (|(A^+ w)_i| + 1)$. The paper maximises
+    by 10 iterations of L-BFGS-B; here every step is a conditional gradient with backtracking, which
+    reaches higher values for the same number of gradients. The box is the ball of
+    [`sam_sharpness`][] with p = inf and $T = |w| + 1$.
 
     The loss is taken to be at least 0. At small $\epsilon$ and away from a minimum the value
     measures the residual gradient rather than the curvature.
@@ -74,7 +74,7 @@ def eps_sharpness(
     general (the 1 in the box).
 
     Cost: ``1 + num_starts * ascent_steps`` gradients; with a subspace the memory of ``k`` vectors
-    more; with forward differences ``k + 1`` forward passes for every gradient.
+    more; with forward differences ``k + 1`` forward passes per gradient.
 
     Args:
       loss_fn: ``loss_fn(params, batch, *args)``, the mean loss (a scalar) or the per-example
@@ -94,7 +94,7 @@ def eps_sharpness(
       precision: matmul precision; ``None`` leaves the caller's default.
 
     Returns:
-      An [`EpsSharpness`][].
+      An [`EpsSharpness`][]; ``perturbation`` is a pytree like the params, in at least float32.
 
     Raises:
       TypeError: if ``params`` holds anything but real floating arrays.
@@ -109,6 +109,10 @@ def eps_sharpness(
       >>> result = flatjax.eps_sharpness(loss_fn, jnp.ones(2), None, epsilon=0.1)
       >>> round(float(result.value), 3)  # 100 * 2 * (1.2**2 - 1) / 3
       29.333
+
+    References:
+      Keskar, Mudigere, Nocedal, Smelyanskiy and Tang, "On large-batch training for deep learning:
+      generalization gap and sharp minima", ICLR 2017, arXiv:1609.04836.
     """
     objective.check_number("epsilon", epsilon, above=0.0)
     objective.check_choice("gradient", gradient, ("autodiff", "forward"))

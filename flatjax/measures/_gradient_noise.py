@@ -52,11 +52,10 @@ def gradient_noise_scale(
     $$B_{\text{simple}} = \frac{\mathrm{tr}(K)}{|g|^2}, \qquad
     K = \frac{1}{W} \sum_i w_i (g_i - g)(g_i - g)^\top$$
 
-    (McCandlish et al. 2018, arXiv:1812.06162): at this batch size the variance of a minibatch
-    gradient equals its squared mean. As given, exact for the batch as the whole data set.
-    ``unbiased=True`` takes the batch for n draws from a population, with the unbiased estimates
-    $\frac{n}{n-1} \mathrm{tr} K$ and $|g|^2 - \frac{1}{n-1} \mathrm{tr} K$ (the ratio is
-    consistent, not unbiased).
+    (McCandlish et al. 2018): at this batch size the variance of a minibatch gradient equals its
+    squared mean. As given, exact for the batch as the whole data set. ``unbiased=True`` takes the
+    batch for n draws from a population, with the unbiased estimates $\frac{n}{n-1} \mathrm{tr} K$
+    and $|g|^2 - \frac{1}{n-1} \mathrm{tr} K$ (the ratio is consistent, not unbiased).
 
     Invariances: to the scale of the loss and to rotations of the params.
 
@@ -75,7 +74,7 @@ def gradient_noise_scale(
       precision: matmul precision; ``None`` leaves the caller's default.
 
     Returns:
-      A [`GradientNoiseScale`][].
+      A [`GradientNoiseScale`][] of scalars.
 
     Raises:
       TypeError: if ``params`` holds anything but real floating arrays.
@@ -90,6 +89,10 @@ def gradient_noise_scale(
       >>> x = jnp.array([[1.0, 0.0], [3.0, 0.0]])
       >>> float(flatjax.gradient_noise_scale(losses_fn, jnp.zeros(2), x).value)
       0.25
+
+    References:
+      McCandlish, Kaplan, Amodei et al., "An empirical model of large-batch training", 2018,
+      arXiv:1812.06162.
     """
     op = objective.mean_loss(
         loss_fn, params, batch, args, weights=weights, axis_name=axis_name, precision=precision
@@ -170,10 +173,11 @@ def gradient_noise_scale_from_norms(
     $$|G|^2 = \frac{B |g_B|^2 - b |g_b|^2}{B - b}, \qquad
     S = \frac{|g_b|^2 - |g_B|^2}{1/b - 1/B}, \qquad B_{\text{simple}} = S / |G|^2$$
 
-    (McCandlish et al. 2018, arXiv:1812.06162, appendix A.1). Both parts are unbiased for $|G|^2$
-    and $\mathrm{tr}(K)$ of the population; the ratio of their means over several measurements is
-    consistent. In data-parallel training both norms are at hand: of a device's gradient and of
-    their mean.
+    (McCandlish et al. 2018, appendix A.1). Both parts are unbiased for $|G|^2$ and $\mathrm{tr}(K)$
+    of the population; the ratio of their means over several measurements is consistent. In
+    data-parallel training both norms are at hand: of a device's gradient and of their mean.
+
+    Cost: a few numbers per measurement; no gradient.
 
     Args:
       small: $|g_b|^2$ of every measurement, shape ``(m,)`` or a scalar.
@@ -195,6 +199,10 @@ def gradient_noise_scale_from_norms(
       ... )  # |G|^2 = 1, S = 20
       >>> round(float(result.value), 4)
       20.0
+
+    References:
+      McCandlish, Kaplan, Amodei et al., "An empirical model of large-batch training", 2018,
+      arXiv:1812.06162.
     """
     small, large = (jnp.atleast_1d(jnp.asarray(a)) for a in (small, large))
     if small.ndim != 1 or small.shape != large.shape or not small.size:

@@ -131,8 +131,8 @@ def hessian_variance(
     $$\Sigma = \frac{1}{W} \sum_i w_i H_i^2 - H^2 = \frac{1}{W} \sum_i w_i (H_i - H)^2,
     \qquad H = \frac{1}{W} \sum_i w_i H_i, \quad W = \sum_i w_i$$
 
-    (Wu, Ma & E 2018, NeurIPS, with equal weights). Symmetric and positive semi-definite; 0 where
-    all examples have one curvature, a *uniform* minimum.
+    (Wu, Ma & E 2018, with equal weights). Symmetric and positive semi-definite; 0 where all
+    examples have one curvature, a *uniform* minimum.
 
     Cost: a product takes three Hessian products of the batch in flops, and the memory of
     ``chunk_size`` vectors. Over several devices two all-reduces of P numbers, of $Hv$ and of the
@@ -166,6 +166,10 @@ def hessian_variance(
       ... )
       >>> float(V @ jnp.float32(1.0))
       1.0
+
+    References:
+      Wu, Ma and E, "How SGD selects the global minima in over-parameterized learning: a dynamical
+      stability perspective", NeurIPS 2018.
     """
     op = objective.mean_loss(
         loss_fn, params, batch, args, weights=weights, axis_name=axis_name, precision=precision
@@ -202,15 +206,15 @@ def linear_stability(
     $$(1 - \eta a)^2 + \eta^2 \frac{n - B}{B (n - 1)}\, s^2 \le 1, \qquad
     a = \lambda_{\max}(H), \quad s^2 = \lambda_{\max}\Big(\frac{1}{n} \sum_i H_i^2 - H^2\Big)$$
 
-    (Wu, Ma & E 2018, NeurIPS, "How SGD selects the global minima"), for batches of B out of n
-    examples drawn without replacement, at a minimum at which every example's gradient vanishes. For
-    one parameter it is exact: the second moment of the distance grows above 1 and shrinks below.
-    With more it is the paper's condition for the top directions, which takes a and s to have one
-    eigenvector. B = n gives gradient descent's $a \le 2 / \eta$.
+    (Wu, Ma & E 2018), for batches of B out of n examples drawn without replacement, at a minimum at
+    which every example's gradient vanishes. For one parameter it is exact: the second moment of the
+    distance grows above 1 and shrinks below. With more it is the paper's condition for the top
+    directions, which takes a and s to have one eigenvector. B = n gives gradient descent's
+    $a \le 2 / \eta$.
 
     Invariances: to rotations of the params, and to $\eta \to \eta / c$ with a loss scaled by c.
 
-    Cost: of [`eigsh`][] for the top eigenvalue of $H$ and of [`hessian_variance`][].
+    Cost: that of [`eigsh`][] for the top eigenvalue of $H$ and of [`hessian_variance`][].
 
     Args:
       loss_fn: ``loss_fn(params, batch, *args)``, the per-example losses or their mean; it is called
@@ -222,7 +226,7 @@ def linear_stability(
       batch_size: B, from 1 to n.
       key: a PRNG key of the starts.
       tol: the residual relative to each eigenvalue.
-      max_products: a bound on the products for each.
+      max_products: the most products for each.
       chunk_size: examples at once in products of the variance, a divisor of ``n`` (of the
         device's own, with ``axis_name``).
       weights: a padding mask, shape ``(n,)``, or weights in both means; n counts those above zero.
@@ -231,7 +235,7 @@ def linear_stability(
       precision: matmul precision; ``None`` leaves the caller's default.
 
     Returns:
-      A [`LinearStability`][].
+      A [`LinearStability`][]; all but the residual norms and their verdicts are scalars.
 
     Raises:
       TypeError: if ``params`` holds anything but real floating arrays.
@@ -251,6 +255,10 @@ def linear_stability(
       ...     print(round(float(result.value), 2), bool(result.stable))
       0.81 True
       1.75 False
+
+    References:
+      Wu, Ma and E, "How SGD selects the global minima in over-parameterized learning: a dynamical
+      stability perspective", NeurIPS 2018.
     """
     objective.check_number("learning_rate", learning_rate, above=0.0)
     objective.check_count("batch_size", batch_size)

@@ -17,10 +17,11 @@ class NormalizedSharpness(NamedTuple):
 
     Attributes:
       value: the sum over the layers.
-      layers: the part of every array of params, a pytree of scalars.
+      layers: the part of every array of params, a pytree of scalars with the structure of the
+        params.
       imbalance: the largest relative imbalance of the two terms over all rows and columns, 0 at the
         minimum; the relative error of ``value`` is of the order of its square.
-      num_iters: the most alternations that any layer took.
+      num_iters: the largest number of alternations that a layer took.
       converged: whether every layer's imbalance came below the tolerance.
     """
 
@@ -45,24 +46,24 @@ def normalized_sharpness(
     $$\sum_l \min_{a, b > 0} \sum_{ij} \left( H^l_{ij,ij}\, a_i b_j
     + \frac{(W^l_{ij})^2}{a_i b_j} \right)$$
 
-    (Tsuzuku, Sato & Sugiyama 2020, arXiv:1901.04653): the expected rise of the loss under noise of
-    variance $a_i b_j$ against the divergence from a prior of that width, with the best noise level
-    for every node. The problem is convex in $\log a, \log b$ and solved by alternating the closed
-    forms $a_i^2 = \sum_j (W_{ij}^2 / b_j) / \sum_j H_{ij} b_j$ and the like for $b$.
+    (Tsuzuku, Sato & Sugiyama 2020): the expected rise of the loss under noise of variance $a_i b_j$
+    against the divergence from a prior of that width, with the best noise level for every node. The
+    problem is convex in $\log a, \log b$ and solved by alternating the closed forms
+    $a_i^2 = \sum_j (W_{ij}^2 / b_j) / \sum_j H_{ij} b_j$ and the like for $b$.
 
     Axes that are not node axes (the positions of a convolution kernel) are summed over first, in
     $H$ and in $W^2$. Arrays without two node axes (scales, and biases by their name) have one noise
-    level an entry, which gives $2 \sum_i |w_i| \sqrt{H_i}$. Rows and columns without curvature or
+    level per entry, which gives $2 \sum_i |w_i| \sqrt{H_i}$. Rows and columns without curvature or
     without weights contribute nothing. Negative entries, which only the diagonal of an indefinite
     matrix or a noisy estimate of one has, count as zero: take the Gauss-Newton matrix, or enough
     samples.
 
     Invariances: exact under $W_{ij} \to c_i W_{ij} d_j$ with the inverse squares on $H$, so under
-    every rescaling of nodes of a ReLU network and of normalised layers, whatever the two entries'
-    sizes; and under permutations of nodes.
+    every rescaling of nodes of a ReLU network and of normalised layers, of weights of any size; and
+    under permutations of nodes.
 
-    Cost: no gradient beyond the diagonal ([`flatjax.diagonal`][]); two passes over the params an
-    alternation, tens of them as a rule.
+    Cost: no gradient beyond the diagonal ([`flatjax.diagonal`][]); two passes over the params
+    per alternation, and tens of alternations as a rule.
 
     Args:
       params: a pytree of floating arrays.
@@ -72,11 +73,11 @@ def normalized_sharpness(
         reads them off the names of the leaves, ``kernel`` (flax) and ``weight`` (equinox, PyTorch);
         the two axes of a matrix need no name with ``form="matrix"``.
       form: ``"matrix"``, or ``"row"`` for $b = 1$, the closed form
-        $2 \sum_i (\sum_j H_{ij} \sum_j W_{ij}^2)^{1/2}$ with one noise level a node of the *last*
+        $2 \sum_i (\sum_j H_{ij} \sum_j W_{ij}^2)^{1/2}$ with one noise level per node of the *last*
         of the two axes, which is invariant to scales of those nodes only.
       tol: the imbalance at which a layer's alternation stops; ``None`` for the square root of the
         machine precision, at which the value is exact to rounding.
-      max_iters: a bound on the alternations.
+      max_iters: the most alternations.
 
     Returns:
       A [`NormalizedSharpness`][].
@@ -95,6 +96,10 @@ def normalized_sharpness(
       >>> scale = jnp.array([[10.0], [0.1]])
       >>> round(float(flatjax.normalized_sharpness(scale * W, H / scale**2).value), 3)
       24.0
+
+    References:
+      Tsuzuku, Sato and Sugiyama, "Normalized flat minima: exploring scale invariant definition of
+      flat minima for neural networks using PAC-Bayesian analysis", ICML 2020, arXiv:1901.04653.
     """
     objective.check_choice("form", form, ("matrix", "row"))
     objective.check_count("max_iters", max_iters)

@@ -42,7 +42,7 @@ def subspace_overlap(a: Any, basis: Any) -> SubspaceOverlap:
     $$\frac{\mathrm{tr}(P_U P_V)}{\sqrt{\mathrm{tr} P_U\, \mathrm{tr} P_V}}
     = \lVert U^\top V \rVert_F^2 / \sqrt{j k},$$
 
-    1 for equal and 0 for orthogonal subspaces (Gur-Ari, Roberts & Dyer 2018, arXiv:1812.04754).
+    1 for equal and 0 for orthogonal subspaces (Gur-Ari, Roberts & Dyer 2018).
     Directions need not be orthonormal; dependent ones count once.
 
     Invariances: to the scale of ``a`` and of every direction, to the choice of basis of each span,
@@ -56,7 +56,7 @@ def subspace_overlap(a: Any, basis: Any) -> SubspaceOverlap:
       basis: a stack of ``k`` directions, leaves with a leading axis, as ``eigsh(...).vectors``.
 
     Returns:
-      A [`SubspaceOverlap`][].
+      A [`SubspaceOverlap`][] of arrays.
 
     Raises:
       TypeError: for another tree.
@@ -70,6 +70,10 @@ def subspace_overlap(a: Any, basis: Any) -> SubspaceOverlap:
       0.36
       >>> float(flatjax.subspace_overlap(jnp.eye(4)[1:3], V).value)
       0.5
+
+    References:
+      Gur-Ari, Roberts and Dyer, "Gradient descent happens in a tiny subspace", 2018,
+      arXiv:1812.04754.
     """
     single = objective.row_structure("basis", basis)
     is_vector = [jnp.ndim(x) for x in jax.tree.leaves(a)] == [

@@ -58,10 +58,10 @@ def sam_sharpness(
 
     $$S_\rho = \max_{\lVert T^{-1} \epsilon \rVert_p \le \rho} L(w + \epsilon) - L(w),$$
 
-    with $T = 1$ (Foret et al. 2021, arXiv:2010.01412), or $T = |w| + \eta$ entry by entry with
-    ``adaptive=True`` (ASAM: Kwon et al. 2021, arXiv:2102.11600). Found by ascent: one step is
-    SAM's own first-order perturbation; more steps are conditional gradients with backtracking,
-    which never lower the loss and stay in the ball. ``value`` is a lower bound of the maximum.
+    with $T = 1$ (Foret et al. 2021), or $T = |w| + \eta$ entry by entry with ``adaptive=True``
+    (ASAM: Kwon et al. 2021). Found by ascent: one step is SAM's own first-order perturbation; more
+    steps are conditional gradients with backtracking, which never lower the loss and stay in the
+    ball. ``value`` is a lower bound of the maximum.
 
     One step measures the gradient more than the curvature: near a minimum it can fall short of the
     maximum by a factor of a hundred, where 10 to 20 steps come within some per cent. At an exact
@@ -94,7 +94,7 @@ def sam_sharpness(
       precision: matmul precision; ``None`` leaves the caller's default.
 
     Returns:
-      A [`SamSharpness`][].
+      A [`SamSharpness`][]; ``perturbation`` is a pytree like the params, in at least float32.
 
     Raises:
       TypeError: if ``params`` holds anything but real floating arrays, or ``p`` is traced.
@@ -110,6 +110,12 @@ def sam_sharpness(
       >>> result = flatjax.sam_sharpness(loss_fn, w, None, rho=1.0, ascent_steps=5)
       >>> round(float(result.value), 2)
       5.0
+
+    References:
+      Foret, Kleiner, Mobahi and Neyshabur, "Sharpness-aware minimization for efficiently improving
+      generalization", ICLR 2021, arXiv:2010.01412; Kwon, Kim, Park and Choi, "ASAM: adaptive
+      sharpness-aware minimization for scale-invariant learning of deep neural networks", ICML 2021,
+      arXiv:2102.11600.
     """
     p = worst_case.check_p(p)
     objective.check_number("rho", rho, above=0.0)

@@ -55,14 +55,14 @@ def scale_invariant_sharpness(
     \lVert w_g \rVert^2\,\mathrm{tr}(H_{gg})$$
 
     Weights before a normalisation layer have $L(c w) = L(w)$, so that gradients scale as $1 / c$
-    and the Hessian as $1 / c^2$ (van Laarhoven 2017, arXiv:1706.05350): the eigenvalue alone can be
-    made anything, this product cannot. It is the curvature on the unit sphere, and gradient descent
-    with step $\eta$ is stable there while it is below $2 / (\eta / \lVert w_g \rVert^2)$, with
-    the [`effective_learning_rate`][] in place of the step (Lyu, Li & Arora 2022, arXiv:2206.07085).
+    and the Hessian as $1 / c^2$ (van Laarhoven 2017): the eigenvalue alone can be made anything,
+    this product cannot. It is the curvature on the unit sphere, and gradient descent with step
+    $\eta$ is stable there while it is below $2 / (\eta / \lVert w_g \rVert^2)$, with the
+    [`effective_learning_rate`][] in place of the step (Lyu, Li & Arora 2022).
 
     Invariances: exact to the scale of every group for which the loss has none.
 
-    Cost: of [`eigsh`][] or [`trace`][] for every group.
+    Cost: that of [`eigsh`][] or [`trace`][] for every group, in products with its block.
 
     Args:
       op: the operator (a Hessian, a Gauss-Newton matrix).
@@ -77,7 +77,7 @@ def scale_invariant_sharpness(
       num_products: products per trace; ``None`` for the default of [`trace`][].
 
     Returns:
-      A [`ScaleInvariantSharpness`][].
+      A [`ScaleInvariantSharpness`][] of dictionaries of scalars.
 
     Raises:
       TypeError: if ``op`` is no operator, or ``params`` another tree.
@@ -96,6 +96,11 @@ def scale_invariant_sharpness(
       ...     print(round(float(s.total), 3))
       1.0
       1.0
+
+    References:
+      van Laarhoven, "L2 regularization versus batch and weight normalization", 2017,
+      arXiv:1706.05350; Lyu, Li and Arora, "Understanding the generalization benefit of
+      normalization layers: sharpness reduction", NeurIPS 2022, arXiv:2206.07085.
     """
     objective.check_choice("statistic", statistic, ("eigenvalue", "trace"))
     if not isinstance(op, Operator):
@@ -147,8 +152,8 @@ def effective_learning_rate(
 
     $$\eta_{\text{eff}} = \eta / \lVert w_g \rVert^2$$
 
-    (van Laarhoven 2017, arXiv:1706.05350): where the loss ignores the scale of $w_g$, a gradient
-    step of size $\eta$ turns its direction as one of size $\eta_{\text{eff}}$ on the unit sphere.
+    (van Laarhoven 2017): where the loss ignores the scale of $w_g$, a gradient step of size $\eta$
+    turns its direction as one of size $\eta_{\text{eff}}$ on the unit sphere.
 
     Invariances: together with $\eta \to c^2 \eta$ under $w_g \to c w_g$.
 
@@ -171,6 +176,10 @@ def effective_learning_rate(
       >>> rates = flatjax.effective_learning_rate({"w": jnp.array([3.0, 4.0])}, 0.5)
       >>> round(float(rates["w"]), 4)
       0.02
+
+    References:
+      van Laarhoven, "L2 regularization versus batch and weight normalization", 2017,
+      arXiv:1706.05350.
     """
     objective.check_number("learning_rate", learning_rate, minimum=0.0)
     norms = squared_norms(params, by)
@@ -183,9 +192,9 @@ def angular_update(params: Any, new_params: Any, *, by: By = "leaf") -> dict[str
     $$\angle(w_g, w_g') = \arccos \frac{\langle w_g, w_g' \rangle}
     {\lVert w_g \rVert\,\lVert w_g' \rVert}$$
 
-    in radians (Wan et al. 2021, arXiv:2006.08419). In equilibrium with weight decay $\lambda$ SGD
-    turns scale-invariant weights by $\sqrt{2 \eta \lambda}$ a step. Computed from the chord of the
-    unit vectors, which keeps small angles accurate (the arccosine loses all below 3e-4 in float32).
+    in radians (Wan et al. 2021). In equilibrium with weight decay $\lambda$ SGD turns
+    scale-invariant weights by $\sqrt{2 \eta \lambda}$ per step. Computed from the chord of the unit
+    vectors, which keeps small angles accurate (the arccosine loses all below 3e-4 in float32).
 
     Invariances: to the scale of every group, before and after; to rotations.
 
@@ -209,6 +218,10 @@ def angular_update(params: Any, new_params: Any, *, by: By = "leaf") -> dict[str
       >>> before, after = {"w": jnp.array([1.0, 0.0])}, {"w": jnp.array([2.0, 2.0])}
       >>> round(float(flatjax.angular_update(before, after)["w"]), 4)  # 45 degrees
       0.7854
+
+    References:
+      Wan, Zhu, Zhang and Sun, "Spherical motion dynamics: learning dynamics of neural network with
+      normalization, weight decay, and SGD", 2020, arXiv:2006.08419.
     """
     trees.check(new_params, trees.structure_of(params), "new_params")
     return {

@@ -54,14 +54,14 @@ def crossing(
 ) -> Crossing:
     """Search for the smallest ``t > 0`` with ``above(t)``, taken to be monotone near the crossing.
 
-    Eager, it stops at the tolerance; traced, it takes ``max_trials`` and keeps what it had
+    Eager, it stops at the tolerance; traced, it makes ``max_trials`` trials and keeps what it had
     when it converged.
 
     Args:
       above: the condition, a compiled function of a scalar.
       initial: the first step looked at.
-      tol: relative width of the bracket.
-      max_trials: a bound on the evaluations.
+      tol: the width of the bracket relative to its upper end.
+      max_trials: the most evaluations.
       dtype: the dtype of the steps.
 
     Returns:

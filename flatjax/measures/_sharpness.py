@@ -60,9 +60,9 @@ def sharpness(
     is, where D transforms as H does, $D \to S D S$ with $H \to S H S$; Adam's own D, of the
     dimension of a gradient, transforms with the first power of S only.
 
-    Cost: of [`eigsh`][] for one pair, some 10 to 30 products from a random start. From the last
-    eigenvector few to follow it, and as many again as from a random start to see whether another
-    has overtaken it; [`track`][] does not look, for two products a step.
+    Cost: that of [`eigsh`][] for one pair, some 10 to 30 products from a random start. From the
+    last eigenvector it takes a few products to follow it, and as many again as from a random start
+    to see whether another has overtaken it; [`track`][] does not look, for two products per step.
 
     Args:
       op: an operator, or a callable ``v -> A v`` with ``structure``.
@@ -70,11 +70,11 @@ def sharpness(
       v0: a start instead of a key: the eigenvector of the last step, or the gradient.
       threshold: the eigenvalue to compare with.
       tol: the residual relative to the eigenvalue.
-      max_products: a bound on the products.
+      max_products: the most products to spend.
       structure: for a callable, a tree of arrays or ``ShapeDtypeStruct`` it acts on.
 
     Returns:
-      A [`Sharpness`][].
+      A [`Sharpness`][]; ``vector`` is a pytree like the params, all else scalars.
 
     Raises:
       TypeError: if ``op`` is neither an operator nor callable.

@@ -84,9 +84,9 @@ def stiffness(
     $$S_{\cos} = \mathbb{E}\,\frac{\langle g_i, g_j \rangle}{|g_i|\,|g_j|}, \qquad
     S_{\text{sign}} = \mathbb{E}\,\mathrm{sign} \langle g_i, g_j \rangle$$
 
-    over pairs $i \ne j$ (Fort, Nowak, Jastrzebski & Narayanan 2019, arXiv:1901.09491): positive
-    where a step on one example lowers the loss of the other. With ``other`` (a validation batch)
-    the pairs have one example of each.
+    over pairs $i \ne j$ (Fort, Nowak, Jastrzebski & Narayanan 2019): positive where a step on one
+    example lowers the loss of the other. With ``other`` (a validation batch) the pairs have one
+    example of each.
 
     Invariances: to the scale of every example's loss, and to rotations of the params.
 
@@ -115,7 +115,7 @@ def stiffness(
       precision: matmul precision of the gradients; ``None`` leaves the caller's default.
 
     Returns:
-      A [`Stiffness`][].
+      A [`Stiffness`][] of two [`PairStatistic`][].
 
     Raises:
       TypeError: if ``params`` holds anything but real floating arrays, or labels are no integers.
@@ -130,6 +130,10 @@ def stiffness(
       ... )
       >>> float(result.cosine.within), float(result.cosine.between)
       (1.0, 0.0)
+
+    References:
+      Fort, Nowak, Jastrzebski and Narayanan, "Stiffness: a new perspective on generalization in
+      neural networks", 2019, arXiv:1901.09491.
     """
     n = num_examples(batch)
     if n is None:
@@ -174,7 +178,7 @@ def gradient_confusion(
 
     $$\eta = \max(0, -\min_{i \ne j} \langle \nabla \ell_i, \nabla \ell_j \rangle)$$
 
-    (Sankararaman, De, Xu, Huang & Goldstein 2020, arXiv:1904.06963): the smallest bound for which
+    (Sankararaman, De, Xu, Huang & Goldstein 2020): the smallest bound for which
     $\langle \nabla \ell_i, \nabla \ell_j \rangle \ge -\eta$ holds for all pairs. Small confusion
     lets SGD converge fast with a constant step. For minibatches instead of examples let the leading
     axis count minibatches.
@@ -197,7 +201,7 @@ def gradient_confusion(
       precision: matmul precision of the gradients; ``None`` leaves the caller's default.
 
     Returns:
-      A [`GradientConfusion`][].
+      A [`GradientConfusion`][] of three scalars and ``pair``.
 
     Raises:
       TypeError: if ``params`` holds anything but real floating arrays.
@@ -209,6 +213,10 @@ def gradient_confusion(
       >>> x = jnp.array([[1.0, 0.0], [-2.0, 0.0], [0.0, 1.0]])  # the gradients
       >>> float(flatjax.gradient_confusion(lambda w, x: x @ w, jnp.zeros(2), x).value)
       2.0
+
+    References:
+      Sankararaman, De, Xu, Huang and Goldstein, "The impact of neural network overparameterization
+      on gradient confusion and stochastic gradient descent", ICML 2020, arXiv:1904.06963.
     """
     n = num_examples(batch)
     if n is None or n * collectives.axis_size(axis_name) < 2:

@@ -6,7 +6,7 @@ conditional gradient of Frank & Wolfe 1956), $y \leftarrow y + t (d - y)$ with $
 the loss does not rise. For a convex loss $t = 1$ always rises (the generalised power method of
 Journee et al. 2010, JMLR 11), which is why this beats projected gradient steps here: near a minimum
 the maximum lies on the boundary. It serves every p without a projection, stays inside the ball and
-never goes down. One gradient a step.
+never goes down. One gradient per step.
 """
 
 import math
