@@ -229,11 +229,13 @@ def ends(config: Config, params: dict, data: SmallData) -> dict[str, np.ndarray]
     for index in range(len(data.targets)):
         point = endpoint.run_of(params, index)
         batch = minibatch.training_batch(recipe, endpoint.run_of(data, index))
-        rise = flatjax.sam_sharpness(losses_fn, point, batch, rho=config.measured_rho, num_steps=10)
+        rise = flatjax.sam_sharpness(
+            losses_fn, point, batch, rho=config.measured_rho, ascent_steps=10
+        )
         rises.append(float(rise.value))
         # The same random numbers for every arm, scaled to the filters of its own weights.
-        direction = flatjax.filter_normalized_direction(jax.random.key(index), point)
-        line = flatjax.loss_along(losses_fn, point, direction, batch, positions=POSITIONS)
+        direction = flatjax.filter_normalized_direction(point, key=jax.random.key(index))
+        line = flatjax.loss_along(losses_fn, point, batch, direction=direction, positions=POSITIONS)
         lines.append(np.asarray(line.losses))
     return {**found, "sam_sharpness": np.array(rises), "line": np.array(lines)}
 

@@ -190,7 +190,7 @@ def _settled(losses_fn, tracker, batch, params, keys):
 
     def one(batch, params, key):
         operator = flatjax.hessian(losses_fn, params, batch)
-        start = tracker.init(params, key)
+        start = tracker.init(params, key=key)
         return loops.fori(30, lambda _, t: tracker.update(operator, t), start)
 
     return jax.vmap(one)(batch, params, keys)
@@ -198,7 +198,7 @@ def _settled(losses_fn, tracker, batch, params, keys):
 
 def run_arm(config: Config, out: Path, name: str, net: FlatMlp, losses_fn, data) -> dict[str, Any]:
     """The records of one arm, (seeds, steps // every) each."""
-    tracker = flatjax.track(config.top, products=2)
+    tracker = flatjax.track(config.top, num_blocks=2)
     params = net.init_seeds(config.seed_range())
     keys = jax.random.split(jax.random.key(1), config.seeds)
     batch = (jnp.asarray(data.inputs), jnp.asarray(data.targets))

@@ -1,10 +1,10 @@
 """Curvature along a training run: the extreme eigenpairs, warm-started from step to step.
 
 Between two training steps the Hessian changes little, so the eigenvectors of the last step are an
-excellent start: one to three products a step follow them, where a cold Lanczos run needs tens. The
-first step has no such start, and from random vectors the values rise for ten steps and more
-whatever the true ones do: so a tracker is started by one Lanczos run, or says that its pairs have
-not converged.
+excellent start: one to three products per step follow them, where a cold Lanczos run needs tens.
+The first step has no such start. From random vectors the values rise for ten steps and more even
+where the true ones are constant: so a tracker is started by one Lanczos run, or says that its pairs
+have not converged.
 """
 
 import dataclasses
@@ -12,7 +12,6 @@ import functools
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +21,7 @@ from flatjax import _trees as trees
 from flatjax.linalg import eigsh
 from flatjax.linalg.krylov import _lobpcg as lobpcg
 from flatjax.linalg.vectors import _basis as bases
+from flatjax.linalg.vectors import _probes as probes
 from flatjax.operators._base import Operator, as_operator
 
 Which = Literal["LA", "SA", "LM"]
@@ -39,9 +39,9 @@ class TrackState(NamedTuple):
       residual_norms: ``|A v - value v|`` for every pair, shape ``(k,)``: some eigenvalue lies
         within this distance of the value.
       converged: ``(k,)`` booleans: the residual is at most ``tol`` times the value's magnitude, or
-        rounding beside the largest value. False is a value to leave out: of a start that has not
-        settled, or of an operator that moved too far in one step. It cannot show that another
-        eigenvalue has overtaken the tracked ones: for that start again now and then.
+        rounding beside the largest value. Leave out the values where it is false: the start has not
+        settled, or the operator moved too far in one step. It cannot show that another eigenvalue
+        has overtaken the tracked ones: for that start again now and then.
       drift: how far every vector has turned out of the span of the vectors before the step, the
         sine of the angle, shape ``(k,)``.
       step: the number of steps taken.
@@ -64,18 +64,18 @@ class Tracker:
 
     k: int
     which: Which
-    products: int
+    num_blocks: int
     tol: float
 
     def init(
         self,
         at: Any,
-        key: chex.PRNGKey | None = None,
         *,
+        key: jax.Array | None = None,
         pairs: Any = None,
         max_products: int | None = None,
     ) -> TrackState:
-        """The state from which to follow: pairs of the operator, given pairs, or random vectors.
+        """The first state: pairs of the operator, given pairs, or random vectors.
 
         Of an operator it is what [`eigsh`][] finds, until the residuals meet the tracker's ``tol``:
         about 20 products for one pair and 50 for two. Under ``jit`` it takes a fixed number of
@@ -88,13 +88,13 @@ class Tracker:
           at: the operator at the first params, or a pytree of arrays or ``ShapeDtypeStruct`` like
             the params.
           key: a PRNG key of the random start. Give either ``key`` or ``pairs``.
-          pairs: pairs to start from, at no product: an [`Eigenpairs`][] of at least ``k`` pairs, a
+          pairs: pairs to start from, at no cost: an [`Eigenpairs`][] of at least ``k`` pairs, a
             [`TrackState`][], or ``k`` vectors as a tree with a leading axis. Of pairs the values
             are reported as they are, so let them be of the operator at the first params.
           max_products: the most products to spend on the start; under ``jit`` the number spent.
 
         Returns:
-          The state.
+          The state, with vectors like the params and a leading axis ``k``.
 
         Raises:
           TypeError: if ``pairs`` has another tree structure than the params.
@@ -117,15 +117,8 @@ class Tracker:
                 at, self.k, which=self.which, key=key, tol=self.tol, max_products=max_products
             )
             return self._from_pairs(structure, found, found.num_products)
-        leaves, treedef = jax.tree.flatten(structure)
-        keys = jax.random.split(key, len(leaves))
-        draws = [
-            jax.random.normal(k, (self.k, *a.shape), a.dtype)
-            for k, a in zip(keys, leaves, strict=True)
-        ]
-        # Spread over devices as the params are.
-        draws = trees.placed(jax.tree.unflatten(treedef, draws), structure)
-        return self._from_vectors(lobpcg.orthonormal(None, draws)[0])
+        drawn = probes.block(jax.random.split(key, self.k), structure, "normal")
+        return self._from_vectors(lobpcg.orthonormal(None, drawn)[0])
 
     def _from_pairs(self, structure: Any, pairs: Any, num_products: int) -> TrackState:
         """The state of given pairs, or of bare vectors."""
@@ -177,7 +170,7 @@ class Tracker:
         size = jnp.abs(values)
         rounding = 8 * jnp.finfo(values.dtype).eps * size.max()
         small = residual_norms <= jnp.maximum(self.tol * size, rounding)
-        if self.products == 1 and self.which == "LA":
+        if self.num_blocks == 1 and self.which == "LA":
             # Orthogonal iteration follows |value|: below a negative one others may lie outside.
             return small & (values >= 0)
         return small
@@ -185,12 +178,12 @@ class Tracker:
     def update(
         self, op: Operator | Callable[[Any], Any], state: TrackState, *, structure: Any = None
     ) -> TrackState:
-        """One step: ``k * products`` products with the operator at the present params.
+        """One step: ``k * num_blocks`` products with the operator at the present params.
 
         Args:
           op: the operator at the present params, or a callable ``v -> A v``.
           state: the state of the last step.
-          structure: for a callable, the vectors it acts on; default that of the state.
+          structure: for a callable, the vectors it acts on; by default those of the state.
 
         Returns:
           The state of this step.
@@ -208,7 +201,7 @@ class Tracker:
         return _update(self, op, state)
 
     def callback(
-        self, make_operator: Callable[..., Operator], *, key: chex.PRNGKey, every: int = 1
+        self, make_operator: Callable[..., Operator], *, key: jax.Array, every: int = 1
     ) -> "TrackCallback":
         """A callback for a training loop on the host, started at the first operator's pairs.
 
@@ -249,7 +242,7 @@ class TrackCallback:
             return self.state
         op = self.make_operator(params, *context)
         if self.state is None:
-            self.state = self.tracker.init(op, self.key)
+            self.state = self.tracker.init(op, key=self.key)
         self.state = self.tracker.update(op, self.state)
         self._records.append((step, tuple(getattr(self.state, name) for name in _RECORDED)))
         return self.state
@@ -264,26 +257,28 @@ class TrackCallback:
         return {"steps": steps, **dict(zip(_RECORDED, arrays, strict=True))}
 
 
-def track(k: int = 1, *, which: Which = "LA", products: int = 2, tol: float = 0.05) -> Tracker:
+def track(k: int = 1, *, which: Which = "LA", num_blocks: int = 2, tol: float = 0.05) -> Tracker:
     r"""A tracker of the top-``k`` eigenpairs along a training run.
 
     Every step searches for the best Ritz pairs of the *present* operator in a small space: the
-    vectors $V$ of the last step, their residuals $R = AV - V\Theta$ (``products >= 2``) and the
-    last change of the vectors (``products = 3``): one step of locally optimal block conjugate
-    gradients (Knyazev 2001, SIAM J. Sci. Comput. 23(2)), with the products recomputed because the
-    operator has moved. With ``products = 1`` it is one step of orthogonal iteration, which follows
-    the largest $|\lambda|$ and reports the Ritz pairs of the vectors it was given.
+    vectors $V$ of the last step, their residuals $R = AV - V\Theta$ (``num_blocks >= 2``) and the
+    last change of the vectors (``num_blocks = 3``). That is one step of locally optimal block
+    conjugate gradients (Knyazev 2001), with the products recomputed because the operator has moved.
+    With ``num_blocks = 1`` it is one step of orthogonal iteration, which follows the largest
+    $|\lambda|$ and reports the Ritz pairs of the vectors it was given.
 
-    Costs ``k * products`` products a step and ``2 k`` vectors of memory (``2 k * products`` while
-    it runs), and a start of some 20 products for one pair and 50 for two: ``init`` of an operator
-    finds its pairs by [`eigsh`][]. ``update`` works inside a jitted train step, where products are
-    batched over ``k``; where the operator moves fast (``converged`` says so), call it twice.
+    Cost: ``k * num_blocks`` products per step and ``2 k`` vectors of memory
+    (``2 k * num_blocks`` while it runs), and a start of some 20 products for one pair and 50 for
+    two: ``init`` of an operator finds its pairs by [`eigsh`][]. ``update`` works inside a jitted
+    train step, where products are batched over ``k``; where the operator moves fast (``converged``
+    says so), call it twice.
 
     Args:
       k: the number of pairs.
       which: ``"LA"``: the largest, ``"SA"``: the smallest, ``"LM"``: the largest in magnitude.
-      products: blocks of products a step, 1 to 3. Take 2 unless a step is very cheap (3) or the
-        spectrum is positive and well separated (1).
+      num_blocks: the blocks of ``k`` vectors that span the search space, 1 to 3; each takes ``k``
+        products per step. Take 2 unless a step is very cheap (3) or the spectrum is positive and
+        well separated (1).
       tol: the residual relative to the value at which a pair counts as converged. The error is
         about the square of it over the relative gap to the next value: 1 per cent at the default.
 
@@ -291,7 +286,7 @@ def track(k: int = 1, *, which: Which = "LA", products: int = 2, tol: float = 0.
       A tracker with ``init``, ``update`` and ``callback``.
 
     Raises:
-      ValueError: for ``k < 1``, an unknown ``which``, ``products`` outside 1 to 3, one product with
+      ValueError: for ``k < 1``, an unknown ``which``, ``num_blocks`` outside 1 to 3, one block with
         ``"SA"``, or a ``tol`` that is not positive.
 
     Example:
@@ -303,25 +298,29 @@ def track(k: int = 1, *, which: Which = "LA", products: int = 2, tol: float = 0.
       ...     x = jnp.array([[1.0, 0.0], [0.0, scale]])
       ...     return flatjax.hessian(loss_fn, jnp.zeros(2), x)
       >>> tracker = flatjax.track(k=1)
-      >>> state = tracker.init(hessian(2.0), jax.random.key(0))
+      >>> state = tracker.init(hessian(2.0), key=jax.random.key(0))
       >>> print(f"{state.values[0]:.2f}")  # 2^2 / 2
       2.00
       >>> for scale in (2.1, 2.2):
       ...     state = tracker.update(hessian(scale), state)
       >>> print(f"{state.values[0]:.2f}", state.converged.tolist())  # 2.2^2 / 2
       2.42 [True]
+
+    References:
+      Knyazev, "Toward the optimal preconditioned eigensolver: locally optimal block preconditioned
+      conjugate gradient method", SIAM J. Sci. Comput. 23(2), 2001.
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}.")
     if which not in ("LA", "SA", "LM"):
         raise ValueError(f'which must be "LA", "SA" or "LM", got {which!r}.')
-    if products not in (1, 2, 3):
-        raise ValueError(f"products must be 1, 2 or 3, got {products}.")
-    if products == 1 and which == "SA":
-        raise ValueError('one product a step follows the largest |value|: use products=2 for "SA".')
+    if num_blocks not in (1, 2, 3):
+        raise ValueError(f"num_blocks must be 1, 2 or 3, got {num_blocks}.")
+    if num_blocks == 1 and which == "SA":
+        raise ValueError('one block follows the largest |value|: use num_blocks=2 for "SA".')
     if not 0 < tol < 1:
         raise ValueError(f"tol must lie between 0 and 1, got {tol}.")
-    return Tracker(k, which, products, float(tol))
+    return Tracker(k, which, num_blocks, float(tol))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -331,21 +330,21 @@ def _update(tracker, op, state):
 
 def _advance(tracker, mv, state):
     start = lobpcg.polished(state.vectors)
-    if tracker.products == 1:
+    if tracker.num_blocks == 1:
         found = lobpcg.orthogonal_iteration(mv, start, tracker.which)
     else:
-        candidates = (state.directions,) if tracker.products == 3 else ()
+        candidates = (state.directions,) if tracker.num_blocks == 3 else ()
         found = lobpcg.step(mv, start, tracker.which, candidates)
     # |(I - V V^T) x| directly: sqrt(1 - |V^T x|^2) would not resolve angles below sqrt(eps).
     overlaps = bases.gram(state.vectors, found.vectors)
-    outside = jax.tree.map(jnp.subtract, found.vectors, bases.combine(state.vectors, overlaps))
+    outside = bases.subtract(found.vectors, bases.combine(state.vectors, overlaps))
     return TrackState(
         values=found.values,
         vectors=found.vectors,
         directions=found.change,
         residual_norms=found.residual_norms,
         converged=tracker._converged(found.values, found.residual_norms),
-        drift=jax.vmap(trees.norm)(outside),
+        drift=bases.row_norms(outside),
         step=state.step + jnp.ones((), jnp.int32),
-        num_products=state.num_products + jnp.asarray(tracker.k * tracker.products, jnp.int32),
+        num_products=state.num_products + jnp.asarray(tracker.k * tracker.num_blocks, jnp.int32),
     )

@@ -231,3 +231,16 @@ def zeros(structure: Tree, leading: tuple[int, ...] = ()) -> Tree:
     """A tree of zeros of this structure and sharding, with optional leading axes."""
     empty = jax.tree.map(lambda a: jnp.zeros((*leading, *a.shape), a.dtype), structure)
     return placed(empty, structure)
+
+
+def per_row(factors: jax.Array, a: jax.Array) -> jax.Array:
+    """One factor per row of ``a``, in the shape and dtype in which it multiplies ``a``."""
+    return factors.reshape(-1, *(1,) * (a.ndim - 1)).astype(a.dtype)
+
+
+def normalized(v: Tree) -> Tree:
+    """The vector scaled to norm 1, in at least float32; a zero vector itself."""
+    v = cast(v, structure_of(v))
+    length = norm(v)
+    safe = jnp.where(length > 0, length, jnp.ones_like(length))
+    return jax.tree.map(lambda a: a / safe.astype(a.dtype), v)

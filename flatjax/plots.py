@@ -37,7 +37,7 @@ def plot_density(
     is logarithmic: the outliers, a share 1/n of the mass each, would not be seen otherwise.
 
     Args:
-      density: from `spectral_density` or `spectrum`.
+      density: from [`spectral_density`][] or [`spectrum`][].
       ax: matplotlib axes; default the current ones.
       label: for the legend.
       color: of the line, the band and the stems.
@@ -99,7 +99,7 @@ def plot_trajectories(
       history: ``steps`` of shape ``(s,)``, ``values`` of shape ``(s, k)`` and, if there,
         ``residual_norms`` and ``converged`` of shape ``(s, k)``: the ``history`` of a tracker's
         callback.
-      threshold: a number, or one a step, such as `stability_threshold`; drawn dashed.
+      threshold: a number, or one per step, such as [`stability_threshold`][]; drawn dashed.
       threshold_label: its name in the legend.
       ax: matplotlib axes; default the current ones.
       labels: the names of the ``k`` values.
@@ -165,8 +165,8 @@ def plot_layers(layers: Mapping[Any, Any], *, per_param: bool = False, ax: Any =
     """The trace of every layer as a bar with its confidence interval.
 
     Args:
-      layers: by name, an `Estimate` or an object with ``trace`` and ``size``: the ``layers`` of a
-        `Spectrum`.
+      layers: by name, an [`Estimate`][] or an object with ``trace`` and ``size``, as in the
+        ``layers`` of a [`Spectrum`][].
       per_param: divide by the number of params: the mean eigenvalue of the block.
       ax: matplotlib axes; default the current ones.
 

@@ -117,12 +117,14 @@ ENTRIES = {
     "sharpness": operated("sharpness", key=KEY),
     "check_deterministic": operated("check_deterministic"),
     "track": lambda u: flatjax.track().update(
-        flatjax.hessian(u.mean, PARAMS, BATCH), flatjax.track().init(PARAMS, KEY)
+        flatjax.hessian(u.mean, PARAMS, BATCH), flatjax.track().init(PARAMS, key=KEY)
     ),
-    "loss_along": lambda u: flatjax.loss_along(u.rows, PARAMS, PARAMS, BATCH, positions=[0.0, 1.0]),
+    "loss_along": lambda u: flatjax.loss_along(
+        u.rows, PARAMS, BATCH, direction=PARAMS, positions=[0.0, 1.0]
+    ),
     "average_sharpness": measured("average_sharpness", sigma=0.1, key=KEY, num_samples=2),
     "critical_sharpness": measured("critical_sharpness", update=-PARAMS),
-    "eps_sharpness": measured("eps_sharpness", num_steps=2),
+    "eps_sharpness": measured("eps_sharpness", ascent_steps=2),
     "sam_sharpness": measured("sam_sharpness"),
     "pac_bayes_flatness": measured("pac_bayes_flatness", key=KEY, num_samples=2),
     "linear_stability": measured("linear_stability", learning_rate=0.1, batch_size=2, key=KEY),
@@ -181,7 +183,7 @@ ENTRIES = {
 # They take an operator that another entry makes, or functions of names and shapes only.
 OPERATORS_ONLY = {
     "block_diagonal", "blocks", "chunked", "damped", "inverse", "plan", "preconditioned",
-    "preconditioned_sharpness", "restrict", "scale_invariant_sharpness", "select", "angular_update",
+    "restrict", "scale_invariant_sharpness", "select", "angular_update",
     "effective_learning_rate",
 }  # fmt: skip
 # Schedules, masks and rules of optax, called as they are.

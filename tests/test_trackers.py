@@ -42,15 +42,15 @@ def wanted(values, which, k):
 
 
 @pytest.mark.parametrize(
-    ("which", "k", "products"),
+    ("which", "k", "num_blocks"),
     [("LA", 1, 2), ("LA", 3, 2), ("LA", 3, 3), ("SA", 2, 3), ("LM", 2, 2), ("LM", 1, 1)],
 )
-def test_follows_a_drifting_operator(which, k, products, key):
-    tracker = flatjax.track(k, which=which, products=products)
+def test_follows_a_drifting_operator(which, k, num_blocks, key):
+    tracker = flatjax.track(k, which=which, num_blocks=num_blocks)
     for i, (values, matrix) in enumerate(drifting(25)):
         op = flatjax.operators.as_operator(jax.tree_util.Partial(matvec, matrix), STRUCTURE)
         if i == 0:
-            state = tracker.init(op, key)
+            state = tracker.init(op, key=key)
             start = int(state.num_products)
         state = tracker.update(op, state)
         if i == 0 or i >= 15:
@@ -62,8 +62,8 @@ def test_follows_a_drifting_operator(which, k, products, key):
             # In float32 a residual is far from a bound that it is compared with.
             np.testing.assert_array_equal(state.converged, residuals <= 0.05 * abs(state.values))
             # The vectors turn by some 4e-2 rad a step in a spectrum of width 14.
-            assert np.all(residuals < (0.6 if products == 1 else 0.3))
-    assert int(state.num_products) == start + 25 * k * products
+            assert np.all(residuals < (0.6 if num_blocks == 1 else 0.3))
+    assert int(state.num_products) == start + 25 * k * num_blocks
     assert int(state.step) == 25
 
 
@@ -86,7 +86,7 @@ def test_from_the_first_step_on_values_are_right_or_said_not_to_be(key):
     states = {
         "pairs": tracker.init(params, pairs=pairs),
         "vectors": tracker.init(H, pairs=first_two),
-        "random": tracker.init(params, key),
+        "random": tracker.init(params, key=key),
     }
     truth, records = [], []
     for i in range(21):
@@ -126,12 +126,12 @@ def diagonal(*entries):
 @pytest.mark.parametrize(("which", "expected"), [("LA", 9.0), ("SA", -11.0), ("LM", -11.0)])
 def test_an_operator_gives_the_start(which, expected, key):
     op = diagonal(9.0, -11.0, 5.0, 0.5, 0.1)
-    state = flatjax.track(which=which).init(op, key)
+    state = flatjax.track(which=which).init(op, key=key)
     np.testing.assert_allclose(state.values, [expected], rtol=1e-5)
     assert state.converged.tolist() == [True]
     assert int(state.step) == 0
     assert 0 < int(state.num_products) <= 12  # 5 of the dimension, those that verify and certify
-    jitted = jax.jit(flatjax.track(which=which).init)(op, key)
+    jitted = jax.jit(flatjax.track(which=which).init)(op, key=key)
     np.testing.assert_allclose(jitted.values, [expected], rtol=1e-5)
     assert int(jitted.num_products) == 5 + 2  # the dimension, and the certificate
 
@@ -139,7 +139,7 @@ def test_an_operator_gives_the_start(which, expected, key):
 def test_a_start_that_ran_out_of_products_says_so(key):
     ((_, matrix),) = drifting(1)
     op = flatjax.operators.as_operator(jax.tree_util.Partial(matvec, matrix), STRUCTURE)
-    state = flatjax.track(2).init(op, key, max_products=6)
+    state = flatjax.track(2).init(op, key=key, max_products=6)
     assert int(state.num_products) == 6
     assert not state.converged.any()
     assert np.all(np.asarray(state.residual_norms) > 0.05 * np.abs(state.values))
@@ -182,14 +182,14 @@ def test_a_list_known_to_lack_a_pair_is_not_converged(complete):
 
 def test_orthogonal_iteration_does_not_take_the_wrong_end_for_the_largest(key):
     op = diagonal(2.0, -5.0, 1.0, 0.5, 0.0)
-    tracker = flatjax.track(2, products=1)
-    state = tracker.init(jnp.zeros(5), key)
+    tracker = flatjax.track(2, num_blocks=1)
+    state = tracker.init(jnp.zeros(5), key=key)
     for _ in range(40):
         state = tracker.update(op, state)
     # The second largest is 1; -5 is what the iteration keeps.
     np.testing.assert_allclose(state.values, [2.0, -5.0], rtol=1e-4)
     assert state.converged.tolist() == [True, False]
-    largest = flatjax.track(2, products=1, which="LM").init(op, key)
+    largest = flatjax.track(2, num_blocks=1, which="LM").init(op, key=key)
     assert largest.converged.all()
 
 
@@ -213,8 +213,8 @@ def test_bare_vectors_are_made_orthonormal():
 
 
 def test_residuals_and_drift_are_those_of_the_definition(key):
-    tracker = flatjax.track(2, products=2)
-    state = tracker.init(STRUCTURE, key)
+    tracker = flatjax.track(2, num_blocks=2)
+    state = tracker.init(STRUCTURE, key=key)
     for _, matrix in drifting(6):
         before = state
         state = tracker.update(jax.tree_util.Partial(matvec, matrix), state)
@@ -235,8 +235,8 @@ def test_residuals_and_drift_are_those_of_the_definition(key):
 
 def test_standing_still_converges_to_the_float32_floor(key):
     ((_, matrix),) = drifting(1)
-    tracker = flatjax.track(3, products=3)
-    state = tracker.init(STRUCTURE, key)
+    tracker = flatjax.track(3, num_blocks=3)
+    state = tracker.init(STRUCTURE, key=key)
     op = jax.tree_util.Partial(matvec, matrix)
     for _ in range(30):
         state = tracker.update(op, state)
@@ -248,8 +248,8 @@ def test_standing_still_converges_to_the_float32_floor(key):
 
 @pytest.mark.parametrize("scale", [0.0, 1e-12, 1e12])
 def test_zero_and_scaled_operators_stay_finite(scale, key):
-    tracker = flatjax.track(2, products=3)  # six directions in three dimensions: most are masked
-    state = tracker.init(jnp.zeros(3), key)
+    tracker = flatjax.track(2, num_blocks=3)  # six directions in three dimensions: most are masked
+    state = tracker.init(jnp.zeros(3), key=key)
     diagonal = jnp.array([3.0, 2.0, 1.0]) * scale
     for _ in range(5):
         state = tracker.update(jax.tree_util.Partial(jnp.multiply, diagonal), state)
@@ -259,8 +259,8 @@ def test_zero_and_scaled_operators_stay_finite(scale, key):
 
 def test_negative_semidefinite_operator_reports_no_false_zero(key):
     # A masked direction has the Ritz value zero, which is larger than every true one here.
-    tracker = flatjax.track(1, products=3)
-    state = tracker.init(jnp.zeros(2), key)
+    tracker = flatjax.track(1, num_blocks=3)
+    state = tracker.init(jnp.zeros(2), key=key)
     for _ in range(4):
         op = jax.tree_util.Partial(jnp.multiply, jnp.array([-1.0, -3.0]))
         state = tracker.update(op, state)
@@ -283,7 +283,7 @@ def test_inside_a_jitted_train_step_and_as_a_callback(key):
         grads = jax.grad(lambda p: quadratic(p, batch).mean())(params)
         return jax.tree.map(lambda p, g: p - 0.1 * g, params, grads), tracker.update(op, state)
 
-    state = tracker.init(params, key)
+    state = tracker.init(params, key=key)
     callback = tracker.callback(lambda p, b: flatjax.hessian(quadratic, p, b), key=key, every=2)
     for i in range(12):
         callback(i, params, batch)
@@ -301,7 +301,7 @@ def test_streams_are_driven_from_the_host(key):
         lambda b: flatjax.hessian(quadratic, {"w": jnp.ones(5)}, b), [batch[:7], batch[7:]]
     )
     tracker = flatjax.track(1)
-    state = tracker.init(stream, key)
+    state = tracker.init(stream, key=key)
     for _ in range(8):
         state = tracker.update(stream, state)
     top = np.linalg.eigvalsh(np.asarray(batch.T @ batch / 20, float))[-1]
@@ -310,7 +310,7 @@ def test_streams_are_driven_from_the_host(key):
 
 def test_a_new_batch_compiles_nothing(key):
     tracker = flatjax.track(1)
-    state = tracker.init({"w": jnp.zeros(5)}, key)
+    state = tracker.init({"w": jnp.zeros(5)}, key=key)
     counts = []
     for i in range(3):
         batch = jax.random.normal(jax.random.fold_in(key, i), (20, 5))
@@ -326,8 +326,8 @@ def test_a_new_batch_compiles_nothing(key):
     [
         ({"k": 0}, "k must be at least 1"),
         ({"which": "BE"}, "which must be"),
-        ({"products": 4}, "products must be 1, 2 or 3"),
-        ({"which": "SA", "products": 1}, "use products=2"),
+        ({"num_blocks": 4}, "num_blocks must be 1, 2 or 3"),
+        ({"which": "SA", "num_blocks": 1}, "use num_blocks=2"),
         ({"tol": 0.0}, "tol must lie between 0 and 1"),
     ],
 )
@@ -338,7 +338,7 @@ def test_bad_arguments(arguments, message):
 
 def test_bad_use(key):
     with pytest.raises(ValueError, match="exceed the dimension"):
-        flatjax.track(4).init(jnp.zeros(3), key)
+        flatjax.track(4).init(jnp.zeros(3), key=key)
     for given in ({}, {"key": key, "pairs": jnp.eye(3)[:1]}):
         with pytest.raises(ValueError, match=r"from key=.* or from pairs="):
             flatjax.track().init(jnp.zeros(3), **given)
@@ -355,7 +355,7 @@ def test_bad_use(key):
     with pytest.raises(TypeError, match="a vector of pairs must have the tree structure"):
         flatjax.track().init(jnp.zeros(3), pairs={"w": jnp.ones((1, 3))})
     tracker = flatjax.track()
-    state = tracker.init(jnp.zeros(3), key)
+    state = tracker.init(jnp.zeros(3), key=key)
     with pytest.raises(ValueError, match="shape"):
         tracker.update(
             flatjax.hessian(quadratic, {"w": jnp.ones(3)}, jnp.ones((2, 3))),

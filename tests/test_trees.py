@@ -145,3 +145,8 @@ class TestLinearCombinations:
     def test_a_traced_factor(self):
         found = jax.jit(lambda c: trees.axpy(c, jnp.ones(2), trees.scale(c, jnp.ones(2))))(3.0)
         np.testing.assert_array_equal(found, [6.0, 6.0])
+
+    def test_one_factor_per_row(self):
+        found = trees.per_row(jnp.arange(2), jnp.ones((2, 3, 4), jnp.bfloat16))
+        assert found.shape == (2, 1, 1)
+        assert found.dtype == jnp.bfloat16

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Records = dict[str, np.ndarray]
 
-TRACKER = flatjax.track(1, products=2)
+TRACKER = flatjax.track(1, num_blocks=2)
 SHOWN = 200
 """Test examples whose predictions are recorded."""
 
@@ -132,7 +132,7 @@ def _settled(losses_fn, data, params, keys):
 
     def one(data, params, key):
         operator = flatjax.hessian(losses_fn, params, (data.inputs, data.targets))
-        return TRACKER.init(operator, key)
+        return TRACKER.init(operator, key=key)
 
     return jax.vmap(one)(data, params, keys)
 

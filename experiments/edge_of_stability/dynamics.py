@@ -52,7 +52,7 @@ class State(NamedTuple):
     batch_size: jax.Array
 
 
-TRACKER = flatjax.track(1, products=2)
+TRACKER = flatjax.track(1, num_blocks=2)
 
 
 def full_batch(data: SmallData) -> tuple[jax.Array, jax.Array]:
@@ -71,7 +71,7 @@ def _settled(losses_fn, batch, params, keys):
 
     def one(batch, params, key):
         operator = flatjax.hessian(losses_fn, params, batch)
-        start = TRACKER.init(params, key)
+        start = TRACKER.init(params, key=key)
         return loops.fori(30, lambda _, t: TRACKER.update(operator, t), start)
 
     return jax.vmap(one)(batch, params, keys)

@@ -116,7 +116,7 @@ class Curvature:
         numbers, spectrum, gradient = self._measure(
             params, model_state, probes=c.density_probes, steps=c.density_steps
         )
-        random = filter_normalized_direction(self.keys["line"], params, axis=-1)
+        random = filter_normalized_direction(params, key=self.keys["line"], axis=-1)
         directions = {
             "top_eigenvector": (_uphill(spectrum.top.vectors, gradient), c.line_length),
             "random": (random, c.line_fraction),
@@ -125,7 +125,12 @@ class Curvature:
         for name, (direction, reach) in directions.items():
             positions = np.linspace(-reach, reach, c.line_points)
             lines[name] = loss_along(
-                self.losses_fn, params, direction, self.batch, model_state, positions=positions
+                self.losses_fn,
+                params,
+                self.batch,
+                model_state,
+                direction=direction,
+                positions=positions,
             )
         names = ("atoms", "weights", "num_exact", "grid", "density", "band", "sigma")
         density = {name: getattr(spectrum.density, name) for name in names}

@@ -60,11 +60,11 @@ def _train(net, losses_fn, batch_size, rate, max_epochs, stop_loss, params, data
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _curvature(losses_fn, probes, params, data):
     """Largest eigenvalue and trace of the Hessian of every seed."""
-    tracker = flatjax.track(1, products=2)
+    tracker = flatjax.track(1, num_blocks=2)
 
     def one(params, data):
         hessian = flatjax.hessian(losses_fn, params, (data.inputs, data.targets))
-        start = tracker.init(params, jax.random.key(0))
+        start = tracker.init(params, key=jax.random.key(0))
         top = loops.fori(60, lambda _, t: tracker.update(hessian, t), start)
         trace = flatjax.trace(hessian, key=jax.random.key(1), num_products=probes)
         return {"sharpness": top.values[0], "trace": trace.value}

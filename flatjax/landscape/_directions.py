@@ -3,7 +3,6 @@
 import functools
 from typing import Literal
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -22,26 +21,27 @@ def filter_normalize(
 
     $$d_{l,j} \leftarrow \lVert \theta_{l,j} \rVert \, \frac{d_{l,j}}{\lVert d_{l,j} \rVert},$$
 
-    with $\theta_{l,j}$ the weights into output $j$ of layer $l$ (Li et al. 2018, "Visualizing the
-    Loss Landscape of Neural Nets", section 4). Without it a step of length one is a large change
-    of small weights and a small change of large ones, and two networks that differ by a rescaling
-    of their layers show curves of different width. A filter that is zero in the params or in the
-    direction is zero in the result.
+    with $\theta_{l,j}$ the weights into output $j$ of layer $l$ (Li et al. 2018, section 4).
+    Without it a step of length one is a large change of small weights and a small change of large
+    ones, and two networks that differ by a rescaling of their layers show curves of different
+    width. A filter that is zero in the params or in the direction is zero in the result.
 
     **Which axis counts the filters depends on the library**, and the wrong one gives a curve that
     looks like any other. It is read off the names of the leaves: the last axis of a ``kernel``
     (flax: ``(..., in, out)``), the first of a ``weight`` (equinox, PyTorch: ``(out, in, ...)``) and
-    of an ``embedding`` (one vector a token). Under other names (haiku's ``w``, bare arrays) give
+    of an ``embedding`` (one vector per token). Under other names (haiku's ``w``, bare arrays) give
     ``axis``.
+
+    Cost: two passes over the params; no gradient.
 
     Args:
       direction: a pytree of floating arrays like ``params``.
       params: the point from which the direction leads.
       axis: the axis that counts the filters in all leaves: -1 for weights ``(..., in, out)``, 0 for
         ``(out, in, ...)``; ``None`` to read it off their names.
-      biases: what becomes of leaves of fewer than two axes (biases, the parameters of
-        normalisation layers) and of any that is called ``bias``: ``"zero"``, as in the paper's
-        figures, or ``"scale"``, to the norm of the whole leaf.
+      biases: how leaves of fewer than two axes (biases, the parameters of normalisation layers) and
+        any leaf called ``bias`` are treated: ``"zero"`` sets them to zero, as in the paper's
+        figures, ``"scale"`` gives the whole leaf the norm of the params' leaf.
 
     Returns:
       A pytree like ``params``, in at least float32.
@@ -53,11 +53,15 @@ def filter_normalize(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from flatjax.landscape import filter_normalize
+      >>> import flatjax
       >>> params = {"kernel": jnp.array([[5.0, 0.0], [0.0, 2.0]])}  # two filters, of norms 5 and 2
       >>> direction = {"kernel": jnp.array([[6.0, 0.0], [8.0, 1.0]])}
-      >>> filter_normalize(direction, params)["kernel"].tolist()
+      >>> flatjax.filter_normalize(direction, params)["kernel"].tolist()
       [[3.0, 0.0], [4.0, 2.0]]
+
+    References:
+      Li, Xu, Taylor, Studer and Goldstein, "Visualizing the loss landscape of neural nets", NeurIPS
+      2018, arXiv:1712.09913.
     """
     if biases not in ("zero", "scale"):
         raise ValueError(f'biases must be "zero" or "scale", got {biases!r}.')
@@ -107,20 +111,21 @@ def _normalize(direction, params, filter_axes, biases):
 
 
 def filter_normalized_direction(
-    key: chex.PRNGKey, params: Tree, *, axis: int | None = None, biases: Biases = "zero"
+    params: Tree, *, key: jax.Array, axis: int | None = None, biases: Biases = "zero"
 ) -> Tree:
     """A Gaussian direction, filter-normalised.
 
-    The random direction of Li et al. 2018 (NeurIPS, "Visualizing the Loss Landscape of Neural
-    Nets"). Costs as much as drawing the params.
+    The random direction of Li et al. 2018.
+
+    Cost: that of drawing numbers like the params; no gradient.
 
     Which axis counts the filters is read off the names of the leaves, the last of a ``kernel``
     (flax) and the first of a ``weight`` (equinox, PyTorch); under other names give ``axis``. See
     [`filter_normalize`][].
 
     Args:
-      key: a PRNG key.
       params: the point from which the direction leads.
+      key: a PRNG key.
       axis: the axis that counts the filters: -1 for weights ``(..., in, out)``, 0 for
         ``(out, in, ...)``, ``None`` to read it off the names.
       biases: ``"zero"`` or ``"scale"``, see [`filter_normalize`][].
@@ -134,11 +139,15 @@ def filter_normalized_direction(
 
     Example:
       >>> import jax, jax.numpy as jnp
-      >>> from flatjax.landscape import filter_normalized_direction
+      >>> import flatjax
       >>> params = {"kernel": jnp.array([[3.0, 0.0], [4.0, 2.0]]), "bias": jnp.ones(2)}
-      >>> d = filter_normalized_direction(jax.random.key(0), params)
+      >>> d = flatjax.filter_normalized_direction(params, key=jax.random.key(0))
       >>> jnp.linalg.norm(d["kernel"], axis=0).round(3).tolist(), d["bias"].tolist()
       ([5.0, 2.0], [0.0, 0.0])
+
+    References:
+      Li, Xu, Taylor, Studer and Goldstein, "Visualizing the loss landscape of neural nets", NeurIPS
+      2018, arXiv:1712.09913.
     """
     direction = probes.probe(key, params, "normal")
     return filter_normalize(direction, params, axis=axis, biases=biases)

@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -20,44 +19,42 @@ from flatjax.operators._weights import with_copies
 
 
 class Line(NamedTuple):
-    """The loss along a line.
+    r"""The loss along a line.
 
     Attributes:
-      positions: ``t``, shape ``(m,)``, in units of the direction's length.
-      losses: the mean loss at ``params + t * direction``, shape ``(m,)``; what is not finite stays
-        so.
+      positions: $t$, shape ``(m,)``, in units of the direction's length.
+      losses: the mean loss at $\theta + t\, d$, shape ``(m,)``; NaN and infinity where it is.
     """
 
-    positions: chex.Array
-    losses: chex.Array
+    positions: jax.Array
+    losses: jax.Array
 
 
 def loss_along(
-    loss_fn: Callable[..., chex.Array],
+    loss_fn: Callable[..., jax.Array],
     params: Tree,
-    direction: Tree,
     batch: Any,
     *args: Any,
+    direction: Tree,
     positions: Any,
     weights: Any = None,
     axis_name: collectives.AxisName = None,
 ) -> Line:
     r"""The mean loss $L(\theta + t\, d)$ at every $t$ of ``positions``.
 
-    Costs one forward pass a position and memory for one; the positions are driven by
-    `flatjax.loops`, over one compiled program that is shared by all directions, params and batches
-    of the same shapes.
+    Cost: one forward pass per position, and the memory of one. One compiled program serves all
+    directions, params and batches of the same shapes.
 
     Args:
       loss_fn: ``loss_fn(params, batch, *args)``, the mean loss (a scalar), the per-example
         losses, shape ``(n,)``, whose mean is taken, or a [`Mean`][].
-      params: a pytree of floating arrays, the point at ``t = 0``. The points are formed in at least
+      params: a pytree of floating arrays, the point at $t = 0$. The points are formed in at least
         float32, and the loss is called with these, whatever the params' dtype.
-      direction: a pytree like ``params``. Its length is the caller's: an eigenvector of norm one
-        makes ``t`` a distance, a filter-normalised direction makes it a fraction of the weights.
       batch: what the loss is evaluated on.
       *args: model state, anything else the loss takes.
-      positions: ``t``, shape ``(m,)``.
+      direction: a pytree like ``params``. Its length is the caller's: an eigenvector of norm one
+        makes $t$ a distance, a filter-normalised direction makes it a fraction of the weights.
+      positions: the values of $t$, shape ``(m,)``.
       weights: per-example weights or a padding mask, shape ``(n,)``; the loss must then be that of
         each example.
       axis_name: inside ``shard_map`` or ``pmap``, the mesh axis over which the batch is split; a
@@ -73,9 +70,10 @@ def loss_along(
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from flatjax.landscape import loss_along
+      >>> import flatjax
       >>> loss = lambda w, x: 0.5 * (x @ w) ** 2
-      >>> line = loss_along(loss, jnp.zeros(2), jnp.ones(2), jnp.eye(2), positions=[-2, 0, 2])
+      >>> w, x = jnp.zeros(2), jnp.eye(2)
+      >>> line = flatjax.loss_along(loss, w, x, direction=jnp.ones(2), positions=[-2, 0, 2])
       >>> line.losses.tolist()
       [2.0, 0.0, 2.0]
     """

@@ -34,7 +34,6 @@ from flatjax.measures._scale_invariance import (
     scale_invariant_sharpness as scale_invariant_sharpness,
 )
 from flatjax.measures._sharpness import Sharpness as Sharpness
-from flatjax.measures._sharpness import preconditioned_sharpness as preconditioned_sharpness
 from flatjax.measures._sharpness import sharpness as sharpness
 from flatjax.measures._stiffness import GradientConfusion as GradientConfusion
 from flatjax.measures._stiffness import PairStatistic as PairStatistic

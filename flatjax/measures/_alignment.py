@@ -2,15 +2,15 @@
 
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 
 from flatjax import _loops as loops
 from flatjax import _trees as trees
+from flatjax.linalg.vectors import _basis as basis
 from flatjax.linalg.vectors import _probes as probes
-from flatjax.linalg.vectors._basis import gram
 from flatjax.measures import _objective as objective
+from flatjax.measures._jackknife import jackknife_variance
 from flatjax.operators._base import Operator, as_operator
 
 
@@ -42,7 +42,7 @@ def alignment(
     a: Any,
     b: Any,
     *,
-    key: chex.PRNGKey | None = None,
+    key: jax.Array | None = None,
     num_probes: int = 32,
     method: str = "hutchinson",
     structure: Any = None,
@@ -52,9 +52,9 @@ def alignment(
     $$r(A, B) = \frac{\mathrm{tr} A}{\mathrm{tr} B}, \qquad
     s(A, B) = \frac{\mathrm{tr}(A B)}{\sqrt{\mathrm{tr}(A^2)\,\mathrm{tr}(B^2)}}$$
 
-    (Thomas et al. 2020, arXiv:1906.07774, for the Hessian H, the Fisher information F and the
-    covariance C of the gradients; their TIC proxy is $r(C, F)$ or $r(C, H)$). With Rademacher
-    probes z, $\langle z, A z \rangle$, $\langle A z, B z \rangle$ and $|A z|^2$ have the means
+    (Thomas et al. 2020, for the Hessian H, the Fisher information F and the covariance C of the
+    gradients; their TIC proxy is $r(C, F)$ or $r(C, H)$). With Rademacher probes z,
+    $\langle z, A z \rangle$, $\langle A z, B z \rangle$ and $|A z|^2$ have the means
     $\mathrm{tr} A$, $\mathrm{tr}(A B)$ and $\mathrm{tr}(A^2)$ (Hutchinson 1990): the same probes
     serve all five, so that their noise largely cancels in s. Where a few large eigenvalues carry
     the norms the estimate of s is noisy and, as a ratio, biased by the order of its squared
@@ -75,7 +75,7 @@ def alignment(
       structure: for callables, a tree of arrays or ``ShapeDtypeStruct`` they act on.
 
     Returns:
-      An [`Alignment`][].
+      An [`Alignment`][] of scalars and pairs.
 
     Raises:
       TypeError: if ``a`` or ``b`` is neither, or they act on different trees.
@@ -92,6 +92,11 @@ def alignment(
       (7.0, 0.6)
       >>> float(flatjax.alignment(A, B, key=jax.random.key(0)).ratio)  # diagonal: no variance
       7.0
+
+    References:
+      Thomas et al., "On the interplay between noise and curvature and its effect on optimization
+      and generalization", AISTATS 2020, arXiv:1906.07774; Hutchinson, "A stochastic estimator of
+      the trace of the influence matrix for Laplacian smoothing splines", 1990.
     """
     objective.check_choice("method", method, ("hutchinson", "exact"))
     objective.check_count("num_probes", num_probes)
@@ -123,7 +128,7 @@ def gradient_alignment(a: Any, b: Any) -> Alignment:
 
     from Gram matrices alone. With per-example gradients at the true labels for $a$ and at labels
     drawn from the model for $b$ these are C (uncentred) and the sampled Fisher of Thomas et al.
-    2020 (arXiv:1906.07774); subtract the mean gradient for the centred C.
+    2020; subtract the mean gradient for the centred C.
 
     Cost: ``m^2 + m l + l^2`` inner products; no gradient.
 
@@ -145,25 +150,22 @@ def gradient_alignment(a: Any, b: Any) -> Alignment:
       >>> result = flatjax.gradient_alignment(jnp.eye(3)[:2], jnp.eye(3)[1:])
       >>> float(result.ratio), float(result.cosine)
       (1.0, 0.5)
+
+    References:
+      Thomas et al., "On the interplay between noise and curvature and its effect on optimization
+      and generalization", AISTATS 2020, arXiv:1906.07774.
     """
-    for name, rows in (("a", a), ("b", b)):
-        if any(not jnp.ndim(leaf) for leaf in jax.tree.leaves(rows)) or not jax.tree.leaves(rows):
-            raise ValueError(f"{name} must have a leading axis of rows on every leaf.")
-    first = lambda rows: jax.tree.map(lambda x: x[0], rows)  # noqa: E731
-    trees.check(first(b), trees.structure_of(first(a)), "a row of b")
+    trees.check(objective.row_structure("b", b), objective.row_structure("a", a), "a row of b")
     return _certain(_row_moments(a, b), 0)
 
 
 @jax.jit
 def _row_moments(a, b):
-    counts = [jax.tree.leaves(rows)[0].shape[0] for rows in (a, b)]
-    within_a, between, within_b = gram(a, a), gram(a, b), gram(b, b)
-    traces = [jnp.trace(g) / n for g, n in zip((within_a, within_b), counts, strict=True)]
-    squares = [
-        jnp.square(g).sum() / n**2 for g, n in zip((within_a, within_b), counts, strict=True)
-    ]
-    inner = jnp.square(between).sum() / (counts[0] * counts[1])
-    return jnp.stack([*traces, inner, *squares])
+    m, n = basis.size(a), basis.size(b)
+    of_a, between, of_b = basis.gram(a, a) / m, basis.gram(a, b), basis.gram(b, b) / n
+    inner = jnp.square(between).sum() / (m * n)
+    squares = [jnp.square(of_a).sum(), jnp.square(of_b).sum()]
+    return jnp.stack([jnp.trace(of_a), jnp.trace(of_b), inner, *squares])
 
 
 @jax.jit
@@ -195,10 +197,7 @@ def _from_probes(moments):
     count = moments.shape[0]
     means = moments.mean(axis=0)
     ratio, cosine = _ratios(means)
-    errors = (jnp.full_like(ratio, jnp.nan),) * 2
-    if count > 1:
-        left_out = _ratios((moments.sum(axis=0, keepdims=True) - moments) / (count - 1))
-        errors = tuple(
-            jnp.sqrt((count - 1) / count * jnp.square(x - x.mean()).sum()) for x in left_out
-        )
+    # 0 / 0 for a single probe.
+    left_out = _ratios((moments.sum(axis=0, keepdims=True) - moments) / (count - 1))
+    errors = [jnp.sqrt(jackknife_variance(x)) for x in left_out]
     return Alignment(ratio, errors[0], cosine, errors[1], means[:2], means[3:], means[2], 0)

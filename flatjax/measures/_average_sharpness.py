@@ -4,9 +4,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
@@ -23,7 +23,8 @@ class AverageSharpness(NamedTuple):
       value: the estimate of $\mathbb{E}\,L(w + \epsilon) - L(w)$.
       standard_error: of the estimate, from the spread of the samples; NaN with one sample.
       loss: $L(w)$.
-      samples: the rise of every sample (of every antithetic pair), shape ``(num_samples,)``.
+      samples: the rise of every sample (the mean over every antithetic pair), shape
+        ``(num_samples,)``.
       num_evaluations: forward passes spent.
     """
 
@@ -39,11 +40,11 @@ def average_sharpness(
     params: Any,
     batch: Any,
     *args: Any,
-    sigma: chex.Numeric,
-    key: chex.PRNGKey,
+    sigma: ArrayLike,
+    key: jax.Array,
     num_samples: int = 32,
     adaptive: bool = False,
-    eta: chex.Numeric = 0.0,
+    eta: ArrayLike = 0.0,
     antithetic: bool = True,
     weights: Any = None,
     axis_name: collectives.AxisName = None,
@@ -55,15 +56,15 @@ def average_sharpness(
     = \tfrac{\sigma^2}{2} \mathrm{tr}(T H T) + O(\sigma^4),$$
 
     with $T = 1$ (the average-case sharpness of Foret et al. 2021 and of PAC-Bayes bounds), or
-    $T = |w| + \eta$ entry by entry with ``adaptive=True`` (Andriushchenko et al. 2023,
-    arXiv:2302.07011). Antithetic pairs $\pm \epsilon$ cancel the gradient's part of every sample,
-    which dominates the variance away from a minimum.
+    $T = |w| + \eta$ entry by entry with ``adaptive=True`` (Andriushchenko et al. 2023). Antithetic
+    pairs $\pm \epsilon$ cancel the gradient's part of every sample, which dominates the variance
+    away from a minimum.
 
     Invariances: with ``adaptive=True`` and ``eta=0`` to any rescaling of single weights that leaves
     the function as it is; plain, to rotations of the params.
 
     Cost: ``num_samples`` forward passes, twice that with antithetic pairs, and one more; no
-    gradient.
+    gradient. Memory of a forward pass and two vectors.
 
     Args:
       loss_fn: ``loss_fn(params, batch, *args)``, the mean loss (a scalar) or the per-example
@@ -83,7 +84,7 @@ def average_sharpness(
       precision: matmul precision; ``None`` leaves the caller's default.
 
     Returns:
-      An [`AverageSharpness`][].
+      An [`AverageSharpness`][] of scalars, in the params' precision or float32 at least.
 
     Raises:
       TypeError: if ``params`` holds anything but real floating arrays.
@@ -98,6 +99,12 @@ def average_sharpness(
       >>> result = flatjax.average_sharpness(loss_fn, jnp.ones(100), None, sigma=0.1, key=key)
       >>> abs(float(result.value) - 0.5) < 3 * float(result.standard_error)
       True
+
+    References:
+      Foret, Kleiner, Mobahi and Neyshabur, "Sharpness-aware minimization for efficiently improving
+      generalization", ICLR 2021, arXiv:2010.01412; Andriushchenko, Croce, Müller, Hein and
+      Flammarion, "A modern look at the relationship between sharpness and generalization", ICML
+      2023, arXiv:2302.07011.
     """
     objective.check_number("sigma", sigma, above=0.0)
     objective.check_number("eta", eta, minimum=0.0)
@@ -114,9 +121,9 @@ def average_sharpness(
 
 def perturbed_losses(
     op: Hessian,
-    sigma: chex.Numeric,
+    sigma: ArrayLike,
     scale: Any,
-    key: chex.PRNGKey,
+    key: jax.Array,
     num_samples: int,
     antithetic: bool,
 ) -> jax.Array:
@@ -143,7 +150,4 @@ def _sample(op, sigma, scale, noise, i, losses, antithetic):
 
 def mean_and_error(samples: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The mean of independent samples and its standard error; NaN for a single one."""
-    count = samples.shape[0]
-    if count == 1:
-        return samples[0], jnp.full_like(samples[0], jnp.nan)
-    return samples.mean(), samples.std(ddof=1) / count**0.5
+    return samples.mean(), samples.std(ddof=1) / samples.shape[0] ** 0.5

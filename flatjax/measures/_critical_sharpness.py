@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
@@ -42,10 +42,10 @@ def critical_sharpness(
     batch: Any,
     *args: Any,
     update: Any,
-    initial_step: chex.Numeric = 1.0,
-    factor: chex.Numeric = 1.0,
+    initial_step: ArrayLike = 1.0,
+    factor: ArrayLike = 1.0,
     tol: float = 1e-2,
-    max_evaluations: int = 24,
+    max_trials: int = 24,
     weights: Any = None,
     axis_name: collectives.AxisName = None,
     precision: str | None = "highest",
@@ -55,11 +55,10 @@ def critical_sharpness(
     $$\lambda_c = 2 / \eta_c, \qquad
     \eta_c = \min \{ \eta > 0 : L(w + \eta u) > c\,L(w) \}, \quad c = 1$$
 
-    (Kalra et al. 2026, arXiv:2601.16979, critical sharpness and critical learning rate). To second
-    order, with the gradient g, $\lambda_c = u^\top H u / (-u^\top g)$: for gradient descent,
-    $u = -g$, the Rayleigh quotient of the gradient, at most $\lambda_{\max}$ and equal to it once
-    the gradient lies along the sharpest direction. With $c = 1.2$ the step is the
-    $\alpha^*$ of Jastrzebski et al. 2019 (arXiv:1807.05031).
+    (Kalra et al. 2026, critical sharpness and critical learning rate). To second order, with the
+    gradient g, $\lambda_c = u^\top H u / (-u^\top g)$: for gradient descent, $u = -g$, the Rayleigh
+    quotient of the gradient, at most $\lambda_{\max}$ and equal to it once the gradient lies along
+    the sharpest direction. With $c = 1.2$ the step is the $\alpha^*$ of Jastrzebski et al. 2019.
 
     ``update`` is what optax adds to the params, so it points downhill: with $u = -g$ the critical
     step is a learning rate; with an optimiser's whole update it is a multiple of that step, and
@@ -74,7 +73,7 @@ def critical_sharpness(
     on it); both are the same in every linear parametrisation that maps the update along.
 
     Cost: one forward pass and, from an initial step within a factor of two, 8 more at the default
-    tolerance; under ``jit`` always ``1 + max_evaluations``. Memory of a forward pass.
+    tolerance; under ``jit`` always ``1 + max_trials``. Memory of a forward pass.
 
     Args:
       loss_fn: ``loss_fn(params, batch, *args)``, the mean loss (a scalar) or the per-example
@@ -85,14 +84,15 @@ def critical_sharpness(
       update: the direction, a pytree like ``params``.
       initial_step: the first step tried; the last answer is a good one along a training run.
       factor: the loss has risen when it exceeds ``factor`` times the loss at ``params``.
-      tol: relative width of the bracket; the relative error of ``value`` is half of it.
-      max_evaluations: a bound on the forward passes along the update.
+      tol: the width of the bracket of the step, relative to its upper end, at which the search
+        stops; the relative error of ``value`` is half of it.
+      max_trials: the most steps tried, a forward pass each.
       weights: per-example weights or a padding mask, shape ``(n,)``; needs per-example losses.
       axis_name: the mesh axis over which the batch is split, inside ``shard_map`` or ``pmap``.
       precision: matmul precision; ``None`` leaves the caller's default.
 
     Returns:
-      A [`CriticalSharpness`][].
+      A [`CriticalSharpness`][] of scalars.
 
     Raises:
       TypeError: if ``params`` holds anything but real floating arrays, or ``update`` another tree.
@@ -109,11 +109,15 @@ def critical_sharpness(
       >>> result = flatjax.critical_sharpness(loss_fn, w, None, update=update)
       >>> round(float(result.value), 1), bool(result.converged)
       (3.0, True)
+
+    References:
+      Kalra et al., 2026, arXiv:2601.16979; Jastrzebski et al., "On the relation between the
+      sharpest directions of DNN loss and the SGD step length", ICLR 2019, arXiv:1807.05031.
     """
     objective.check_number("initial_step", initial_step, above=0.0)
     objective.check_number("factor", factor, above=0.0)
     objective.check_number("tol", tol, above=0.0)
-    objective.check_count("max_evaluations", max_evaluations)
+    objective.check_count("max_trials", max_trials)
     op = objective.mean_loss(
         loss_fn, params, batch, args, weights=weights, axis_name=axis_name, precision=precision
     )
@@ -124,7 +128,7 @@ def critical_sharpness(
         lambda step: _risen(op, update, step, level),
         initial_step,
         tol=tol,
-        max_evaluations=max_evaluations,
+        max_trials=max_trials,
         dtype=loss.dtype,
     )
     step = (found.lower + found.upper) / 2

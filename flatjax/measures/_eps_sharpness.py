@@ -2,11 +2,12 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
@@ -45,10 +46,10 @@ def eps_sharpness(
     params: Any,
     batch: Any,
     *args: Any,
-    epsilon: chex.Numeric = 1e-3,
+    epsilon: ArrayLike = 1e-3,
     subspace: int | None = None,
-    key: chex.PRNGKey | None = None,
-    num_steps: int = 10,
+    key: jax.Array | None = None,
+    ascent_steps: int = 10,
     num_starts: int = 1,
     gradient: str = "autodiff",
     weights: Any = None,
@@ -60,11 +61,11 @@ def eps_sharpness(
     $$\phi_\epsilon = 100\,\frac{\max_{z \in C_\epsilon} L(w + z) - L(w)}{1 + L(w)}, \qquad
     C_\epsilon = \{ z : |z_i| \le \epsilon (|w_i| + 1) \}$$
 
-    (Keskar et al. 2017, arXiv:1609.04836). With ``subspace=k`` the maximum is over $w + A z$ with
-    $A$ of $k$ random columns of unit length and the box
-    $|z_i| \le \epsilon (|(A^+ w)_i| + 1)$. The paper maximises by 10 iterations of L-BFGS-B; here
-    every step is a conditional gradient with backtracking, which reaches higher values for the same
-    number of gradients. The box is the ball of [`sam_sharpness`][] with p = inf and $T = |w| + 1$.
+    (Keskar et al. 2017). With ``subspace=k`` the maximum is over $w + A z$ with $A$ of $k$ random
+    columns of unit length and the box $|z_i| \le \epsilon (|(A^+ w)_i| + 1)$. The paper maximises
+    by 10 iterations of L-BFGS-B; here every step is a conditional gradient with backtracking, which
+    reaches higher values for the same number of gradients. The box is the ball of
+    [`sam_sharpness`][] with p = inf and $T = |w| + 1$.
 
     The loss is taken to be at least 0. At small $\epsilon$ and away from a minimum the value
     measures the residual gradient rather than the curvature.
@@ -72,8 +73,8 @@ def eps_sharpness(
     Invariances: to permutations of the params and to flips of their signs; not to rescaling, in
     general (the 1 in the box).
 
-    Cost: ``1 + num_starts * num_steps`` gradients; with a subspace the memory of ``k`` vectors
-    more; with forward differences ``k + 1`` forward passes for every gradient.
+    Cost: ``1 + num_starts * ascent_steps`` gradients; with a subspace the memory of ``k`` vectors
+    more; with forward differences ``k + 1`` forward passes per gradient.
 
     Args:
       loss_fn: ``loss_fn(params, batch, *args)``, the mean loss (a scalar) or the per-example
@@ -84,7 +85,7 @@ def eps_sharpness(
       epsilon: the size of the box; the paper uses 1e-3 and 5e-4.
       subspace: the number of random directions (the paper: 100), or ``None`` for all params.
       key: a PRNG key, needed by a subspace and by ``num_starts > 1``.
-      num_steps: ascent steps from every start.
+      ascent_steps: ascent steps from every start.
       num_starts: ascents; the first starts at the params, the others at random corners of the box.
       gradient: ``"autodiff"``, or ``"forward"`` for forward differences in a subspace, which need
         forward passes only.
@@ -93,7 +94,7 @@ def eps_sharpness(
       precision: matmul precision; ``None`` leaves the caller's default.
 
     Returns:
-      An [`EpsSharpness`][].
+      An [`EpsSharpness`][]; ``perturbation`` is a pytree like the params, in at least float32.
 
     Raises:
       TypeError: if ``params`` holds anything but real floating arrays.
@@ -108,14 +109,17 @@ def eps_sharpness(
       >>> result = flatjax.eps_sharpness(loss_fn, jnp.ones(2), None, epsilon=0.1)
       >>> round(float(result.value), 3)  # 100 * 2 * (1.2**2 - 1) / 3
       29.333
+
+    References:
+      Keskar, Mudigere, Nocedal, Smelyanskiy and Tang, "On large-batch training for deep learning:
+      generalization gap and sharp minima", ICLR 2017, arXiv:1609.04836.
     """
     objective.check_number("epsilon", epsilon, above=0.0)
-    objective.check_count("num_steps", num_steps)
     objective.check_choice("gradient", gradient, ("autodiff", "forward"))
-    worst_case.check_starts(num_starts, key)
+    worst_case.check_ascents(ascent_steps, num_starts, key)
     if subspace is None and gradient == "forward":
         raise ValueError(
-            'gradient="forward" takes one forward pass a direction: give subspace=100 or so.'
+            'gradient="forward" takes one forward pass per direction: give subspace=100 or so.'
         )
     if subspace is not None:
         objective.check_count("subspace", subspace)
@@ -130,38 +134,26 @@ def eps_sharpness(
         loss_fn, params, batch, args, weights=weights, axis_name=axis_name, precision=precision
     )
     if subspace is None:
-        ball = _box(op.params, epsilon)
+        ball = worst_case.scaled_ball(op.params, epsilon, 1.0)
     else:
         ball = random_subspace(key, op.params, subspace, epsilon)
     evaluate, cost = _evaluation(op, ball, gradient, subspace)
-    start = trees.zeros(ball.scales)
-    origin = evaluate(start)
-    ascents = [worst_case.maximise(evaluate, start, origin, math.inf, num_steps)]
-    for i in range(1, num_starts):
-        corner = worst_case.random_boundary(key, i, start, math.inf)
-        first = evaluate(corner)
-        ascents.append(worst_case.maximise(evaluate, corner, first, math.inf, num_steps - 1))
-    best = worst_case.best_of(tuple(ascents), *origin, ball, math.inf)
+    best = worst_case.search(evaluate, ball, math.inf, ascent_steps, num_starts, key)
     return EpsSharpness(
-        value=100 * best.rise / (1 + origin[0]),
-        max_loss=origin[0] + best.rise,
-        loss=origin[0],
+        value=100 * best.rise / (1 + best.loss),
+        max_loss=best.loss + best.rise,
+        loss=best.loss,
         perturbation=best.perturbation,
         gap=best.gap,
         starts=best.rises,
-        num_evaluations=cost * (1 + num_starts * num_steps),
+        num_evaluations=cost * (1 + num_starts * ascent_steps),
     )
-
-
-@jax.jit
-def _box(params, epsilon):
-    return worst_case.Scaling(trees.scale(epsilon, objective.magnitudes(params, 1.0)))
 
 
 def _evaluation(op: Hessian, ball: Any, gradient: str, subspace: int | None):
     """The loss and its gradient as a function of ``y``, and what an evaluation costs."""
     if gradient == "autodiff":
-        return lambda y: worst_case.loss_and_gradient(op, ball, y), 1
+        return partial(worst_case.loss_and_gradient, op, ball), 1
     # In units of the box. The cube root of eps, not the square root: the loss is rounded
     # relative to its own size, and its rise over the whole box may be a thousandth of that.
     eps = max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(op.params))
@@ -169,7 +161,7 @@ def _evaluation(op: Hessian, ball: Any, gradient: str, subspace: int | None):
     return lambda y: worst_case.forward_differences(op, ball, y, width), int(subspace or 0) + 1
 
 
-def random_subspace(key: Any, params: Any, size: int, epsilon: chex.Numeric) -> worst_case.Subspace:
+def random_subspace(key: Any, params: Any, size: int, epsilon: ArrayLike) -> worst_case.Subspace:
     """``size`` random directions of unit length, with Keskar's box in their coefficients."""
     keys = jax.random.split(jax.random.fold_in(key, 0), size)
     return _subspace(probes.block(keys, trees.structure_of(params), "normal"), params, epsilon)
@@ -177,10 +169,7 @@ def random_subspace(key: Any, params: Any, size: int, epsilon: chex.Numeric) -> 
 
 @jax.jit
 def _subspace(directions, params, epsilon):
-    norms = jnp.sqrt(jax.vmap(trees.vdot)(directions, directions))
-    directions = jax.tree.map(
-        lambda a: a / norms.reshape(-1, *(1,) * (a.ndim - 1)).astype(a.dtype), directions
-    )
+    directions = basis.scale_rows(1 / basis.row_norms(directions), directions)
     # A^+ w by the normal equations: random columns in a large space are close to orthonormal.
     moments = basis.coefficients(directions, params)[0]
     coefficients = jnp.linalg.lstsq(basis.gram(directions, directions), moments)[0]

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
-import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
@@ -38,7 +38,7 @@ def fisher_rao_norm(
     batch: tuple[Any, Any],
     *args: Any,
     kind: str = "exact",
-    degree: chex.Numeric | None = None,
+    degree: ArrayLike | None = None,
     weights: Any = None,
     axis_name: collectives.AxisName = None,
     precision: str | None = "highest",
@@ -48,10 +48,10 @@ def fisher_rao_norm(
     $$\lVert w \rVert_{fr}^2 = w^\top F w
     = \frac{1}{n} \sum_i (J_i w)^\top M_i (J_i w)$$
 
-    (Liang et al. 2019, arXiv:1711.01530) with $J_i$ the Jacobian of the outputs and $M_i$ the
-    output Hessian (``"exact"``, the model's own Fisher information) or the outer product of the
-    output gradient at the given target (``"empirical"``, the paper's definition). Where they are
-    positively homogeneous of degree k in the params, $J_i w = k f_i$ (Euler), so that
+    (Liang et al. 2019) with $J_i$ the Jacobian of the outputs and $M_i$ the output Hessian
+    (``"exact"``, the model's own Fisher information) or the outer product of the output gradient at
+    the given target (``"empirical"``, the paper's definition). Where they are positively
+    homogeneous of degree k in the params, $J_i w = k f_i$ (Euler), so that
     $\lVert w \rVert_{fr}^2 = k^2\,\mathbb{E} f^\top M f$, for ``"empirical"``
     $k^2\,\mathbb{E} \langle \partial \ell / \partial f, f \rangle^2$: k is the number of layers of
     a ReLU network without biases. Give it as ``degree`` and both sides are computed.
@@ -75,7 +75,7 @@ def fisher_rao_norm(
       precision: matmul precision; ``None`` leaves the caller's default.
 
     Returns:
-      A [`FisherRaoNorm`][].
+      A [`FisherRaoNorm`][] of scalars.
 
     Raises:
       TypeError: for params that are not floating, a batch that is no pair, or ``"exact"`` with a
@@ -92,6 +92,10 @@ def fisher_rao_norm(
       ... )
       >>> float(result.squared), float(result.from_outputs)  # (3**2 + 8**2) / 2
       (36.5, 36.5)
+
+    References:
+      Liang, Poggio, Rakhlin and Stokes, "Fisher-Rao metric, geometry, and complexity of neural
+      networks", AISTATS 2019, arXiv:1711.01530.
     """
     objective.check_choice("kind", kind, ("exact", "empirical"))
     F = fisher(

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from flatjax import _collectives as collectives
 from flatjax import _loops as loops
@@ -30,8 +30,9 @@ class LinearStability(NamedTuple):
       non_uniformity: $s = \lambda_{\max}(\Sigma)^{1/2}$.
       bound: the largest non-uniformity that is stable at this sharpness; 0 where the sharpness
         alone exceeds $2 / \eta$, infinite for the whole batch below it.
-      sharpness_residual: of the eigenvalue a.
-      variance_residual: of the eigenvalue $s^2$.
+      residual_norms: those of the eigenvalues a and $s^2$, shape ``(2,)``.
+      converged: whether each residual is at most ``tol`` times its eigenvalue, shape ``(2,)``.
+      num_products: products spent, those of H and those of $\Sigma$ together.
     """
 
     value: jax.Array
@@ -39,8 +40,9 @@ class LinearStability(NamedTuple):
     sharpness: jax.Array
     non_uniformity: jax.Array
     bound: jax.Array
-    sharpness_residual: jax.Array
-    variance_residual: jax.Array
+    residual_norms: jax.Array
+    converged: jax.Array
+    num_products: int
 
 
 @operator
@@ -50,7 +52,7 @@ class HessianVariance(Operator):
     params: Any
     batch: Any
     args: tuple
-    weights: chex.Array
+    weights: jax.Array
     loss_fn: Any
     n: Any = static()
     chunk_size: Any = static()
@@ -109,8 +111,7 @@ def _add_chunk(op, index, v, offset, total, squared):
     products = where_rows(weights != 0, products)
 
     def add(t, products):
-        scale = weights.astype(products.dtype).reshape(-1, *(1,) * t.ndim)
-        return t + (scale * products).sum(axis=0)
+        return t + (trees.per_row(weights, products) * products).sum(axis=0)
 
     return jax.tree.map(add, total[0], products), total[1] + weights.sum()
 
@@ -130,8 +131,8 @@ def hessian_variance(
     $$\Sigma = \frac{1}{W} \sum_i w_i H_i^2 - H^2 = \frac{1}{W} \sum_i w_i (H_i - H)^2,
     \qquad H = \frac{1}{W} \sum_i w_i H_i, \quad W = \sum_i w_i$$
 
-    (Wu, Ma & E 2018, NeurIPS, with equal weights). Symmetric and positive semi-definite; 0 where
-    all examples have one curvature, a *uniform* minimum.
+    (Wu, Ma & E 2018, with equal weights). Symmetric and positive semi-definite; 0 where all
+    examples have one curvature, a *uniform* minimum.
 
     Cost: a product takes three Hessian products of the batch in flops, and the memory of
     ``chunk_size`` vectors. Over several devices two all-reduces of P numbers, of $Hv$ and of the
@@ -165,6 +166,10 @@ def hessian_variance(
       ... )
       >>> float(V @ jnp.float32(1.0))
       1.0
+
+    References:
+      Wu, Ma and E, "How SGD selects the global minima in over-parameterized learning: a dynamical
+      stability perspective", NeurIPS 2018.
     """
     op = objective.mean_loss(
         loss_fn, params, batch, args, weights=weights, axis_name=axis_name, precision=precision
@@ -186,9 +191,9 @@ def linear_stability(
     params: Any,
     batch: Any,
     *args: Any,
-    learning_rate: chex.Numeric,
+    learning_rate: ArrayLike,
     batch_size: int,
-    key: chex.PRNGKey,
+    key: jax.Array,
     tol: float = 1e-3,
     max_products: int | None = None,
     chunk_size: int | None = None,
@@ -201,15 +206,15 @@ def linear_stability(
     $$(1 - \eta a)^2 + \eta^2 \frac{n - B}{B (n - 1)}\, s^2 \le 1, \qquad
     a = \lambda_{\max}(H), \quad s^2 = \lambda_{\max}\Big(\frac{1}{n} \sum_i H_i^2 - H^2\Big)$$
 
-    (Wu, Ma & E 2018, NeurIPS, "How SGD selects the global minima"), for batches of B out of n
-    examples drawn without replacement, at a minimum at which every example's gradient vanishes. For
-    one parameter it is exact: the second moment of the distance grows above 1 and shrinks below.
-    With more it is the paper's condition for the top directions, which takes a and s to have one
-    eigenvector. B = n gives gradient descent's $a \le 2 / \eta$.
+    (Wu, Ma & E 2018), for batches of B out of n examples drawn without replacement, at a minimum at
+    which every example's gradient vanishes. For one parameter it is exact: the second moment of the
+    distance grows above 1 and shrinks below. With more it is the paper's condition for the top
+    directions, which takes a and s to have one eigenvector. B = n gives gradient descent's
+    $a \le 2 / \eta$.
 
     Invariances: to rotations of the params, and to $\eta \to \eta / c$ with a loss scaled by c.
 
-    Cost: of [`eigsh`][] for the top eigenvalue of $H$ and of [`hessian_variance`][].
+    Cost: that of [`eigsh`][] for the top eigenvalue of $H$ and of [`hessian_variance`][].
 
     Args:
       loss_fn: ``loss_fn(params, batch, *args)``, the per-example losses or their mean; it is called
@@ -221,7 +226,7 @@ def linear_stability(
       batch_size: B, from 1 to n.
       key: a PRNG key of the starts.
       tol: the residual relative to each eigenvalue.
-      max_products: a bound on the products for each.
+      max_products: the most products for each.
       chunk_size: examples at once in products of the variance, a divisor of ``n`` (of the
         device's own, with ``axis_name``).
       weights: a padding mask, shape ``(n,)``, or weights in both means; n counts those above zero.
@@ -230,7 +235,7 @@ def linear_stability(
       precision: matmul precision; ``None`` leaves the caller's default.
 
     Returns:
-      A [`LinearStability`][].
+      A [`LinearStability`][]; all but the residual norms and their verdicts are scalars.
 
     Raises:
       TypeError: if ``params`` holds anything but real floating arrays.
@@ -250,6 +255,10 @@ def linear_stability(
       ...     print(round(float(result.value), 2), bool(result.stable))
       0.81 True
       1.75 False
+
+    References:
+      Wu, Ma and E, "How SGD selects the global minima in over-parameterized learning: a dynamical
+      stability perspective", NeurIPS 2018.
     """
     objective.check_number("learning_rate", learning_rate, above=0.0)
     objective.check_count("batch_size", batch_size)
@@ -274,8 +283,9 @@ def linear_stability(
         sharpness=a,
         non_uniformity=jnp.sqrt(squared),
         bound=bound,
-        sharpness_residual=top.residual_norms[0],
-        variance_residual=spread.residual_norms[0],
+        residual_norms=jnp.concatenate([top.residual_norms, spread.residual_norms]),
+        converged=jnp.concatenate([top.converged, spread.converged]),
+        num_products=top.num_products + spread.num_products,
     )
 
 

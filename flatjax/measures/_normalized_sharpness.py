@@ -17,17 +17,18 @@ class NormalizedSharpness(NamedTuple):
 
     Attributes:
       value: the sum over the layers.
-      layers: the part of every array of params, a pytree of scalars.
-      residual: the largest relative imbalance of the two terms over all rows and columns, 0 at the
+      layers: the part of every array of params, a pytree of scalars with the structure of the
+        params.
+      imbalance: the largest relative imbalance of the two terms over all rows and columns, 0 at the
         minimum; the relative error of ``value`` is of the order of its square.
-      num_steps: the most alternations that any layer took.
-      converged: whether every layer's residual came below the tolerance.
+      num_iters: the largest number of alternations that a layer took.
+      converged: whether every layer's imbalance came below the tolerance.
     """
 
     value: jax.Array
     layers: Any
-    residual: jax.Array
-    num_steps: jax.Array
+    imbalance: jax.Array
+    num_iters: jax.Array
     converged: jax.Array
 
 
@@ -38,31 +39,31 @@ def normalized_sharpness(
     axes: tuple[int, int] | None = None,
     form: str = "matrix",
     tol: float | None = None,
-    max_steps: int = 10_000,
+    max_iters: int = 10_000,
 ) -> NormalizedSharpness:
     r"""The normalised sharpness of Tsuzuku et al., from the diagonal of the curvature.
 
     $$\sum_l \min_{a, b > 0} \sum_{ij} \left( H^l_{ij,ij}\, a_i b_j
     + \frac{(W^l_{ij})^2}{a_i b_j} \right)$$
 
-    (Tsuzuku, Sato & Sugiyama 2020, arXiv:1901.04653): the expected rise of the loss under noise of
-    variance $a_i b_j$ against the divergence from a prior of that width, with the best noise level
-    for every node. The problem is convex in $\log a, \log b$ and solved by alternating the closed
-    forms $a_i^2 = \sum_j (W_{ij}^2 / b_j) / \sum_j H_{ij} b_j$ and the like for $b$.
+    (Tsuzuku, Sato & Sugiyama 2020): the expected rise of the loss under noise of variance $a_i b_j$
+    against the divergence from a prior of that width, with the best noise level for every node. The
+    problem is convex in $\log a, \log b$ and solved by alternating the closed forms
+    $a_i^2 = \sum_j (W_{ij}^2 / b_j) / \sum_j H_{ij} b_j$ and the like for $b$.
 
     Axes that are not node axes (the positions of a convolution kernel) are summed over first, in
     $H$ and in $W^2$. Arrays without two node axes (scales, and biases by their name) have one noise
-    level an entry, which gives $2 \sum_i |w_i| \sqrt{H_i}$. Rows and columns without curvature or
+    level per entry, which gives $2 \sum_i |w_i| \sqrt{H_i}$. Rows and columns without curvature or
     without weights contribute nothing. Negative entries, which only the diagonal of an indefinite
     matrix or a noisy estimate of one has, count as zero: take the Gauss-Newton matrix, or enough
     samples.
 
     Invariances: exact under $W_{ij} \to c_i W_{ij} d_j$ with the inverse squares on $H$, so under
-    every rescaling of nodes of a ReLU network and of normalised layers, whatever the two entries'
-    sizes; and under permutations of nodes.
+    every rescaling of nodes of a ReLU network and of normalised layers, of weights of any size; and
+    under permutations of nodes.
 
-    Cost: no gradient beyond the diagonal ([`flatjax.diagonal`][]); two passes over the params an
-    alternation, tens of them as a rule.
+    Cost: no gradient beyond the diagonal ([`flatjax.diagonal`][]); two passes over the params
+    per alternation, and tens of alternations as a rule.
 
     Args:
       params: a pytree of floating arrays.
@@ -72,11 +73,11 @@ def normalized_sharpness(
         reads them off the names of the leaves, ``kernel`` (flax) and ``weight`` (equinox, PyTorch);
         the two axes of a matrix need no name with ``form="matrix"``.
       form: ``"matrix"``, or ``"row"`` for $b = 1$, the closed form
-        $2 \sum_i (\sum_j H_{ij} \sum_j W_{ij}^2)^{1/2}$ with one noise level a node of the *last*
+        $2 \sum_i (\sum_j H_{ij} \sum_j W_{ij}^2)^{1/2}$ with one noise level per node of the *last*
         of the two axes, which is invariant to scales of those nodes only.
-      tol: the residual at which a layer's alternation stops; ``None`` for the square root of the
+      tol: the imbalance at which a layer's alternation stops; ``None`` for the square root of the
         machine precision, at which the value is exact to rounding.
-      max_steps: a bound on the alternations.
+      max_iters: the most alternations.
 
     Returns:
       A [`NormalizedSharpness`][].
@@ -95,11 +96,15 @@ def normalized_sharpness(
       >>> scale = jnp.array([[10.0], [0.1]])
       >>> round(float(flatjax.normalized_sharpness(scale * W, H / scale**2).value), 3)
       24.0
+
+    References:
+      Tsuzuku, Sato and Sugiyama, "Normalized flat minima: exploring scale invariant definition of
+      flat minima for neural networks using PAC-Bayesian analysis", ICML 2020, arXiv:1901.04653.
     """
     objective.check_choice("form", form, ("matrix", "row"))
-    objective.check_count("max_steps", max_steps)
+    objective.check_count("max_iters", max_iters)
     trees.check(diagonal, trees.structure_of(params), "diagonal")
-    return _layers(params, diagonal, _node_axes(params, axes, form), form, tol, max_steps)
+    return _layers(params, diagonal, _node_axes(params, axes, form), form, tol, max_iters)
 
 
 def _node_axes(params, axes, form):
@@ -125,10 +130,10 @@ def _node_axes(params, axes, form):
 
 
 @partial(jax.jit, static_argnums=(2, 3, 4, 5))
-def _layers(params, diagonal, node_axes, form, tol, max_steps):
+def _layers(params, diagonal, node_axes, form, tol, max_iters):
     leaves, treedef = jax.tree.flatten(params)
     each = [
-        _layer(w, h, axes, form, tol, max_steps)
+        _layer(w, h, axes, form, tol, max_iters)
         for w, h, axes in zip(leaves, jax.tree.leaves(diagonal), node_axes, strict=True)
     ]
     layers = jax.tree.unflatten(treedef, [a.value for a in each])
@@ -136,13 +141,13 @@ def _layers(params, diagonal, node_axes, form, tol, max_steps):
     return NormalizedSharpness(
         value=jnp.stack([a.value.astype(dtype) for a in each]).sum(),
         layers=layers,
-        residual=jnp.stack([a.residual.astype(dtype) for a in each]).max(),
-        num_steps=jnp.stack([a.num_steps for a in each]).max(),
+        imbalance=jnp.stack([a.imbalance.astype(dtype) for a in each]).max(),
+        num_iters=jnp.stack([a.num_iters for a in each]).max(),
         converged=jnp.stack([a.converged for a in each]).all(),
     )
 
 
-def _layer(w, h, axes, form, tol, max_steps):
+def _layer(w, h, axes, form, tol, max_iters):
     dtype = trees.compute_dtype(w.dtype)
     squares = jnp.square(w.astype(dtype))
     h = jnp.maximum(h.astype(dtype), jnp.zeros((), dtype))
@@ -158,13 +163,13 @@ def _layer(w, h, axes, form, tol, max_steps):
         value = 2 * jnp.sqrt(squares.sum(axis=0) * h.sum(axis=0)).sum()
         return NormalizedSharpness(value, value, zero, jnp.zeros((), int), jnp.asarray(True))
     tol = float(jnp.finfo(dtype).eps) ** 0.5 if tol is None else tol
-    return _balance(squares, h, jnp.asarray(tol, dtype), jnp.asarray(max_steps))
+    return _balance(squares, h, jnp.asarray(tol, dtype), jnp.asarray(max_iters))
 
 
 class _Balance(NamedTuple):
     log_a: jax.Array
     log_b: jax.Array
-    residual: jax.Array
+    imbalance: jax.Array
     step: jax.Array
 
 
@@ -188,7 +193,7 @@ def _alive(has_weight, has_curvature):
     return lax.while_loop(lambda state: state[1], prune, start)[0]
 
 
-def _balance(squares, h, tol, max_steps):
+def _balance(squares, h, tol, max_iters):
     # In logarithms: rescaled networks have weights 1e-20 beside 1e+20, whose squares and curvatures
     # overflow in float32. An empty row has the logarithm -inf, and its noise level stays at 1.
     log_w, log_h = jnp.log(squares), jnp.log(h)
@@ -209,19 +214,19 @@ def _balance(squares, h, tol, max_steps):
     def body(state):
         log_a = state.log_a + shift(*terms(state.log_a, state.log_b, 1))
         change = shift(*terms(log_a, state.log_b, 0))
-        # Balanced in the rows by construction; the columns' imbalance is the residual.
-        residual = jnp.abs(jnp.tanh(change)).max()
-        return _Balance(log_a, state.log_b + change, residual, state.step + 1)
+        # Balanced in the rows by construction: what is left is the columns'.
+        imbalance = jnp.abs(jnp.tanh(change)).max()
+        return _Balance(log_a, state.log_b + change, imbalance, state.step + 1)
 
     def unfinished(state):
-        return (state.residual > tol) & (state.step < max_steps)
+        return (state.imbalance > tol) & (state.step < max_iters)
 
     start = _Balance(
         jnp.zeros_like(log_w[:, 0]), jnp.zeros_like(log_w[0]), jnp.asarray(jnp.inf, log_w.dtype),
-        jnp.zeros_like(max_steps),
+        jnp.zeros_like(max_iters),
     )  # fmt: skip
     # No user model inside, so a device loop is fast on every backend.
     state = lax.while_loop(unfinished, body, start)
     rise, size = terms(state.log_a, state.log_b, 1)
     value = (jnp.exp(rise) + jnp.exp(size)).sum()
-    return NormalizedSharpness(value, value, state.residual, state.step, state.residual <= tol)
+    return NormalizedSharpness(value, value, state.imbalance, state.step, state.imbalance <= tol)

@@ -9,9 +9,9 @@ import math
 from collections.abc import Callable
 from typing import Any, cast
 
-import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from flatjax import _collectives as collectives
 from flatjax import _loops as loops
@@ -78,7 +78,15 @@ loss_at = jax.jit(value)
 loss_and_gradient_at = jax.jit(value_and_gradient)
 
 
-def magnitudes(params: Tree, offset: chex.Numeric) -> Tree:
+def row_structure(name: str, rows: Tree) -> Tree:
+    """The structure of one vector of a stack, or a clear error where it is none."""
+    leaves = jax.tree.leaves(rows)
+    if not leaves or any(not jnp.ndim(leaf) for leaf in leaves):
+        raise ValueError(f"{name} must be a stack of vectors: every leaf needs a leading axis.")
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), rows)
+
+
+def magnitudes(params: Tree, offset: ArrayLike) -> Tree:
     """``|w| + offset``: the scale of the adaptive measures."""
 
     def leaf(w):

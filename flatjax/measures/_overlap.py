@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from flatjax import _trees as trees
 from flatjax.linalg.vectors._basis import gram
+from flatjax.measures import _objective as objective
 
 
 class SubspaceOverlap(NamedTuple):
@@ -25,7 +26,7 @@ class SubspaceOverlap(NamedTuple):
     value: jax.Array
     cosines: jax.Array
     components: jax.Array
-    random: float
+    random: jax.Array
 
 
 def subspace_overlap(a: Any, basis: Any) -> SubspaceOverlap:
@@ -41,7 +42,7 @@ def subspace_overlap(a: Any, basis: Any) -> SubspaceOverlap:
     $$\frac{\mathrm{tr}(P_U P_V)}{\sqrt{\mathrm{tr} P_U\, \mathrm{tr} P_V}}
     = \lVert U^\top V \rVert_F^2 / \sqrt{j k},$$
 
-    1 for equal and 0 for orthogonal subspaces (Gur-Ari, Roberts & Dyer 2018, arXiv:1812.04754).
+    1 for equal and 0 for orthogonal subspaces (Gur-Ari, Roberts & Dyer 2018).
     Directions need not be orthonormal; dependent ones count once.
 
     Invariances: to the scale of ``a`` and of every direction, to the choice of basis of each span,
@@ -55,7 +56,7 @@ def subspace_overlap(a: Any, basis: Any) -> SubspaceOverlap:
       basis: a stack of ``k`` directions, leaves with a leading axis, as ``eigsh(...).vectors``.
 
     Returns:
-      A [`SubspaceOverlap`][].
+      A [`SubspaceOverlap`][] of arrays.
 
     Raises:
       TypeError: for another tree.
@@ -69,27 +70,30 @@ def subspace_overlap(a: Any, basis: Any) -> SubspaceOverlap:
       0.36
       >>> float(flatjax.subspace_overlap(jnp.eye(4)[1:3], V).value)
       0.5
+
+    References:
+      Gur-Ari, Roberts and Dyer, "Gradient descent happens in a tiny subspace", 2018,
+      arXiv:1812.04754.
     """
-    vectors = jax.tree.leaves(basis)
-    if not vectors or any(not jnp.ndim(leaf) for leaf in vectors):
-        raise ValueError("basis must be a stack of directions: every leaf needs a leading axis.")
-    single = jax.tree.map(lambda v: jax.ShapeDtypeStruct(v.shape[1:], v.dtype), basis)
-    is_vector = [jnp.ndim(x) for x in jax.tree.leaves(a)] == [v.ndim - 1 for v in vectors]
+    single = objective.row_structure("basis", basis)
+    is_vector = [jnp.ndim(x) for x in jax.tree.leaves(a)] == [
+        v.ndim for v in jax.tree.leaves(single)
+    ]
     stack = jax.tree.map(lambda x: x[None], a) if is_vector else a
     trees.check(jax.tree.map(lambda x: x[0], stack), single, "a")
     dims = trees.size(single)
     squares, cosines, components, ranks = _overlap(stack, basis)
     j, k = components.shape
+    value, random = squares / jnp.sqrt(ranks[0] * ranks[1]), (j * k) ** 0.5 / dims
     if is_vector:
-        return SubspaceOverlap(squares, cosines[0], components[0], min(k / dims, 1.0))
-    value = squares / jnp.sqrt(ranks[0] * ranks[1])
-    return SubspaceOverlap(value, cosines, components, min((j * k) ** 0.5 / dims, 1.0))
+        value, random, cosines, components = squares, k / dims, cosines[0], components[0]
+    return SubspaceOverlap(value, cosines, components, jnp.asarray(min(random, 1.0), value.dtype))
 
 
 @jax.jit
 def _overlap(a, b):
     """The sum of the squared cosines, the cosines, the inner products, and both ranks."""
-    a, b = (jax.vmap(_normalised)(stack) for stack in (a, b))
+    a, b = (jax.vmap(trees.normalized)(stack) for stack in (a, b))
     within = [gram(a, a), gram(b, b)]
     components = gram(a, b)
     whitened = jnp.linalg.multi_dot(
@@ -98,13 +102,6 @@ def _overlap(a, b):
     cosines = jnp.linalg.svd(whitened, compute_uv=False)
     ranks = [jnp.maximum(_rank(products), 1).astype(cosines.dtype) for products in within]
     return jnp.square(cosines).sum(), cosines, components, ranks
-
-
-def _normalised(v):
-    wide = trees.cast(v, trees.structure_of(v))
-    norm = trees.norm(wide)
-    safe = jnp.where(norm > 0, norm, jnp.ones_like(norm))
-    return jax.tree.map(lambda x: x / safe.astype(x.dtype), wide)
 
 
 def _spectrum(products):

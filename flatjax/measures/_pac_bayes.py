@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
@@ -48,15 +48,15 @@ def pac_bayes_flatness(
     params: Any,
     batch: Any,
     *args: Any,
-    increase: chex.Numeric = 0.1,
-    key: chex.PRNGKey,
+    increase: ArrayLike = 0.1,
+    key: jax.Array,
     prior: Any = None,
     num_examples: int | None = None,
     delta: float = 0.05,
     num_samples: int = 16,
-    initial_sigma: chex.Numeric = 0.05,
+    initial_sigma: ArrayLike = 0.05,
     tol: float = 1e-2,
-    max_evaluations: int = 24,
+    max_trials: int = 24,
     weights: Any = None,
     axis_name: collectives.AxisName = None,
     precision: str | None = "highest",
@@ -66,9 +66,9 @@ def pac_bayes_flatness(
     $$\sigma = \max \{ s : \mathbb{E}_{\epsilon \sim N(0, s^2 I)} L(w + \epsilon) - L(w)
     \le \text{increase} \}, \qquad \text{flatness} = 1 / \sigma^2$$
 
-    (the PAC-Bayes flatness of Jiang et al. 2020, arXiv:1912.02178; Neyshabur et al. 2017,
-    arXiv:1706.08947). With a Gaussian prior of the same width around $w_0$ the McAllester bound, in
-    Maurer's form (2004, arXiv:cs/0411099), holds with probability $1 - \delta$ over $n$ examples:
+    (the PAC-Bayes flatness of Jiang et al. 2020; Neyshabur et al. 2017). With a Gaussian prior of
+    the same width around $w_0$ the McAllester bound, in Maurer's form (2004), holds with
+    probability $1 - \delta$ over $n$ examples:
 
     $$\mathbb{E}\,L_{\text{true}} \le \mathbb{E}\,L + \sqrt{
     \frac{\lVert w - w_0 \rVert^2 / 2\sigma^2 + \ln(2 \sqrt n / \delta)}{2 n}}$$
@@ -84,7 +84,7 @@ def pac_bayes_flatness(
     Invariances: to rotations of the params; not to rescaling of weights.
 
     Cost: ``2 num_samples`` forward passes for each of about 9 values of ``sigma`` from a start
-    within a factor of two; under ``jit`` always ``max_evaluations + 1`` values.
+    within a factor of two; under ``jit`` always ``max_trials + 1`` values. No gradient.
 
     Args:
       loss_fn: ``loss_fn(params, batch, *args)``, the mean loss (a scalar) or the per-example
@@ -98,16 +98,17 @@ def pac_bayes_flatness(
         for the origin.
       num_examples: $n$ in the bound; ``None`` gives no bound.
       delta: the probability with which the bound may fail.
-      num_samples: antithetic pairs a value of ``sigma``.
+      num_samples: antithetic pairs per value of ``sigma``.
       initial_sigma: the first value tried.
-      tol: relative width of the bracket.
-      max_evaluations: a bound on the values of ``sigma`` tried.
+      tol: the width of the bracket of ``sigma``, relative to its upper end, at which the search
+        stops.
+      max_trials: the most values of ``sigma`` tried.
       weights: per-example weights or a padding mask, shape ``(n,)``; needs per-example losses.
       axis_name: the mesh axis over which the batch is split, inside ``shard_map`` or ``pmap``.
       precision: matmul precision; ``None`` leaves the caller's default.
 
     Returns:
-      A [`PacBayesFlatness`][].
+      A [`PacBayesFlatness`][] of scalars.
 
     Raises:
       TypeError: if ``params`` holds anything but real floating arrays, or ``prior`` another tree.
@@ -124,12 +125,18 @@ def pac_bayes_flatness(
       ... )
       >>> abs(float(result.sigma) - 0.1) < 3 * float(result.standard_error)
       True
+
+    References:
+      Jiang et al., "Fantastic generalization measures and where to find them", ICLR 2020,
+      arXiv:1912.02178; Neyshabur, Bhojanapalli, McAllester and Srebro, "Exploring generalization in
+      deep learning", NeurIPS 2017, arXiv:1706.08947; Maurer, "A note on the PAC Bayesian theorem",
+      2004, arXiv:cs/0411099.
     """
     objective.check_number("increase", increase, above=0.0)
     objective.check_number("initial_sigma", initial_sigma, above=0.0)
     objective.check_number("tol", tol, above=0.0)
     objective.check_count("num_samples", num_samples)
-    objective.check_count("max_evaluations", max_evaluations)
+    objective.check_count("max_trials", max_trials)
     if not 0 < delta < 1:
         raise ValueError(f"delta must lie strictly between 0 and 1, got {delta}.")
     if num_examples is not None:
@@ -147,7 +154,7 @@ def pac_bayes_flatness(
         lambda s: ~(rises(s).mean() <= allowed),
         initial_sigma,
         tol=tol,
-        max_evaluations=max_evaluations,
+        max_trials=max_trials,
         dtype=loss.dtype,
     )
     sigma = (found.lower + found.upper) / 2

@@ -4,12 +4,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-import chex
 import jax
-import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from flatjax import _collectives as collectives
-from flatjax import _trees as trees
 from flatjax.measures import _objective as objective
 from flatjax.measures import _worst_case as worst_case
 
@@ -45,13 +43,13 @@ def sam_sharpness(
     params: Any,
     batch: Any,
     *args: Any,
-    rho: chex.Numeric = 0.05,
+    rho: ArrayLike = 0.05,
     p: float = 2.0,
-    num_steps: int = 1,
+    ascent_steps: int = 1,
     adaptive: bool = False,
-    eta: chex.Numeric = 0.01,
+    eta: ArrayLike = 0.01,
     num_starts: int = 1,
-    key: chex.PRNGKey | None = None,
+    key: jax.Array | None = None,
     weights: Any = None,
     axis_name: collectives.AxisName = None,
     precision: str | None = "highest",
@@ -60,10 +58,10 @@ def sam_sharpness(
 
     $$S_\rho = \max_{\lVert T^{-1} \epsilon \rVert_p \le \rho} L(w + \epsilon) - L(w),$$
 
-    with $T = 1$ (Foret et al. 2021, arXiv:2010.01412), or $T = |w| + \eta$ entry by entry with
-    ``adaptive=True`` (ASAM: Kwon et al. 2021, arXiv:2102.11600). Found by ascent: one step is
-    SAM's own first-order perturbation; more steps are conditional gradients with backtracking,
-    which never lower the loss and stay in the ball. ``value`` is a lower bound of the maximum.
+    with $T = 1$ (Foret et al. 2021), or $T = |w| + \eta$ entry by entry with ``adaptive=True``
+    (ASAM: Kwon et al. 2021). Found by ascent: one step is SAM's own first-order perturbation; more
+    steps are conditional gradients with backtracking, which never lower the loss and stay in the
+    ball. ``value`` is a lower bound of the maximum.
 
     One step measures the gradient more than the curvature: near a minimum it can fall short of the
     maximum by a factor of a hundred, where 10 to 20 steps come within some per cent. At an exact
@@ -73,7 +71,8 @@ def sam_sharpness(
     the function as it is (so to the neuron-wise rescaling of ReLU networks); plain, with p = 2, to
     rotations of the params.
 
-    Cost: ``1 + num_starts * num_steps`` gradients, and the memory of a gradient and five vectors.
+    Cost: ``1 + num_starts * ascent_steps`` gradients, and the memory of a gradient and five
+    vectors.
 
     Args:
       loss_fn: ``loss_fn(params, batch, *args)``, the mean loss (a scalar) or the per-example
@@ -83,7 +82,7 @@ def sam_sharpness(
       *args: anything else the loss takes.
       rho: the radius of the ball.
       p: the norm of the ball, in [1, inf].
-      num_steps: ascent steps from every start.
+      ascent_steps: ascent steps from every start.
       adaptive: scale the ball by ``|w| + eta``.
       eta: the offset of that scale.
       num_starts: ascents; the first starts at the params, the others at random points of the
@@ -95,7 +94,7 @@ def sam_sharpness(
       precision: matmul precision; ``None`` leaves the caller's default.
 
     Returns:
-      A [`SamSharpness`][].
+      A [`SamSharpness`][]; ``perturbation`` is a pytree like the params, in at least float32.
 
     Raises:
       TypeError: if ``params`` holds anything but real floating arrays, or ``p`` is traced.
@@ -108,44 +107,33 @@ def sam_sharpness(
       >>> def loss_fn(w, _):
       ...     return 0.5 * (w[0] ** 2 + 10 * w[1] ** 2)  # the maximum is rho^2 * 10 / 2
       >>> w = jnp.array([1e-3, 1e-4])
-      >>> result = flatjax.sam_sharpness(loss_fn, w, None, rho=1.0, num_steps=5)
+      >>> result = flatjax.sam_sharpness(loss_fn, w, None, rho=1.0, ascent_steps=5)
       >>> round(float(result.value), 2)
       5.0
+
+    References:
+      Foret, Kleiner, Mobahi and Neyshabur, "Sharpness-aware minimization for efficiently improving
+      generalization", ICLR 2021, arXiv:2010.01412; Kwon, Kim, Park and Choi, "ASAM: adaptive
+      sharpness-aware minimization for scale-invariant learning of deep neural networks", ICML 2021,
+      arXiv:2102.11600.
     """
     p = worst_case.check_p(p)
     objective.check_number("rho", rho, above=0.0)
     objective.check_number("eta", eta, minimum=0.0)
-    objective.check_count("num_steps", num_steps)
-    worst_case.check_starts(num_starts, key)
+    worst_case.check_ascents(ascent_steps, num_starts, key)
     op = objective.mean_loss(
         loss_fn, params, batch, args, weights=weights, axis_name=axis_name, precision=precision
     )
-    ball, start = _ball(op.params, rho, eta, bool(adaptive))
-    evaluate = lambda y: worst_case.loss_and_gradient(op, ball, y)  # noqa: E731
-    origin = evaluate(start)
-    ascents = [worst_case.maximise(evaluate, start, origin, p, num_steps)]
-    for i in range(1, num_starts):
-        begin = worst_case.random_boundary(key, i, start, p)
-        # The first evaluation of another start is one of its steps.
-        ascents.append(worst_case.maximise(evaluate, begin, evaluate(begin), p, num_steps - 1))
-    best = worst_case.best_of(tuple(ascents), *origin, ball, p)
+    ball = worst_case.scaled_ball(op.params, rho, eta if adaptive else None)
+    evaluate = partial(worst_case.loss_and_gradient, op, ball)
+    best = worst_case.search(evaluate, ball, p, ascent_steps, num_starts, key)
     return SamSharpness(
         value=best.rise,
         perturbation=best.perturbation,
-        loss=origin[0],
+        loss=best.loss,
         first_step=best.first_rise,
         first_order=best.first_order,
         gap=best.gap,
         starts=best.rises,
-        num_gradients=1 + num_starts * num_steps,
+        num_gradients=1 + num_starts * ascent_steps,
     )
-
-
-@partial(jax.jit, static_argnums=3)
-def _ball(params, rho, eta, adaptive):
-    """The ball, and its centre."""
-    if adaptive:
-        scales = objective.magnitudes(params, eta)
-    else:
-        scales = jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), trees.structure_of(params))
-    return worst_case.Scaling(trees.scale(rho, scales)), trees.zeros(trees.structure_of(params))

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from flatjax import _loops as loops
 
@@ -23,12 +23,12 @@ class Crossing(NamedTuple):
     upper: jax.Array
     num_evaluations: jax.Array
 
-    def converged(self, tol: chex.Numeric) -> jax.Array:
+    def converged(self, tol: ArrayLike) -> jax.Array:
         """Whether the bracket is closed to the relative width ``tol``."""
         closed = self.upper - self.lower <= jnp.asarray(tol, self.upper.dtype) * self.upper
         return closed & (self.lower > 0) & jnp.isfinite(self.upper)
 
-    def trial(self, initial: chex.Numeric) -> jax.Array:
+    def trial(self, initial: ArrayLike) -> jax.Array:
         """The next step to look at: doubled, halved, or the middle of the bracket."""
         start = jnp.asarray(initial).astype(self.upper.dtype)
         outwards = jnp.where(self.lower > 0, 2 * self.lower, start)
@@ -46,22 +46,22 @@ class Crossing(NamedTuple):
 
 def crossing(
     above: Callable[[jax.Array], jax.Array],
-    initial: chex.Numeric,
+    initial: ArrayLike,
     *,
     tol: float,
-    max_evaluations: int,
+    max_trials: int,
     dtype: Any,
 ) -> Crossing:
     """Search for the smallest ``t > 0`` with ``above(t)``, taken to be monotone near the crossing.
 
-    Eager, it stops at the tolerance; traced, it takes ``max_evaluations`` and keeps what it had
+    Eager, it stops at the tolerance; traced, it makes ``max_trials`` trials and keeps what it had
     when it converged.
 
     Args:
       above: the condition, a compiled function of a scalar.
       initial: the first step looked at.
-      tol: relative width of the bracket.
-      max_evaluations: a bound on the evaluations.
+      tol: the width of the bracket relative to its upper end.
+      max_trials: the most evaluations.
       dtype: the dtype of the steps.
 
     Returns:
@@ -80,8 +80,8 @@ def crossing(
             done = state.converged(tol)
             return jax.tree.map(lambda old, a: jnp.where(done, old, a), state, new)
 
-        return loops.fori(max_evaluations - 1, body, state)
-    while int(state.num_evaluations) < max_evaluations and not bool(state.converged(tol)):
+        return loops.fori(max_trials - 1, body, state)
+    while int(state.num_evaluations) < max_trials and not bool(state.converged(tol)):
         step = state.trial(initial)
         state = state.updated(step, above(step))
     return state

@@ -11,6 +11,7 @@ from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax.linalg.vectors._basis import gram
 from flatjax.measures import _objective as objective
+from flatjax.measures._jackknife import jackknife_variance
 from flatjax.operators._arguments import num_examples
 from flatjax.operators._per_example import per_example_gradients
 from flatjax.operators._weights import check_total, where_rows
@@ -83,9 +84,9 @@ def stiffness(
     $$S_{\cos} = \mathbb{E}\,\frac{\langle g_i, g_j \rangle}{|g_i|\,|g_j|}, \qquad
     S_{\text{sign}} = \mathbb{E}\,\mathrm{sign} \langle g_i, g_j \rangle$$
 
-    over pairs $i \ne j$ (Fort, Nowak, Jastrzebski & Narayanan 2019, arXiv:1901.09491): positive
-    where a step on one example lowers the loss of the other. With ``other`` (a validation batch)
-    the pairs have one example of each.
+    over pairs $i \ne j$ (Fort, Nowak, Jastrzebski & Narayanan 2019): positive where a step on one
+    example lowers the loss of the other. With ``other`` (a validation batch) the pairs have one
+    example of each.
 
     Invariances: to the scale of every example's loss, and to rotations of the params.
 
@@ -114,7 +115,7 @@ def stiffness(
       precision: matmul precision of the gradients; ``None`` leaves the caller's default.
 
     Returns:
-      A [`Stiffness`][].
+      A [`Stiffness`][] of two [`PairStatistic`][].
 
     Raises:
       TypeError: if ``params`` holds anything but real floating arrays, or labels are no integers.
@@ -129,6 +130,10 @@ def stiffness(
       ... )
       >>> float(result.cosine.within), float(result.cosine.between)
       (1.0, 0.0)
+
+    References:
+      Fort, Nowak, Jastrzebski and Narayanan, "Stiffness: a new perspective on generalization in
+      neural networks", 2019, arXiv:1901.09491.
     """
     n = num_examples(batch)
     if n is None:
@@ -139,18 +144,15 @@ def stiffness(
     if other is not None and (labels is None) != (other_labels is None):
         raise ValueError("pass labels and other_labels together, or neither.")
     params = objective.widened(params)
-    dtype, over = trees.dtype(params), (loss_fn, params)
+    over = loss_fn, params
     options = {"chunk_size": chunk_size, "precision": precision}
     labels = _checked_labels("labels", labels, n)
-    w = _checked_weights("weights", weights, n, dtype)
     collectives.check_named(params, (batch, other, args, weights, other_weights), axis_name)
-    gradients = _counted(per_example_gradients(*over, batch, *args, **options), w)
+    gradients, w = _gradients(*over, batch, args, "weights", weights, **options)
     seconds, second_w, others = labels, w, None
     if other is not None:
-        m = num_examples(other)
-        seconds = _checked_labels("other_labels", other_labels, m)
-        second_w = _checked_weights("other_weights", other_weights, m, dtype)
-        others = _counted(per_example_gradients(*over, other, *args, **options), second_w)
+        seconds = _checked_labels("other_labels", other_labels, num_examples(other))
+        others, second_w = _gradients(*over, other, args, "other_weights", other_weights, **options)
     if num_classes is None:
         if isinstance(labels, jax.core.Tracer) or isinstance(seconds, jax.core.Tracer):
             raise ValueError("under jit the number of classes is needed: pass num_classes=10.")
@@ -176,7 +178,7 @@ def gradient_confusion(
 
     $$\eta = \max(0, -\min_{i \ne j} \langle \nabla \ell_i, \nabla \ell_j \rangle)$$
 
-    (Sankararaman, De, Xu, Huang & Goldstein 2020, arXiv:1904.06963): the smallest bound for which
+    (Sankararaman, De, Xu, Huang & Goldstein 2020): the smallest bound for which
     $\langle \nabla \ell_i, \nabla \ell_j \rangle \ge -\eta$ holds for all pairs. Small confusion
     lets SGD converge fast with a constant step. For minibatches instead of examples let the leading
     axis count minibatches.
@@ -199,7 +201,7 @@ def gradient_confusion(
       precision: matmul precision of the gradients; ``None`` leaves the caller's default.
 
     Returns:
-      A [`GradientConfusion`][].
+      A [`GradientConfusion`][] of three scalars and ``pair``.
 
     Raises:
       TypeError: if ``params`` holds anything but real floating arrays.
@@ -211,24 +213,36 @@ def gradient_confusion(
       >>> x = jnp.array([[1.0, 0.0], [-2.0, 0.0], [0.0, 1.0]])  # the gradients
       >>> float(flatjax.gradient_confusion(lambda w, x: x @ w, jnp.zeros(2), x).value)
       2.0
+
+    References:
+      Sankararaman, De, Xu, Huang and Goldstein, "The impact of neural network overparameterization
+      on gradient confusion and stochastic gradient descent", ICML 2020, arXiv:1904.06963.
     """
     n = num_examples(batch)
     if n is None or n * collectives.axis_size(axis_name) < 2:
         raise ValueError(f"gradient_confusion needs at least two examples, got {n or 'none'}.")
     params = objective.widened(params)
-    w = _checked_weights("weights", weights, n, trees.dtype(params))
     collectives.check_named(params, (batch, args, weights), axis_name)
-    gradients = per_example_gradients(
-        loss_fn, params, batch, *args, chunk_size=chunk_size, precision=precision
+    gradients, w = _gradients(
+        loss_fn, params, batch, args, "weights", weights, chunk_size=chunk_size, precision=precision
     )
-    gradients = _counted(gradients, w)
     products, norms, _ = _products(gradients, None, axis_name)
     return _confusion(products, norms, collectives.gathered(w, axis_name))
 
 
+def _gradients(loss_fn, params, batch, args, name, weights, **options):
+    """The gradients of all examples, zero for those of weight zero, and the weights."""
+    n = num_examples(batch)
+    w = jnp.ones((n,)) if weights is None else jnp.asarray(weights)
+    if w.shape != (n,):
+        raise ValueError(f"{name} must have one entry per example, shape ({n},), got {w.shape}.")
+    check_total(w)
+    w = w.astype(trees.dtype(params))
+    return _counted(per_example_gradients(loss_fn, params, batch, *args, **options), w), w
+
+
 @jax.jit
 def _counted(gradients, w):
-    """Zero in place of gradients of weight zero, whatever they are."""
     return where_rows(w != 0, gradients)
 
 
@@ -288,12 +302,8 @@ def _mean(values, weights, symmetric):
 
 def _jackknife(total, weight, values, weights, axis, times):
     part = weights.sum(axis=axis)
-    there = part > 0
-    count = there.sum().astype(values.dtype)
-    left = (total - times * values.sum(axis=axis)) / (weight - times * part)
-    left = jnp.where(there, left, 0.0)
-    spread = jnp.where(there, jnp.square(left - left.sum() / count), 0.0).sum()
-    return (count - 1) / count * spread
+    left_out = (total - times * values.sum(axis=axis)) / (weight - times * part)
+    return jackknife_variance(left_out, part > 0)
 
 
 @jax.jit
@@ -315,15 +325,3 @@ def _checked_labels(name, labels, n):
     if not jnp.issubdtype(labels.dtype, jnp.integer):
         raise TypeError(f"{name} must be integer classes, got dtype {labels.dtype}.")
     return labels
-
-
-def _checked_weights(name, weights, n, dtype):
-    if weights is None:
-        return jnp.ones((n,), dtype)
-    weights = jnp.asarray(weights)
-    if weights.shape != (n,):
-        raise ValueError(
-            f"{name} must have one entry an example, shape ({n},), got {weights.shape}."
-        )
-    check_total(weights)
-    return weights.astype(dtype)

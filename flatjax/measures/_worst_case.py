@@ -6,7 +6,7 @@ conditional gradient of Frank & Wolfe 1956), $y \leftarrow y + t (d - y)$ with $
 the loss does not rise. For a convex loss $t = 1$ always rises (the generalised power method of
 Journee et al. 2010, JMLR 11), which is why this beats projected gradient steps here: near a minimum
 the maximum lies on the boundary. It serves every p without a projection, stays inside the ball and
-never goes down. One gradient a step.
+never goes down. One gradient per step.
 """
 
 import math
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from flatjax import _loops as loops
 from flatjax import _trees as trees
@@ -69,7 +70,7 @@ Evaluate = Callable[[Tree], tuple[jax.Array, Tree]]
 
 
 def maximise(
-    evaluate: Evaluate, start: Tree, first: tuple[jax.Array, Tree], p: float, num_steps: int
+    evaluate: Evaluate, start: Tree, first: tuple[jax.Array, Tree], p: float, ascent_steps: int
 ) -> Ascent:
     """Conditional-gradient ascent from a point of the unit p-ball.
 
@@ -78,14 +79,14 @@ def maximise(
       start: the first point.
       first: the loss and its gradient there.
       p: the norm of the ball.
-      num_steps: the number of steps, one evaluation each.
+      ascent_steps: the number of steps, one evaluation each.
 
     Returns:
       The state after the last step.
     """
     state = _started(start, *first, p)
     return loops.fori(
-        num_steps, lambda _, state: _advanced(state, *evaluate(state.trial), p), state
+        ascent_steps, lambda _, state: _advanced(state, *evaluate(state.trial), p), state
     )
 
 
@@ -115,6 +116,16 @@ def _advanced(state, value, gradient, p):
 
 
 @jax.jit
+def scaled_ball(params: Tree, radius: ArrayLike, offset: ArrayLike | None) -> Scaling:
+    """The ball of ``radius`` times ``|w| + offset``; the plain one without an offset."""
+    if offset is None:
+        scales = jax.tree.map(jnp.ones_like, params)
+    else:
+        scales = objective.magnitudes(params, offset)
+    return Scaling(trees.scale(radius, scales))
+
+
+@jax.jit
 def loss_and_gradient(op: Hessian, ball: Ball, y: Tree) -> tuple[jax.Array, Tree]:
     """The mean loss at ``params + ball.perturb(y)`` and its gradient with respect to ``y``."""
     perturbation, pull_back = jax.vjp(ball.perturb, y)
@@ -134,7 +145,7 @@ def _probe(op, ball, y, index, width):
 
 
 def forward_differences(op: Hessian, ball: Subspace, y: jax.Array, width: jax.Array) -> Any:
-    """The loss and its forward-difference gradient: one forward pass a direction and one more."""
+    """The loss and its forward-difference gradient: one forward pass per direction and one more."""
     value = loss(op, ball, y)
 
     def body(i, gradient):
@@ -148,6 +159,7 @@ class Best(NamedTuple):
     """What the ascents found.
 
     Attributes:
+      loss: the loss at the origin.
       rise: the largest rise of the loss.
       perturbation: where, a pytree like the params.
       gap: the conditional-gradient gap there: the most that the linear model still rises.
@@ -156,6 +168,7 @@ class Best(NamedTuple):
       first_order: the rise that the gradient at the origin predicts for the whole ball.
     """
 
+    loss: jax.Array
     rise: jax.Array
     perturbation: Tree
     gap: jax.Array
@@ -164,8 +177,34 @@ class Best(NamedTuple):
     first_order: jax.Array
 
 
+def search(
+    evaluate: Evaluate, ball: Ball, p: float, ascent_steps: int, num_starts: int, key: Any
+) -> Best:
+    """The best of several ascents: one from the origin, the others from random boundary points.
+
+    Args:
+      evaluate: the loss and its gradient at a point ``y`` of the unit p-ball.
+      ball: what makes perturbations of such points.
+      p: the norm of the ball.
+      ascent_steps: evaluations per start.
+      num_starts: the number of ascents.
+      key: a PRNG key, where there are several.
+
+    Returns:
+      The best point and what the others reached, for ``1 + num_starts * ascent_steps`` evaluations.
+    """
+    start = trees.zeros(ball.scales)
+    origin = evaluate(start)
+    ascents = [maximise(evaluate, start, origin, p, ascent_steps)]
+    for i in range(1, num_starts):
+        begin = random_boundary(key, i, start, p)
+        # The first evaluation of another start is one of its steps.
+        ascents.append(maximise(evaluate, begin, evaluate(begin), p, ascent_steps - 1))
+    return _best_of(tuple(ascents), *origin, ball, p)
+
+
 @partial(jax.jit, static_argnums=4)
-def best_of(ascents: tuple, origin: jax.Array, gradient: Tree, ball: Ball, p: float) -> Best:
+def _best_of(ascents, origin, gradient, ball, p):
     """The best of the ascents, the first of which began at the origin and never went down."""
     best = ascents[0]
     for ascent in ascents[1:]:
@@ -173,6 +212,7 @@ def best_of(ascents: tuple, origin: jax.Array, gradient: Tree, ball: Ball, p: fl
         best = jax.tree.map(lambda new, old, b=better: jnp.where(b, new, old), ascent, best)
     steepest = trees.vdot(best.gradient, dual_direction(best.gradient, p))
     return Best(
+        loss=origin,
         rise=best.value - origin,
         perturbation=ball.perturb(best.point),
         gap=steepest - trees.vdot(best.gradient, best.point),
@@ -190,8 +230,9 @@ def random_boundary(key: Any, index: int, structure: Tree, p: float) -> Tree:
 _direction = partial(jax.jit, static_argnums=1)(dual_direction)
 
 
-def check_starts(num_starts: Any, key: Any) -> None:
-    """Raise unless the number of starts fits the key."""
+def check_ascents(ascent_steps: Any, num_starts: Any, key: Any) -> None:
+    """Raise unless there are steps and starts, and a key for the random ones."""
+    objective.check_count("ascent_steps", ascent_steps)
     objective.check_count("num_starts", num_starts)
     if num_starts > 1 and key is None:
         raise ValueError("num_starts > 1 starts at random points: pass key=jax.random.key(0).")

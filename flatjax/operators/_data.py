@@ -212,7 +212,7 @@ def sliced_weights(
     weights = sliced(weights, start, size)
     if keep is None:
         return weights
-    return weights * keep.reshape(-1, *(1,) * (weights.ndim - 1)).astype(weights.dtype)
+    return weights * trees.per_row(keep, weights)
 
 
 def transpose(linear: Any, v: Any, cotangent: Any) -> Any:

@@ -169,7 +169,7 @@ def gram_eigh(
     factor = resolved.astype(values.dtype) / lengths
 
     def scaled(a):
-        return a * factor.reshape(-1, *(1,) * (a.ndim - 1)).astype(a.dtype)
+        return a * trees.per_row(factor, a)
 
     return GramSpectrum(
         values[:k],

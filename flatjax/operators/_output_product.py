@@ -42,9 +42,8 @@ class OutputProduct:
             product = product.mean(axis=0)
 
         def leaf(a):
-            factor = factors.reshape(-1, *(1,) * (a.ndim - 1))
             wide = a.astype(trees.compute_dtype(a.dtype))
-            return (wide * factor.astype(wide.dtype)).astype(a.dtype)
+            return (wide * trees.per_row(factors, wide)).astype(a.dtype)
 
         scaled = weighting.where_rows(counted, jax.tree.map(leaf, product))
         return transpose(linear, v, scaled)

@@ -13,6 +13,7 @@ import numpy as np
 
 from flatjax import _loops as loops
 from flatjax import _trees as trees
+from flatjax.linalg.vectors import _probes as probes
 from flatjax.losses import Mean
 from flatjax.operators._base import Operator, as_operator
 from flatjax.operators._data import DataOperator, Linearized, sliced
@@ -217,13 +218,7 @@ def _digest(arrays) -> bytes:
 
 
 def _products(op, key):
-    def probe(key):
-        leaves, treedef = jax.tree.flatten(op.structure)
-        keys = jax.random.split(key, len(leaves))
-        drawn = (jax.random.normal(k, a.shape, a.dtype) for k, a in zip(keys, leaves, strict=True))
-        return treedef.unflatten(list(drawn))
-
-    u, v = (probe(k) for k in jax.random.split(key))
+    u, v = (probes.probe(k, op.structure, "normal") for k in jax.random.split(key))
     apply = loops.product(op)
     first, second, other = apply(v), apply(v), apply(u)
     repeat = _relative(second, first)

@@ -31,7 +31,7 @@ def norms(leaf, axis):
 
 @pytest.mark.parametrize("axis", [-1, 0])
 def test_every_filter_has_the_norm_of_the_params_filter(key, params, axis):
-    direction = filter_normalized_direction(key, params, axis=axis)
+    direction = filter_normalized_direction(params, key=key, axis=axis)
     for name in ("conv", "dense"):
         # A few roundings of float32 in a sum of at most 45 squares and a quotient.
         np.testing.assert_allclose(
@@ -40,8 +40,8 @@ def test_every_filter_has_the_norm_of_the_params_filter(key, params, axis):
 
 
 def test_biases_are_zero_or_of_the_leafs_norm(key, params):
-    zeroed = filter_normalized_direction(key, params, axis=-1)
-    scaled = filter_normalized_direction(key, params, axis=-1, biases="scale")
+    zeroed = filter_normalized_direction(params, key=key, axis=-1)
+    scaled = filter_normalized_direction(params, key=key, axis=-1, biases="scale")
     assert not zeroed["bias"].any()
     assert zeroed["scale"] == 0
     np.testing.assert_allclose(
@@ -67,7 +67,7 @@ def test_the_length_of_the_given_direction_does_not_matter(key, params):
 def test_a_rescaled_layer_gives_a_rescaled_direction(key, params):
     """The curve of a network does not change when a layer is scaled and the next one divided."""
     scaled = {**params, "dense": 4.0 * params["dense"]}
-    one, other = (filter_normalized_direction(key, p, axis=-1) for p in (params, scaled))
+    one, other = (filter_normalized_direction(p, key=key, axis=-1) for p in (params, scaled))
     np.testing.assert_allclose(other["dense"], 4.0 * one["dense"], rtol=1e-6)
     np.testing.assert_array_equal(other["conv"], one["conv"])
 
@@ -83,8 +83,8 @@ def test_zero_filters_stay_zero_and_finite(params):
 
 def test_directions_are_in_at_least_float32_and_keys_matter(key):
     params = {"a": jnp.ones((4, 4), jnp.bfloat16), "b": jnp.ones((4, 4), jnp.float32)}
-    one = filter_normalized_direction(key, params, axis=-1)
-    other = filter_normalized_direction(jax.random.fold_in(key, 1), params, axis=-1)
+    one = filter_normalized_direction(params, key=key, axis=-1)
+    other = filter_normalized_direction(params, key=jax.random.fold_in(key, 1), axis=-1)
     assert {v.dtype for v in one.values()} == {jnp.dtype("float32")}
     np.testing.assert_allclose(norms(one["a"], -1), 2.0, rtol=1e-6)  # not rounded to 8 bits
     assert not np.array_equal(one["b"], other["b"])
@@ -134,8 +134,8 @@ def of_torch(key):
 def test_the_names_of_libraries_tell_their_filters(key, made):
     # Not square, so that a wrong axis has another number of filters.
     params = jax.tree.map(lambda a: jax.random.normal(key, a.shape), made(key))
-    zeroed = filter_normalized_direction(key, params)
-    scaled = filter_normalized_direction(key, params, biases="scale")
+    zeroed = filter_normalized_direction(params, key=key)
+    scaled = filter_normalized_direction(params, key=key, biases="scale")
     outputs = {"kernel": -1, "weight": 0, "weight_ih": 0, "weight_hh": 0, "embedding": 0}
     seen = set()
     paths = jax.tree_util.tree_leaves_with_path(params)
@@ -158,7 +158,7 @@ def test_the_names_of_libraries_tell_their_filters(key, made):
 def test_a_given_axis_goes_before_the_names(key):
     params = {"kernel": jax.random.normal(key, (3, 4)), "weight": jax.random.normal(key, (4, 3))}
     for axis in (0, 1):
-        direction = filter_normalized_direction(key, params, axis=axis)
+        direction = filter_normalized_direction(params, key=key, axis=axis)
         for name, leaf in params.items():
             np.testing.assert_allclose(norms(direction[name], axis), norms(leaf, axis), rtol=1e-6)
 
@@ -167,7 +167,7 @@ def test_a_given_axis_goes_before_the_names(key):
 def test_a_name_that_does_not_tell_is_an_error(key, params):
     fix = r"pass axis=-1 for weights \(\.\.\., in, out\), used as x @ w, or axis=0 for"
     with pytest.raises(ValueError, match=fix):
-        filter_normalized_direction(key, params)
+        filter_normalized_direction(params, key=key)
     with pytest.raises(ValueError, match=fix):
         filter_normalize(params, params)
 

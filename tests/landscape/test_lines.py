@@ -26,7 +26,7 @@ def problem(key, dtype):
 def test_values_are_those_of_the_loss_at_each_point(problem, dtype):
     params, direction, batch = problem
     positions = np.linspace(-1, 2, 5)
-    line = loss_along(losses_fn, params, direction, batch, 3.0, positions=positions)
+    line = loss_along(losses_fn, params, batch, 3.0, direction=direction, positions=positions)
     expected = [
         losses_fn(jax.tree.map(lambda p, d, t=t: p + t * d, params, direction), batch, 3.0).mean()
         for t in jnp.asarray(positions, dtype)
@@ -39,7 +39,9 @@ def test_values_are_those_of_the_loss_at_each_point(problem, dtype):
 def test_curvature_of_a_quadratic_is_read_off_the_line(problem, dtype):
     params, direction, batch = problem
     inputs, _ = batch
-    left, here, right = loss_along(losses_fn, params, direction, batch, positions=[-1, 0, 1]).losses
+    left, here, right = loss_along(
+        losses_fn, params, batch, direction=direction, positions=[-1, 0, 1]
+    ).losses
     slopes = inputs @ direction["w"] + direction["b"]
     # A second difference of numbers of order one loses a few digits.
     np.testing.assert_allclose(
@@ -53,7 +55,8 @@ def test_a_scalar_loss_gives_the_same(key):
     per_example = lambda w, b: 0.5 * (b[0] @ w - b[1]) ** 2  # noqa: E731
     mean = lambda w, b: per_example(w, b).mean()  # noqa: E731
     one, other = (
-        loss_along(f, params, direction, batch, positions=[0.0, 0.5]) for f in (per_example, mean)
+        loss_along(f, params, batch, direction=direction, positions=[0.0, 0.5])
+        for f in (per_example, mean)
     )
     np.testing.assert_array_equal(one.losses, other.losses)
 
@@ -64,7 +67,9 @@ def test_one_program_serves_all_positions_directions_and_batches(key):
         w, d = jax.random.normal(jax.random.fold_in(key, i), (2, 3))
         batch = jnp.ones((4, 3)) * i
         with count_compilations() as count:
-            loss_along(lambda w, x: (x @ w) ** 2, w, d, batch, positions=np.arange(5.0) + i)
+            loss_along(
+                lambda w, x: (x @ w) ** 2, w, batch, direction=d, positions=np.arange(5.0) + i
+            )
         counts.append(count.value)
     assert counts[0] > 0
     assert counts[1:] == [0, 0]
@@ -75,11 +80,11 @@ def test_inside_jit_and_grad(key):
     batch = jax.random.normal(key, (4, 3))
     loss = lambda w, x: jnp.cos(x @ w)  # noqa: E731
     positions = jnp.array([0.0, 0.3, 1.0])
-    run = lambda w: loss_along(loss, w, direction, batch, positions=positions).losses  # noqa: E731
+    run = lambda w: loss_along(loss, w, batch, direction=direction, positions=positions).losses  # noqa: E731
     np.testing.assert_allclose(jax.jit(run)(params), run(params), rtol=1e-6)
     slope = jax.jacobian(run)(params) @ direction
     step = 1e-2
-    nearby = loss_along(loss, params, direction, batch, positions=[-step, step]).losses
+    nearby = loss_along(loss, params, batch, direction=direction, positions=[-step, step]).losses
     # Central differences of a smooth function in float32: error step**2 plus eps / step.
     np.testing.assert_allclose(slope[0], (nearby[1] - nearby[0]) / (2 * step), atol=1e-3)
 
@@ -87,7 +92,7 @@ def test_inside_jit_and_grad(key):
 @pytest.mark.parametrize("low", ["bfloat16", "float16"])
 def test_steps_smaller_than_the_spacing_of_the_params_are_seen(low):
     params, direction = jnp.ones(1, low), jnp.full(1, 2.0**-6, low)
-    line = loss_along(lambda w, _: w, params, direction, None, positions=[0, 2.0**-8, 1])
+    line = loss_along(lambda w, _: w, params, None, direction=direction, positions=[0, 2.0**-8, 1])
     np.testing.assert_array_equal(line.losses, [1.0, 1.0 + 2.0**-14, 1.0 + 2.0**-6])
     assert line.losses.dtype == line.positions.dtype == jnp.float32
 
@@ -101,13 +106,15 @@ def test_every_leaf_keeps_its_own_precision(x64):
         seen.append({name: str(a.dtype) for name, a in w.items()})
         return w["float64"]
 
-    line = loss_along(loss, params, params, None, positions=[1.0])
+    line = loss_along(loss, params, None, direction=params, positions=[1.0])
     assert seen == [{"bfloat16": "float32", "float32": "float32", "float64": "float64"}]
     assert line.losses.dtype == jnp.float64
 
 
 def test_what_is_not_finite_stays_so():
-    line = loss_along(lambda w, _: jnp.log(w), jnp.ones(1), jnp.ones(1), None, positions=[-2, 0])
+    line = loss_along(
+        lambda w, _: jnp.log(w), jnp.ones(1), None, direction=jnp.ones(1), positions=[-2, 0]
+    )
     assert np.isnan(line.losses[0])
     assert line.losses[1] == 0
 
@@ -115,11 +122,11 @@ def test_what_is_not_finite_stays_so():
 def test_bad_input(key):
     w = jnp.ones(3)
     with pytest.raises(ValueError, match=r"positions must have shape \(m,\)"):
-        loss_along(losses_fn, w, w, None, positions=0.5)
+        loss_along(losses_fn, w, None, direction=w, positions=0.5)
     with pytest.raises(ValueError, match="direction has shape"):
-        loss_along(losses_fn, w, jnp.ones(2), None, positions=[0.0])
+        loss_along(losses_fn, w, None, direction=jnp.ones(2), positions=[0.0])
     with pytest.raises(TypeError, match="direction must have the tree structure"):
-        loss_along(losses_fn, w, [w], None, positions=[0.0])
+        loss_along(losses_fn, w, None, direction=[w], positions=[0.0])
 
 
 def test_padding_does_not_count(problem, dtype):
@@ -127,8 +134,8 @@ def test_padding_does_not_count(problem, dtype):
     padded = jax.tree.map(lambda a: jnp.concatenate([a, jnp.full_like(a[:2], jnp.inf)]), batch)
     weights = jnp.array([1.0] * 6 + [0.0] * 2)
     options = {"positions": [-1, 0, 1]}
-    line = loss_along(losses_fn, params, direction, padded, weights=weights, **options)
-    expected = loss_along(losses_fn, params, direction, batch, **options)
+    line = loss_along(losses_fn, params, padded, direction=direction, weights=weights, **options)
+    expected = loss_along(losses_fn, params, batch, direction=direction, **options)
     # The same sums, compiled differently: a few roundings.
     rtol = 20 * jnp.finfo(dtype).eps
     np.testing.assert_allclose(line.losses, expected.losses, rtol=rtol)
@@ -138,6 +145,8 @@ def test_weights_need_a_loss_of_each_example(problem):
     params, direction, batch = problem
     mean = lambda *a: losses_fn(*a).mean()  # noqa: E731
     with pytest.raises(ValueError, match="weights need a loss_fn that returns the losses"):
-        loss_along(mean, params, direction, batch, positions=[0.0], weights=jnp.ones(6))
+        loss_along(mean, params, batch, direction=direction, positions=[0.0], weights=jnp.ones(6))
     with pytest.raises(ValueError, match="weights must have one entry an example"):
-        loss_along(losses_fn, params, direction, batch, positions=[0.0], weights=jnp.ones(5))
+        loss_along(
+            losses_fn, params, batch, direction=direction, positions=[0.0], weights=jnp.ones(5)
+        )

@@ -129,5 +129,5 @@ def test_bad_arguments():
     other = flatjax.operators.as_operator(lambda v: v, jnp.zeros(3))
     with pytest.raises(ValueError, match="vectors of b has shape"):
         alignment(a, other, key=jax.random.key(0))
-    with pytest.raises(ValueError, match="leading axis of rows"):
+    with pytest.raises(ValueError, match="every leaf needs a leading axis"):
         gradient_alignment(jnp.zeros(()), jnp.zeros(()))

@@ -17,8 +17,8 @@ def test_second_point_compiles_nothing():
         w, key = jnp.asarray(rng.normal(size=4), jnp.float32), jax.random.key(seed)
         over = (networks.quadratic, w, batch)
         return [
-            measures.sam_sharpness(*over, rho=radius, num_steps=2, num_starts=2, key=key).value,
-            measures.eps_sharpness(*over, epsilon=radius, num_steps=2).value,
+            measures.sam_sharpness(*over, rho=radius, ascent_steps=2, num_starts=2, key=key).value,
+            measures.eps_sharpness(*over, epsilon=radius, ascent_steps=2).value,
             measures.average_sharpness(*over, sigma=radius, key=key, num_samples=2).value,
             measures.critical_sharpness(*over, update=-w, initial_step=radius).value,
             measures.pac_bayes_flatness(*over, increase=radius, key=key, num_samples=2).sigma,

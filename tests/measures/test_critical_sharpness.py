@@ -33,7 +33,7 @@ def test_gradient_descent_gives_the_rayleigh_quotient_of_the_gradient():
 
 def test_any_update_gives_the_curvature_over_the_slope():
     u = -G + 0.3 * np.random.default_rng(0).normal(size=DIM)
-    result = measured(u, tol=1e-6, max_evaluations=60)
+    result = measured(u, tol=1e-6, max_trials=60)
     np.testing.assert_allclose(result.value, u @ H @ u / -(u @ G), rtol=1e-6)
 
 
@@ -41,7 +41,7 @@ def test_factor_moves_the_level():
     # L(w + a u) = 1.2 L(w), a quadratic equation in a.
     slope, curvature, loss = -(G @ G), G @ H @ G, 0.5 * W @ H @ W
     root = max(np.roots([0.5 * curvature, slope, -0.2 * loss]))
-    result = measured(-G, factor=1.2, tol=1e-6, max_evaluations=60)
+    result = measured(-G, factor=1.2, tol=1e-6, max_trials=60)
     np.testing.assert_allclose(result.step, root, rtol=1e-6)
 
 
@@ -85,7 +85,7 @@ def test_bad_arguments():
         ({"initial_step": 0.0}, "initial_step must be above 0"),
         ({"tol": 0.0}, "tol must be above 0"),
         ({"factor": -1.0}, "factor must be above 0"),
-        ({"max_evaluations": 0}, "max_evaluations must be an integer"),
+        ({"max_trials": 0}, "max_trials must be an integer"),
     ]:
         with pytest.raises(ValueError, match=message):
             measured(-G, **options)

@@ -28,15 +28,15 @@ def everything(params, batch, weights, axis_name):
     key = jax.random.key(0)
     over = (loss_fn, params, batch)
     noise = measures.gradient_noise_scale(*over, **options)
-    sam = measures.sam_sharpness(*over, rho=0.1, num_steps=2, **options)
+    sam = measures.sam_sharpness(*over, rho=0.1, ascent_steps=2, **options)
     return {
         "sam": (sam.value, sam.perturbation),
-        "eps": measures.eps_sharpness(*over, num_steps=2, **options).value,
+        "eps": measures.eps_sharpness(*over, ascent_steps=2, **options).value,
         "average": measures.average_sharpness(
             *over, sigma=0.1, key=key, num_samples=3, **options
         ).samples,
         "critical": measures.critical_sharpness(
-            *over, update=vector(params), factor=1.5, tol=0.1, max_evaluations=6, **options
+            *over, update=vector(params), factor=1.5, tol=0.1, max_trials=6, **options
         ).step,
         "noise": (noise.value, noise.standard_error, noise.count),
         "fisher_rao": measures.fisher_rao_norm(
@@ -48,7 +48,7 @@ def everything(params, batch, weights, axis_name):
 def noise_that_is_borne(params, batch, weights, axis_name):
     found = measures.pac_bayes_flatness(
         loss_fn, params, batch, key=jax.random.key(0), num_samples=2, num_examples=10,
-        max_evaluations=8, weights=weights, axis_name=axis_name,
+        max_trials=8, weights=weights, axis_name=axis_name,
     )  # fmt: skip
     return {"sigma": found.sigma, "bound": found.bound}
 
@@ -94,7 +94,7 @@ def of_operators(params, batch, weights, axis_name):
     scale = jax.tree.map(lambda a: 1 + jnp.abs(a), params)
     diagonal = flatjax.diagonal(H, key=key, num_products=4).value
     top = measures.sharpness(H, key=key, max_products=24)
-    preconditioned = measures.preconditioned_sharpness(H, scale, key=key, max_products=24)
+    preconditioned = measures.sharpness(flatjax.preconditioned(H, scale), key=key, max_products=24)
     invariant = measures.scale_invariant_sharpness(H, params, key=key, by="layer", max_products=16)
     return {
         "sharpness": top.value,

@@ -47,11 +47,13 @@ OF_PARAMS = {
         loss_fn, w, DATA, sigma=SMALL, key=KEY, num_samples=2, adaptive=True, antithetic=False
     ),
     "critical_sharpness": lambda w: measures.critical_sharpness(
-        loss_fn, w, DATA, update=moved(w), initial_step=SMALL, factor=1.0001, max_evaluations=3
+        loss_fn, w, DATA, update=moved(w), initial_step=SMALL, factor=1.0001, max_trials=3
     ),
-    "eps_sharpness": lambda w: measures.eps_sharpness(loss_fn, w, DATA, epsilon=SMALL, num_steps=2),
+    "eps_sharpness": lambda w: measures.eps_sharpness(
+        loss_fn, w, DATA, epsilon=SMALL, ascent_steps=2
+    ),
     "eps_sharpness forward": lambda w: measures.eps_sharpness(
-        loss_fn, w, DATA, epsilon=SMALL, subspace=2, gradient="forward", key=KEY, num_steps=2
+        loss_fn, w, DATA, epsilon=SMALL, subspace=2, gradient="forward", key=KEY, ascent_steps=2
     ),
     "fisher_rao_norm": lambda w: measures.fisher_rao_norm(
         model_fn, flatjax.softmax_cross_entropy, w, DATA, degree=3
@@ -64,9 +66,9 @@ OF_PARAMS = {
     ),
     "pac_bayes_flatness": lambda w: measures.pac_bayes_flatness(
         loss_fn, w, DATA, increase=SMALL, initial_sigma=SMALL, key=KEY, num_samples=2,
-        max_evaluations=3, num_examples=12, prior=moved(w),
+        max_trials=3, num_examples=12, prior=moved(w),
     ),
-    "sam_sharpness": lambda w: measures.sam_sharpness(loss_fn, w, DATA, rho=SMALL, num_steps=2),
+    "sam_sharpness": lambda w: measures.sam_sharpness(loss_fn, w, DATA, rho=SMALL, ascent_steps=2),
     "sam_sharpness adaptive": lambda w: measures.sam_sharpness(
         loss_fn, w, DATA, rho=SMALL, p=jnp.inf, adaptive=True, num_starts=2, key=KEY
     ),
@@ -82,7 +84,7 @@ OF_PARAMS = {
     ),
     "subspace_overlap": lambda w: measures.subspace_overlap(w[0], w[0][None]),
 }  # fmt: skip
-OF_OPERATORS = {"alignment", "preconditioned_sharpness", "sharpness"}  # which have their precision
+OF_OPERATORS = {"alignment", "sharpness"}  # which have their precision
 OF_NUMBERS = {"gradient_noise_scale_from_norms"}
 
 

@@ -40,9 +40,9 @@ def test_separable_quadratic_in_closed_form():
 
 def test_is_the_adaptive_sam_sharpness_of_the_box():
     params, batch = networks.relu_params(), networks.data()
-    result = eps_sharpness(networks.relu_loss, params, batch, epsilon=EPS, num_steps=4)
+    result = eps_sharpness(networks.relu_loss, params, batch, epsilon=EPS, ascent_steps=4)
     sam = sam_sharpness(
-        networks.relu_loss, params, batch, rho=EPS, p=np.inf, adaptive=True, eta=1.0, num_steps=4
+        networks.relu_loss, params, batch, rho=EPS, p=np.inf, adaptive=True, eta=1.0, ascent_steps=4
     )
     expected = 100 * sam.value / (1 + sam.loss)
     np.testing.assert_allclose(result.value, expected, rtol=1e-12)  # the same arithmetic
@@ -60,7 +60,7 @@ def test_reaches_what_the_papers_optimiser_reaches():
         lambda z: [np.asarray(a) for a in value_and_grad(z)],
         np.zeros(flat.size), jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 10},
     )  # fmt: skip
-    result = eps_sharpness(networks.relu_loss, params, batch, epsilon=EPS, num_steps=10)
+    result = eps_sharpness(networks.relu_loss, params, batch, epsilon=EPS, ascent_steps=10)
     # Both are lower bounds of one maximum; ours is not to fall behind by more than a per cent.
     assert float(result.max_loss) > 0.99 * -found.fun
     inside = np.abs(np.concatenate([np.ravel(z) for z in result.perturbation])) <= box * (1 + 1e-12)
@@ -74,7 +74,7 @@ def test_subspace_maximum_is_at_a_vertex(gradient):
     key = jax.random.key(3)
     result = eps_sharpness(
         networks.quadratic, jnp.asarray(w), batch, epsilon=EPS, subspace=3, key=key,
-        gradient=gradient, num_steps=6,
+        gradient=gradient, ascent_steps=6,
     )  # fmt: skip
     # The definition, by hand, with the same random directions.
     columns = np.asarray(random_subspace(key, jnp.asarray(w), 3, EPS).directions).T

@@ -13,7 +13,7 @@ from tests.measures import networks
 PARAMS = [jnp.asarray(a, jnp.float32) for a in networks.relu_params()]
 DATA = tuple(jnp.asarray(a, d) for a, d in zip(networks.data(), ("float32", "int32"), strict=True))
 OVER = (networks.relu_loss, PARAMS, DATA)
-SHORT = {"num_starts": 3, "num_steps": 1}
+SHORT = {"num_starts": 3, "ascent_steps": 1}
 
 
 def operator():
@@ -30,10 +30,7 @@ TAKES_A_KEY = {
         *OVER, learning_rate=0.1, batch_size=2, key=key, max_products=8
     ),
     "pac_bayes_flatness": lambda key: measures.pac_bayes_flatness(
-        *OVER, key=key, num_samples=2, max_evaluations=2
-    ),
-    "preconditioned_sharpness": lambda key: measures.preconditioned_sharpness(
-        operator(), jax.tree.map(jnp.ones_like, PARAMS), key=key, max_products=8
+        *OVER, key=key, num_samples=2, max_trials=2
     ),
     "sam_sharpness": lambda key: measures.sam_sharpness(*OVER, key=key, **SHORT),
     "scale_invariant_sharpness": lambda key: measures.scale_invariant_sharpness(
@@ -44,10 +41,10 @@ TAKES_A_KEY = {
     ),
     "sharpness": lambda key: measures.sharpness(operator(), key=key, max_products=8),
     "filter_normalized_direction": lambda key: landscape.filter_normalized_direction(
-        key, PARAMS, axis=-1
+        PARAMS, key=key, axis=-1
     ),
-    "track": lambda key: flatjax.track(2).init(operator(), key, max_products=8),
-    "track from a structure": lambda key: flatjax.track(2).init(PARAMS, key),
+    "track": lambda key: flatjax.track(2).init(operator(), key=key, max_products=8),
+    "track from a structure": lambda key: flatjax.track(2).init(PARAMS, key=key),
 }
 
 

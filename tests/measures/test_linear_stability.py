@@ -43,6 +43,8 @@ def test_value_and_bound(batch_size):
     np.testing.assert_allclose([result.sharpness, result.non_uniformity], [a, s], rtol=1e-12)
     np.testing.assert_allclose(result.value, (1 - eta * a) ** 2 + eta**2 * share * s**2)
     assert bool(result.stable) == bool(result.non_uniformity <= result.bound)
+    assert result.residual_norms.shape == result.converged.shape == (2,)
+    assert result.converged.all()
     if share:
         at_bound = (1 - eta * a) ** 2 + eta**2 * share * float(result.bound) ** 2
         np.testing.assert_allclose(at_bound, 1.0, rtol=1e-12)

@@ -49,7 +49,7 @@ def test_is_the_minimum_over_the_noise_levels():
     # Finite differences leave the optimiser 1e-7 from the minimum, and so 1e-13 above it.
     np.testing.assert_allclose(result.value, found.fun, rtol=1e-10)
     assert float(result.value) <= found.fun * (1 + 1e-13)
-    assert int(result.num_steps) < 100
+    assert int(result.num_iters) < 100
 
 
 def test_rank_one_needs_no_iteration():

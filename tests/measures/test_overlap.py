@@ -85,7 +85,7 @@ def test_random_vectors_have_the_random_overlap():
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="stack of directions"):
+    with pytest.raises(ValueError, match="basis must be a stack of vectors"):
         subspace_overlap(jnp.ones(()), jnp.ones(()))
     with pytest.raises(ValueError, match="a has shape"):
         subspace_overlap(jnp.ones(3), jnp.ones((2, 4)))

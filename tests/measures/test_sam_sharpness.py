@@ -39,7 +39,7 @@ def test_euclidean_maximum_is_the_trust_region_solution(batch):
     length = lambda mu: np.linalg.norm(g / (mu - values)) - rho  # noqa: E731
     mu = scipy.optimize.brentq(length, values[-1] + 1e-9, values[-1] + 1e3, xtol=1e-14)
     best = rise(vectors @ (g / (mu - values)))
-    result = measured(batch, rho=rho, num_steps=200)
+    result = measured(batch, rho=rho, ascent_steps=200)
     # Converged: a conditional gradient step is then a power-method step, linear in lambda_2/mu.
     np.testing.assert_allclose(result.value, best, rtol=1e-10)
     assert abs(float(result.gap)) < 1e-7  # first order in the angle, where the value is second
@@ -53,7 +53,7 @@ def test_polyhedral_maximum_is_at_a_vertex(batch, p):
     else:
         vertices = rho * np.array(list(itertools.product([-1, 1], repeat=DIM)))
     best = max(rise(e) for e in vertices)
-    result = measured(batch, rho=rho, p=p, num_steps=10, num_starts=8, key=jax.random.key(0))
+    result = measured(batch, rho=rho, p=p, ascent_steps=10, num_starts=8, key=jax.random.key(0))
     # A local search from eight starts; the value at a vertex is exact to rounding.
     np.testing.assert_allclose(result.value, best, rtol=1e-13)
     np.testing.assert_allclose(result.starts.max(), result.value)
@@ -75,9 +75,9 @@ def test_first_step_is_sams_perturbation(batch, p):
 def test_steps_never_lower_the_loss_and_stay_in_the_ball():
     params, batch = networks.relu_params(), networks.data()
     values, gaps = [], []
-    for num_steps in (1, 2, 4, 8, 16):
+    for ascent_steps in (1, 2, 4, 8, 16):
         result = sam_sharpness(
-            networks.relu_loss, params, batch, rho=0.5, p=3.0, num_steps=num_steps
+            networks.relu_loss, params, batch, rho=0.5, p=3.0, ascent_steps=ascent_steps
         )
         flat = np.concatenate([np.ravel(a) for a in result.perturbation])
         assert (np.abs(flat) ** 3).sum() ** (1 / 3) <= 0.5 * (1 + 1e-12)
@@ -93,8 +93,8 @@ def test_steps_never_lower_the_loss_and_stay_in_the_ball():
 
 def test_critical_point_needs_a_random_start(batch):
     batch = {"H": batch["H"], "g": jnp.zeros(DIM)}
-    assert float(measured(batch, rho=1.0, num_steps=5).value) == 0.0
-    result = measured(batch, rho=1.0, num_steps=100, num_starts=2, key=jax.random.key(1))
+    assert float(measured(batch, rho=1.0, ascent_steps=5).value) == 0.0
+    result = measured(batch, rho=1.0, ascent_steps=100, num_starts=2, key=jax.random.key(1))
     # The maximum is at the top eigenvector; 99 steps of the power method with ratio 0.63.
     np.testing.assert_allclose(result.value, 0.5 * np.linalg.eigvalsh(H)[-1], rtol=1e-10)
 
@@ -102,7 +102,7 @@ def test_critical_point_needs_a_random_start(batch):
 def test_adaptive_form_ignores_the_rescaling_of_nodes():
     params, batch = networks.relu_params(), networks.data()
     other = networks.rescaled(params)
-    options = {"rho": 0.3, "num_steps": 3}
+    options = {"rho": 0.3, "ascent_steps": 3}
     adaptive = [
         float(sam_sharpness(networks.relu_loss, w, batch, adaptive=True, eta=0.0, **options).value)
         for w in (params, other)
@@ -118,7 +118,7 @@ def test_adaptive_form_ignores_the_rescaling_of_nodes():
 def test_euclidean_form_ignores_rotations(batch):
     q = np.linalg.qr(np.random.default_rng(7).normal(size=(DIM, DIM)))[0]
     rotated = {"H": jnp.asarray(q.T @ H @ q), "g": jnp.asarray(q.T @ G)}
-    values = [float(measured(b, rho=0.5, num_steps=4).value) for b in (batch, rotated)]
+    values = [float(measured(b, rho=0.5, ascent_steps=4).value) for b in (batch, rotated)]
     np.testing.assert_allclose(*values, rtol=1e-12)
 
 
@@ -126,7 +126,7 @@ def test_a_loss_that_overflows_is_stepped_back_from():
     def loss_fn(w, _):
         return jnp.exp(1000 * w).sum()
 
-    result = sam_sharpness(loss_fn, jnp.zeros(1), None, rho=1.0, num_steps=6)
+    result = sam_sharpness(loss_fn, jnp.zeros(1), None, rho=1.0, ascent_steps=6)
     assert np.isinf(result.first_step)
     assert np.isfinite(result.value)
     assert float(result.value) > 1e100
@@ -138,7 +138,7 @@ def test_a_loss_that_overflows_is_stepped_back_from():
         ({"rho": 0.0}, "rho must be above 0"),
         ({"p": 0.5}, "p must be at least 1"),
         ({"eta": -1.0}, "eta must be at least 0"),
-        ({"num_steps": 0}, "num_steps must be an integer of at least 1"),
+        ({"ascent_steps": 0}, "ascent_steps must be an integer of at least 1"),
         ({"num_starts": 2}, "pass key="),
         ({"rho": float("nan")}, "rho must be a finite number"),
     ],

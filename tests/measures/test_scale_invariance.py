@@ -52,6 +52,8 @@ def test_ignores_the_scale_of_every_group(points, statistic):
     # The same start or probes, so equal up to the rounding of a Hessian at rescaled weights.
     np.testing.assert_allclose(results[1].total, results[0].total, rtol=1e-9)
     assert set(results[0].values) == {"first", "second"}
+    assert all(results[0].converged.values())
+    assert results[0].num_products > 30  # of both groups
     for name, c in SCALES.items():
         np.testing.assert_allclose(results[1].values[name], results[0].values[name], rtol=1e-9)
         ratio = results[1].curvatures[name] / results[0].curvatures[name]
@@ -129,6 +131,8 @@ def test_bad_arguments(points):
     H, params, _ = points[0]
     with pytest.raises(ValueError, match="statistic must be one of"):
         scale_invariant_sharpness(H, params, key=jax.random.key(0), statistic="norm")
+    with pytest.raises(ValueError, match="takes tol and max_products, not num_products"):
+        scale_invariant_sharpness(H, params, key=jax.random.key(0), num_products=20)
     with pytest.raises(TypeError, match="op must be an operator"):
         scale_invariant_sharpness(lambda v: v, params, key=jax.random.key(0))
     with pytest.raises(ValueError, match="by must be"):

@@ -170,12 +170,12 @@ class TestExamples:
 @pytest.mark.parametrize("loss", [scalars, rows])
 def test_measures_and_lines_take_it(loss, x64):
     w, batch = data()
-    options = {"rho": 0.1, "num_steps": 2}
+    options = {"rho": 0.1, "ascent_steps": 2}
     plain = flatjax.sam_sharpness(token_mean, w, batch, **options)
     found = flatjax.sam_sharpness(loss, w, batch, **options)
     np.testing.assert_allclose(found.value, plain.value, rtol=1e-10)
     lines = [
-        flatjax.loss_along(f, w, jnp.asarray(V), batch, positions=[0.0, 0.3]).losses
+        flatjax.loss_along(f, w, batch, direction=jnp.asarray(V), positions=[0.0, 0.3]).losses
         for f in (token_mean, loss)
     ]
     np.testing.assert_allclose(lines[1], lines[0], rtol=1e-12)
@@ -184,12 +184,13 @@ def test_measures_and_lines_take_it(loss, x64):
 
 def test_a_line_with_weights(x64):
     w, batch = data()
-    line = flatjax.loss_along(rows, w, jnp.asarray(V), batch, positions=[0.0], weights=WEIGHTS)
+    options = {"direction": jnp.asarray(V), "positions": [0.0], "weights": WEIGHTS}
+    line = flatjax.loss_along(rows, w, batch, **options)
     m = MASK.sum(axis=1) * WEIGHTS
     losses = np.asarray(tokens(w, batch).sum(axis=1)) / MASK.sum(axis=1)
     np.testing.assert_allclose(line.losses[0], np.average(losses, weights=m), rtol=1e-12)
     with pytest.raises(ValueError, match="weights need a loss_fn that returns the losses"):
-        flatjax.loss_along(scalars, w, jnp.asarray(V), batch, positions=[0.0], weights=WEIGHTS)
+        flatjax.loss_along(scalars, w, batch, **options)
 
 
 def test_the_weight_is_a_constant(x64):

@@ -36,7 +36,7 @@ def along_an_update(w, batch, *args, **options):
 
 
 def with_positions(w, batch, *args, **options):
-    return flatjax.loss_along(losses_fn, w, w, batch, *args, positions=[0.0], **options)
+    return flatjax.loss_along(losses_fn, w, batch, *args, direction=w, positions=[0.0], **options)
 
 
 ENTRIES = {

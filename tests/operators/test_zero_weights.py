@@ -139,7 +139,12 @@ KEY = jax.random.key(1)
 
 def line(batch, weights):
     return flatjax.loss_along(
-        losses_fn, jnp.asarray(PARAMS), jnp.asarray(V), batch, positions=[0.0, 1.0], weights=weights
+        losses_fn,
+        jnp.asarray(PARAMS),
+        batch,
+        direction=jnp.asarray(V),
+        positions=[0.0, 1.0],
+        weights=weights,
     )
 
 
@@ -170,7 +175,7 @@ MEASURES = {
         model, LOSS, jnp.asarray(PARAMS), b, weights=w, degree=1
     ),
     "sam_sharpness": lambda b, w: flatjax.sam_sharpness(
-        losses_fn, jnp.asarray(PARAMS), b, weights=w, rho=0.1, num_steps=2
+        losses_fn, jnp.asarray(PARAMS), b, weights=w, rho=0.1, ascent_steps=2
     ),
     "average_sharpness": lambda b, w: flatjax.average_sharpness(
         losses_fn, jnp.asarray(PARAMS), b, weights=w, sigma=0.1, num_samples=2, key=KEY

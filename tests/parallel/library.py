@@ -34,7 +34,7 @@ def everything(params, v, batch, weights, stream):
     results["linearized"] = H.linearize() @ v
     make = lambda part: flatjax.gradient_covariance(loss_fn, params, part[0], weights=part[1])  # noqa: E731
     results["stream"] = flatjax.over_batches(make, stream) @ v
-    state = flatjax.track(k=2).init(params, jax.random.key(0))
+    state = flatjax.track(k=2).init(params, key=jax.random.key(0))
     for _ in range(3):
         state = flatjax.track(k=2).update(H, state)
     results["tracked"] = state.values

@@ -29,7 +29,7 @@ KEY = jax.random.key(0)
 def tracked(params, batch, weights, axis_name):
     H = flatjax.hessian(loss_fn, params, batch, weights=weights, axis_name=axis_name)
     tracker = flatjax.track(k=2)
-    state = tracker.init(params, KEY)
+    state = tracker.init(params, key=KEY)
     for _ in range(2):
         state = tracker.update(H, state)
     return {"values": state.values}
@@ -39,8 +39,8 @@ def landscape(params, batch, weights, axis_name):
     line = flatjax.loss_along(
         loss_fn,
         params,
-        vector(params),
         batch,
+        direction=vector(params),
         positions=[-0.5, 0.0, 1.0],
         weights=weights,
         axis_name=axis_name,
@@ -119,12 +119,13 @@ def test_eager_over_devices(name, x64):
 
 
 def test_a_tracker_lies_as_the_params_do():
-    mesh = parallel.make_mesh(4)
-    params = parallel.shard_params({"w": np.ones((8, 3), np.float32)}, mesh, min_size=0)
-    state = flatjax.track(k=2).init(params, KEY)
-    assert state.vectors["w"].sharding.spec == jax.P(None, "data")
-    alone = flatjax.track(k=2).init({"w": np.ones((8, 3), np.float32)}, KEY)
+    spans = []
+    for devices in (4, 2):
+        mesh = parallel.make_mesh(devices)
+        params = parallel.shard_params({"w": np.ones((8, 3), np.float32)}, mesh, min_size=0)
+        vectors = flatjax.track(k=2).init(params, key=KEY).vectors["w"]
+        assert vectors.sharding.spec == jax.P(None, "data")
+        rows = np.asarray(vectors).reshape(2, -1)
+        spans.append(rows.T @ rows)
     # The same span; its basis is any. 1e-6: float32 sums in another order.
-    both = (np.asarray(s.vectors["w"]).reshape(2, -1) for s in (state, alone))
-    ours, theirs = (v.T @ v for v in both)
-    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(*spans, rtol=0, atol=1e-6)

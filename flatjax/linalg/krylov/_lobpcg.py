@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from flatjax import _loops as loops
-from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.linalg.vectors import _basis as bases
 
@@ -52,8 +51,8 @@ def step(mv: Callable[[Tree], Tree], start: Tree, which: str, candidates: tuple 
     keep = jnp.ones((k,), bool)
     for block in (_residuals(blocks, block_images, theta), *candidates):
         fresh, kept = orthonormal(blocks, block)
-        blocks, keep = _join(blocks, fresh), jnp.concatenate([keep, kept])
-        block_images = _join(block_images, _apply(mv, fresh))
+        blocks, keep = bases.join(blocks, fresh), jnp.concatenate([keep, kept])
+        block_images = bases.join(block_images, _apply(mv, fresh))
     # Candidates without a component of their own are zero vectors with zero rows: moved to an
     # eigenvalue of their own, so that they neither mix with the others nor are taken for them.
     projected = _projected(blocks, block_images)
@@ -66,7 +65,7 @@ def step(mv: Callable[[Tree], Tree], start: Tree, which: str, candidates: tuple 
     theta, rotation = theta[best], rotation[:, best]
     new, new_images = bases.combine(blocks, rotation), bases.combine(block_images, rotation)
     change = bases.combine(jax.tree.map(lambda a: a[k:], blocks), rotation[k:])
-    return Step(theta, new, _norms(_residuals(new, new_images, theta)), change)
+    return Step(theta, new, bases.row_norms(_residuals(new, new_images, theta)), change)
 
 
 def orthogonal_iteration(mv: Callable[[Tree], Tree], start: Tree, which: str) -> Step:
@@ -83,7 +82,7 @@ def orthogonal_iteration(mv: Callable[[Tree], Tree], start: Tree, which: str) ->
       The pairs of the start, for ``k`` products, but with the vectors to go on from.
     """
     theta, ritz, images = _ritz(mv, start, which)
-    residual_norms = _norms(_residuals(ritz, images, theta))
+    residual_norms = bases.row_norms(_residuals(ritz, images, theta))
     following, kept = orthonormal(None, images)
     # A zero image (the zero operator, a null vector) leaves the vectors where they are.
     following = jax.tree.map(lambda a, b: jnp.where(kept.all(), a, b), following, ritz)
@@ -112,13 +111,12 @@ def orthonormal(basis: Tree | None, block: Tree) -> tuple[Tree, jax.Array]:
     Returns:
       The block, and which of its rows are not zero.
     """
-    lengths = _norms(block)
-    block = _scale_rows(1 / jnp.where(lengths > 0, lengths, jnp.ones_like(lengths)), block)
+    lengths = bases.row_norms(block)
+    block = bases.scale_rows(1 / jnp.where(lengths > 0, lengths, jnp.ones_like(lengths)), block)
     keep = jnp.ones(lengths.shape, bool)
     for _ in range(2):
         if basis is not None:
-            inside = bases.combine(basis, bases.gram(basis, block))
-            block = jax.tree.map(jnp.subtract, block, inside)
+            block = bases.subtract(block, bases.combine(basis, bases.gram(basis, block)))
         squares, rotation = jnp.linalg.eigh(bases.gram(block, block))
         # Squared lengths below a few eps are rounding of the Gram matrix itself.
         keep = squares > 100 * jnp.finfo(squares.dtype).eps
@@ -154,20 +152,5 @@ def _projected(block, images):
     return (gram + gram.T) / 2
 
 
-def _scale_rows(factors, block):
-    def leaf(a):
-        return a * factors.astype(a.dtype).reshape(-1, *(1,) * (a.ndim - 1))
-
-    return jax.tree.map(leaf, block)
-
-
-def _norms(block):
-    return jax.vmap(trees.norm)(block)
-
-
 def _residuals(vectors, images, theta):
-    return jax.tree.map(jnp.subtract, images, _scale_rows(theta, vectors))
-
-
-def _join(a, b):
-    return jax.tree.map(lambda x, y: jnp.concatenate([x, y]), a, b)
+    return bases.subtract(images, bases.scale_rows(theta, vectors))

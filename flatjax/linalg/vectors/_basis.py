@@ -256,3 +256,18 @@ def vary_like(tree: Tree, *references: Tree) -> Tree:
     """
     axes = {a for leaf in jax.tree.leaves(references) for a in collectives.varying_axes(leaf)}
     return collectives.varying(tree, tuple(sorted(axes, key=str))) if axes else tree
+
+
+def scale_rows(factors: jax.Array, basis: Tree) -> Tree:
+    """Every row times its factor, the leaves keeping their dtypes."""
+    return jax.tree.map(lambda a: a * trees.per_row(factors, a), basis)
+
+
+def row_norms(basis: Tree) -> jax.Array:
+    """The norms of the rows, ``(m,)``."""
+    return jax.vmap(trees.norm)(basis)
+
+
+def join(a: Tree, b: Tree) -> Tree:
+    """The rows of ``a`` and after them those of ``b``."""
+    return jax.tree.map(lambda x, y: jnp.concatenate([x, y]), a, b)

@@ -120,4 +120,4 @@ def _inverse(x):
 def _divided(y, lengths):
     # Not multiplied by the inverse: that of 1e38 is flushed to zero.
     safe = jnp.where(lengths > 0, lengths, 1)
-    return jax.tree.map(lambda a: a / safe.reshape(-1, *(1,) * (a.ndim - 1)).astype(a.dtype), y)
+    return jax.tree.map(lambda a: a / trees.per_row(safe, a), y)

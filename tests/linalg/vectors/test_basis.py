@@ -156,3 +156,14 @@ class TestSegments:
         opened = bases.set_row(half, jnp.int32(4), w)
         assert int(opened.filled) == M
         assert float(bases.coefficients(opened, w)[0][4]) == pytest.approx(flat(w) @ flat(w), 1e-5)
+
+
+def test_rows_scaled_measured_and_joined(tree):
+    basis, matrix = tree
+    factors = np.arange(1.0, M + 1)
+    scaled = bases.scale_rows(jnp.asarray(factors, jnp.float32), basis)
+    both = bases.join(scaled, basis)
+    rows = np.stack([flat(v) for v in bases.unstack(both)])
+    expected = np.concatenate([factors[:, None] * matrix, matrix])
+    np.testing.assert_allclose(rows, expected, rtol=1e-7)  # one rounding in float32
+    np.testing.assert_allclose(bases.row_norms(both), np.linalg.norm(rows, axis=1), rtol=1e-6)
