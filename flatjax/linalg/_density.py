@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from flatjax._trees import Tree
-from flatjax.linalg.krylov import _extremes as lanczos_state
+from flatjax.linalg.krylov import _extremes as extremes
 from flatjax.linalg.probing._gauss import quadratures
 from flatjax.linalg.probing._quadrature import SpectralDensity, density_from_quadrature
 from flatjax.operators._base import as_operator
@@ -75,7 +75,7 @@ def spectral_density(
     found = quadratures("spectral_density", op, key, num_probes, num_steps, deflation_steps, tol)
     n, count = op.size, found.exact.shape[0]
     left = (n - count) / n
-    rows = lanczos_state.with_start(found.start, found.nodes, found.weights, left)
+    rows = extremes.with_start(found.start, found.nodes, found.weights, left)
     return density_from_quadrature(
         found.exact,
         np.full(count, 1 / n),

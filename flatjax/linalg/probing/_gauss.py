@@ -8,7 +8,7 @@ import numpy as np
 
 from flatjax import _trees as trees
 from flatjax._trees import Tree
-from flatjax.linalg.krylov import _extremes as lanczos_state
+from flatjax.linalg.krylov import _extremes as extremes
 from flatjax.linalg.krylov import _ritz as ritz
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.krylov._ritz import masses
@@ -76,10 +76,10 @@ def quadratures(
     steps = min(num_steps, op.size)
     known, vectors, spent, own = np.zeros(0), None, 0, None
     if depth:
-        state, spent = lanczos_state.converged(
+        state, spent = extremes.converged(
             op, jax.random.fold_in(key, 0), 1, 0, tol, depth, depth, None
         )
-        pairs = lanczos_state.Ritz(state, 1, 0, tol, op.size)
+        pairs = extremes.Ritz(state, 1, 0, tol, op.size)
         known, vectors, own = pairs.deflated_values, pairs.deflating(state), pairs.start
         del state
     deflated, runs = complement.Deflated(op, vectors), []
@@ -87,7 +87,7 @@ def quadratures(
     for i in range(num_probes) if steps else ():
         probe_key, restart_key = jax.random.split(jax.random.fold_in(key, i + 1))
         y = complement.project(vectors, probes.probe(probe_key, op.structure))
-        length, (unit,) = lanczos_state.normalized((y,))
+        length, (unit,) = extremes.normalized((y,))
         run, products = run_probe(deflated, unit, steps, restart_key)
         spent += products
         runs.append((run.alphas, run.betas, run.scale, length, steps))
@@ -99,7 +99,7 @@ def run_probe(
     deflated: Operator, unit: Tree, steps: int, key: jax.Array, first: Tree = None
 ) -> tuple[krylov.Krylov, int]:
     """The Lanczos run of a probe, and its products; in buffers that few programs serve."""
-    start = krylov.start(unit, max(lanczos_state.FIRST, steps), key)
+    start = krylov.start(unit, max(extremes.FIRST, steps), key)
     return krylov.run(deflated, start, steps, first)
 
 
