@@ -55,7 +55,7 @@ class SpectralDensity(NamedTuple):
 
     def as_arrays(self, dtype: Any) -> "SpectralDensity":
         """The density in JAX arrays of this dtype."""
-        numbers = {
+        numbers: dict[str, Any] = {
             name: jnp.asarray(value, dtype)
             for name, value in self._asdict().items()
             if name != "num_exact"
