@@ -94,13 +94,16 @@ class Spectrum(NamedTuple):
             evaluated(f, np.asarray(x, np.float64), dtype, noise)
             for x in (d.atoms[: d.num_exact], d.nodes)
         )
-        mass = d.weights[: d.num_exact]
-        samples = products(d.node_weights, at_nodes).sum(axis=1)
-        blurs = products(d.node_weights, blur_nodes).sum(axis=1)
+        weights, node_weights, shares = (
+            np.asarray(a, np.float64) for a in (d.weights, d.node_weights, d.shares)
+        )
+        mass = weights[: d.num_exact]
+        samples = products(node_weights, at_nodes).sum(axis=1)
+        blurs = products(node_weights, blur_nodes).sum(axis=1)
         known, blur = (mass * at_atoms).sum(), (mass * blur_atoms).sum()
         if not np.any(d.node_weights):  # every eigenvalue is known
             return exact.estimate(self.size * known, self.num_products, dtype, self.size * blur)
-        mean, error, degrees = weighted(samples, np.asarray(d.shares))
+        mean, error, degrees = weighted(samples, shares)
         error = np.hypot(error, blur + blurs.mean())
         terms = np.abs(samples).mean() + abs(known)
         value, error, terms = (self.size * a for a in (known + mean, error, terms))

@@ -3,11 +3,10 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from flatjax._trees import Tree
-from flatjax.linalg.krylov import _extremes as lanczos_state
+from flatjax.linalg.krylov import _extremes as extremes
 from flatjax.linalg.probing._gauss import quadratures
 from flatjax.linalg.probing._quadrature import SpectralDensity, density_from_quadrature
 from flatjax.operators._base import as_operator
@@ -38,14 +37,14 @@ def spectral_density(
 
     Costs ``deflation_steps + num_probes * num_steps`` products (where the dimension is no more than
     that, one for every dimension, and all atoms are exact) and as many vectors of memory as the
-    longest run has steps, twice while both are held. Traced, there is no deflation: the number of
-    converged pairs is not known beforehand.
+    longest run has steps, twice while both are held. Driven from the host: not for use inside
+    ``jit``.
 
     Args:
       op: a flatjax operator, or a traceable callable ``v -> A v``, symmetric.
       key: a PRNG key.
       num_probes: the probes; their spread makes the band.
-      num_steps: Lanczos steps a probe.
+      num_steps: Lanczos steps per probe.
       deflation_steps: steps of the first run; default ``2 * num_steps``, 0 for none.
       tol: the relative residual at which a pair counts as converged; above 1 % it is 1 %.
       scale: ``"linear"``, or ``"log"`` for a grid that is logarithmic on both sides of zero.
@@ -55,10 +54,10 @@ def spectral_density(
       structure: for a callable, a tree of arrays or ``jax.ShapeDtypeStruct`` like its vectors.
 
     Returns:
-      A `SpectralDensity`; NumPy arrays when called eagerly.
+      A [`SpectralDensity`][].
 
     Raises:
-      TypeError: if ``op`` is not callable or ``key`` is no key.
+      TypeError: if ``op`` is not callable or ``key`` is no key, and inside ``jit``.
       ValueError: on numbers out of range, or a callable without structure.
 
     Example:
@@ -73,19 +72,16 @@ def spectral_density(
       Ghorbani, Krishnan and Xiao, arXiv:1901.10159; Papyan, arXiv:1811.07062.
     """
     op = as_operator(op, structure)
-    found = quadratures(op, key, num_probes, num_steps, deflation_steps, tol)
-    xp = np if isinstance(found.nodes, np.ndarray) else jnp
+    found = quadratures("spectral_density", op, key, num_probes, num_steps, deflation_steps, tol)
     n, count = op.size, found.exact.shape[0]
     left = (n - count) / n
-    rows: tuple = (found.nodes, found.weights * left)
-    if xp is np:
-        rows = lanczos_state.with_start(found.start, found.nodes, found.weights, left)
+    rows = extremes.with_start(found.start, found.nodes, found.weights, left)
     return density_from_quadrature(
         found.exact,
-        xp.full((count,), 1 / n, found.nodes.dtype),
+        np.full(count, 1 / n),
         *rows,
         num_points=num_points,
         scale=scale,
         linear_width=linear_width,
         sigma=sigma,
-    )
+    ).as_arrays(found.dtype)

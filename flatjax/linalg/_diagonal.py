@@ -12,8 +12,8 @@ from flatjax._trees import Tree
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.probing import _complement as complement
 from flatjax.linalg.probing import _exact as exact
-from flatjax.linalg.probing import _range as subspace
-from flatjax.linalg.probing._estimate import DEFAULT_TOL, Estimate, lost, student
+from flatjax.linalg.probing._estimate import DEFAULT_RTOL, Estimate, lost, student
+from flatjax.linalg.probing._range import random_range
 from flatjax.linalg.vectors import _arguments as arguments
 from flatjax.linalg.vectors import _basis as bases
 from flatjax.linalg.vectors import _probes as probes
@@ -29,7 +29,7 @@ def diagonal(
     key: jax.Array,
     method: str = "hutchinson",
     num_products: int = 40,
-    tol: float | None = None,
+    rtol: float | None = None,
     structure: Tree = None,
 ) -> Estimate:
     r"""The diagonal of a symmetric operator, as a vector with a standard error for every entry.
@@ -37,29 +37,29 @@ def diagonal(
     Where the dimension is at most ``num_products`` the diagonal is read from the products with all
     unit vectors, whatever the method: exact, at as many products as dimensions.
 
-    - ``"hutchinson"``: the mean of $z \odot A z$ over Rademacher probes (Bekas, Kokiopoulou and
-      Saad 2007); entry i has the variance $\sum_{j \ne i} A_{ij}^2$ a probe. Four vectors of
-      memory.
+    - ``"hutchinson"``: the mean of $z \odot A z$ over Rademacher probes; entry i has the variance
+      $\sum_{j \ne i} A_{ij}^2$ per probe. Four vectors of memory.
     - ``"deflated"``: half of the products are a Lanczos run, whose part of the diagonal is known,
       and the others are probes of its complement. Best where a few eigenvalues dominate.
-    - ``"xdiag"``: every probe serves as a sketch for all the others (Epperly, Tropp and Webber
-      2024, arXiv:2301.07825). Five vectors of memory for every two products.
+    - ``"xdiag"``: every probe serves as a sketch for all the others. Five vectors of memory for
+      every two products.
 
     Args:
       op: a flatjax operator, or a traceable callable ``v -> A v``, symmetric.
       key: a PRNG key.
       method: one of the above.
       num_products: the products, deflation included.
-      tol: the standard error that counts as converged, the norm of all errors relative to that of
-        the diagonal; default 5 %.
+      rtol: the standard error that counts as converged, the norm of all errors relative to that
+        of the diagonal; default 5 %.
       structure: for a callable, a tree of arrays or ``jax.ShapeDtypeStruct`` like its vectors.
 
     Returns:
-      An `Estimate` whose value and standard error are vectors of the operator's structure, the
+      An [`Estimate`][] whose value and standard error are vectors of the operator's structure, the
       interval with a leading axis of 2 in every leaf.
 
     Raises:
-      TypeError: if ``op`` is not callable or ``key`` is no key.
+      TypeError: if ``op`` is not callable or ``key`` is no key, and inside ``jit`` for all methods
+        but ``"hutchinson"``.
       ValueError: on an unknown method, too few products, or a callable without structure.
 
     Example:
@@ -68,19 +68,25 @@ def diagonal(
       >>> found = flatjax.diagonal(lambda v: A @ v, key=jax.random.key(0), structure=jnp.zeros(2))
       >>> found.value.tolist(), found.num_products  # in two dimensions two products tell all
       ([2.0, 3.0], 2)
+
+    References:
+      Bekas, Kokiopoulou and Saad, "An estimator for the diagonal of a matrix", Appl. Numer. Math.
+      2007; Epperly, Tropp and Webber, "XTrace", 2024, arXiv:2301.07825.
     """
     op = as_operator(op, structure)
     key = arguments.check_key(key)
     arguments.check_choice("method", method, METHODS)
     arguments.check_count("num_products", num_products)
-    if tol is not None:
-        arguments.check_tolerance(tol)
+    if rtol is not None:
+        arguments.check_tolerance(rtol, "rtol")
+    if method != "hutchinson":
+        arguments.check_outside_jit(f"diagonal(method={method!r})", op, key)
     if (dense := exact.matrix(op, num_products)) is not None:
         return _exact(op, dense)
     arguments.check_count("num_products", num_products, _LEAST[method])
     run = {"hutchinson": _hutchinson, "deflated": _deflated, "xdiag": _xdiag}[method]
     mean, spread, count, spent = run(op, key, num_products)
-    found = _estimate(mean, spread, count, spent, tol)
+    found = _estimate(mean, spread, count, spent, rtol)
     length = trees.norm(mean)
     sound = ~lost(op.size**0.5 * length, op.size) & jnp.isfinite(length)
     return found._replace(converged=found.converged & sound)
@@ -95,7 +101,7 @@ def _exact(op, dense):
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def _estimate_arrays(mean, spread, size, count, tol):
+def _estimate_arrays(mean, spread, size, count, rtol):
     # Rounding of a mean: a few units of its terms, of which the spread is a measure too.
     def error(s, m):
         return jnp.hypot(s, 4 * jnp.finfo(m.dtype).eps * jnp.abs(m))
@@ -103,14 +109,14 @@ def _estimate_arrays(mean, spread, size, count, tol):
     errors = jax.tree.map(error, spread, mean)
     half = trees.scale(student(count - 1), errors)
     interval = jax.tree.map(lambda m, h: jnp.stack([m - h, m + h]), mean, half)
-    converged = trees.norm(errors) <= tol * size
+    converged = trees.norm(errors) <= rtol * size
     return errors, interval, converged
 
 
-def _estimate(mean, spread, count, spent, tol):
-    tol = DEFAULT_TOL if tol is None else tol
+def _estimate(mean, spread, count, spent, rtol):
+    rtol = DEFAULT_RTOL if rtol is None else rtol
     size = trees.norm(mean)
-    errors, interval, converged = _estimate_arrays(mean, spread, size, count, tol)
+    errors, interval, converged = _estimate_arrays(mean, spread, size, count, rtol)
     return Estimate(mean, errors, interval, spent, converged)
 
 
@@ -182,14 +188,9 @@ def _deflated(op, key, num_products):
 
 def _xdiag(op, key, num_products):
     count = min(num_products // 2, op.size)
-    span = subspace.random_range(op, key, count, "rademacher")
+    span = random_range(op, key, count, "rademacher")
     product = loops.product(op)
-    row = jax.tree.map(lambda a: a[0], span.basis)
-    if loops.is_traced(product(row)):
-        images = jax.vmap(op.mv)(span.basis)
-    else:
-        index = [jnp.int32(i) for i in range(count)]
-        images = bases.stack([product(_row(span.basis, i)) for i in index])
+    images = bases.stack([product(_row(span.basis, jnp.int32(i))) for i in range(count)])
     keys = [jax.random.fold_in(key, i) for i in range(count)]
     signs = bases.stack([probes.probe(k, op.structure) for k in keys])
     mean, spread = _leave_one_out(span.basis, images, signs, jnp.asarray(span.triangle))
@@ -203,8 +204,8 @@ _row = jax.jit(bases.row)
 def _leave_one_out(basis, images, signs, triangle):
     r"""XDiag: probe i on what the products of all others leave.
 
-    With :math:`s_i \propto R^{-\top} e_i` the sample of probe i is :math:`\mathrm{diag}(Q Q^\top A)
-    - Q s_i \odot A Q s_i + \omega_i \odot Q s_i (s_i^\top R e_i)`.
+    With $s_i \propto R^{-\top} e_i$ the sample of probe i is $\mathrm{diag}(Q Q^\top A)
+    - Q s_i \odot A Q s_i + \omega_i \odot Q s_i (s_i^\top R e_i)$.
     """
     scalar = trees.dtype(basis)
     triangle = triangle.astype(scalar)

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.linalg.krylov import _ritz as ritz
@@ -16,9 +15,8 @@ from flatjax.linalg.krylov._certificates import underflow
 from flatjax.linalg.krylov._ritz import masses
 from flatjax.linalg.probing import _complement as complement
 from flatjax.linalg.probing import _exact as exact
-from flatjax.linalg.probing import _probe_products as sampling
 from flatjax.linalg.probing._estimate import (
-    DEFAULT_TOL,
+    DEFAULT_RTOL,
     Estimate,
     cast,
     from_samples,
@@ -26,10 +24,10 @@ from flatjax.linalg.probing._estimate import (
     student,
 )
 from flatjax.linalg.probing._gauss import quadratures
+from flatjax.linalg.probing._probe_products import by_rows
 from flatjax.linalg.probing._quadrature import evaluated, products
 from flatjax.linalg.vectors import _arguments as arguments
-from flatjax.linalg.vectors import _flat as packing
-from flatjax.linalg.vectors import _probes as probes
+from flatjax.linalg.vectors import _flat as flat
 from flatjax.operators._base import as_operator
 
 
@@ -41,7 +39,7 @@ def trace_of_function(
     num_probes: int = 8,
     num_steps: int = 30,
     deflation_steps: int | None = None,
-    tol: float | None = None,
+    rtol: float | None = None,
     structure: Tree = None,
 ) -> Estimate:
     r"""The trace $\mathrm{tr} f(A) = \sum_i f(\lambda_i)$ by deflated Lanczos quadrature.
@@ -57,16 +55,16 @@ def trace_of_function(
       f: a function of an array of eigenvalues, elementwise and smooth on the spectrum.
       key: a PRNG key.
       num_probes: the probes, at least 2.
-      num_steps: Lanczos steps a probe.
+      num_steps: Lanczos steps per probe.
       deflation_steps: steps of the first run; default ``2 * num_steps``, 0 for none.
-      tol: the relative standard error that counts as converged; default 5 %.
+      rtol: the standard error that counts as converged, relative to the value; default 5 %.
       structure: for a callable, a tree of arrays or ``jax.ShapeDtypeStruct`` like its vectors.
 
     Returns:
       An `Estimate`; not finite, and not converged, where ``f`` is not finite on the spectrum.
 
     Raises:
-      TypeError: if ``op`` or ``f`` is not callable or ``key`` is no key.
+      TypeError: if ``op`` or ``f`` is not callable or ``key`` is no key, and inside ``jit``.
       ValueError: on numbers out of range, or a callable without structure.
 
     Example:
@@ -79,14 +77,19 @@ def trace_of_function(
       True
 
     References:
-      Ubaru, Chen and Saad, "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature", 2017.
+      Ubaru, Chen and Saad, "Fast estimation of tr(f(A)) via stochastic Lanczos quadrature", SIAM J.
+      Matrix Anal. Appl. 2017.
     """
     op = as_operator(op, structure)
     if not callable(f):
         raise TypeError(f"f must be a function of eigenvalues, got {type(f).__name__}.")
     if num_probes < 2:
         raise ValueError("num_probes must be at least 2: one probe has no standard error.")
-    found = quadratures(op, key, num_probes, num_steps, deflation_steps, tol=1e-3)
+    if rtol is not None:
+        arguments.check_tolerance(rtol, "rtol")
+    found = quadratures(
+        "trace_of_function", op, key, num_probes, num_steps, deflation_steps, tol=1e-3
+    )
     scalar = trees.dtype(op.structure)
     noise = _noise(found, op.size, scalar)
     at = functools.partial(evaluated, f, dtype=scalar, noise=noise)
@@ -100,22 +103,21 @@ def trace_of_function(
     blurred = blurred + rest * products(found.weights, spreads).sum(axis=1).mean()
     coarse = rest * _coarser(found, at)
     size = abs(known) + abs(samples).mean()
-    value = from_samples(samples, known, size, found.num_products, tol, scalar)
+    value = from_samples(samples, known, size, found.num_products, rtol, scalar)
     with np.errstate(invalid="ignore"):  # infinite, both of them
         missed = abs(samples.mean() - coarse)
-    return _widened(value, missed + blurred, student(len(samples) - 1), tol)
+    return _widened(value, missed + blurred, student(len(samples) - 1), rtol)
 
 
 def _noise(found, dimension, dtype):
     """By how much rounding of the products moves an eigenvalue."""
-    xp = np if isinstance(found.nodes, np.ndarray) else jnp
-    size = xp.maximum(xp.abs(found.exact).max(initial=0), xp.abs(found.nodes).max(initial=0))
+    size = max(np.abs(found.exact).max(initial=0), np.abs(found.nodes).max(initial=0))
     # Of so small products underflow has left nothing that is known.
-    lost = (size > 0) & (size < underflow(dimension, dtype))
-    return xp.where(lost, xp.inf, 8 * float(jnp.finfo(dtype).eps) * size)
+    lost = 0 < size < underflow(dimension, dtype)
+    return np.inf if lost else 8 * float(jnp.finfo(dtype).eps) * size
 
 
-def _widened(value: Estimate, quadrature: Any, t: float, tol: float | None) -> Estimate:
+def _widened(value: Estimate, quadrature: Any, t: float, rtol: float | None) -> Estimate:
     """An estimate with the error of the quadrature beside that of the probes.
 
     The interval keeps its skewness, which for powers above the first is large.
@@ -124,7 +126,7 @@ def _widened(value: Estimate, quadrature: Any, t: float, tol: float | None) -> E
     quadrature = cast(quadrature, middle.dtype)
     error = jnp.hypot(value.standard_error, quadrature)
     low, high = (jnp.hypot(end - middle, t * quadrature) for end in value.interval)
-    small = error <= (DEFAULT_TOL if tol is None else tol) * jnp.abs(middle)
+    small = error <= (DEFAULT_RTOL if rtol is None else rtol) * jnp.abs(middle)
     ends = jnp.stack([middle - low, middle + high])
     small = small & jnp.isfinite(error) & jnp.isfinite(middle)
     return value._replace(standard_error=error, interval=ends, converged=small)
@@ -132,10 +134,9 @@ def _widened(value: Estimate, quadrature: Any, t: float, tol: float | None) -> E
 
 def _coarser(found, at):
     """The mean of ``f`` by the first three quarters of the steps of every probe."""
-    xp = np if isinstance(found.nodes, np.ndarray) else jnp
     steps = found.nodes.shape[1]
     fewer = max(1, 3 * steps // 4)
-    transposed = xp.swapaxes(found.vectors, 1, 2)
+    transposed = np.swapaxes(found.vectors, 1, 2)
     matrices = (found.vectors * found.nodes[:, None, :]) @ transposed
     nodes, s = ritz.eigh(matrices[:, :fewer, :fewer])
     return products(masses(s, found.dtype), at(nodes)[0]).sum(axis=1).mean()
@@ -148,7 +149,7 @@ def logdet(
     num_probes: int = 8,
     num_steps: int = 30,
     deflation_steps: int | None = None,
-    tol: float | None = None,
+    rtol: float | None = None,
     structure: Tree = None,
 ) -> Estimate:
     r"""The log-determinant of a positive definite operator, $\mathrm{tr} \log A$.
@@ -161,16 +162,16 @@ def logdet(
       op: a flatjax operator, or a traceable callable ``v -> A v``, positive definite.
       key: a PRNG key.
       num_probes: the probes, at least 2.
-      num_steps: Lanczos steps a probe.
+      num_steps: Lanczos steps per probe.
       deflation_steps: steps of the first run; default ``2 * num_steps``, 0 for none.
-      tol: the relative standard error that counts as converged; default 5 %.
+      rtol: the standard error that counts as converged, relative to the value; default 5 %.
       structure: for a callable, a tree of arrays or ``jax.ShapeDtypeStruct`` like its vectors.
 
     Returns:
       An `Estimate`; NaN, and not converged, for an operator with a negative eigenvalue.
 
     Raises:
-      TypeError: if ``op`` is not callable or ``key`` is no key.
+      TypeError: if ``op`` is not callable or ``key`` is no key, and inside ``jit``.
       ValueError: on numbers out of range, or a callable without structure.
 
     Example:
@@ -187,7 +188,7 @@ def logdet(
         num_probes=num_probes,
         num_steps=num_steps,
         deflation_steps=deflation_steps,
-        tol=tol,
+        rtol=rtol,
         structure=structure,
     )
 
@@ -197,7 +198,7 @@ def frobenius_norm(
     *,
     key: jax.Array,
     num_products: int = 40,
-    tol: float | None = None,
+    rtol: float | None = None,
     structure: Tree = None,
 ) -> Estimate:
     r"""The Frobenius norm, $\sqrt{\mathrm{tr} A^2}$, from products with deflated probes.
@@ -213,14 +214,14 @@ def frobenius_norm(
       op: a flatjax operator, or a traceable callable ``v -> A v``, symmetric.
       key: a PRNG key.
       num_products: the products, at least 6.
-      tol: the relative standard error that counts as converged; default 5 %.
+      rtol: the standard error that counts as converged, relative to the value; default 5 %.
       structure: for a callable, a tree of arrays or ``jax.ShapeDtypeStruct`` like its vectors.
 
     Returns:
       An `Estimate`.
 
     Raises:
-      TypeError: if ``op`` is not callable or ``key`` is no key.
+      TypeError: if ``op`` is not callable or ``key`` is no key, and inside ``jit``.
       ValueError: on numbers out of range, or a callable without structure.
 
     Example:
@@ -233,36 +234,32 @@ def frobenius_norm(
     op = as_operator(op, structure)
     key = arguments.check_key(key)
     arguments.check_count("num_products", num_products)
-    if tol is not None:
-        arguments.check_tolerance(tol)
+    if rtol is not None:
+        arguments.check_tolerance(rtol, "rtol")
+    arguments.check_outside_jit("frobenius_norm", op, key)
     scalar = trees.dtype(op.structure)
     if (dense := exact.matrix(op, num_products)) is not None:
         return exact.estimate(exact.norm(dense), op.size, scalar)
     arguments.check_count("num_products", num_products, 6)
-    op = packing.packed(op)
+    op = flat.packed(op)
     run, spent = complement.known_run(op, key, num_products // 2)
     count, unit = num_products - spent, run.unit
-    known = run.within(unit).squares
-    squares = functools.partial(complement.squares, run)
-    samples = sampling.by_rows(op, key, 1, count, squares)
-    if samples is None:
-        samples = _traced_samples(op, key, count, squares)
-    else:
-        known, unit = float(known), float(unit)
+    known, unit = float(run.within(unit).squares), float(unit)
+    samples = by_rows(op, key, 1, count, functools.partial(complement.squares, run))
     size = abs(known) + abs(samples).mean()
     square = from_samples(samples, known, size, spent + len(samples), None, scalar)
     half = student(len(samples) - 1)
-    return rooted(square, unit, half, DEFAULT_TOL if tol is None else tol, op.size)
+    return rooted(square, unit, half, DEFAULT_RTOL if rtol is None else rtol, op.size)
 
 
-def rooted(square: Estimate, unit: Any, t: float, tol: float, size: int) -> Estimate:
+def rooted(square: Estimate, unit: Any, t: float, rtol: float, size: int) -> Estimate:
     """The norm from an estimate of its square in squared units, by the delta method.
 
     Args:
       square: the estimate of the square.
       unit: the unit of the norm, a power of two.
       t: the quantile for the interval.
-      tol: the relative standard error that counts as converged.
+      rtol: the relative standard error that counts as converged.
       size: the dimension.
 
     Returns:
@@ -270,20 +267,8 @@ def rooted(square: Estimate, unit: Any, t: float, tol: float, size: int) -> Esti
     """
     value = jnp.sqrt(jnp.maximum(square.value, 0))
     error = square.standard_error / (2 * jnp.where(value > 0, value, 1))
-    small = error <= tol * value
+    small = error <= rtol * value
     ends = jnp.stack([jnp.maximum(value - t * error, 0), value + t * error])
     unit = jnp.asarray(unit, value.dtype)
     found = Estimate(unit * value, unit * error, unit * ends, square.num_products, small)
     return resolved(found, size**0.5 * found.value, size)
-
-
-def _traced_samples(op, key, count, squares):
-    product = loops.product(op)
-
-    def one(i):
-        z = probes.probe(jax.random.fold_in(key, i + 1), op.structure)
-        return squares([z], [product(z)])[0]
-
-    first = one(0)
-    empty = jnp.zeros((count,), first.dtype) + 0 * first
-    return loops.fori(count, lambda i, out: out.at[i].set(one(i)), empty, like=first)

@@ -2,8 +2,8 @@ r"""Error bars over probes and over data, apart.
 
 An estimate from random probes on a data set has two errors: the probes', with which it misses the
 trace of this data set's matrix, and the data's, with which this data set's matrix misses that of
-the population. More probes mend the first only. The quadratic forms :math:`q_{pb} = z_p^\top A_b
-z_p` of every probe with every batch tell them apart: a two-way layout without replication.
+the population. More probes mend the first only. The quadratic forms $q_{pb} = z_p^\top A_b
+z_p$ of every probe with every batch tell them apart: a two-way layout without replication.
 """
 
 import math
@@ -78,42 +78,41 @@ def trace_over_batches(
 ) -> SplitEstimate:
     r"""The trace of a population's matrix from batches, its error split into probes and data.
 
-    Every probe is multiplied with the operator of every batch. With :math:`s_P^2` the variance of
-    the P means over batches, :math:`s_B^2` that of the B means over probes and :math:`s_E^2` the
+    Every probe is multiplied with the operator of every batch. With $s_P^2$ the variance of
+    the P means over batches, $s_B^2$ that of the B means over probes and $s_E^2$ the
     mean square of the interaction,
 
-    .. math::
-        \mathrm{probe}^2 = \frac{s_P^2}{P}, \qquad
-        \mathrm{data}^2 = \Big(\frac{s_B^2}{B} - \frac{s_E^2}{PB}\Big)_+, \qquad
-        \mathrm{total}^2 = \mathrm{probe}^2 + \mathrm{data}^2 .
+    $$\mathrm{probe}^2 = \frac{s_P^2}{P}, \qquad
+    \mathrm{data}^2 = \Big(\frac{s_B^2}{B} - \frac{s_E^2}{PB}\Big)_+, \qquad
+    \mathrm{total}^2 = \mathrm{probe}^2 + \mathrm{data}^2 .$$
 
     The batches are taken to be independent draws of equal size from the population. Two estimates
     on the same data (of two checkpoints, say) share their data error; for their difference it is
     not the one given here.
 
-    Costs ``num_probes`` products a batch, and three vectors of memory.
+    Costs ``num_probes`` products per batch, and three vectors of memory.
 
     Args:
-      ops: the operators, one a batch, in one pass: a list, or a generator such as
+      ops: the operators, one per batch, in one pass: a list, or a generator such as
         ``(flatjax.hessian(losses_fn, params, batch) for batch in data)``.
       key: a PRNG key.
       num_probes: the number of Rademacher probes P, at least 2.
       structure: for callables, a tree of arrays or ``jax.ShapeDtypeStruct`` like their vectors.
 
     Returns:
-      A `SplitEstimate`. The interval is Student's, with the degrees of freedom of Satterthwaite.
+      A [`SplitEstimate`][], its interval Student's, with Satterthwaite's degrees of freedom.
 
     Raises:
       TypeError: if an operator has another tree structure than the first.
       ValueError: on fewer than 2 batches or probes.
 
     Example:
-      >>> import jax, jax.numpy as jnp, flatjax.linalg
+      >>> import jax, jax.numpy as jnp, flatjax
       >>> batches = [jnp.full(50, 1.0 + 0.1 * i) for i in range(8)]
       >>> ops = (
       ...     flatjax.hessian(lambda w, x: x @ w**2 / 2, jnp.zeros(50), b[None]) for b in batches
       ... )
-      >>> found = flatjax.linalg.trace_over_batches(ops, key=jax.random.key(0))
+      >>> found = flatjax.trace_over_batches(ops, key=jax.random.key(0))
       >>> round(float(found.value), 2), float(found.probe_error), float(found.data_error) > 4
       (67.5, 0.0, True)
 
@@ -161,31 +160,31 @@ def _split(table: np.ndarray, dtype: Any) -> SplitEstimate:
 def forms_over_batches(
     ops: Iterable[Any], vectors: Tree, *, structure: Tree = None
 ) -> SplitEstimate:
-    r"""The quadratic forms :math:`v_i^\top A v_i` of a population from batches.
+    r"""The quadratic forms $v_i^\top A v_i$ of a population from batches.
 
     For unit eigenvectors of the mean of the same batches these are its eigenvalues, and the errors
     say how far the population's may be: to first order an eigenvalue moves with its form. The
     largest eigenvalues of a sample lie too high on average, by up to the order of these errors;
     vectors from other data avoid that.
 
-    Costs k products a batch, and two vectors of memory.
+    Costs k products per batch, and two vectors of memory.
 
     Args:
-      ops: the operators, one a batch, in one pass; see `trace_over_batches`.
+      ops: the operators, one per batch, in one pass; see `trace_over_batches`.
       vectors: a tree with a leading axis k, such as ``Eigenpairs.vectors``.
       structure: for callables, a tree of arrays or ``jax.ShapeDtypeStruct`` like their vectors.
 
     Returns:
-      A `SplitEstimate` of arrays ``(k,)``, without an error of probes.
+      A [`SplitEstimate`][] of arrays ``(k,)``, without an error of probes.
 
     Raises:
       TypeError: if an operator has another tree structure than the first.
       ValueError: on fewer than 2 batches, or vectors of another shape.
 
     Example:
-      >>> import jax.numpy as jnp, flatjax.linalg
+      >>> import jax.numpy as jnp, flatjax
       >>> ops = [lambda v, s=s: s * v for s in (1.0, 2.0, 3.0)]
-      >>> found = flatjax.linalg.forms_over_batches(ops, jnp.eye(4)[:2], structure=jnp.zeros(4))
+      >>> found = flatjax.forms_over_batches(ops, jnp.eye(4)[:2], structure=jnp.zeros(4))
       >>> found.value.tolist(), round(float(found.data_error[0]), 3)
       ([2.0, 2.0], 0.577)
     """

@@ -89,19 +89,18 @@ def test_zero_rank_deficient_and_scaled(method, scale):
 
 def test_traced_equals_eager():
     matrix = jnp.asarray(dense(OUTLIERS), jnp.float32)
-    for method in ("hutchinson", "deflated", "xdiag"):
 
-        def run(m, method=method):
-            return linalg.diagonal(
-                jax.tree_util.Partial(matvec, m),
-                key=jax.random.key(0),
-                method=method,
-                num_products=12,
-                structure=STRUCTURE,
-            ).value
+    def run(m, method):
+        given = {"key": jax.random.key(0), "num_products": 12, "structure": STRUCTURE}
+        return linalg.diagonal(jax.tree_util.Partial(matvec, m), method=method, **given).value
 
-        # Sums in another order: eps * |A| for every one of some products.
-        np.testing.assert_allclose(flat(jax.jit(run)(matrix)), flat(run(matrix)), atol=30 * 1e-5)
+    traced = jax.jit(run, static_argnums=1)
+    # Sums in another order: eps * |A| for every one of some products.
+    found, expected = (flat(f(matrix, "hutchinson")) for f in (traced, run))
+    np.testing.assert_allclose(found, expected, atol=30 * 1e-5)
+    for method in ("deflated", "xdiag"):
+        with pytest.raises(TypeError, match="outside jit"):
+            traced(matrix, method)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +109,7 @@ def test_traced_equals_eager():
         ({"method": "exact"}, "method must be one of"),
         ({"num_products": 1}, "num_products must be at least 2"),
         ({"method": "xdiag", "num_products": 3}, "num_products must be at least 4"),
-        ({"tol": -0.1}, "tol must not be negative"),
+        ({"rtol": -0.1}, "rtol must not be negative"),
     ],
 )
 def test_bad_arguments(options, message):

@@ -14,13 +14,12 @@ POWERS = np.arange(1, N + 1) ** -0.5
 
 
 def estimates(values, f):
-    """From three places: deflated quadratures, a whole spectrum, and a traced program."""
+    """From two places: deflated quadratures, and a whole spectrum."""
     d = jnp.asarray(values, jnp.float32)
     op, few = jax.tree_util.Partial(jnp.multiply, d), {"key": KEY, "structure": d}
     yield flatjax.trace_of_function(op, f, **few)
     found = flatjax.spectrum(op, k=3, num_bottom=2, trace_tol=None, **few)
     yield found.trace_of_function(f)
-    yield jax.jit(lambda op: flatjax.trace_of_function(op, f, **few))(op)
 
 
 def semidefinite():

@@ -92,7 +92,7 @@ def test_a_start_in_an_invariant_subspace():
 def test_the_trace_of_two_lucky_samples_is_not_called_converged():
     # PyHessian stops where two running means agree.
     p = zoo("pairs")  # the trace is near zero: nothing relative converges
-    found = trace(p.op, key=KEY, structure=p.structure, tol=1e-3, num_products=40)
+    found = trace(p.op, key=KEY, structure=p.structure, rtol=1e-3, max_products=40)
     assert found.num_products == 40
     assert not bool(found.converged)
 

@@ -64,12 +64,11 @@ def test_estimates_at_any_scale(name, scale):
     check(ESTIMATORS[name](op) if name in ESTIMATORS else HOST[name](whole(op)), name, scale)
 
 
-@pytest.mark.parametrize("name", ["trace xtrace", "trace xnystrace", "diagonal xdiag",
-                                  "frobenius_norm"])  # fmt: skip
-def test_traced_estimates_at_any_scale(name):
-    solve = jax.jit(ESTIMATORS[name])
-    for scale in (1e-24, 1e30):
-        check(solve(operator(scale)), name, scale)
+def test_traced_estimates_at_any_scale():
+    for name in ("trace hutchinson", "diagonal hutchinson"):
+        solve = jax.jit(ESTIMATORS[name])
+        for scale in (1e-24, 1e30):
+            check(solve(operator(scale)), name, scale)
 
 
 @pytest.mark.parametrize("scale", [1e-24, 1e-30, 1e30])

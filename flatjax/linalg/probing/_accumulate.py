@@ -15,7 +15,7 @@ from flatjax.linalg.probing import _complement as complement
 from flatjax.linalg.probing import _missing as missing
 from flatjax.linalg.probing import _probe_products as sampling
 from flatjax.linalg.probing._estimate import (
-    DEFAULT_TOL,
+    DEFAULT_RTOL,
     Estimate,
     cast,
     from_samples,
@@ -190,7 +190,7 @@ class Collected:
             standard_error=cast(unit * error, dtype),
             interval=cast(unit * ends, dtype),
             num_products=spent,
-            converged=jnp.asarray(error <= DEFAULT_TOL * value),
+            converged=jnp.asarray(error <= DEFAULT_RTOL * value),
         )
         return resolved(found, self.op.size**0.5 * found.value, self.op.size)
 
@@ -220,7 +220,7 @@ class Collected:
             weights,
             scale=scale,
             num_points=num_points,
-        )
+        ).as_arrays(self.run.alphas.dtype)
 
     def diagonal(self):
         """The diagonal: what the run knows, and the mean over the probes of the rest."""

@@ -14,7 +14,7 @@ CONFIDENCE = 0.95
 # Beside the sampling error there is rounding: a few units of the size of a typical sample.
 _ROUNDING = 4.0
 # What `converged` means where the caller names no tolerance.
-DEFAULT_TOL = 0.05
+DEFAULT_RTOL = 0.05
 
 
 class Estimate(NamedTuple):
@@ -29,8 +29,8 @@ class Estimate(NamedTuple):
         wider on one side where the samples are skewed, as quadratic forms dominated by a few
         eigenvalues are.
       num_products: the number of products spent, those of a deflation included.
-      converged: whether the standard error is at most ``tol`` times the magnitude of the value (5 %
-        where no ``tol`` was given).
+      converged: whether the standard error is at most ``rtol`` times the value
+        in magnitude; 5 % of it where no ``rtol`` was given.
     """
 
     value: jax.Array
@@ -47,16 +47,16 @@ def quiet() -> np.errstate:
 
 @quiet()
 def from_samples(
-    samples: Any, exact: Any, size: Any, num_products: int, tol: float | None, dtype: Any
+    samples: Any, exact: Any, size: Any, num_products: int, rtol: float | None, dtype: Any
 ) -> Estimate:
     """The estimate ``exact + mean(samples)`` of independent samples, along their first axis.
 
     Args:
-      samples: ``(n, ...)``, n >= 2: NumPy (reduced in float64) or JAX arrays.
+      samples: ``(n, ...)``, n >= 2: NumPy, reduced in float64, or traced.
       exact: what is known without sampling.
       size: the magnitude of the terms that were added, which sets the rounding error.
       num_products: the products spent.
-      tol: the tolerance, or ``None``.
+      rtol: the relative standard error that counts as converged, or ``None``.
       dtype: the dtype of the result.
 
     Returns:
@@ -84,7 +84,7 @@ def from_samples(
     low = value - base * xp.maximum(t, _hall(t, skewness, n, xp))
     high = value + base * xp.maximum(t, -_hall(-t, skewness, n, xp))
     error = base * math.sqrt((n - 1) / max(n - 3, 1))
-    return _estimate(value, error, low, high, size, num_products, tol, dtype)
+    return _estimate(value, error, low, high, size, num_products, rtol, dtype)
 
 
 def _hall(t: float, skewness: Any, n: int, xp: Any) -> Any:
@@ -101,16 +101,16 @@ def from_spread(
     degrees: int,
     size: Any,
     num_products: int,
-    tol: float | None,
+    rtol: float | None,
     dtype: Any,
 ) -> Estimate:
     """An estimate from its value and sampling error with so many degrees of freedom."""
     half = student(degrees) * standard_error
     low, high = value - half, value + half
-    return _estimate(value, standard_error, low, high, size, num_products, tol, dtype)
+    return _estimate(value, standard_error, low, high, size, num_products, rtol, dtype)
 
 
-def _estimate(value, error, low, high, size, num_products, tol, dtype) -> Estimate:
+def _estimate(value, error, low, high, size, num_products, rtol, dtype) -> Estimate:
     xp = jnp if isinstance(value, jax.Array) else np
     limit = float(jnp.finfo(dtype).max)
     rounding = _ROUNDING * float(jnp.finfo(dtype).eps) * size
@@ -118,7 +118,7 @@ def _estimate(value, error, low, high, size, num_products, tol, dtype) -> Estima
     interval = xp.stack([xp.asarray(low - 2 * rounding), xp.asarray(high + 2 * rounding)])
     # What is not finite in the result's dtype is no estimate, and an infinite error no small one.
     fits = (xp.abs(value) <= limit) & (error <= limit)
-    converged = fits & (error <= (DEFAULT_TOL if tol is None else tol) * xp.abs(value))
+    converged = fits & (error <= (DEFAULT_RTOL if rtol is None else rtol) * xp.abs(value))
     return Estimate(
         value=cast(value, dtype),
         standard_error=cast(error, dtype),

@@ -86,20 +86,17 @@ def dense_operator(op: Operator, dense: np.ndarray) -> Dense:
     return Dense(jnp.asarray(dense, trees.dtype(op.structure)), trees.zeros(op.structure))
 
 
-def eigenvalues(dense: Any) -> Any:
+def eigenvalues(dense: np.ndarray) -> np.ndarray:
     """All eigenvalues of the symmetric part, ascending; NaN where it is not finite."""
     symmetric = (dense + dense.T) / 2
-    if isinstance(dense, np.ndarray):
-        finite = np.isfinite(symmetric).all()
-        return np.linalg.eigvalsh(symmetric) if finite else np.full(len(dense), np.nan)
-    return jnp.linalg.eigvalsh(symmetric, symmetrize_input=False)
+    finite = np.isfinite(symmetric).all()
+    return np.linalg.eigvalsh(symmetric) if finite else np.full(len(dense), np.nan)
 
 
-def norm(dense: Any) -> Any:
+def norm(dense: np.ndarray) -> float:
     """The Frobenius norm, of entries of any size."""
-    xp = np if isinstance(dense, np.ndarray) else jnp
-    largest = xp.abs(dense).max()
-    return largest * xp.linalg.norm(dense / xp.where(largest > 0, largest, 1))
+    largest = np.abs(dense).max()
+    return largest * np.linalg.norm(dense / np.where(largest > 0, largest, 1))
 
 
 def vector(flat: np.ndarray, structure: Tree) -> Tree:

@@ -4,21 +4,18 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
-from flatjax.linalg.krylov import _extremes as lanczos_state
+from flatjax.linalg.krylov import _extremes as extremes
 from flatjax.linalg.krylov import _ritz as ritz
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.krylov._ritz import masses
 from flatjax.linalg.probing import _complement as complement
 from flatjax.linalg.probing import _exact as exact
 from flatjax.linalg.vectors import _arguments as arguments
-from flatjax.linalg.vectors import _basis as bases
-from flatjax.linalg.vectors import _flat as packing
+from flatjax.linalg.vectors import _flat as flat
 from flatjax.linalg.vectors import _probes as probes
 from flatjax.operators._base import Operator
 
@@ -36,20 +33,21 @@ class Quadratures:
       start: nodes and weights of the start vector of the deflation, if they are of use.
     """
 
-    exact: Any
-    nodes: Any
-    vectors: Any
+    exact: np.ndarray
+    nodes: np.ndarray
+    vectors: np.ndarray
     num_products: int
     dtype: Any
     start: tuple | None = None
 
     @property
-    def weights(self) -> Any:
+    def weights(self) -> np.ndarray:
         """``(p, s)``, of sum 1 in every row."""
         return masses(self.vectors, self.dtype)
 
 
 def quadratures(
+    what: str,
     op: Operator,
     key: jax.Array,
     num_probes: int,
@@ -57,8 +55,12 @@ def quadratures(
     deflation_steps: int | None,
     tol: float,
 ) -> Quadratures:
-    """The quadratures behind a density or the trace of a function; see `spectral_density`."""
+    """The quadratures behind a density or the trace of a function; see `spectral_density`.
+
+    ``what`` asks for them, by its name.
+    """
     key = arguments.check_key(key)
+    arguments.check_outside_jit(what, op, key)
     arguments.check_count("num_probes", num_probes)
     arguments.check_count("num_steps", num_steps)
     arguments.check_tolerance(tol)
@@ -69,20 +71,15 @@ def quadratures(
     dense = exact.matrix(op, depth + num_probes * num_steps)
     if dense is not None:
         values = exact.eigenvalues(dense)
-        nothing = np.zeros if isinstance(dense, np.ndarray) else jnp.zeros
-        empty = (nothing((1, 1), values.dtype), nothing((1, 1, 1), values.dtype))
-        return Quadratures(values, *empty, op.size, scalar)
-    op = packing.packed(op)
+        return Quadratures(values, np.zeros((1, 1)), np.zeros((1, 1, 1)), op.size, scalar)
+    op = flat.packed(op)
     steps = min(num_steps, op.size)
-    image = arguments.first_product(op, trees.zeros(op.structure))
-    if loops.is_traced(image):
-        return _traced(op, key, num_probes, steps, image)
     known, vectors, spent, own = np.zeros(0), None, 0, None
     if depth:
-        state, spent = lanczos_state.converged(
+        state, spent = extremes.converged(
             op, jax.random.fold_in(key, 0), 1, 0, tol, depth, depth, None
         )
-        pairs = lanczos_state.Ritz(state, 1, 0, tol, op.size)
+        pairs = extremes.Ritz(state, 1, 0, tol, op.size)
         known, vectors, own = pairs.deflated_values, pairs.deflating(state), pairs.start
         del state
     deflated, runs = complement.Deflated(op, vectors), []
@@ -90,7 +87,7 @@ def quadratures(
     for i in range(num_probes) if steps else ():
         probe_key, restart_key = jax.random.split(jax.random.fold_in(key, i + 1))
         y = complement.project(vectors, probes.probe(probe_key, op.structure))
-        length, (unit,) = lanczos_state.normalized((y,))
+        length, (unit,) = extremes.normalized((y,))
         run, products = run_probe(deflated, unit, steps, restart_key)
         spent += products
         runs.append((run.alphas, run.betas, run.scale, length, steps))
@@ -102,7 +99,7 @@ def run_probe(
     deflated: Operator, unit: Tree, steps: int, key: jax.Array, first: Tree = None
 ) -> tuple[krylov.Krylov, int]:
     """The Lanczos run of a probe, and its products; in buffers that few programs serve."""
-    start = krylov.start(unit, max(lanczos_state.FIRST, steps), key)
+    start = krylov.start(unit, max(extremes.FIRST, steps), key)
     return krylov.run(deflated, start, steps, first)
 
 
@@ -126,24 +123,3 @@ def solved(runs: list) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         vectors.append(s)
         lengths.append(float(length))
     return np.stack(nodes), np.stack(vectors), np.asarray(lengths)
-
-
-def _traced(op, key, count, steps, image):
-    scalar = trees.dtype(op.structure)
-
-    def one(i):
-        probe_key, restart_key = jax.random.split(jax.random.fold_in(key, i + 1))
-        z = probes.probe(probe_key, op.structure)
-        _, (unit,) = lanczos_state.normalized((z,))
-        run, _ = krylov.run(op, krylov.start(unit, steps, restart_key), steps)
-        return run.alphas * run.scale, run.betas * run.scale
-
-    empty = (jnp.zeros((count, steps), scalar), jnp.zeros((count, steps), scalar))
-
-    def body(i, out):
-        return jax.tree.map(lambda a, x: a.at[i].set(x), out, one(i))
-
-    empty = bases.vary_like(empty, image)
-    alphas, betas = loops.fori(count, body, empty, like=image)
-    nodes, s = jax.vmap(lambda a, b: ritz.eigh(ritz.tridiagonal(a, b)))(alphas, betas)
-    return Quadratures(jnp.zeros(0, scalar), nodes, s, count * steps, scalar)

@@ -1,6 +1,5 @@
-"""Products with random probes, one at a time or in blocks, on the host or in a traced loop."""
+"""Products with random probes, one at a time or in blocks."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,14 +23,8 @@ LEAST = 16  # a stopping rule that looks at a standard error from fewer samples 
 _TOGETHER, _SMALL = 8, 1 << 24
 
 
-def _less(basis, z):
-    return bases.project_out(basis, z)[0]
-
-
-_project = jax.jit(_less)
 unstack = jax.jit(bases.unstack)
 keys = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))
-quadratic_form = jax.jit(lambda z, w: (trees.vdot(z, w), trees.vdot(z, z)))
 
 
 @jax.jit
@@ -54,82 +47,72 @@ def products(product: Callable[[Tree], Tree], vectors: Sequence[Tree], count: in
     return images + (len(vectors) - count) * images[-1:]
 
 
-@functools.lru_cache(maxsize=64)
-def _over_vectors(measure):
-    return jax.jit(lambda z, w: jax.vmap(measure)(bases.stack(z), bases.stack(w)))
+@jax.jit
+def _forms(z, w):
+    return jax.vmap(lambda z, w: (trees.vdot(z, w), trees.vdot(z, z)))(z, w)
 
 
-@functools.lru_cache(maxsize=64)
-def _over_block(measure):
-    return jax.jit(jax.vmap(measure))
+@jax.jit
+def _forms_of_lists(z, w):
+    return _forms(bases.stack(z), bases.stack(w))
 
 
-def sample(
-    op: Operator,
-    key: jax.Array,
-    first: int,
-    count: int,
-    measure: Callable[[Tree, Tree], Any],
-    *,
-    kind: str = "rademacher",
-    basis: Tree = None,
-    block: int = 1,
-) -> Any:
-    """Measure ``count`` probes and their products.
+def quadratic_forms(
+    op: Operator, key: jax.Array, first: int, count: int, *, basis: Tree = None, block: int = 1
+) -> tuple[Any, Any]:
+    r"""The quadratic forms $z^\top A z$ of ``count`` Rademacher probes, and $z^\top z$.
 
     Args:
       op: the operator.
       key: the key; probe i is drawn from ``fold_in(key, i)`` whatever the blocks.
       first: the index of the first probe.
       count: the number of probes.
-      measure: a compiled function at module level, ``(z, A z) -> small arrays``. ``z`` is the probe
-        less its components along ``basis``.
-      kind: the kind of probes.
-      basis: orthonormal or zero vectors to project out of every probe.
-      block: probes multiplied at once, each with its own intermediate values in memory. With 1 the
-        host still draws, projects and measures `together` of them at once.
+      basis: orthonormal or zero vectors to project out of every probe, or ``None``.
+      block: probes multiplied at once, each with its own intermediate values in memory.
 
     Returns:
-      The measurements with a leading axis ``count``: NumPy, floating ones in float64, or traced.
+      Two arrays ``(count,)``: NumPy in float64, or traced.
     """
     # A stream over batches drives itself from the host and takes one vector at a time.
     block = 1 if op.host_driven else min(block, count)
-    product = loops.product(op)
-    # Alone, probes need the least memory, which decides where they are large and meet no basis.
-    if block == 1 and (basis is not None or together(op.size) > 2) and not loops.on_device(op):
-        found = by_rows(op, key, first, count, _over_vectors(measure), kind, basis)
-        if found is not None:
-            return found
+    if loops.is_traced(op, key, jnp.zeros(())):
+        return _traced_forms(op, key, first, count, block)
+    if block == 1:
+        return by_rows(op, key, first, count, _forms_of_lists, basis)
 
     def some(start, size):
-        if block == 1:
-            z = probes.probe(jax.random.fold_in(key, start), op.structure, kind)
-            z = z if basis is None else _project(basis, z)
-            return jax.tree.map(lambda a: a[None], measure(z, product(z)))
-        z = probes.block(keys(key, start + jnp.arange(size, dtype=jnp.int32)), op.structure, kind)
+        z = probes.block(keys(key, np.arange(start, start + size, dtype=np.int32)), op.structure)
         z = z if basis is None else project_block(basis, z)
-        return _over_block(measure)(z, arguments.block_product(op, z))
+        return _forms(z, arguments.block_product(op, z))
+
+    end = first + count
+    rows = [some(start, min(block, end - start)) for start in range(first, end, block)]
+    return jax.tree.map(_concatenate, *rows)
+
+
+def _traced_forms(op, key, first, count, block):
+    def some(start, size):
+        z = probes.block(keys(key, start + jnp.arange(size, dtype=jnp.int32)), op.structure)
+        product = loops.product(op)
+        w = product(bases.row(z, 0)) if block == 1 else arguments.block_product(op, z)
+        return _forms(z, bases.stack([w]) if block == 1 else w)
+
+    like = some(jnp.int32(first), block)
+    out = jax.tree.map(lambda a: jnp.zeros((count,), a.dtype), like)
+
+    def put(out, start, size):
+        found = some(jnp.int32(first) + start, size)
+        update = jax.lax.dynamic_update_slice_in_dim
+        return jax.tree.map(lambda a, x: update(a, x, start, 0), out, found)
 
     whole, rest = divmod(count, block)
-    begin = some(jnp.int32(first), block)
-    if not loops.is_traced(begin):
-        starts = range(first + block, first + whole * block, block)
-        rows = [begin] + [some(jnp.int32(i), block) for i in starts]
-        if rest:
-            rows.append(some(jnp.int32(first + whole * block), rest))
-        return jax.tree.map(_concatenate, *rows)
-    # The block above served to ask whether we are traced; unused, the compiler drops it.
-    out = jax.tree.map(lambda a: jnp.zeros((count, *a.shape[1:]), a.dtype), begin)
-
-    def body(i, out):
-        at = jnp.asarray(i, jnp.int32) * block
-        return _put(out, some(jnp.int32(first) + at, block), at)
-
-    out = loops.fori(whole, body, bases.vary_like(out, begin), like=begin)
-    if rest:
-        at = jnp.int32(whole * block)
-        out = _put(out, some(jnp.int32(first) + at, rest), at)
-    return out
+    out = loops.fori(
+        whole,
+        lambda i, out: put(out, jnp.asarray(i, jnp.int32) * block, block),
+        bases.vary_like(out, like),
+        like=like,
+    )
+    return put(out, jnp.int32(whole * block), rest) if rest else out
 
 
 def by_rows(
@@ -138,38 +121,33 @@ def by_rows(
     first: int,
     count: int,
     measure: Callable[[list[Tree], list[Tree]], Any],
-    kind: str = "rademacher",
     basis: Tree = None,
 ) -> Any:
     """Measure probes that are drawn and projected in blocks, and multiplied one by one.
 
     Args:
-      op: the operator.
+      op: the operator, not traced.
       key: the key; probe i is drawn from ``fold_in(key, i)``.
       first: the index of the first probe.
       count: the number of probes.
       measure: ``(probes, products) -> small arrays`` with a leading axis, compiled.
-      kind: the kind of probes.
       basis: orthonormal or zero vectors to project out of every probe.
 
     Returns:
-      NumPy measurements as of `sample`, or ``None`` where the products are traced.
+      The measurements with a leading axis ``count``: NumPy, floating ones in float64.
     """
-    product, size, rows = loops.product(op), together(op.size), []
+    size = together(op.size)
+    if basis is None and size < _TOGETHER:
+        size = 1  # alone, probes need the least memory, which decides where they are large
+    product, rows = loops.product(op), []
     for start in range(first, first + count, size):
         real = min(size, first + count - start)
         numbers = np.arange(start, start + size, dtype=np.int32)
-        z = probes.block(keys(key, numbers), op.structure, kind)
+        z = probes.block(keys(key, numbers), op.structure)
         z = unstack(z if basis is None else project_block(basis, z))
         found = measure(z, products(product, z, real))
-        if loops.is_traced(found):
-            return None
         rows.append(jax.tree.map(lambda a, real=real: a[:real], found))
     return jax.tree.map(_concatenate, *rows)
-
-
-def _put(out, rows, at):
-    return jax.tree.map(lambda a, x: jax.lax.dynamic_update_slice_in_dim(a, x, at, 0), out, rows)
 
 
 def _concatenate(*rows):
@@ -177,10 +155,10 @@ def _concatenate(*rows):
     return host.astype(np.float64) if host.dtype.kind == "f" else host
 
 
-def less_length(forms: Any, lengths: Any, expected: Any) -> Any:
+def less_length(forms: np.ndarray, lengths: np.ndarray, expected: float) -> np.ndarray:
     r"""Quadratic forms less what the lengths of their probes make them vary by.
 
-    :math:`q_i - c_i(\|z_i\|^2 - E\|z\|^2)` with :math:`c_i` the ratio of forms to lengths over all
+    $q_i - c_i(\|z_i\|^2 - E\|z\|^2)$ with $c_i$ the ratio of forms to lengths over all
     other probes: independent of probe i, so that nothing is biased. A multiple of the identity then
     has no variance, as it has none under plain Rademacher probes, whose length is fixed.
 
@@ -192,8 +170,7 @@ def less_length(forms: Any, lengths: Any, expected: Any) -> Any:
     Returns:
       ``(n,)``.
     """
-    xp = np if isinstance(forms, np.ndarray) else jnp
     others = lengths.sum() - lengths
     some = others > 0
-    ratio = xp.where(some, (forms.sum() - forms) / xp.where(some, others, 1), 0)
-    return forms - ratio * (lengths - xp.asarray(expected, lengths.dtype))
+    ratio = np.where(some, (forms.sum() - forms) / np.where(some, others, 1), 0)
+    return forms - ratio * (lengths - expected)

@@ -26,7 +26,7 @@ class SpectralDensity(NamedTuple):
       cdf: the share of eigenvalues below the grid points; no bandwidth enters.
       cdf_band: ``(2, grid)``, its band.
       sigma: the width given to every atom.
-      nodes: the nodes, one row a probe; a row of fewer nodes repeats its last one.
+      nodes: the nodes, one row per probe; a row of fewer nodes repeats its last one.
       node_weights: their weights, of the mass that the exact atoms leave; zero for such a repeat.
       shares: the share of every row in the density, as the square of its number of nodes: the more
         there are, the finer is what a row resolves.
@@ -47,22 +47,31 @@ class SpectralDensity(NamedTuple):
 
     def mean_of(self, f: Callable[[jax.Array], jax.Array]) -> jax.Array:
         """The mean of ``f`` over the eigenvalues: ``tr f(A) / n``."""
-        some = self.weights != 0
+        atoms, weights = (np.asarray(a, np.float64) for a in (self.atoms, self.weights))
         # An atom without weight has no say: not even a function's complaint about it.
-        xp = jnp if isinstance(self.atoms, jax.Array) else np
-        points: Any = xp.where(some, self.atoms, self.atoms[some.argmax()])
-        return products(self.weights, f(points)).sum()
+        points = jnp.asarray(np.where(weights != 0, atoms, atoms[(weights != 0).argmax()]))
+        mean = products(weights, np.asarray(f(points), np.float64)).sum()
+        return jnp.asarray(mean)
+
+    def as_arrays(self, dtype: Any) -> "SpectralDensity":
+        """The density in JAX arrays of this dtype."""
+        numbers: dict[str, Any] = {
+            name: jnp.asarray(value, dtype)
+            for name, value in self._asdict().items()
+            if name != "num_exact"
+        }
+        return self._replace(**numbers)
 
 
-def products(weights: Any, values: Any) -> Any:
+def products(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Weights times values, where a node without weight has no say whatever its value."""
-    xp = jnp if isinstance(weights, jax.Array) else np
     some = weights != 0
-    zero = xp.zeros((), weights.dtype)
-    return xp.where(some, weights * xp.where(some, values, zero), zero)
+    return np.where(some, weights * np.where(some, values, 0.0), 0.0)
 
 
-def evaluated(f: Callable[[Any], Any], nodes: Any, dtype: Any, noise: Any) -> tuple[Any, Any]:
+def evaluated(
+    f: Callable[[Any], Any], nodes: np.ndarray, dtype: Any, noise: float
+) -> tuple[np.ndarray, np.ndarray]:
     """A function at nodes that are known up to noise, and by how much it varies within that.
 
     A semi-definite operator has nodes on either side of zero by rounding: where the function is not
@@ -70,32 +79,30 @@ def evaluated(f: Callable[[Any], Any], nodes: Any, dtype: Any, noise: Any) -> tu
 
     Args:
       f: a function of an array.
-      nodes: NumPy or JAX arrays.
+      nodes: any array.
       dtype: the dtype in which it is evaluated.
       noise: by how much a node may be off.
 
     Returns:
       The values, and their uncertainty: infinite where the function is not finite within the noise.
     """
-    xp = jnp if isinstance(nodes, jax.Array) else np
 
     def at(x):
-        y = f(jnp.asarray(x, dtype))
-        return y if xp is jnp else np.asarray(y, np.float64)
+        return np.asarray(f(jnp.asarray(x, dtype)), np.float64)
 
-    zero = at(xp.zeros((1,), nodes.dtype))[0]
+    zero = at(np.zeros(1))[0]
     # Of an eigenspace at zero quadratures have nodes of little weight that are further off, up to
     # 40 units of rounding: they are no negative eigenvalues.
-    near, nearly = (xp.abs(nodes) <= factor * noise for factor in (2, 16))
+    near, nearly = (np.abs(nodes) <= factor * noise for factor in (2, 16))
 
     def or_at_zero(y):
-        return xp.where(nearly & ~xp.isfinite(y), zero, y)
+        return np.where(nearly & ~np.isfinite(y), zero, y)
 
     value, above, below = (or_at_zero(at(x)) for x in (nodes, nodes + noise, nodes - noise))
     with np.errstate(invalid="ignore"):
-        spread = xp.abs(above - below) / 2
-    known = xp.isfinite(spread) & ~(near & ~xp.isfinite(zero)) & xp.isfinite(noise)
-    return value, xp.where(known, spread, xp.full_like(spread, xp.inf))
+        spread = np.abs(above - below) / 2
+    known = np.isfinite(spread) & ~(near & ~np.isfinite(zero)) & np.isfinite(noise)
+    return value, np.where(known, spread, np.full_like(spread, np.inf))
 
 
 def density_from_quadrature(
@@ -115,9 +122,8 @@ def density_from_quadrature(
     Args:
       exact: ``(e,)`` eigenvalues known exactly, or none.
       exact_weights: ``(e,)`` their weights.
-      nodes: ``(p, s)`` the nodes of ``p`` probes, or a list of ``p`` NumPy arrays of any lengths.
-      node_weights: their weights alike, each row for the mass that the exact atoms leave. All four
-        NumPy arrays, or all JAX arrays, which is what the result is made of.
+      nodes: ``(p, s)`` the nodes of ``p`` probes, or a list of ``p`` arrays of any lengths.
+      node_weights: their weights alike, each row for the mass that the exact atoms leave.
       num_points: the size of the grid.
       scale: ``"linear"``, or ``"log"`` for an axis that is logarithmic on both sides of zero.
       linear_width: where the logarithmic axis becomes linear; default 1e-4 of the largest node.
@@ -126,16 +132,14 @@ def density_from_quadrature(
       margin: how far the grid reaches beyond the outermost atoms, in parts of their range.
 
     Returns:
-      A [`SpectralDensity`][].
+      A [`SpectralDensity`][] of NumPy arrays in float64; see its ``as_arrays``.
 
     Raises:
       ValueError: for another scale, or widths and sizes that are not positive.
 
     Example:
-      >>> import jax.numpy as jnp
       >>> from flatjax.linalg.probing._quadrature import density_from_quadrature
-      >>> nodes, weights = jnp.array([[0.0, 1.0]]), jnp.array([[0.45, 0.45]])
-      >>> d = density_from_quadrature(jnp.array([5.0]), jnp.array([0.1]), nodes, weights)
+      >>> d = density_from_quadrature([5.0], [0.1], [[0.0, 1.0]], [[0.45, 0.45]])
       >>> round(float(d.mean_of(lambda x: x)), 3)
       0.95
     """
@@ -146,75 +150,76 @@ def density_from_quadrature(
     for name, value in {"sigma": sigma, "linear_width": linear_width}.items():
         if value is not None and not value > 0:
             raise ValueError(f"{name} must be positive, got {value}.")
-    # NumPy on the host, where every operation would otherwise be a program to compile.
-    xp = jnp if isinstance(nodes, jax.Array) else np
-    atoms = xp.concatenate([exact, *nodes])
+    # On the host, where every operation would otherwise be a program to compile.
+    exact, exact_weights = (np.asarray(a, np.float64) for a in (exact, exact_weights))
+    nodes, node_weights = (
+        [np.asarray(row, np.float64) for row in rows] for rows in (nodes, node_weights)
+    )
+    atoms = np.concatenate([exact, *nodes])
     squares = np.square([float(len(row)) for row in nodes])
     shares = squares / squares.sum()
-    parts = (float(share) * row for share, row in zip(shares, node_weights, strict=True))
-    weights = xp.concatenate([exact_weights, *parts])
-    to_axis, from_axis = _axis(xp, scale, linear_width, atoms)
+    parts = (share * row for share, row in zip(shares, node_weights, strict=True))
+    weights = np.concatenate([exact_weights, *parts])
+    to_axis, from_axis = _axis(scale, linear_width, atoms)
 
     x, x_exact, x_nodes = to_axis(atoms), to_axis(exact), [to_axis(row) for row in nodes]
-    low, high = xp.min(x), xp.max(x)
-    least = 1e-3 * xp.where(high != 0, xp.abs(high), 1)
-    spread = xp.where(high > low, high - low, least)
-    steps = xp.linspace(0, 1, num_points, dtype=x.dtype)
+    low, high = np.min(x), np.max(x)
+    least = 1e-3 * np.where(high != 0, np.abs(high), 1)
+    spread = np.where(high > low, high - low, least)
+    steps = np.linspace(0, 1, num_points, dtype=x.dtype)
     grid = low - margin * spread + (1 + 2 * margin) * spread * steps
     # An exact atom has no width of its own: two grid steps make it visible and keep its mass.
     thin = 2 * (grid[1] - grid[0])
     if sigma is None:
-        node_sigma = [xp.maximum(_spacing(xp, row), thin) for row in x_nodes]
-        exact_sigma = xp.broadcast_to(thin, x_exact.shape)
+        node_sigma = [np.maximum(_spacing(row), thin) for row in x_nodes]
+        exact_sigma = np.broadcast_to(thin, x_exact.shape)
     else:
-        node_sigma = [xp.full_like(row, sigma) for row in x_nodes]
-        exact_sigma = xp.full_like(x_exact, sigma)
+        node_sigma = [np.full_like(row, sigma) for row in x_nodes]
+        exact_sigma = np.full_like(x_exact, sigma)
 
-    known = _functions(xp, grid, x_exact, exact_weights, exact_sigma)
+    known = _functions(grid, x_exact, exact_weights, exact_sigma)
     rows = zip(x_nodes, node_weights, node_sigma, strict=True)
-    each = xp.stack([_functions(xp, grid, *row) for row in rows])
+    each = np.stack([_functions(grid, *row) for row in rows])
     mean, error, degrees = weighted(each, shares)
     value, half = known + mean, student(degrees) * error
-    density, cdf = value[0], xp.clip(value[1], 0, 1)  # a sum of weights is 1 up to rounding
+    density, cdf = value[0], np.clip(value[1], 0, 1)  # a sum of weights is 1 up to rounding
     return SpectralDensity(
         atoms=atoms,
         weights=weights,
         num_exact=exact.shape[0],
         grid=from_axis(grid),
         density=density,
-        band=xp.stack([xp.maximum(density - half[0], 0), density + half[0]]),
+        band=np.stack([np.maximum(density - half[0], 0), density + half[0]]),
         cdf=cdf,
-        cdf_band=xp.clip(xp.stack([cdf - half[1], cdf + half[1]]), 0, 1),
-        sigma=xp.concatenate([exact_sigma, *node_sigma]),
+        cdf_band=np.clip(np.stack([cdf - half[1], cdf + half[1]]), 0, 1),
+        sigma=np.concatenate([exact_sigma, *node_sigma]),
         nodes=_rectangle(nodes, lambda row: row[-1]),
         node_weights=_rectangle(node_weights, lambda row: 0.0),
-        shares=xp.asarray(shares, nodes[0].dtype),
+        shares=shares,
     )
 
 
 def _rectangle(rows, fill):
     """Rows of one length, the shorter ones filled up."""
-    if not isinstance(rows, list):
-        return rows
     length = max(len(row) for row in rows)
     return np.stack([np.append(row, np.full(length - len(row), fill(row))) for row in rows])
 
 
-def _functions(xp, grid, points, mass, width):
+def _functions(grid, points, mass, width):
     """The smoothed density and the distribution of some atoms, stacked."""
     z = (grid[:, None] - points[None, :]) / width[None, :]
-    peak = xp.exp(-xp.square(z) / 2) / (width[None, :] * math.sqrt(2 * math.pi))
+    peak = np.exp(-np.square(z) / 2) / (width[None, :] * math.sqrt(2 * math.pi))
     # Half of an atom at a grid point: the quadrature's best guess of the step inside it.
-    below = (xp.sign(z) + 1) / 2
-    return xp.stack([(peak * mass[None, :]).sum(axis=1), (below * mass[None, :]).sum(axis=1)])
+    below = (np.sign(z) + 1) / 2
+    return np.stack([(peak * mass[None, :]).sum(axis=1), (below * mass[None, :]).sum(axis=1)])
 
 
-def weighted(samples: Any, shares: np.ndarray) -> tuple[Any, Any, int]:
+def weighted(samples: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     r"""The mean of samples with weights of sum 1, its standard error and the degrees of freedom.
 
-    With weights w the variance of a sample is :math:`\sum w_i (x_i - \bar x)^2 / (1 - \sum w_i^2)`,
-    and that of the mean :math:`\sum w_i^2` times it: the jackknife's, where they are equal. The
-    degrees are those of as many equal samples as have this :math:`\sum w_i^2`.
+    With weights w the variance of a sample is $\sum w_i (x_i - \bar x)^2 / (1 - \sum w_i^2)$,
+    and that of the mean $\sum w_i^2$ times it: the jackknife's, where they are equal. The
+    degrees are those of as many equal samples as have this $\sum w_i^2$.
 
     Args:
       samples: ``(p, ...)``.
@@ -223,30 +228,28 @@ def weighted(samples: Any, shares: np.ndarray) -> tuple[Any, Any, int]:
     Returns:
       Two arrays ``(...)`` and a number; the standard error of a single sample is infinite.
     """
-    xp = jnp if isinstance(samples, jax.Array) else np
-    w = xp.asarray(shares.reshape(-1, *(1,) * (samples.ndim - 1)), samples.dtype)
+    w = shares.reshape(-1, *(1,) * (samples.ndim - 1))
     mean = (w * samples).sum(axis=0)
     if len(shares) == 1:
-        return mean, xp.full_like(mean, np.inf), 1
+        return mean, np.full_like(mean, np.inf), 1
     squares = float(np.square(shares).sum())
-    variance = (w * xp.square(samples - mean[None])).sum(axis=0) * (squares / (1 - squares))
-    return mean, xp.sqrt(variance), max(1, int(1 / squares - 1 + 1e-6))
+    variance = (w * np.square(samples - mean[None])).sum(axis=0) * (squares / (1 - squares))
+    return mean, np.sqrt(variance), max(1, int(1 / squares - 1 + 1e-6))
 
 
-def _axis(xp, scale, linear_width, atoms):
+def _axis(scale, linear_width, atoms):
     if scale == "linear":
         return (lambda a: a), (lambda x: x)
-    largest = xp.max(xp.abs(atoms))
-    width = 1e-4 * xp.where(largest > 0, largest, 1) if linear_width is None else linear_width
-    width = xp.asarray(width, atoms.dtype)
-    return (lambda a: xp.arcsinh(a / width)), (lambda x: width * xp.sinh(x))
+    largest = np.max(np.abs(atoms))
+    width = 1e-4 * np.where(largest > 0, largest, 1) if linear_width is None else linear_width
+    return (lambda a: np.arcsinh(a / width)), (lambda x: width * np.sinh(x))
 
 
-def _spacing(xp, nodes):
+def _spacing(nodes):
     """Half the distance between a node's neighbours, a node at an end to its only one."""
     if len(nodes) == 1:
-        return xp.zeros_like(nodes)
-    order = xp.argsort(nodes)
-    gaps = xp.diff(nodes[order])
-    gaps = xp.concatenate([gaps[:1], gaps, gaps[-1:]])
-    return ((gaps[1:] + gaps[:-1]) / 4)[xp.argsort(order)]
+        return np.zeros_like(nodes)
+    order = np.argsort(nodes)
+    gaps = np.diff(nodes[order])
+    gaps = np.concatenate([gaps[:1], gaps, gaps[-1:]])
+    return ((gaps[1:] + gaps[:-1]) / 4)[np.argsort(order)]

@@ -47,6 +47,16 @@ def check_key(key: Any) -> jax.Array:
     return key if typed else jax.random.wrap_key_data(key)
 
 
+def check_outside_jit(what: str, *trees_: Any) -> None:
+    """Raise where the caller is being traced: inside ``jit`` even a constant is."""
+    if loops.is_traced(trees_, jnp.zeros(())):
+        raise TypeError(
+            f"{what} is driven from the host and cannot be traced: call it outside jit, or use "
+            "flatjax.eigsh, flatjax.lanczos, or flatjax.trace and flatjax.diagonal with "
+            'method="hutchinson" inside.'
+        )
+
+
 def start(op: Operator, key: jax.Array | None, v0: Tree) -> tuple[Tree, jax.Array]:
     """The start vector, given or drawn, and the key for everything else that is random."""
     if (key is None) == (v0 is None):

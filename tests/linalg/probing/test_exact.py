@@ -27,7 +27,7 @@ def estimators(a, known):
     few = {"key": KEY, "structure": {"w": jnp.zeros(n)}}
     for method in METHODS:
         yield f"trace {method}", lambda m=method: flatjax.trace(op, method=m, **few), values.sum()
-    yield "trace to a tolerance", lambda: flatjax.trace(op, tol=0.1, **few), values.sum()
+    yield "trace to a tolerance", lambda: flatjax.trace(op, rtol=0.1, **few), values.sum()
     for method in ("hutchinson", "deflated", "xdiag"):
         yield (
             f"diagonal {method}",
@@ -78,7 +78,9 @@ def test_every_estimator_answers_exactly(name, n):
     check(solve(), truth, n)
 
 
-@pytest.mark.parametrize("name", [x for x in names(3) if "spectrum" not in x])
+@pytest.mark.parametrize(
+    "name", ["trace hutchinson", "trace to a tolerance", "diagonal hutchinson"]
+)
 def test_inside_jit_too(name):
     known = matrix(3)
 
