@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatjax import _loops as loops
-from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.linalg.krylov import _extremes as lanczos_state
 from flatjax.linalg.krylov import _step as krylov
@@ -19,7 +18,6 @@ from flatjax.linalg.probing._accumulate import Collected, LayerSpectrum
 from flatjax.linalg.probing._estimate import Estimate, from_spread, quiet
 from flatjax.linalg.probing._quadrature import SpectralDensity, evaluated, products, weighted
 from flatjax.linalg.vectors import _arguments as arguments
-from flatjax.linalg.vectors import _basis as bases
 from flatjax.linalg.vectors import _flat as packing
 from flatjax.operators._base import Operator, as_operator
 from flatjax.operators._selection import group_names
@@ -209,12 +207,10 @@ def spectrum(
         raise TypeError(lanczos_state.NOT_TRACED)
     if dense is not None:
         op, num_steps, trace_tol = exact.dense_operator(op, dense), op.size, None
-    plain = op
-    if groups is None and not diagonal:
-        op = packing.packed(op)
+    plain, op = op, packing.packed(op)
     start_key, probe_key = (jax.random.fold_in(key, i) for i in range(2))
     state, spent = lanczos_state.converged(
-        op, start_key, k, num_bottom, tol, num_steps, max_steps, _repacked(op, plain, resume)
+        op, start_key, k, num_bottom, tol, num_steps, max_steps, resume
     )
     ritz = lanczos_state.Ritz(state, k, num_bottom, tol, op.size)
     keep = SpectrumState(state, jnp.asarray(spent, jnp.int32))
@@ -236,7 +232,7 @@ def spectrum(
         trace=collected.trace(spent, trace_tol),
         frobenius_norm=collected.frobenius_norm(spent),
         density=collected.density(scale, num_points),
-        diagonal=collected.diagonal(),
+        diagonal=packing.unpack(op, collected.diagonal()) if diagonal else None,
         layers=collected.layers(spent, trace_tol, scale, num_points),
         num_products=spent,
         noise_floor=top.noise_floor,
@@ -244,7 +240,7 @@ def spectrum(
         state=keep,
         complete=_both(complete),
     )
-    return found if dense is None else _exact(found, op, dense, groups)
+    return found if dense is None else _exact(found, plain, dense, groups)
 
 
 def _exact(found: Spectrum, op: Operator, dense: np.ndarray, groups: tuple | None) -> Spectrum:
@@ -271,23 +267,6 @@ def _exact(found: Spectrum, op: Operator, dense: np.ndarray, groups: tuple | Non
 def _both(complete: tuple[bool | None, bool | None]) -> bool | None:
     """Whether both lists are complete; ``None`` where that is not known."""
     return None if None in complete and False not in complete else all(complete)
-
-
-def _repacked(op: Operator, plain: Operator, resume: SpectrumState | None) -> SpectrumState | None:
-    """An earlier state with its vectors as ``op`` has them, from whichever call it comes."""
-    if resume is None:
-        return None
-    run, packed = resume.run, packing.packed(plain)
-    is_packed = jax.tree.structure(run.vector) == jax.tree.structure(packed.structure)
-    if op is plain and packed is not plain and is_packed:
-        vectors = (packing.unpack(packed, a) for a in (bases.whole(run.basis), run.vector))
-    elif op is not plain and not is_packed:
-        trees.check(run.vector, plain.structure, "resume")
-        vectors = (packing.pack(op, a) for a in (bases.whole(run.basis), run.vector))
-    else:
-        return resume
-    basis, vector = vectors
-    return resume._replace(run=run._replace(basis=basis, vector=vector))
 
 
 def _check(op, k, num_bottom, tol, num_steps, max_steps, num_probes, probe_steps, trace_tol):

@@ -179,7 +179,7 @@ def _in_blocks(op, k, which, v0, key, block_size, tol, bounds, traced):
 
 
 def _traced(op: Operator, k: int, which: str, v0: Tree, steps: int, key: jax.Array):
-    state, _ = krylov.run(op, krylov.start(v0, steps, key), steps)
+    state = krylov.run(op, krylov.start(v0, steps, key), steps)
     values, coefficients = ritz.eigh(ritz.tridiagonal(state.alphas, state.betas))
     index = ritz.descending(values, ritz.wanted(values, k, which))
     vectors = bases.combine(state.basis, coefficients[:, index])

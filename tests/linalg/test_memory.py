@@ -56,7 +56,19 @@ def test_a_restart_needs_the_kept_vectors():
 
 
 def test_a_random_vector_is_injected_in_place():
+    # Its other program is that of a step, which is above.
     compiled = krylov._before_injection.lower(state_of(STRUCTURE, M), np.int32(3)).compile()
+    assert vectors_beside(compiled) <= 0.15 * M
+
+
+def test_growing_holds_no_second_copy():
+    state = state_of(STRUCTURE, 32)._replace(step=jnp.int32(32))
+    grown = krylov.with_room(state, M)
+    assert bases.size(grown.basis) == 64
+    old = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state.basis)]
+    kept = jax.tree.leaves(grown.basis.parts[0])
+    assert [leaf.unsafe_buffer_pointer() for leaf in kept] == old
+    compiled = krylov._compiled_step.lower(grown, STRUCTURE).compile()
     assert vectors_beside(compiled) <= 0.15 * M
 
 

@@ -16,22 +16,14 @@ from flatjax.linalg.krylov._certificates import Eigenpairs
 from flatjax.linalg.krylov._ritz import masses
 from flatjax.linalg.vectors import _arguments as arguments
 from flatjax.linalg.vectors import _basis as bases
+from flatjax.linalg.vectors import _flat as packing
 from flatjax.linalg.vectors import _probes as probes
 from flatjax.operators._base import Operator
 
-FIRST = 32  # vectors allocated at first
 # The relative residual up to which a Ritz value is taken for one eigenvalue. A looser one stands
 # for its neighbours too: with 0.1 the distance of a density to the truth was 7 times as large on a
 # transformer, and twice on an MLP. From 0.03 down it stays the same.
 EXACT = 1e-2
-# When the buffers are full their rows are doubled, or all that may be needed are allocated where
-# that is little: every number of buffers compiles the step once more.
-_SMALL = 1 << 24  # numbers
-# Below this many numbers a pass over the whole is too short for buffers of its own to pay for what
-# they cost to compile: each is a branch in the step (0.1 to 0.2 s).
-_TINY = 1 << 20
-_NEW_PARTS = 4  # at a time, at most
-_MOST_PARTS = 8  # of a run that was resumed again and again
 NOT_TRACED = (
     "spectrum is driven from the host and cannot be traced: call it outside jit, or use "
     "flatjax.eigsh, flatjax.trace and flatjax.spectral_density inside."
@@ -74,9 +66,9 @@ def converged(
         if loops.is_traced(image):
             raise TypeError(NOT_TRACED)
         _, (v0, image) = normalized((v0, image))
-        first = last if num_steps is not None else min(last, FIRST)
+        first = krylov.first_rows(op.size, last)
         # The product that asked whether we are traced is the first of the run.
-        state, spent = krylov.run(op, krylov.start(v0, first, key), 1, image)
+        state, spent = krylov.run(op, krylov.start(v0, first, key), 1, image), 1
     else:
         trees.check(resume.run.vector, op.structure, "resume")
         # A copy: the run consumes its buffers, and these are the caller's.
@@ -89,12 +81,12 @@ def converged(
     while (step := int(state.step)) < last:
         if num_steps is None and step >= k + num_bottom and _done(state, k, num_bottom, tol):
             break
-        state = with_room(state, last)
+        state = krylov.with_room(state, last)
         chunk = min(state.alphas.shape[0], last) - step
         if num_steps is None:
-            chunk = min(chunk, krylov.CHECK_EVERY)
-        state, products = krylov.run(op, state, chunk)
-        spent += products
+            chunk = min(chunk, krylov.CHECK_EVERY - step % krylov.CHECK_EVERY)
+        state = krylov.run(op, state, chunk)
+        spent += chunk
     return state, spent
 
 
@@ -131,74 +123,13 @@ def _solved(state):
     return values * scale, np.abs(betas[-1] * s[-1]) * scale, s
 
 
-def with_room(state: krylov.Krylov, last: int) -> krylov.Krylov:
-    """The state itself, or with larger buffers where they are full, for a run of ``last`` steps."""
-    step, capacity = int(state.step), state.alphas.shape[0]
-    if step < capacity:
-        return state
-    capacity = last if last * trees.size(state.vector) <= _SMALL else min(last, 2 * step)
-    sharded = any(trees.sharding_of(leaf) is not None for leaf in jax.tree.leaves(state.vector))
-    in_parts = isinstance(state.basis, bases.Segments)
-    if not in_parts and (sharded or capacity * trees.size(state.vector) < _TINY):
-        return _grown_whole(state, capacity)
-    return _grown_in_parts(state, capacity)
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _grown_whole(state, capacity):
-    # In one buffer: one collective a pass, and none inside a conditional.
-    basis = jax.tree.map(lambda a: _with_zeros(a, capacity), state.basis)
-    # Row `step` is the vector to be multiplied next; beyond the old end it was not stored.
-    basis = bases.set_row(basis, state.step, state.vector)
-    return state._replace(basis=basis, **_grown_numbers(state, capacity))
-
-
-def _grown_in_parts(state, capacity):
-    old = state.basis.parts if isinstance(state.basis, bases.Segments) else (state.basis,)
-    if len(old) == _MOST_PARTS:
-        old = (bases.whole(state.basis),)
-    rows = bases.size(state.basis)
-    # Short ones, so that few empty rows are read; but only a few, for every one is a branch.
-    rest = capacity - rows
-    most = max(FIRST, -(-rest // _NEW_PARTS))
-    sizes = [min(most, rest - done) for done in range(0, rest, most)]
-    parts = (*old, *_parts(state.vector, tuple(sizes)))
-    basis = bases.Segments(parts, jnp.asarray(rows + 1, jnp.int32))
-    return state._replace(basis=basis, **_grown_numbers(state, capacity))
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _parts(vector, sizes):
-    """Empty buffers, but for the vector to be multiplied next, which comes first."""
-
-    def zeros(n):
-        return jax.tree.map(lambda a: jnp.zeros((n, *a.shape), a.dtype), vector)
-
-    empty = [zeros(n) for n in sizes]
-    return [bases.set_row(empty[0], 0, vector), *empty[1:]]
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _numbers(arrays, capacity):
-    return [_with_zeros(a, capacity) for a in arrays]
-
-
-def _grown_numbers(state, capacity):
-    names = ("alphas", "betas", "breakdown")
-    return dict(zip(names, _numbers([getattr(state, n) for n in names], capacity), strict=True))
-
-
-def _with_zeros(a, capacity):
-    return jnp.concatenate([a, jnp.zeros((capacity - a.shape[0], *a.shape[1:]), a.dtype)])
-
-
 _combine = jax.jit(bases.combine)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _shares(vectors, groups):
+@functools.partial(jax.jit, static_argnums=2)
+def _shares(op, vectors, groups):
     out: dict = {}
-    for name, leaf in zip(groups, jax.tree.leaves(vectors), strict=True):
+    for name, leaf in zip(groups, jax.tree.leaves(packing.unpack(op, vectors)), strict=True):
         part = jnp.square(leaf.astype(trees.compute_dtype(leaf.dtype)))
         part = part.reshape(leaf.shape[0], -1).sum(axis=1)
         out[name] = out[name] + part if name in out else part
@@ -303,11 +234,11 @@ class Ritz:
         self.values, self.residuals, self.vectors = values, residuals, vectors
         self._replaced = True
 
-    def shares(self, groups: tuple) -> dict:
+    def shares(self, op: Operator, groups: tuple) -> dict:
         """Per group of leaves, the squared norm of every converged vector there."""
         if self._deflating is None:
             return dict.fromkeys(groups, np.zeros(0))
-        found = _shares(self._deflating, groups)
+        found = _shares(op, self._deflating, groups)
         return {name: a[: self.num_deflated] for name, a in found.items()}
 
     def pairs(

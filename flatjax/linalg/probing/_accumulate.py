@@ -155,7 +155,7 @@ class Collected:
     def _add_block(self, basis, z, rest):
         if self.groups is not None:
             basis = jax.tree.map(lambda a: a[None], z) if basis is None else basis
-            self.blocks.append(complement.block_moments(basis, z, rest, self.groups))
+            self.blocks.append(complement.block_moments(self.op, basis, z, rest, self.groups))
 
     def _fetched(self):
         """Traces, squares and gaps of all probes, in float64 on the host."""
@@ -232,11 +232,13 @@ class Collected:
         """Trace and local density of every group."""
         if self.groups is None:
             return None
-        known = jax.device_get(complement.block_known(self.run, self.groups))
-        shares = jax.device_get(self.ritz.shares(self.groups))
+        known = jax.device_get(complement.block_known(self.op, self.run, self.groups))
+        shares = jax.device_get(self.ritz.shares(self.op, self.groups))
         found = jax.device_get(self.blocks)
         sizes: dict = {}
-        for name, leaf in zip(self.groups, jax.tree.leaves(self.op.structure), strict=True):
+        for name, leaf in zip(
+            self.groups, jax.tree.leaves(getattr(self.op, "op", self.op).structure), strict=True
+        ):
             sizes[name] = sizes.get(name, 0) + leaf.size
         nodes, s, lengths = solved(self.quadratures)
         out, (floor, _) = {}, self.noise()

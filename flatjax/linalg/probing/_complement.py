@@ -17,6 +17,7 @@ from flatjax._trees import Tree
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.vectors import _arguments as arguments
 from flatjax.linalg.vectors import _basis as bases
+from flatjax.linalg.vectors import _flat as packing
 from flatjax.linalg.vectors import _probes as probes
 from flatjax.operators._base import Operator
 
@@ -194,24 +195,39 @@ class Deflated(Operator):
 
 @jax.jit
 def known_diagonal(run: Known) -> Tree:
-    """The diagonal that a Lanczos run knows without any probe; see `block_known`."""
+    r"""The diagonal that a Lanczos run knows without any probe.
 
-    def leaf(b, q):
-        b = b.astype(run.alphas.dtype)
-        following = jnp.roll(b, -1, axis=0).at[run.steps - 1].set(q.astype(b.dtype))
-        by_row = (((0,), (0,)), ((), ()))
-        known = jax.lax.dot_general(run.alphas, jnp.square(b), by_row, precision="highest")
-        crossed = jax.lax.dot_general(run.betas, b * following, by_row, precision="highest")
-        return known + 2 * crossed
+    That of :math:`A - P_\perp A P_\perp = Q T Q^\top + \beta_m (q_{m+1} q_m^\top + q_m
+    q_{m+1}^\top)`.
+    """
+    parts = bases.parts_of(run.basis)
+    # After row m - 1 comes the residual, whether or not it has been stored as row m.
+    after = [*(bases.row(part, 0) for part in parts[1:]), run.residual]
+    total = trees.zeros(run.residual)
+    for part, alphas, betas, end in zip(
+        parts, bases.cut(run.basis, run.alphas), bases.cut(run.basis, run.betas), after, strict=True
+    ):
 
-    return jax.tree.map(leaf, bases.whole(run.basis), run.residual)
+        def leaf(total, b, q, alphas=alphas, betas=betas):
+            b = b.astype(run.alphas.dtype)
+            following = jnp.concatenate([b[1:], q[None].astype(b.dtype)])
+            by_row = (((0,), (0,)), ((), ()))
+            known = jax.lax.dot_general(alphas, jnp.square(b), by_row, precision="highest")
+            crossed = jax.lax.dot_general(betas, b * following, by_row, precision="highest")
+            return total + known + 2 * crossed
+
+        total = jax.tree.map(leaf, total, part, end)
+    return total
 
 
-@functools.partial(jax.jit, static_argnums=3)
-def block_moments(basis: Tree, z: Tree, rest: Tree, groups: tuple) -> tuple[dict, dict]:
+@functools.partial(jax.jit, static_argnums=4)
+def block_moments(
+    op: Operator, basis: Tree, z: Tree, rest: Tree, groups: tuple
+) -> tuple[dict, dict]:
     """Per group of leaves: ``z^T rest``, and ``<z, v_j>`` for every vector of a basis.
 
     Args:
+      op: the operator, by which packed vectors have leaves.
       basis: the basis of a quadrature run, leading axis p.
       z: the probe.
       rest: the part of the probe's image in the complement, of `rest`.
@@ -222,7 +238,7 @@ def block_moments(basis: Tree, z: Tree, rest: Tree, groups: tuple) -> tuple[dict
     """
     quad: dict = {}
     rows: dict = {}
-    leaves = (jax.tree.leaves(t) for t in (basis, z, rest))
+    leaves = (jax.tree.leaves(packing.unpack(op, t)) for t in (basis, z, rest))
     for name, b, x, r in zip(groups, *leaves, strict=True):
         q, h = trees.vdot(x, r), bases.coefficients(b, x)[0]
         quad[name] = quad[name] + q if name in quad else q
@@ -230,14 +246,12 @@ def block_moments(basis: Tree, z: Tree, rest: Tree, groups: tuple) -> tuple[dict
     return quad, rows
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def block_known(run: Known, groups: tuple) -> dict:
-    r"""Per group of leaves: the trace that a Lanczos run knows without any probe.
-
-    That of :math:`A - P_\perp A P_\perp = Q T Q^\top + \beta_m (q_{m+1} q_m^\top + q_m
-    q_{m+1}^\top)`, restricted to the group.
+@functools.partial(jax.jit, static_argnums=2)
+def block_known(op: Operator, run: Known, groups: tuple) -> dict:
+    """Per group of leaves: the trace that a Lanczos run knows without any probe.
 
     Args:
+      op: the operator, by which packed vectors have leaves.
       run: the run.
       groups: the name of the group of every leaf, in the order of the leaves.
 
@@ -245,15 +259,10 @@ def block_known(run: Known, groups: tuple) -> dict:
       A dictionary of scalars by group.
     """
     total: dict = {}
-    leaves = (jax.tree.leaves(t) for t in (bases.whole(run.basis), run.residual))
-    for name, b, q in zip(groups, *leaves, strict=True):
-        flat = b.reshape(b.shape[0], -1).astype(run.alphas.dtype)
-        last = q.reshape(-1).astype(run.alphas.dtype)
-        # Row j + 1 after the last filled row is the residual, whether or not it has been stored.
-        following = jnp.roll(flat, -1, axis=0).at[run.steps - 1].set(last)
-        value = (run.alphas * jnp.square(flat).sum(axis=1)).sum()
-        value = value + 2 * (run.betas * (flat * following).sum(axis=1)).sum()
-        total[name] = total[name] + value if name in total else value
+    for name, leaf in zip(
+        groups, jax.tree.leaves(packing.unpack(op, known_diagonal(run))), strict=True
+    ):
+        total[name] = total[name] + leaf.sum() if name in total else leaf.sum()
     return total
 
 
@@ -263,5 +272,5 @@ def known_run(op: Any, key: jax.Array, depth: int) -> tuple[Known, int]:
     v0 = krylov.unit(probes.probe(start_key, op.structure, "normal"))
     image = arguments.first_product(op, v0)
     depth = min(depth, op.size)
-    state, spent = krylov.run(op, krylov.start(v0, depth, restart_key), depth, image)
-    return known(state), spent
+    state = krylov.run(op, krylov.start(v0, depth, restart_key), depth, image)
+    return known(state), depth

@@ -102,8 +102,8 @@ def run_probe(
     deflated: Operator, unit: Tree, steps: int, key: jax.Array, first: Tree = None
 ) -> tuple[krylov.Krylov, int]:
     """The Lanczos run of a probe, and its products; in buffers that few programs serve."""
-    start = krylov.start(unit, max(lanczos_state.FIRST, steps), key)
-    return krylov.run(deflated, start, steps, first)
+    start = krylov.start(unit, max(krylov.FIRST, steps), key)
+    return krylov.run(deflated, start, steps, first), steps
 
 
 def solved(runs: list) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -135,7 +135,7 @@ def _traced(op, key, count, steps, image):
         probe_key, restart_key = jax.random.split(jax.random.fold_in(key, i + 1))
         z = probes.probe(probe_key, op.structure)
         _, (unit,) = lanczos_state.normalized((z,))
-        run, _ = krylov.run(op, krylov.start(unit, steps, restart_key), steps)
+        run = krylov.run(op, krylov.start(unit, steps, restart_key), steps)
         return run.alphas * run.scale, run.betas * run.scale
 
     empty = (jnp.zeros((count, steps), scalar), jnp.zeros((count, steps), scalar))
