@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatjax._trees import Tree
-from flatjax.linalg.krylov import _extremes as lanczos_state
+from flatjax.linalg.krylov import _extremes as extremes
 from flatjax.linalg.probing._gauss import quadratures
 from flatjax.linalg.probing._quadrature import SpectralDensity, density_from_quadrature
 from flatjax.operators._base import as_operator
@@ -79,7 +79,7 @@ def spectral_density(
     left = (n - count) / n
     rows: tuple = (found.nodes, found.weights * left)
     if xp is np:
-        rows = lanczos_state.with_start(found.start, found.nodes, found.weights, left)
+        rows = extremes.with_start(found.start, found.nodes, found.weights, left)
     return density_from_quadrature(
         found.exact,
         xp.full((count,), 1 / n, found.nodes.dtype),

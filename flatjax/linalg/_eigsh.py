@@ -108,7 +108,7 @@ def eigsh(
     else:
         v0, key = arguments.start(plain, key, v0)
         v0 = packing.pack(op, v0)
-    v0 = krylov.unit(v0)
+    v0 = trees.normalized(v0)[0]
     w = arguments.first_product(op, v0)
     traced = loops.is_traced(w)
     spare = k + 1  # the certificate

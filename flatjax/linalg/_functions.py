@@ -11,6 +11,7 @@ import numpy as np
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
+from flatjax.linalg.krylov import _relation as relations
 from flatjax.linalg.krylov import _ritz as ritz
 from flatjax.linalg.krylov._certificates import underflow
 from flatjax.linalg.krylov._ritz import masses
@@ -240,7 +241,7 @@ def frobenius_norm(
         return exact.estimate(exact.norm(dense), op.size, scalar)
     arguments.check_count("num_products", num_products, 6)
     op = packing.packed(op)
-    run, spent = complement.known_run(op, key, num_products // 2)
+    run, spent = relations.of_run(op, key, num_products // 2)
     count, unit = num_products - spent, run.unit
     known = run.within(unit).squares
     squares = functools.partial(complement.squares, run)

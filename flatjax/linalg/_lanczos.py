@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.vectors import _arguments as arguments
@@ -83,7 +84,7 @@ def lanczos(op: Any, v0: Tree, num_steps: int, *, structure: Tree = None) -> Lan
     arguments.check_count("num_steps", num_steps)
     if num_steps > op.size:
         raise ValueError(f"num_steps={num_steps} exceeds the dimension {op.size}; lower it.")
-    state = krylov.start(krylov.unit(v0), num_steps, jax.random.key(0))
+    state = krylov.start(trees.normalized(v0)[0], num_steps, jax.random.key(0))
     return _result(krylov.run(op, state, num_steps), num_steps)
 
 

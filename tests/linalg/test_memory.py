@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from flatjax import _trees as trees
 from flatjax.linalg import lanczos
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.krylov import _thick_restart as thick_restart
@@ -81,7 +82,7 @@ def test_the_basis_is_sharded_as_the_params_and_a_pass_is_one_reduction():
         "other": jax.device_put(jnp.ones((16, 64)), sharding),
         "bias": jax.device_put(jnp.ones(7), one),
     }
-    state = krylov.start(krylov.unit(v), 16, jax.random.key(0))
+    state = krylov.start(trees.normalized(v)[0], 16, jax.random.key(0))
     assert state.basis["dense"].sharding.spec == PartitionSpec(None, None, "model")
     text = jax.jit(bases.project_out).lower(state.basis, v).compile().as_text()
     lines = [line.split("metadata")[0] for line in text.splitlines()]

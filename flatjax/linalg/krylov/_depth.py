@@ -64,7 +64,7 @@ def deflate(op: Operator, key: jax.Array, depth: int, total: int) -> Deflation:
     """
     depth = min(depth, op.size)
     start_key, key = jax.random.split(key)
-    v0 = krylov.unit(probes.probe(start_key, op.structure, "normal"))
+    v0 = trees.normalized(probes.probe(start_key, op.structure, "normal"))[0]
     w = arguments.first_product(op, v0)
     if loops.is_traced(w):
         state = krylov.run(op, krylov.start(v0, depth, key), depth)

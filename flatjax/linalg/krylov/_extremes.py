@@ -1,7 +1,7 @@
-"""The Lanczos run of a spectrum: driven until the wanted pairs converge, and read out."""
+"""The pairs at both ends of a spectrum: a Lanczos run until they converge, and what it shows."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +13,8 @@ from flatjax._trees import Tree
 from flatjax.linalg.krylov import _ritz as ritz
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.krylov._certificates import Eigenpairs
-from flatjax.linalg.krylov._ritz import masses
 from flatjax.linalg.vectors import _arguments as arguments
 from flatjax.linalg.vectors import _basis as bases
-from flatjax.linalg.vectors import _flat as packing
 from flatjax.linalg.vectors import _probes as probes
 from flatjax.operators._base import Operator
 
@@ -28,6 +26,41 @@ NOT_TRACED = (
     "spectrum is driven from the host and cannot be traced: call it outside jit, or use "
     "flatjax.eigsh, flatjax.trace and flatjax.spectral_density inside."
 )
+
+
+class Extremes(NamedTuple):
+    """The Ritz pairs of a finished run; numbers are NumPy float64.
+
+    Attributes:
+      num_top: how many of the largest are wanted.
+      values: those wanted, the largest and then the smallest, each descending.
+      residuals: the estimates of their residual norms.
+      vectors: theirs, a tree with a leading axis.
+      coefficients: theirs over the steps of the run, in columns.
+      matrix: the projected matrix.
+      norm: the largest Ritz value in magnitude.
+      exact_values: all values that have converged to ``tol`` and to 1 %, wanted or not.
+      exact_vectors: their vectors, a tree with a leading axis; zero rows fill it up to a multiple
+        of 16. ``None`` without any.
+      start: nodes and weights (of sum 1) of the quadrature of the start vector in the complement of
+        the converged pairs, or ``None`` where it says nothing of it.
+    """
+
+    num_top: int
+    values: np.ndarray
+    residuals: np.ndarray
+    vectors: Tree
+    coefficients: np.ndarray
+    matrix: np.ndarray
+    norm: float
+    exact_values: np.ndarray
+    exact_vectors: Tree | None
+    start: tuple[np.ndarray, np.ndarray] | None
+
+    @property
+    def ends(self) -> tuple[slice, slice]:
+        """Where those at the top and those at the bottom are among the wanted."""
+        return slice(0, self.num_top), slice(self.num_top, None)
 
 
 def converged(
@@ -60,15 +93,13 @@ def converged(
     """
     last = min(op.size, max_steps if num_steps is None else num_steps)
     if resume is None:
-        start_key, key = jax.random.split(key)
-        v0 = probes.probe(start_key, op.structure, "normal")
+        v0 = probes.probe(key, op.structure, "normal")
         image = arguments.first_product(op, v0)
         if loops.is_traced(image):
             raise TypeError(NOT_TRACED)
-        _, (v0, image) = normalized((v0, image))
-        first = krylov.first_rows(op.size, last)
         # The product that asked whether we are traced is the first of the run.
-        state, spent = krylov.run(op, krylov.start(v0, first, key), 1, image), 1
+        state, image, _ = krylov.begin(v0, image, krylov.first_rows(op.size, last), key)
+        state, spent = krylov.run(op, state, 1, image), 1
     else:
         trees.check(resume.run.vector, op.structure, "resume")
         # A copy: the run consumes its buffers, and these are the caller's.
@@ -93,47 +124,68 @@ def converged(
 _copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
-@jax.jit
-def normalized(trees_: tuple) -> tuple[jax.Array, tuple]:
-    """The norm of the first tree, and all of them divided by it."""
-    length = trees.norm(trees_[0])
-    return length, tuple(
-        jax.tree.map(lambda a: a / length.astype(a.dtype), tree) for tree in trees_
-    )
-
-
 def _done(state, k, num_bottom, tol):
     values, residuals, _ = _solved(state)
-    index = _wanted(len(values), k, num_bottom)
-    norm = np.max(np.abs(values))
-    rounding = 16 * float(jnp.finfo(state.alphas.dtype).eps) * norm
-    return bool(np.all(residuals[index] <= np.maximum(tol * np.abs(values[index]), rounding)))
+    index = wanted(len(values), k, num_bottom)
+    small = ritz.rounding(np.max(np.abs(values)), state.alphas.dtype)
+    return bool(np.all(residuals[index] <= np.maximum(tol * np.abs(values[index]), small)))
 
 
-def _wanted(n, k, num_bottom):
+def wanted(n: int, k: int, num_bottom: int) -> np.ndarray:
+    """The indices of the wanted among n ascending values."""
     return np.concatenate([np.arange(n - 1, n - 1 - k, -1), np.arange(num_bottom)[::-1]])
 
 
 def _solved(state):
     """Ascending Ritz values, residual estimates and coefficients, in float64 on the host."""
     m = int(state.step)
-    alphas, betas = (np.asarray(a, np.float64)[:m] for a in (state.alphas, state.betas))
-    scale = float(state.scale)
-    values, s = ritz.eigh(ritz.tridiagonal(alphas, betas))
-    return values * scale, np.abs(betas[-1] * s[-1]) * scale, s
+    alphas, betas, scale = ritz.to_host((state.alphas, state.betas, state.scale))
+    values, s = ritz.eigh(ritz.tridiagonal(alphas[:m], betas[:m]))
+    return values * scale, np.abs(betas[m - 1] * s[-1]) * scale, s
+
+
+def found(state: krylov.Krylov, k: int, num_bottom: int, tol: float, size: int) -> Extremes:
+    """What a run shows.
+
+    Args:
+      state: the finished run.
+      k: how many of the largest pairs are wanted.
+      num_bottom: how many of the smallest.
+      tol: the relative residual at which a value counts as exact, at most `EXACT`.
+      size: the dimension of the operator.
+
+    Returns:
+      The pairs.
+    """
+    dtype = state.alphas.dtype
+    values, residuals, s = _solved(state)
+    index = wanted(len(values), k, num_bottom)
+    norm = float(np.max(np.abs(values)))
+    known = np.maximum(min(tol, EXACT) * np.abs(values), ritz.rounding(norm, dtype))
+    exact = np.flatnonzero(residuals <= known)
+    broken = np.asarray(state.breakdown)[: len(values)].any()
+    columns = -(-len(exact) // 16) * 16  # few programs
+    return Extremes(
+        num_top=k,
+        values=values[index],
+        residuals=residuals[index],
+        vectors=_combined(state.basis, s[:, index], len(index), dtype),
+        coefficients=s[:, index],
+        matrix=(s * values) @ s.T,
+        norm=norm,
+        exact_values=values[exact],
+        exact_vectors=_combined(state.basis, s[:, exact], columns, dtype) if columns else None,
+        start=None if broken else _start(values, ritz.masses(s, dtype), exact, size),
+    )
+
+
+def _combined(basis, coefficients, columns, dtype):
+    rows, given = coefficients.shape
+    missing = (0, bases.size(basis) - rows), (0, columns - given)
+    return _combine(basis, np.pad(coefficients, missing).astype(dtype))
 
 
 _combine = jax.jit(bases.combine)
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _shares(op, vectors, groups):
-    out: dict = {}
-    for name, leaf in zip(groups, jax.tree.leaves(packing.unpack(op, vectors)), strict=True):
-        part = jnp.square(leaf.astype(trees.compute_dtype(leaf.dtype)))
-        part = part.reshape(leaf.shape[0], -1).sum(axis=1)
-        out[name] = out[name] + part if name in out else part
-    return out
 
 
 def _start(values, weights, exact, size):
@@ -169,117 +221,45 @@ def with_start(
     return [row for row, _ in rows], [left * mass for _, mass in rows]
 
 
-class Ritz:
-    """The Ritz pairs of a finished run.
+def certified(
+    found: Extremes, floor: float, noise: np.ndarray, tol: float, spent: int, complete: tuple
+) -> tuple[Eigenpairs, Eigenpairs]:
+    """The wanted pairs at the top and at the bottom, with their certificates.
 
-    Attributes:
-      values: those wanted, the ``k`` largest and then the ``num_bottom`` smallest, each descending.
-      residuals: the estimates of their residual norms.
-      vectors: theirs, a tree with leading axis ``k + num_bottom``.
-      coefficients: theirs over the rows of the basis, in columns.
-      matrix: the projected matrix, in float64 on the host.
-      relation: numbers a and b of each, of the Lanczos relation ``A v = a v + b q`` with the next
-        vector q of the run.
-      norm: the largest Ritz value in magnitude.
-      num_deflated: how many pairs have converged to ``tol`` and to 1 %, wanted or not.
-      deflated_values: their values.
-      start: nodes and weights (of sum 1) of the quadrature of the start vector in the complement of
-        the converged pairs, or ``None`` where it says nothing of it.
+    Args:
+      found: the pairs.
+      floor: the noise floor.
+      noise: the measured noise of the product with every vector.
+      tol: the relative residual that counts as converged.
+      spent: the products spent.
+      complete: whether the list at the top is complete, and that at the bottom.
+
+    Returns:
+      Two `Eigenpairs`.
     """
+    # The Lanczos estimate of the residual does not know the noise of the products.
+    residuals = np.hypot(found.residuals, noise)
+    good = residuals <= np.maximum(tol * np.abs(found.values), floor)
+    resolved, dtype = np.abs(found.values) > floor, trees.dtype(found.vectors)
 
-    def __init__(self, state: krylov.Krylov, k: int, num_bottom: int, tol: float, size: int):
-        self.k, self.num_bottom = k, num_bottom
-        self.dtype = state.alphas.dtype
-        values, residuals, s = _solved(state)
-        index = _wanted(len(values), k, num_bottom)
-        self.values, self.residuals = values[index], residuals[index]
-        self.matrix, self.coefficients = (s * values) @ s.T, s[:, index]
-        self._replaced = False
-        self.norm = float(np.max(np.abs(values)))
-        rounding = 16 * float(jnp.finfo(self.dtype).eps) * self.norm
-        known = np.maximum(min(tol, EXACT) * np.abs(values), rounding)
-        exact = np.flatnonzero(residuals <= known)
-        self.num_deflated = len(exact)
-        self.deflated_values = values[exact]
-        self._exact = s[:, exact]
-        broken = np.asarray(state.breakdown)[: len(values)].any()
-        self.start = None if broken else _start(values, masses(s, self.dtype), exact, size)
-        m = int(state.step)
-        last = float(np.asarray(state.betas)[m - 1]) * float(state.scale)
-        self.relation = tuple(a.astype(self.dtype) for a in (self.values, last * s[-1, index]))
-        self._rows = state.alphas.shape[0]
-        self.vectors = _combine(state.basis, self.padded(s[:, index], len(index)))
-        self._deflating: Tree = None
+    def part(rows, vectors, whole):
+        return Eigenpairs(
+            values=jnp.asarray(found.values[rows], dtype),
+            vectors=vectors,
+            residual_norms=jnp.asarray(residuals[rows], dtype),
+            converged=jnp.asarray(good[rows] & (whole is not False)),
+            resolved=jnp.asarray(resolved[rows]),
+            num_products=spent,
+            noise_floor=jnp.asarray(floor, dtype),
+            complete=whole,
+        )
 
-    def padded(self, coefficients: np.ndarray, columns: int) -> np.ndarray:
-        """Coefficients for the whole buffer, and as many columns as few programs will serve."""
-        rows = self._rows - coefficients.shape[0]
-        missing = columns - coefficients.shape[1]
-        return np.pad(coefficients, ((0, rows), (0, missing))).astype(self.dtype)
-
-    def deflating(self, state: krylov.Krylov) -> Tree | None:
-        """The vectors of the converged pairs; zero rows fill up to a multiple of 16."""
-        if not self.num_deflated:
-            return None
-        columns = -(-self.num_deflated // 16) * 16
-        self._deflating = _combine(state.basis, self.padded(self._exact, columns))
-        return self._deflating
-
-    def wanted(self, n: int) -> np.ndarray:
-        """The indices of the wanted among n ascending values."""
-        return _wanted(n, self.k, self.num_bottom)
-
-    def replace(self, values: np.ndarray, residuals: np.ndarray, vectors: Tree) -> None:
-        """Better pairs in the place of the wanted ones."""
-        self.values, self.residuals, self.vectors = values, residuals, vectors
-        self._replaced = True
-
-    def shares(self, op: Operator, groups: tuple) -> dict:
-        """Per group of leaves, the squared norm of every converged vector there."""
-        if self._deflating is None:
-            return dict.fromkeys(groups, np.zeros(0))
-        found = _shares(op, self._deflating, groups)
-        return {name: a[: self.num_deflated] for name, a in found.items()}
-
-    def pairs(
-        self, floor: float, noise: np.ndarray, tol: float, spent: int, complete: tuple
-    ) -> tuple:
-        """The wanted pairs at the top and at the bottom, with their certificates.
-
-        Args:
-          floor: the noise floor, a number.
-          noise: the measured noise of the product with every vector, a NumPy array.
-          tol: the relative residual that counts as converged.
-          spent: the products spent.
-          complete: whether the list at the top is complete, and that at the bottom.
-
-        Returns:
-          Two `Eigenpairs`.
-        """
-        # The Lanczos estimate of the residual does not know the noise of the products.
-        # It was measured for the run's own vectors; for others the largest stands.
-        noise = noise.max() if self._replaced else noise
-        residuals = np.hypot(self.residuals, noise)
-        good = residuals <= np.maximum(tol * np.abs(self.values), floor)
-        resolved = np.abs(self.values) > floor
-
-        def part(start, stop, whole):
-            rows = slice(start, stop)
-            return Eigenpairs(
-                values=jnp.asarray(self.values[rows], self.dtype),
-                vectors=_rows(self.vectors, start, stop),
-                residual_norms=jnp.asarray(residuals[rows], self.dtype),
-                converged=jnp.asarray(good[rows] & (whole is not False)),
-                resolved=jnp.asarray(resolved[rows]),
-                num_products=spent,
-                noise_floor=jnp.asarray(floor, self.dtype),
-                complete=whole,
-            )
-
-        ends = (0, self.k, self.k + self.num_bottom)
-        return part(*ends[:2], complete[0]), part(*ends[1:], complete[1])
+    vectors = _halves(found.vectors, found.num_top)
+    ends = zip(found.ends, vectors, complete, strict=True)
+    top, bottom = (part(*end) for end in ends)
+    return top, bottom
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _rows(vectors, start, stop):
-    return jax.tree.map(lambda a: a[start:stop], vectors)
+@functools.partial(jax.jit, static_argnums=1)
+def _halves(vectors, k):
+    return jax.tree.map(lambda a: a[:k], vectors), jax.tree.map(lambda a: a[k:], vectors)

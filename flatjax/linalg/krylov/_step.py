@@ -66,13 +66,6 @@ class Krylov(NamedTuple):
     seed: jax.Array
 
 
-@jax.jit
-def unit(v: Tree) -> Tree:
-    """The vector scaled to norm 1; a zero vector itself."""
-    norm = trees.norm(v)
-    return jax.tree.map(lambda x: x / jnp.where(norm > 0, norm, 1).astype(x.dtype), v)
-
-
 @functools.partial(jax.jit, static_argnums=1)
 def start(v0: Tree, capacity: int, key: jax.Array) -> Krylov:
     """The state before the first step, from a unit vector."""
@@ -90,6 +83,24 @@ def start(v0: Tree, capacity: int, key: jax.Array) -> Krylov:
         scale=jnp.ones((), scalar),
         seed=bases.seed_of(key),
     )
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def begin(v0: Tree, w: Tree, capacity: int, key: jax.Array) -> tuple[Krylov, Tree, jax.Array]:
+    """The state before the first step, from a vector of any norm, and the product of that step.
+
+    Args:
+      v0: the vector.
+      w: its product.
+      capacity: the rows of the basis.
+      key: as of `start`.
+
+    Returns:
+      The state, the product of the unit vector, and the norm.
+    """
+    unit, length = trees.normalized(v0)
+    safe = jnp.where(length > 0, length, 1)
+    return start(unit, capacity, key), jax.tree.map(lambda a: a / safe.astype(a.dtype), w), length
 
 
 def first_rows(size: int, last: int) -> int:

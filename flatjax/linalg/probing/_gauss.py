@@ -10,7 +10,7 @@ import numpy as np
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
-from flatjax.linalg.krylov import _extremes as lanczos_state
+from flatjax.linalg.krylov import _extremes as extremes
 from flatjax.linalg.krylov import _ritz as ritz
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.krylov._ritz import masses
@@ -79,18 +79,18 @@ def quadratures(
         return _traced(op, key, num_probes, steps, image)
     known, vectors, spent, own = np.zeros(0), None, 0, None
     if depth:
-        state, spent = lanczos_state.converged(
+        state, spent = extremes.converged(
             op, jax.random.fold_in(key, 0), 1, 0, tol, depth, depth, None
         )
-        pairs = lanczos_state.Ritz(state, 1, 0, tol, op.size)
-        known, vectors, own = pairs.deflated_values, pairs.deflating(state), pairs.start
+        found = extremes.found(state, 1, 0, tol, op.size)
+        known, vectors, own = found.exact_values, found.exact_vectors, found.start
         del state
     deflated, runs = complement.Deflated(op, vectors), []
     steps = min(steps, op.size - len(known))
     for i in range(num_probes) if steps else ():
         probe_key, restart_key = jax.random.split(jax.random.fold_in(key, i + 1))
         y = complement.project(vectors, probes.probe(probe_key, op.structure))
-        length, (unit,) = lanczos_state.normalized((y,))
+        unit, length = trees.normalized(y)
         run, products = run_probe(deflated, unit, steps, restart_key)
         spent += products
         runs.append((run.alphas, run.betas, run.scale, length, steps))
@@ -134,7 +134,7 @@ def _traced(op, key, count, steps, image):
     def one(i):
         probe_key, restart_key = jax.random.split(jax.random.fold_in(key, i + 1))
         z = probes.probe(probe_key, op.structure)
-        _, (unit,) = lanczos_state.normalized((z,))
+        unit, _ = trees.normalized(z)
         run = krylov.run(op, krylov.start(unit, steps, restart_key), steps)
         return run.alphas * run.scale, run.betas * run.scale
 
