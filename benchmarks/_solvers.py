@@ -40,7 +40,7 @@ def _solvers(op, key):
         "eigsh": lambda: flatjax.eigsh(
             op, PAIRS, key=key, tol=1e-12, max_products=fixed, max_basis=STEPS, verify=False
         ),
-        "spectrum": lambda: flatjax.spectrum(op, key=key, num_steps=STEPS, trace_tol=None),
+        "spectrum": lambda: flatjax.spectrum(op, key=key, num_steps=STEPS, trace_rtol=None),
     }
 
 
@@ -110,7 +110,7 @@ def cold(name: str) -> dict[str, dict[str, float]]:
                 if solver == "eigsh":
                     found = flatjax.eigsh(op, PAIRS, key=key, tol=1e-2).values
                 else:
-                    found = flatjax.spectrum(op, key=key, trace_tol=None).top.values
+                    found = flatjax.spectrum(op, key=key, trace_rtol=None).top.values
                 jax.block_until_ready(found)
                 seconds.append(time.perf_counter() - begin)
                 programs = count.value

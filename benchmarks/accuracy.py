@@ -95,7 +95,7 @@ def estimators(count: int) -> dict:
                 num_steps=steps,
                 num_probes=2,
                 probe_steps=steps,
-                trace_tol=None,
+                trace_rtol=None,
                 structure=like,
             )
             if what == "trace":

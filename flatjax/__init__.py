@@ -35,8 +35,8 @@ from flatjax.linalg._over_batches import forms_over_batches as forms_over_batche
 from flatjax.linalg._over_batches import trace_over_batches as trace_over_batches
 from flatjax.linalg._trace import trace as trace
 from flatjax.linalg.krylov._certificates import Eigenpairs as Eigenpairs
-from flatjax.linalg.probing._accumulate import LayerSpectrum as LayerSpectrum
 from flatjax.linalg.probing._estimate import Estimate as Estimate
+from flatjax.linalg.probing._layers import LayerSpectrum as LayerSpectrum
 from flatjax.linalg.probing._quadrature import SpectralDensity as SpectralDensity
 from flatjax.losses._base import OutputLoss as OutputLoss
 from flatjax.losses._mean import Mean as Mean

@@ -8,18 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatjax import _loops as loops
-from flatjax import _trees as trees
 from flatjax._trees import Tree
-from flatjax.linalg.krylov import _extremes as lanczos_state
+from flatjax.linalg.krylov import _extremes as extremes
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.krylov._certificates import Eigenpairs
+from flatjax.linalg.probing import _accumulate as accumulate
 from flatjax.linalg.probing import _exact as exact
 from flatjax.linalg.probing import _missing as missing
-from flatjax.linalg.probing._accumulate import Collected, LayerSpectrum
 from flatjax.linalg.probing._estimate import Estimate, from_spread, quiet
+from flatjax.linalg.probing._layers import LayerSpectrum
 from flatjax.linalg.probing._quadrature import SpectralDensity, evaluated, products, weighted
 from flatjax.linalg.vectors import _arguments as arguments
-from flatjax.linalg.vectors import _basis as bases
 from flatjax.linalg.vectors import _flat as packing
 from flatjax.operators._base import Operator, as_operator
 from flatjax.operators._selection import group_names
@@ -87,12 +86,12 @@ class Spectrum(NamedTuple):
           not in it: for a function with a kink where the eigenvalues are dense, such as the root of
           their magnitude, several times as much.
         """
-        d, dtype = self.density, self.trace.value.dtype
-        largest = max(np.abs(np.asarray(d.atoms)).max(), 0.0)
-        noise = max(float(self.noise_floor), 8 * float(jnp.finfo(dtype).eps) * largest)
+        dtype, host = self.trace.value.dtype, jax.device_get(self.density)
+        d = jax.tree.map(lambda a: np.float64(a) if isinstance(a, np.ndarray) else a, host)
+        rounding = 8 * float(jnp.finfo(dtype).eps) * np.abs(d.atoms).max()
+        noise = max(float(self.noise_floor), rounding)
         (at_atoms, blur_atoms), (at_nodes, blur_nodes) = (
-            evaluated(f, np.asarray(x, np.float64), dtype, noise)
-            for x in (d.atoms[: d.num_exact], d.nodes)
+            evaluated(f, x, dtype, noise) for x in (d.atoms[: d.num_exact], d.nodes)
         )
         weights, node_weights, shares = (
             np.asarray(a, np.float64) for a in (d.weights, d.node_weights, d.shares)
@@ -121,10 +120,10 @@ def spectrum(
     max_steps: int = 160,
     num_probes: int = 4,
     probe_steps: int | None = None,
-    trace_tol: float | None = 1e-2,
+    trace_rtol: float | None = 1e-2,
     max_trace_products: int = 200,
     diagonal: bool = False,
-    layers: str | Callable[[str], Any] | None = None,
+    by: str | Callable[[str], Any] | None = None,
     scale: str = "linear",
     num_points: int = 1024,
     resume: SpectrumState | None = None,
@@ -139,7 +138,7 @@ def spectrum(
        quadrature of the density between these exact atoms, as the first run is for its own start
        vector. Its first product serves the trace and the Frobenius norm as well, deflated by the
        whole of Q at no product more, so that their error comes only from what Q does not know.
-    3. One more product a probe until the trace has reached ``trace_tol``.
+    3. One more product a probe until the trace has reached ``trace_rtol``.
 
     Costs some 100 to 300 products, two programs that contain the model or fewer, memory for the
     vectors of the run (up to twice its steps; ``max_steps`` at once where that is at most 64 MB),
@@ -164,12 +163,12 @@ def spectrum(
       max_steps: the most Lanczos steps without ``num_steps``.
       num_probes: the probes that carry the density; at least 2.
       probe_steps: the Lanczos steps of each of them. Default: 10 beside the first run's own
-        quadrature; 30 where that has fewer nodes than this, or says nothing: of ``layers``, after
+        quadrature; 30 where that has fewer nodes than this, or says nothing: with ``by``, after
         the Krylov space was exhausted, or of multiple eigenvalues.
-      trace_tol: the relative standard error of the trace to reach; ``None``: spend nothing on it.
+      trace_rtol: the relative standard error of the trace to reach; ``None``: spend nothing on it.
       max_trace_products: the most products of step 3.
       diagonal: whether to estimate the diagonal from the same products.
-      layers: ``"layer"``, ``"leaf"`` or a function from a leaf's path to the name of its group, as
+      by: ``"layer"``, ``"leaf"`` or a function from a leaf's path to the name of its group, as
         in `blocks`: the trace and the local density of every group, from the same products.
       scale: the axis of the densities, ``"linear"`` or ``"log"``.
       num_points: the points of their grid.
@@ -202,52 +201,54 @@ def spectrum(
     """
     op = as_operator(op, structure)
     key = arguments.check_key(key)
-    _check(op, k, num_bottom, tol, num_steps, max_steps, num_probes, probe_steps, trace_tol)
-    groups = None if layers is None else tuple(group_names(op.structure, layers))
+    _check(op, k, num_bottom, tol, num_steps, max_steps, num_probes, probe_steps, trace_rtol)
+    groups = None if by is None else tuple(group_names(op.structure, by))
     dense = None
     if resume is None:
         least = max(k + num_bottom, ALONE) if num_steps is None else num_steps
         dense = exact.matrix(op, least + num_probes * (probe_steps or BESIDE))
     if loops.is_traced(dense):
-        raise TypeError(lanczos_state.NOT_TRACED)
+        raise TypeError(extremes.NOT_TRACED)
     if dense is not None:
-        op, num_steps, trace_tol = exact.dense_operator(op, dense), op.size, None
-    plain = op
-    if groups is None and not diagonal:
-        op = packing.packed(op)
+        op, num_steps, trace_rtol = exact.dense_operator(op, dense), op.size, None
+    packed = packing.packed(op)
     start_key, probe_key = (jax.random.fold_in(key, i) for i in range(2))
-    state, spent = lanczos_state.converged(
-        op, start_key, k, num_bottom, tol, num_steps, max_steps, _repacked(op, plain, resume)
+    state, spent = extremes.converged(
+        packed, start_key, k, num_bottom, tol, num_steps, max_steps, resume
     )
-    ritz = lanczos_state.Ritz(state, k, num_bottom, tol, op.size)
-    keep = SpectrumState(state, jnp.asarray(spent, jnp.int32))
-    collected = Collected(op, state, ritz, probe_key, groups, diagonal)
+    found = extremes.found(state, k, num_bottom, tol, op.size)
+    keep = SpectrumState(state, jnp.asarray(op.size if dense is not None else spent, jnp.int32))
+    given = accumulate.setting(packed, state, found, probe_key, groups)
     if probe_steps is None:
-        deep = groups is None and ritz.start is not None and len(ritz.start[0]) >= ALONE
+        deep = groups is None and found.start is not None and len(found.start[0]) >= ALONE
         probe_steps = BESIDE if deep else ALONE
-    spent += collected.probe(num_probes, probe_steps, trace_tol, max_trace_products)
-    floor, noise = collected.noise()
-    complete, products = collected.fill(tol, missing.MOST if num_steps is None else 0)
+    sums, products = accumulate.probe(
+        given, num_probes, probe_steps, trace_rtol, max_trace_products, diagonal
+    )
     spent += products
-    if dense is not None:
-        spent = op.size
-        keep = keep._replace(num_products=jnp.asarray(spent, jnp.int32))
-    top, bottom = ritz.pairs(floor, noise, tol, spent, complete)
-    found = Spectrum(
-        top=top._replace(vectors=packing.unpack(op, top.vectors)),
-        bottom=bottom._replace(vectors=packing.unpack(op, bottom.vectors)),
-        trace=collected.trace(spent, trace_tol),
-        frobenius_norm=collected.frobenius_norm(spent),
-        density=collected.density(scale, num_points),
-        diagonal=collected.diagonal(),
-        layers=collected.layers(spent, trace_tol, scale, num_points),
+    budget = missing.MOST if num_steps is None else 0
+    pairs, complete, products = accumulate.completed(given, sums, probe_steps, tol, budget)
+    spent = spent + products if dense is None else op.size
+    floor, noise = accumulate.noise(given, sums)
+    # It was measured for the run's own vectors; for others the largest stands.
+    noise = noise if pairs is found else noise.max()
+    pairs = pairs._replace(vectors=packing.unpack(packed, pairs.vectors))
+    top, bottom = extremes.certified(pairs, floor, noise, tol, spent, complete)
+    result = Spectrum(
+        top=top,
+        bottom=bottom,
+        trace=accumulate.trace(given, sums, spent, trace_rtol),
+        frobenius_norm=accumulate.frobenius_norm(given, sums, spent),
+        density=accumulate.density(given, sums, scale, num_points),
+        diagonal=accumulate.diagonal(given, sums),
+        layers=accumulate.by_group(given, sums, spent, trace_rtol, scale, num_points),
         num_products=spent,
         noise_floor=top.noise_floor,
         size=op.size,
         state=keep,
         complete=_both(complete),
     )
-    return found if dense is None else _exact(found, op, dense, groups)
+    return result if dense is None else _exact(result, op, dense, groups)
 
 
 def _exact(found: Spectrum, op: Operator, dense: np.ndarray, groups: tuple | None) -> Spectrum:
@@ -276,24 +277,7 @@ def _both(complete: tuple[bool | None, bool | None]) -> bool | None:
     return None if None in complete and False not in complete else all(complete)
 
 
-def _repacked(op: Operator, plain: Operator, resume: SpectrumState | None) -> SpectrumState | None:
-    """An earlier state with its vectors as ``op`` has them, from whichever call it comes."""
-    if resume is None:
-        return None
-    run, packed = resume.run, packing.packed(plain)
-    is_packed = jax.tree.structure(run.vector) == jax.tree.structure(packed.structure)
-    if op is plain and packed is not plain and is_packed:
-        vectors = (packing.unpack(packed, a) for a in (bases.whole(run.basis), run.vector))
-    elif op is not plain and not is_packed:
-        trees.check(run.vector, plain.structure, "resume")
-        vectors = (packing.pack(op, a) for a in (bases.whole(run.basis), run.vector))
-    else:
-        return resume
-    basis, vector = vectors
-    return resume._replace(run=run._replace(basis=basis, vector=vector))
-
-
-def _check(op, k, num_bottom, tol, num_steps, max_steps, num_probes, probe_steps, trace_tol):
+def _check(op, k, num_bottom, tol, num_steps, max_steps, num_probes, probe_steps, trace_rtol):
     counts = {"k": k, "max_steps": max_steps, "num_probes": num_probes}
     for name, value in counts.items():
         arguments.check_count(name, value)
@@ -302,8 +286,8 @@ def _check(op, k, num_bottom, tol, num_steps, max_steps, num_probes, probe_steps
     if probe_steps is not None:
         arguments.check_count("probe_steps", probe_steps)
     arguments.check_tolerance(tol)
-    if trace_tol is not None:
-        arguments.check_tolerance(trace_tol)
+    if trace_rtol is not None:
+        arguments.check_tolerance(trace_rtol, "trace_rtol")
     if k + num_bottom > op.size:
         raise ValueError(
             f"k={k} and num_bottom={num_bottom} exceed the dimension {op.size}: lower them."

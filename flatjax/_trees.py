@@ -217,6 +217,28 @@ def norm(a: Tree) -> jax.Array:
     return largest * jnp.sqrt(vdot(scaled, scaled))
 
 
+@jax.jit
+def normalized(a: Tree) -> tuple[Tree, jax.Array]:
+    """The tree divided by its norm, and the norm; a tree of zeros itself.
+
+    Args:
+      a: a pytree of arrays.
+
+    Returns:
+      The unit tree, every leaf keeping its dtype, and a scalar of dtype at least float32.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flatjax import _trees as trees
+      >>> [x.tolist() for x in trees.normalized(jnp.array([3.0, 4.0]))]
+      [[0.6000000238418579, 0.800000011920929], 5.0]
+    """
+    length = norm(a)
+    # Not multiplied by the inverse: that of 1e38 is flushed to zero.
+    safe = jnp.where(length > 0, length, jnp.ones_like(length))
+    return jax.tree.map(lambda x: x / safe.astype(x.dtype), a), length
+
+
 def scale(factor: chex.Numeric, a: Tree) -> Tree:
     """``factor * a``, every leaf keeping its dtype."""
     return jax.tree.map(lambda x: jnp.asarray(factor, x.dtype) * x, a)
@@ -236,11 +258,3 @@ def zeros(structure: Tree, leading: tuple[int, ...] = ()) -> Tree:
 def per_row(factors: jax.Array, a: jax.Array) -> jax.Array:
     """One factor per row of ``a``, in the shape and dtype in which it multiplies ``a``."""
     return factors.reshape(-1, *(1,) * (a.ndim - 1)).astype(a.dtype)
-
-
-def normalized(v: Tree) -> Tree:
-    """The vector scaled to norm 1, in at least float32; a zero vector itself."""
-    v = cast(v, structure_of(v))
-    length = norm(v)
-    safe = jnp.where(length > 0, length, jnp.ones_like(length))
-    return jax.tree.map(lambda a: a / safe.astype(a.dtype), v)

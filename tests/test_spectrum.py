@@ -7,8 +7,7 @@ import pytest
 from scipy.stats import wasserstein_distance
 
 import flatjax
-from flatjax.linalg.krylov import _extremes as lanczos_state
-from flatjax.linalg.vectors import _basis as basis
+from flatjax.linalg.krylov import _step as krylov
 
 N = 400
 BULK = np.random.default_rng(1).uniform(0.0, 1.0, N - 9) ** 3
@@ -45,7 +44,7 @@ def result():
         key=jax.random.key(0),
         k=6,
         num_bottom=3,
-        layers="leaf",
+        by="leaf",
         diagonal=True,
         structure=STRUCTURE,
     )
@@ -158,13 +157,13 @@ def test_all_products_are_counted():
     [
         (DENSE, {"num_steps": 60}, 10),
         (DENSE, {"num_steps": 24}, 30),  # the start vector's own quadrature is no deeper
-        (DENSE, {"num_steps": 60, "layers": "leaf"}, 30),
+        (DENSE, {"num_steps": 60, "by": "leaf"}, 30),
         # One copy of forty stands for all in it.
         (rotated(np.append(np.full(40, 50.0), BULK[:360])), {"num_steps": 40}, 30),
     ],
 )
 def test_probes_are_short_beside_a_deep_quadrature(dense, options, steps):
-    options = options | {"k": 3, "num_bottom": 1, "trace_tol": None, "structure": STRUCTURE}
+    options = options | {"k": 3, "num_bottom": 1, "trace_rtol": None, "structure": STRUCTURE}
     op, key = operator(dense), jax.random.key(4)
     found = flatjax.spectrum(op, key=key, **options)
     same = flatjax.spectrum(op, key=key, probe_steps=steps, **options)
@@ -176,7 +175,7 @@ def test_probes_of_one_step_are_those_that_start_longer_runs():
     """Alone they need no basis; with layers they have one."""
     options = {"k": 3, "num_bottom": 1, "num_steps": 40, "probe_steps": 1, "structure": STRUCTURE}
     op, key = operator(DENSE), jax.random.key(4)
-    alone, based = (flatjax.spectrum(op, key=key, layers=by, **options) for by in (None, "leaf"))
+    alone, based = (flatjax.spectrum(op, key=key, by=by, **options) for by in (None, "leaf"))
     assert alone.num_products == based.num_products
     # Rayleigh quotients of order one, in float32; packed vectors are summed in another order.
     np.testing.assert_allclose(alone.density.nodes, based.density.nodes, atol=1e-4)
@@ -200,20 +199,18 @@ def test_goes_on_from_an_earlier_run(result):
     flatjax.spectrum(op, key=key, num_steps=41, resume=longer.state, **options)
 
 
-def test_a_run_in_several_buffers_is_the_same_run(monkeypatch):
+def test_a_run_in_several_parts_is_the_same_run(monkeypatch):
     options = {"k": 4, "num_bottom": 1, "structure": STRUCTURE}
     op, key = operator(DENSE), jax.random.key(5)
     found = []
-    for tiny in (0, lanczos_state._TINY):  # numbers from which on buffers are added, not replaced
-        monkeypatch.setattr(lanczos_state, "_TINY", tiny)
+    for small in (0, krylov.SMALL):  # numbers up to which a run begins with all its rows
+        monkeypatch.setattr(krylov, "SMALL", small)
         first = flatjax.spectrum(op, key=key, num_steps=8, **options)
         again = flatjax.spectrum(op, key=key, num_steps=30, resume=first.state, **options)
         layers = flatjax.spectrum(
-            op, key=key, num_steps=31, resume=again.state, layers="leaf", diagonal=True, **options
+            op, key=key, num_steps=31, resume=again.state, by="leaf", diagonal=True, **options
         )
         found.append((again, layers))
-    assert isinstance(found[0][0].state.run.basis, basis.Segments)
-    assert not isinstance(found[1][0].state.run.basis, basis.Segments)
     for one, other in zip(*found, strict=True):
         # The same steps, their sums in another order: rounding, grown over 30 steps.
         np.testing.assert_allclose(one.top.values, other.top.values, rtol=1e-5)
@@ -257,7 +254,7 @@ def test_streams_and_few_programs_with_the_model(key):
         traced += 1
         return quadratic(w, x)
 
-    options = {"key": key, "k": 3, "num_bottom": 1, "num_steps": 20, "trace_tol": None}
+    options = {"key": key, "k": 3, "num_bottom": 1, "num_steps": 20, "trace_rtol": None}
     whole = flatjax.spectrum(flatjax.hessian(counted, jnp.zeros(30), x), **options)
     again = flatjax.spectrum(flatjax.hessian(counted, jnp.ones(30), x + 1), **options)
     assert traced == 2  # once where an operator is made
@@ -283,9 +280,9 @@ def test_intervals_cover_the_truth():
             num_steps=16,
             num_probes=2,
             probe_steps=2,
-            trace_tol=1e-6,
+            trace_rtol=1e-6,
             max_trace_products=20,
-            layers="leaf",
+            by="leaf",
             structure=STRUCTURE,
         )
         low, high = found.trace.interval
@@ -307,7 +304,7 @@ def test_intervals_cover_the_truth():
         ({"probe_steps": 0}, ValueError, "probe_steps must be at least 1"),
         ({"num_probes": 1}, ValueError, "num_probes must be at least 2"),
         ({"tol": -1.0}, ValueError, "tol must not be negative"),
-        ({"layers": "module"}, ValueError, 'by must be "layer", "leaf"'),
+        ({"by": "module"}, ValueError, 'by must be "layer", "leaf"'),
         ({"scale": "cubic", "num_steps": 16}, ValueError, "scale must be"),
         ({"structure": None}, ValueError, "a callable needs structure="),
     ],

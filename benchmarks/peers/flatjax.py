@@ -47,11 +47,11 @@ class Flatjax(Adapter):
             (0.01, 4, 64, 0.005),
             (0.01, 8, 96, 0.004),
         )
-        names = ("tol", "num_probes", "probe_steps", "trace_tol")
+        names = ("tol", "num_probes", "probe_steps", "trace_rtol")
         ladder = [dict(zip(names, numbers, strict=True)) for numbers in effort]
         least = {"k": 1, "num_bottom": 0, "num_probes": 2, "probe_steps": 1}
         few = ((16, 0.012), (24, 0.012), (24, 0.008), (32, 0.008), (48, 0.007), (64, 0.006))
-        largest = [{**least, "num_steps": m, "trace_tol": tol} for m, tol in few]
+        largest = [{**least, "num_steps": m, "trace_rtol": tol} for m, tol in few]
         shared = [{"num_products": 24 * 2**i} for i in range(7)]
         return {
             "spectrum": Method(self._spectrum, ladder, everything),

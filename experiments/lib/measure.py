@@ -48,7 +48,7 @@ class CurvatureConfig:
     max_steps: int = 100
     """Lanczos steps an eigenvalue problem may cost."""
 
-    trace_tol: float = 0.02
+    trace_rtol: float = 0.02
     """Standard error of a trace over its value at which no more probes are drawn ..."""
 
     max_probes: int = 40
@@ -179,7 +179,7 @@ class Curvature:
             max_steps=self.config.max_steps,
             num_probes=probes,
             probe_steps=steps,
-            trace_tol=self.config.trace_tol,
+            trace_rtol=self.config.trace_rtol,
             max_trace_products=self.config.max_probes,
         )
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
+from flatjax.linalg.krylov import _relation as relations
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.probing import _complement as complement
 from flatjax.linalg.probing import _exact as exact
@@ -173,7 +174,7 @@ def _hutchinson(op, key, num_products):
 
 
 def _deflated(op, key, num_products):
-    run, spent = complement.known_run(op, key, num_products // 2)
+    run, spent = relations.of_run(op, key, num_products // 2)
     product = loops.product(op)
     count = max(num_products - spent, 2)
 
@@ -182,7 +183,7 @@ def _deflated(op, key, num_products):
         return _entrywise(z, complement.rest_of_one(run, z, product(z)))
 
     mean, spread = _sampled(op, sample, count)
-    known = complement.known_diagonal(run)
+    known = relations.diagonal(run)
     return jax.tree.map(jnp.add, known, mean), spread, count, spent + count
 
 

@@ -108,7 +108,7 @@ def eigsh(
     else:
         v0, key = arguments.start(plain, key, v0)
         v0 = packing.pack(op, v0)
-    v0 = krylov.unit(v0)
+    v0 = trees.normalized(v0)[0]
     w = arguments.first_product(op, v0)
     traced = loops.is_traced(w)
     spare = k + 1  # the certificate
@@ -179,7 +179,7 @@ def _in_blocks(op, k, which, v0, key, block_size, tol, bounds, traced):
 
 
 def _traced(op: Operator, k: int, which: str, v0: Tree, steps: int, key: jax.Array):
-    state, _ = krylov.run(op, krylov.start(v0, steps, key), steps)
+    state = krylov.run(op, krylov.start(v0, steps, key), steps)
     values, coefficients = ritz.eigh(ritz.tridiagonal(state.alphas, state.betas))
     index = ritz.descending(values, ritz.wanted(values, k, which))
     vectors = bases.combine(state.basis, coefficients[:, index])

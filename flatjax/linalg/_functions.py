@@ -10,6 +10,7 @@ import numpy as np
 
 from flatjax import _trees as trees
 from flatjax._trees import Tree
+from flatjax.linalg.krylov import _relation as relations
 from flatjax.linalg.krylov import _ritz as ritz
 from flatjax.linalg.krylov._certificates import underflow
 from flatjax.linalg.krylov._ritz import masses
@@ -242,7 +243,7 @@ def frobenius_norm(
         return exact.estimate(exact.norm(dense), op.size, scalar)
     arguments.check_count("num_products", num_products, 6)
     op = flat.packed(op)
-    run, spent = complement.known_run(op, key, num_products // 2)
+    run, spent = relations.of_run(op, key, num_products // 2)
     count, unit = num_products - spent, run.unit
     known, unit = float(run.within(unit).squares), float(unit)
     samples = by_rows(op, key, 1, count, functools.partial(complement.squares, run))

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.vectors import _arguments as arguments
@@ -26,7 +27,7 @@ class Lanczos(NamedTuple):
         on from a random vector orthogonal to the basis. T is then block diagonal.
       num_products: the number of products spent, m.
       scale: the power of two in whose units the run was computed.
-      key: the state of the random restarts, for `extend`.
+      seed: the state of the random restarts, for `extend`.
     """
 
     alphas: jax.Array
@@ -36,7 +37,7 @@ class Lanczos(NamedTuple):
     breakdown: jax.Array
     num_products: int
     scale: jax.Array
-    key: jax.Array
+    seed: jax.Array
 
 
 def lanczos(op: Any, v0: Tree, num_steps: int, *, structure: Tree = None) -> Lanczos:
@@ -83,8 +84,8 @@ def lanczos(op: Any, v0: Tree, num_steps: int, *, structure: Tree = None) -> Lan
     arguments.check_count("num_steps", num_steps)
     if num_steps > op.size:
         raise ValueError(f"num_steps={num_steps} exceeds the dimension {op.size}; lower it.")
-    state = krylov.start(krylov.unit(v0), num_steps, jax.random.key(0))
-    return _result(*krylov.run(op, state, num_steps))
+    state = krylov.start(trees.normalized(v0)[0], num_steps, jax.random.key(0))
+    return _result(krylov.run(op, state, num_steps), num_steps)
 
 
 def extend(previous: Lanczos, op: Any, num_steps: int, *, structure: Tree = None) -> Lanczos:
@@ -119,8 +120,8 @@ def extend(previous: Lanczos, op: Any, num_steps: int, *, structure: Tree = None
         raise ValueError(
             f"{done} steps are done and num_steps={num_steps} more exceed the dimension {op.size}."
         )
-    state, spent = krylov.run(op, _resume(previous, num_steps), num_steps)
-    return _result(state, previous.num_products + spent)
+    state = krylov.run(op, _resume(previous, num_steps), num_steps)
+    return _result(state, previous.num_products + num_steps)
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -140,7 +141,7 @@ def _resume(previous: Lanczos, extra: int) -> krylov.Krylov:
         step=jnp.int32(done),
         norm=jnp.max(jnp.sqrt(alphas**2 + betas**2 + before**2)),
         scale=previous.scale,
-        key=previous.key,
+        seed=previous.seed,
     )
 
 
@@ -153,5 +154,5 @@ def _result(state: krylov.Krylov, num_products: int) -> Lanczos:
         breakdown=state.breakdown,
         num_products=num_products,
         scale=state.scale,
-        key=state.key,
+        seed=state.seed,
     )

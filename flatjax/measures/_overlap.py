@@ -93,7 +93,7 @@ def subspace_overlap(a: Any, basis: Any) -> SubspaceOverlap:
 @jax.jit
 def _overlap(a, b):
     """The sum of the squared cosines, the cosines, the inner products, and both ranks."""
-    a, b = (jax.vmap(trees.normalized)(stack) for stack in (a, b))
+    a, b = (jax.vmap(trees.normalized)(trees.cast(x, trees.structure_of(x)))[0] for x in (a, b))
     within = [gram(a, a), gram(b, b)]
     components = gram(a, b)
     whitened = jnp.linalg.multi_dot(

@@ -248,7 +248,7 @@ def squared_norms(params: Any, by: By) -> dict[str, jax.Array]:
 
 @jax.jit
 def _angle(old, new):
-    u, v = trees.normalized(old), trees.normalized(new)
+    u, v = (trees.normalized(trees.cast(x, trees.structure_of(x)))[0] for x in (old, new))
     return 2 * jnp.arctan2(
         trees.norm(jax.tree.map(jnp.subtract, u, v)), trees.norm(jax.tree.map(jnp.add, u, v))
     )

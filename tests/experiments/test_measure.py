@@ -11,7 +11,7 @@ from experiments.lib.measure import Curvature, CurvatureConfig
 from experiments.lib.models import ModelConfig, make_model
 
 CONFIG = CurvatureConfig(
-    examples=40, top=3, max_steps=60, trace_tol=0.05, density_probes=2, density_steps=20,
+    examples=40, top=3, max_steps=60, trace_rtol=0.05, density_probes=2, density_steps=20,
     line_points=5, line_length=0.04,
 )  # fmt: skip
 

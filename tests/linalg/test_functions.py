@@ -18,7 +18,7 @@ def estimates(values, f):
     d = jnp.asarray(values, jnp.float32)
     op, few = jax.tree_util.Partial(jnp.multiply, d), {"key": KEY, "structure": d}
     yield flatjax.trace_of_function(op, f, **few)
-    found = flatjax.spectrum(op, k=3, num_bottom=2, trace_tol=None, **few)
+    found = flatjax.spectrum(op, k=3, num_bottom=2, trace_rtol=None, **few)
     yield found.trace_of_function(f)
 
 

@@ -45,7 +45,7 @@ def estimators():
 HOST = {
     "trace to a tolerance": lambda key: flatjax.trace(OP, **options(key, rtol=0.1)),
     "spectrum": lambda key: flatjax.spectrum(
-        OP, **options(key, k=3, num_steps=12, num_probes=2, max_trace_products=20, layers="leaf")
+        OP, **options(key, k=3, num_steps=12, num_probes=2, max_trace_products=20, by="leaf")
     ),
     # An exhausted Krylov space draws once more.
     "spectrum of zero": lambda key: flatjax.spectrum(

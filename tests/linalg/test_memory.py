@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from flatjax import _trees as trees
 from flatjax.linalg import lanczos
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.krylov import _thick_restart as thick_restart
@@ -56,7 +57,19 @@ def test_a_restart_needs_the_kept_vectors():
 
 
 def test_a_random_vector_is_injected_in_place():
+    # Its other program is that of a step, which is above.
     compiled = krylov._before_injection.lower(state_of(STRUCTURE, M), np.int32(3)).compile()
+    assert vectors_beside(compiled) <= 0.15 * M
+
+
+def test_growing_holds_no_second_copy():
+    state = state_of(STRUCTURE, 32)._replace(step=jnp.int32(32))
+    grown = krylov.with_room(state, M)
+    assert bases.size(grown.basis) == 64
+    old = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(state.basis)]
+    kept = jax.tree.leaves(grown.basis.parts[0])
+    assert [leaf.unsafe_buffer_pointer() for leaf in kept] == old
+    compiled = krylov._compiled_step.lower(grown, STRUCTURE).compile()
     assert vectors_beside(compiled) <= 0.15 * M
 
 
@@ -69,7 +82,7 @@ def test_the_basis_is_sharded_as_the_params_and_a_pass_is_one_reduction():
         "other": jax.device_put(jnp.ones((16, 64)), sharding),
         "bias": jax.device_put(jnp.ones(7), one),
     }
-    state = krylov.start(krylov.unit(v), 16, jax.random.key(0))
+    state = krylov.start(trees.normalized(v)[0], 16, jax.random.key(0))
     assert state.basis["dense"].sharding.spec == PartitionSpec(None, None, "model")
     text = jax.jit(bases.project_out).lower(state.basis, v).compile().as_text()
     lines = [line.split("metadata")[0] for line in text.splitlines()]

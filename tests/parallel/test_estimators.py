@@ -79,7 +79,7 @@ def other_estimates(params, batch, weights, axis_name):
 def whole_spectrum(params, batch, weights, axis_name):
     del axis_name  # decides on the host, so not inside shard_map
     H = flatjax.hessian(loss_fn, params, batch, weights=weights)
-    found = flatjax.spectrum(H, key=KEY, k=2, num_bottom=1, num_probes=2, trace_tol=None)
+    found = flatjax.spectrum(H, key=KEY, k=2, num_bottom=1, num_probes=2, trace_rtol=None)
     return {"top": found.top.values, "bottom": found.bottom.values, "trace": found.trace.value}
 
 

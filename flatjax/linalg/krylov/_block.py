@@ -62,7 +62,7 @@ def _start(op: Operator, v0: Tree, key: jax.Array, block_size: int, capacity: in
 
 def _filled(basis: Tree, row: jax.Array, filled: jax.Array, key: jax.Array) -> Tree:
     """The basis with a random vector in a row that a product has left empty."""
-    z = bases.random_vector(key, jax.tree.map(lambda b: b[0], basis))
+    z = bases.random_vector(bases.seed_of(key), jax.tree.map(lambda b: b[0], basis))
     return jax.lax.cond(
         filled,
         lambda: bases.vary_like(basis, z),

@@ -10,7 +10,6 @@ import numpy as np
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
-from flatjax.linalg.krylov import _extremes as lanczos_state
 from flatjax.linalg.krylov import _ritz as ritz
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.vectors import _arguments as arguments
@@ -65,34 +64,32 @@ def deflate(op: Operator, key: jax.Array, depth: int, total: int) -> Deflation:
     """
     depth = min(depth, op.size)
     start_key, key = jax.random.split(key)
-    v0 = krylov.unit(probes.probe(start_key, op.structure, "normal"))
+    v0 = trees.normalized(probes.probe(start_key, op.structure, "normal"))[0]
     w = arguments.first_product(op, v0)
     if loops.is_traced(w):
-        state, spent = krylov.run(op, krylov.start(v0, depth, key), depth)
+        state = krylov.run(op, krylov.start(v0, depth, key), depth)
         values, _ = ritz.eigh(ritz.tridiagonal(state.alphas, state.betas))
-        return Deflation(state.basis, values * state.scale, spent, depth)
-    first = lanczos_state.FIRST
-    state = krylov.start(v0, depth if depth <= 2 * first else first, key)
-    done = spent = 0
-    inside, shares = 0.0, total
+        return Deflation(state.basis, values * state.scale, depth, depth)
+    state = krylov.start(v0, krylov.first_rows(op.size, depth), key)
+    done, inside, shares = 0, 0.0, total
     while True:
-        state = lanczos_state.with_room(state, depth)
+        state = krylov.with_room(state, depth)
         room = min(depth, state.alphas.shape[0]) - done
         step = min(max(krylov.CHECK_EVERY, done // 8), room)
-        state, more = krylov.run(op, state, step, w)
-        w, done, spent = None, done + step, spent + more
+        state = krylov.run(op, state, step, w)
+        w, done = None, done + step
         alphas, betas, scale = ritz.to_host((state.alphas, state.betas, state.scale))
         values, coefficients = ritz.eigh(ritz.tridiagonal(alphas[:done], betas[:done]))
         whole = max(_square(values, coefficients, betas[done - 1], op.size), np.sum(values**2))
         # The last look's variance by the norm as it is known now: the two then differ by what these
         # steps found, and not by the noise of the norm.
         last = (whole - inside) / shares
-        inside, shares = np.sum(values**2), total - spent
+        inside, shares = np.sum(values**2), total - done
         if done == depth or shares <= krylov.CHECK_EVERY or (whole - inside) / shares >= last:
             break
     # Row ``done`` holds the vector to be multiplied next, which is not part of the span.
     basis = _clear(state.basis, state.vector, jnp.int32(done))
-    return Deflation(basis, values * scale, spent, done)
+    return Deflation(basis, values * scale, done, done)
 
 
 def _square(values, coefficients, beta, size: int) -> float:

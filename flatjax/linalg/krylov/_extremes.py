@@ -1,7 +1,7 @@
-"""The Lanczos run of a spectrum: driven until the wanted pairs converge, and read out."""
+"""The pairs at both ends of a spectrum: a Lanczos run until they converge, and what it shows."""
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,29 +13,54 @@ from flatjax._trees import Tree
 from flatjax.linalg.krylov import _ritz as ritz
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.krylov._certificates import Eigenpairs
-from flatjax.linalg.krylov._ritz import masses
 from flatjax.linalg.vectors import _arguments as arguments
 from flatjax.linalg.vectors import _basis as bases
 from flatjax.linalg.vectors import _probes as probes
 from flatjax.operators._base import Operator
 
-FIRST = 32  # vectors allocated at first
 # The relative residual up to which a Ritz value is taken for one eigenvalue. A looser one stands
 # for its neighbours too: with 0.1 the distance of a density to the truth was 7 times as large on a
 # transformer, and twice on an MLP. From 0.03 down it stays the same.
 EXACT = 1e-2
-# When the buffers are full their rows are doubled, or all that may be needed are allocated where
-# that is little: every number of buffers compiles the step once more.
-_SMALL = 1 << 24  # numbers
-# Below this many numbers a pass over the whole is too short for buffers of its own to pay for what
-# they cost to compile: each is a branch in the step (0.1 to 0.2 s).
-_TINY = 1 << 20
-_NEW_PARTS = 4  # at a time, at most
-_MOST_PARTS = 8  # of a run that was resumed again and again
 NOT_TRACED = (
     "spectrum is driven from the host and cannot be traced: call it outside jit, or use "
     "flatjax.eigsh, flatjax.trace and flatjax.spectral_density inside."
 )
+
+
+class Extremes(NamedTuple):
+    """The Ritz pairs of a finished run; numbers are NumPy float64.
+
+    Attributes:
+      num_top: how many of the largest are wanted.
+      values: those wanted, the largest and then the smallest, each descending.
+      residuals: the estimates of their residual norms.
+      vectors: theirs, a tree with a leading axis.
+      coefficients: theirs over the steps of the run, in columns.
+      matrix: the projected matrix.
+      norm: the largest Ritz value in magnitude.
+      exact_values: all values that have converged to ``tol`` and to 1 %, wanted or not.
+      exact_vectors: their vectors, a tree with a leading axis; zero rows fill it up to a multiple
+        of 16. ``None`` without any.
+      start: nodes and weights (of sum 1) of the quadrature of the start vector in the complement of
+        the converged pairs, or ``None`` where it says nothing of it.
+    """
+
+    num_top: int
+    values: np.ndarray
+    residuals: np.ndarray
+    vectors: Tree
+    coefficients: np.ndarray
+    matrix: np.ndarray
+    norm: float
+    exact_values: np.ndarray
+    exact_vectors: Tree | None
+    start: tuple[np.ndarray, np.ndarray] | None
+
+    @property
+    def ends(self) -> tuple[slice, slice]:
+        """Where those at the top and those at the bottom are among the wanted."""
+        return slice(0, self.num_top), slice(self.num_top, None)
 
 
 def converged(
@@ -68,15 +93,13 @@ def converged(
     """
     last = min(op.size, max_steps if num_steps is None else num_steps)
     if resume is None:
-        start_key, key = jax.random.split(key)
-        v0 = probes.probe(start_key, op.structure, "normal")
+        v0 = probes.probe(key, op.structure, "normal")
         image = arguments.first_product(op, v0)
         if loops.is_traced(image):
             raise TypeError(NOT_TRACED)
-        _, (v0, image) = normalized((v0, image))
-        first = last if num_steps is not None else min(last, FIRST)
         # The product that asked whether we are traced is the first of the run.
-        state, spent = krylov.run(op, krylov.start(v0, first, key), 1, image)
+        state, image, _ = krylov.begin(v0, image, krylov.first_rows(op.size, last), key)
+        state, spent = krylov.run(op, state, 1, image), 1
     else:
         trees.check(resume.run.vector, op.structure, "resume")
         # A copy: the run consumes its buffers, and these are the caller's.
@@ -89,120 +112,80 @@ def converged(
     while (step := int(state.step)) < last:
         if num_steps is None and step >= k + num_bottom and _done(state, k, num_bottom, tol):
             break
-        state = with_room(state, last)
+        state = krylov.with_room(state, last)
         chunk = min(state.alphas.shape[0], last) - step
         if num_steps is None:
-            chunk = min(chunk, krylov.CHECK_EVERY)
-        state, products = krylov.run(op, state, chunk)
-        spent += products
+            chunk = min(chunk, krylov.CHECK_EVERY - step % krylov.CHECK_EVERY)
+        state = krylov.run(op, state, chunk)
+        spent += chunk
     return state, spent
 
 
 _copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
-@jax.jit
-def normalized(trees_: tuple) -> tuple[jax.Array, tuple]:
-    """The norm of the first tree, and all of them divided by it."""
-    length = trees.norm(trees_[0])
-    return length, tuple(
-        jax.tree.map(lambda a: a / length.astype(a.dtype), tree) for tree in trees_
-    )
-
-
 def _done(state, k, num_bottom, tol):
     values, residuals, _ = _solved(state)
-    index = _wanted(len(values), k, num_bottom)
-    norm = np.max(np.abs(values))
-    rounding = 16 * float(jnp.finfo(state.alphas.dtype).eps) * norm
-    return bool(np.all(residuals[index] <= np.maximum(tol * np.abs(values[index]), rounding)))
+    index = wanted(len(values), k, num_bottom)
+    small = ritz.rounding(np.max(np.abs(values)), state.alphas.dtype)
+    return bool(np.all(residuals[index] <= np.maximum(tol * np.abs(values[index]), small)))
 
 
-def _wanted(n, k, num_bottom):
+def wanted(n: int, k: int, num_bottom: int) -> np.ndarray:
+    """The indices of the wanted among n ascending values."""
     return np.concatenate([np.arange(n - 1, n - 1 - k, -1), np.arange(num_bottom)[::-1]])
 
 
 def _solved(state):
     """Ascending Ritz values, residual estimates and coefficients, in float64 on the host."""
     m = int(state.step)
-    alphas, betas = (np.asarray(a, np.float64)[:m] for a in (state.alphas, state.betas))
-    scale = float(state.scale)
-    values, s = ritz.eigh(ritz.tridiagonal(alphas, betas))
-    return values * scale, np.abs(betas[-1] * s[-1]) * scale, s
+    alphas, betas, scale = ritz.to_host((state.alphas, state.betas, state.scale))
+    values, s = ritz.eigh(ritz.tridiagonal(alphas[:m], betas[:m]))
+    return values * scale, np.abs(betas[m - 1] * s[-1]) * scale, s
 
 
-def with_room(state: krylov.Krylov, last: int) -> krylov.Krylov:
-    """The state itself, or with larger buffers where they are full, for a run of ``last`` steps."""
-    step, capacity = int(state.step), state.alphas.shape[0]
-    if step < capacity:
-        return state
-    capacity = last if last * trees.size(state.vector) <= _SMALL else min(last, 2 * step)
-    sharded = any(trees.sharding_of(leaf) is not None for leaf in jax.tree.leaves(state.vector))
-    in_parts = isinstance(state.basis, bases.Segments)
-    if not in_parts and (sharded or capacity * trees.size(state.vector) < _TINY):
-        return _grown_whole(state, capacity)
-    return _grown_in_parts(state, capacity)
+def found(state: krylov.Krylov, k: int, num_bottom: int, tol: float, size: int) -> Extremes:
+    """What a run shows.
+
+    Args:
+      state: the finished run.
+      k: how many of the largest pairs are wanted.
+      num_bottom: how many of the smallest.
+      tol: the relative residual at which a value counts as exact, at most `EXACT`.
+      size: the dimension of the operator.
+
+    Returns:
+      The pairs.
+    """
+    dtype = state.alphas.dtype
+    values, residuals, s = _solved(state)
+    index = wanted(len(values), k, num_bottom)
+    norm = float(np.max(np.abs(values)))
+    known = np.maximum(min(tol, EXACT) * np.abs(values), ritz.rounding(norm, dtype))
+    exact = np.flatnonzero(residuals <= known)
+    broken = np.asarray(state.breakdown)[: len(values)].any()
+    columns = -(-len(exact) // 16) * 16  # few programs
+    return Extremes(
+        num_top=k,
+        values=values[index],
+        residuals=residuals[index],
+        vectors=_combined(state.basis, s[:, index], len(index), dtype),
+        coefficients=s[:, index],
+        matrix=(s * values) @ s.T,
+        norm=norm,
+        exact_values=values[exact],
+        exact_vectors=_combined(state.basis, s[:, exact], columns, dtype) if columns else None,
+        start=None if broken else _start(values, ritz.masses(s, dtype), exact, size),
+    )
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _grown_whole(state, capacity):
-    # In one buffer: one collective a pass, and none inside a conditional.
-    basis = jax.tree.map(lambda a: _with_zeros(a, capacity), state.basis)
-    # Row `step` is the vector to be multiplied next; beyond the old end it was not stored.
-    basis = bases.set_row(basis, state.step, state.vector)
-    return state._replace(basis=basis, **_grown_numbers(state, capacity))
-
-
-def _grown_in_parts(state, capacity):
-    old = state.basis.parts if isinstance(state.basis, bases.Segments) else (state.basis,)
-    if len(old) == _MOST_PARTS:
-        old = (bases.whole(state.basis),)
-    rows = bases.size(state.basis)
-    # Short ones, so that few empty rows are read; but only a few, for every one is a branch.
-    rest = capacity - rows
-    most = max(FIRST, -(-rest // _NEW_PARTS))
-    sizes = [min(most, rest - done) for done in range(0, rest, most)]
-    parts = (*old, *_parts(state.vector, tuple(sizes)))
-    basis = bases.Segments(parts, jnp.asarray(rows + 1, jnp.int32))
-    return state._replace(basis=basis, **_grown_numbers(state, capacity))
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _parts(vector, sizes):
-    """Empty buffers, but for the vector to be multiplied next, which comes first."""
-
-    def zeros(n):
-        return jax.tree.map(lambda a: jnp.zeros((n, *a.shape), a.dtype), vector)
-
-    empty = [zeros(n) for n in sizes]
-    return [bases.set_row(empty[0], 0, vector), *empty[1:]]
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _numbers(arrays, capacity):
-    return [_with_zeros(a, capacity) for a in arrays]
-
-
-def _grown_numbers(state, capacity):
-    names = ("alphas", "betas", "breakdown")
-    return dict(zip(names, _numbers([getattr(state, n) for n in names], capacity), strict=True))
-
-
-def _with_zeros(a, capacity):
-    return jnp.concatenate([a, jnp.zeros((capacity - a.shape[0], *a.shape[1:]), a.dtype)])
+def _combined(basis, coefficients, columns, dtype):
+    rows, given = coefficients.shape
+    missing = (0, bases.size(basis) - rows), (0, columns - given)
+    return _combine(basis, np.pad(coefficients, missing).astype(dtype))
 
 
 _combine = jax.jit(bases.combine)
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _shares(vectors, groups):
-    out: dict = {}
-    for name, leaf in zip(groups, jax.tree.leaves(vectors), strict=True):
-        part = jnp.square(leaf.astype(trees.compute_dtype(leaf.dtype)))
-        part = part.reshape(leaf.shape[0], -1).sum(axis=1)
-        out[name] = out[name] + part if name in out else part
-    return out
 
 
 def _start(values, weights, exact, size):
@@ -238,117 +221,45 @@ def with_start(
     return [row for row, _ in rows], [left * mass for _, mass in rows]
 
 
-class Ritz:
-    """The Ritz pairs of a finished run.
+def certified(
+    found: Extremes, floor: float, noise: np.ndarray, tol: float, spent: int, complete: tuple
+) -> tuple[Eigenpairs, Eigenpairs]:
+    """The wanted pairs at the top and at the bottom, with their certificates.
 
-    Attributes:
-      values: those wanted, the ``k`` largest and then the ``num_bottom`` smallest, each descending.
-      residuals: the estimates of their residual norms.
-      vectors: theirs, a tree with leading axis ``k + num_bottom``.
-      coefficients: theirs over the rows of the basis, in columns.
-      matrix: the projected matrix, in float64 on the host.
-      relation: numbers a and b of each, of the Lanczos relation ``A v = a v + b q`` with the next
-        vector q of the run.
-      norm: the largest Ritz value in magnitude.
-      num_deflated: how many pairs have converged to ``tol`` and to 1 %, wanted or not.
-      deflated_values: their values.
-      start: nodes and weights (of sum 1) of the quadrature of the start vector in the complement of
-        the converged pairs, or ``None`` where it says nothing of it.
+    Args:
+      found: the pairs.
+      floor: the noise floor.
+      noise: the measured noise of the product with every vector.
+      tol: the relative residual that counts as converged.
+      spent: the products spent.
+      complete: whether the list at the top is complete, and that at the bottom.
+
+    Returns:
+      Two `Eigenpairs`.
     """
+    # The Lanczos estimate of the residual does not know the noise of the products.
+    residuals = np.hypot(found.residuals, noise)
+    good = residuals <= np.maximum(tol * np.abs(found.values), floor)
+    resolved, dtype = np.abs(found.values) > floor, trees.dtype(found.vectors)
 
-    def __init__(self, state: krylov.Krylov, k: int, num_bottom: int, tol: float, size: int):
-        self.k, self.num_bottom = k, num_bottom
-        self.dtype = state.alphas.dtype
-        values, residuals, s = _solved(state)
-        index = _wanted(len(values), k, num_bottom)
-        self.values, self.residuals = values[index], residuals[index]
-        self.matrix, self.coefficients = (s * values) @ s.T, s[:, index]
-        self._replaced = False
-        self.norm = float(np.max(np.abs(values)))
-        rounding = 16 * float(jnp.finfo(self.dtype).eps) * self.norm
-        known = np.maximum(min(tol, EXACT) * np.abs(values), rounding)
-        exact = np.flatnonzero(residuals <= known)
-        self.num_deflated = len(exact)
-        self.deflated_values = values[exact]
-        self._exact = s[:, exact]
-        broken = np.asarray(state.breakdown)[: len(values)].any()
-        self.start = None if broken else _start(values, masses(s, self.dtype), exact, size)
-        m = int(state.step)
-        last = float(np.asarray(state.betas)[m - 1]) * float(state.scale)
-        self.relation = tuple(a.astype(self.dtype) for a in (self.values, last * s[-1, index]))
-        self._rows = state.alphas.shape[0]
-        self.vectors = _combine(state.basis, self.padded(s[:, index], len(index)))
-        self._deflating: Tree = None
+    def part(rows, vectors, whole):
+        return Eigenpairs(
+            values=jnp.asarray(found.values[rows], dtype),
+            vectors=vectors,
+            residual_norms=jnp.asarray(residuals[rows], dtype),
+            converged=jnp.asarray(good[rows] & (whole is not False)),
+            resolved=jnp.asarray(resolved[rows]),
+            num_products=spent,
+            noise_floor=jnp.asarray(floor, dtype),
+            complete=whole,
+        )
 
-    def padded(self, coefficients: np.ndarray, columns: int) -> np.ndarray:
-        """Coefficients for the whole buffer, and as many columns as few programs will serve."""
-        rows = self._rows - coefficients.shape[0]
-        missing = columns - coefficients.shape[1]
-        return np.pad(coefficients, ((0, rows), (0, missing))).astype(self.dtype)
-
-    def deflating(self, state: krylov.Krylov) -> Tree | None:
-        """The vectors of the converged pairs; zero rows fill up to a multiple of 16."""
-        if not self.num_deflated:
-            return None
-        columns = -(-self.num_deflated // 16) * 16
-        self._deflating = _combine(state.basis, self.padded(self._exact, columns))
-        return self._deflating
-
-    def wanted(self, n: int) -> np.ndarray:
-        """The indices of the wanted among n ascending values."""
-        return _wanted(n, self.k, self.num_bottom)
-
-    def replace(self, values: np.ndarray, residuals: np.ndarray, vectors: Tree) -> None:
-        """Better pairs in the place of the wanted ones."""
-        self.values, self.residuals, self.vectors = values, residuals, vectors
-        self._replaced = True
-
-    def shares(self, groups: tuple) -> dict:
-        """Per group of leaves, the squared norm of every converged vector there."""
-        if self._deflating is None:
-            return dict.fromkeys(groups, np.zeros(0))
-        found = _shares(self._deflating, groups)
-        return {name: a[: self.num_deflated] for name, a in found.items()}
-
-    def pairs(
-        self, floor: float, noise: np.ndarray, tol: float, spent: int, complete: tuple
-    ) -> tuple:
-        """The wanted pairs at the top and at the bottom, with their certificates.
-
-        Args:
-          floor: the noise floor, a number.
-          noise: the measured noise of the product with every vector, a NumPy array.
-          tol: the relative residual that counts as converged.
-          spent: the products spent.
-          complete: whether the list at the top is complete, and that at the bottom.
-
-        Returns:
-          Two `Eigenpairs`.
-        """
-        # The Lanczos estimate of the residual does not know the noise of the products.
-        # It was measured for the run's own vectors; for others the largest stands.
-        noise = noise.max() if self._replaced else noise
-        residuals = np.hypot(self.residuals, noise)
-        good = residuals <= np.maximum(tol * np.abs(self.values), floor)
-        resolved = np.abs(self.values) > floor
-
-        def part(start, stop, whole):
-            rows = slice(start, stop)
-            return Eigenpairs(
-                values=jnp.asarray(self.values[rows], self.dtype),
-                vectors=_rows(self.vectors, start, stop),
-                residual_norms=jnp.asarray(residuals[rows], self.dtype),
-                converged=jnp.asarray(good[rows] & (whole is not False)),
-                resolved=jnp.asarray(resolved[rows]),
-                num_products=spent,
-                noise_floor=jnp.asarray(floor, self.dtype),
-                complete=whole,
-            )
-
-        ends = (0, self.k, self.k + self.num_bottom)
-        return part(*ends[:2], complete[0]), part(*ends[1:], complete[1])
+    vectors = _halves(found.vectors, found.num_top)
+    ends = zip(found.ends, vectors, complete, strict=True)
+    top, bottom = (part(*end) for end in ends)
+    return top, bottom
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _rows(vectors, start, stop):
-    return jax.tree.map(lambda a: a[start:stop], vectors)
+@functools.partial(jax.jit, static_argnums=1)
+def _halves(vectors, k):
+    return jax.tree.map(lambda a: a[:k], vectors), jax.tree.map(lambda a: a[k:], vectors)

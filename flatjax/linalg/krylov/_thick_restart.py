@@ -95,9 +95,9 @@ class _Run:
 
     def advance(self, steps: int) -> None:
         first = self.filled
-        self.state, spent = krylov.run(self.op, self.state, steps, self.w)
+        self.state = krylov.run(self.op, self.state, steps, self.w)
         self.w = None
-        self.products += spent
+        self.products += steps
         self.filled += steps
         self.swept += steps
         alphas, betas, scale = ritz.to_host((self.state.alphas, self.state.betas, self.state.scale))

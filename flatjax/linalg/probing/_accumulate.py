@@ -1,6 +1,7 @@
-"""What the probes of a spectrum collect, on top of its Lanczos run."""
+"""What the probes of a spectrum add up, on top of its Lanczos run."""
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,280 +9,223 @@ import numpy as np
 
 from flatjax import _loops as loops
 from flatjax import _trees as trees
-from flatjax.linalg.krylov import _extremes as lanczos_state
+from flatjax._trees import Tree
+from flatjax.linalg.krylov import _extremes as extremes
+from flatjax.linalg.krylov import _relation as relations
+from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.krylov._certificates import underflow
+from flatjax.linalg.krylov._extremes import Extremes
+from flatjax.linalg.krylov._relation import Relation
 from flatjax.linalg.krylov._ritz import masses
 from flatjax.linalg.probing import _complement as complement
+from flatjax.linalg.probing import _layers as layers
 from flatjax.linalg.probing import _missing as missing
 from flatjax.linalg.probing import _probe_products as sampling
-from flatjax.linalg.probing._estimate import (
-    DEFAULT_RTOL,
-    Estimate,
-    cast,
-    from_samples,
-    resolved,
-)
-from flatjax.linalg.probing._gauss import run_probe, solved
+from flatjax.linalg.probing._estimate import DEFAULT_RTOL, Estimate, cast, from_samples, resolved
+from flatjax.linalg.probing._gauss import solved
 from flatjax.linalg.probing._quadrature import SpectralDensity, density_from_quadrature
 from flatjax.linalg.vectors import _basis as bases
+from flatjax.linalg.vectors import _flat as packing
 from flatjax.linalg.vectors import _probes as probes
 from flatjax.operators._base import Operator
 
 
-class LayerSpectrum(NamedTuple):
-    """The share of one group of params in the spectrum of the whole.
+class Setting(NamedTuple):
+    """What the probes meet.
 
     Attributes:
-      size: the number of params of the group.
-      trace: the trace of its diagonal block.
-      density: the local density ``tr(P f(A) P) / size`` for the projector P on the group: how much
-        of the eigenvectors lies in the group. Not the spectrum of the diagonal block. Quadrature
-        weights may be negative by chance.
+      op: the operator.
+      run: the Lanczos relation.
+      found: the pairs at both ends.
+      coupled: numbers a and b of each of these, of the relation ``A v = a v + b q`` with the next
+        vector q of the run.
+      known: what the run knows of the trace, of the squared Frobenius norm in squared units, and
+        the unit, on the host.
+      key: that of the probes.
+      groups: the name of the group of every leaf, or ``None``.
     """
 
-    size: int
-    trace: Estimate
-    density: SpectralDensity
+    op: Operator
+    run: Relation
+    found: Extremes
+    coupled: tuple
+    known: tuple[float, float, float]
+    key: jax.Array
+    groups: tuple | None
 
 
-class Collected:
-    """What the probes have said so far."""
+class Sums(NamedTuple):
+    """What p probes have said; arrays are NumPy float64 unless they are of vectors.
 
-    def __init__(self, op: Operator, state, ritz, key, groups, diagonal):
-        self.op, self.ritz, self.groups = op, ritz, groups
-        self.key, self.run_key = jax.random.split(key)  # of the probes, and of their runs
-        # The basis stays where it is: as an output of a program it would be copied.
-        run, sums = _known(state._replace(basis=None))
-        self.run = run._replace(basis=state.basis)
-        self.known_trace, self.known_square, self.unit = (float(a) for a in jax.device_get(sums))
-        self.product = loops.product(op)
-        self.deflated = complement.Deflated(op, ritz.deflating(state))
-        self.relation = ritz.relation
-        self.count = 0
-        self.numbers: list = []  # of blocks of probes
-        self.fetched: list = []  # the same on the host, probe by probe
-        self.quadratures: list = []
-        self.candidates: list = []  # for what the run may have missed
-        self.blocks: list = []
-        self.sum_diagonal = trees.zeros(op.structure) if diagonal else None
+    Attributes:
+      traces: ``(p,)``, of the complement, as of `complement.Moments`.
+      squares: ``(p,)``, alike.
+      gaps: ``(p, k)``, ``v . A y - y . A v`` for every wanted vector v.
+      quadratures: of the runs of the first probes, as `solved` takes them.
+      candidates: the extreme Ritz vectors of these and their products, for `missing.filled`.
+      by_group: what `layers.moments` gives for every probe, if there are groups.
+      diagonal: the sum over the probes of the diagonal's rest, a vector, or ``None``.
+    """
 
-    def probe(self, num_density: int, steps: int, tol: float | None, most: int) -> int:
-        """Draw probes and collect what they say.
+    traces: np.ndarray
+    squares: np.ndarray
+    gaps: np.ndarray
+    quadratures: tuple
+    candidates: tuple
+    by_group: tuple
+    diagonal: Tree | None
 
-        Args:
-          num_density: how many of them, the first, start a quadrature.
-          steps: the Lanczos steps of each of these.
-          tol: go on with one product a probe until the trace is known to this relative standard
-            error; ``None``: do not.
-          most: the most probes that go on.
 
-        Returns:
-          The products spent.
-        """
-        limit = num_density + (0 if tol is None else most)
-        # One size of block for all probes: one set of programs.
-        together = min(sampling.together(self.op.size), limit)
-        spent = 0
-        while self.count < limit:
-            enough = self.count >= max(num_density, sampling.LEAST)
-            if enough and bool(self.trace(0, tol).converged):
-                break
-            first, count = self.count, min(together, limit - self.count)
-            for i, (z, y, image, rest) in enumerate(self._block(together, count), first):
-                basis, products = None, 1
-                if i < num_density:
-                    basis, products = self._quadrature(i, steps, y, image)
-                self._add_block(basis, z, rest)
-                spent += products
-        return spent
-
-    def _block(self, size, count):
-        """``count`` probes z, z projected, its product, and the part of that in the complement.
-
-        Drawing, projections and moments pass over the bases once for all of them.
-        """
-        indices = np.arange(self.count, self.count + size, dtype=np.int32)
-        z = probes.block(sampling.keys(self.key, indices), self.op.structure)
-        within = self.deflated.vectors
-        y = sampling.unstack(z if within is None else sampling.project_block(within, z))
-        images = sampling.products(self.product, y, count)
-        numbers, rest = _numbers(self.run, y, images, self.ritz.vectors, self.relation)
-        self.numbers.append((numbers, count))
-        self.count += count
-        if self.groups is None and self.sum_diagonal is None:
-            return [(None, *pair, None) for pair in zip(y, images, strict=True)][:count]
-        z, rest = sampling.unstack(z), sampling.unstack(complement.rest(self.run, rest))
-        if self.sum_diagonal is not None:
-            for pair in list(zip(z, rest, strict=True))[:count]:
-                self.sum_diagonal = _add_product(self.sum_diagonal, *pair)
-        return list(zip(z, y, images, rest, strict=True))[:count]
-
-    def _quadrature(self, i, steps, y, image):
-        """The run of a probe: its basis, if anything is left to run in, and its products."""
-        basis, spent = None, 1
-        if (room := self.op.size - self.ritz.num_deflated) > 0:
-            steps = min(steps, room)
-            length, (unit, first) = lanczos_state.normalized((y, image))
-            first = complement.project(self.deflated.vectors, first)
-            if steps == 1 and self.groups is None:  # its product is known, and no basis is needed
-                self.quadratures.append((*_one_step(unit, first), length, steps))
-                self.candidates.append(_single(unit, first))
-                return None, 1
-            key = jax.random.fold_in(self.run_key, i)
-            start, spent = run_probe(self.deflated, unit, steps, key, first)
-            basis = start.basis
-            self.candidates.append(missing.extremes(start, steps, self.ritz.num_bottom > 0))
-            self.quadratures.append((start.alphas, start.betas, start.scale, length, steps))
-        return basis, spent
-
-    def fill(self, tol: float, budget: int) -> tuple[tuple, int]:
-        """Complete the wanted pairs by what the probes have seen; see `missing.filled`."""
-        floor, _ = self.noise()
-        found = self.candidates
-        steps = self.quadratures[0][-1] if self.quadratures else 0
-
-        def another():
-            number = missing.FIRST_KEY + len(found)
-            z = probes.probe(jax.random.fold_in(self.key, number), self.op.structure)
-            y = complement.project(self.deflated.vectors, z)
-            _, (unit,) = lanczos_state.normalized((y,))
-            key = jax.random.fold_in(self.run_key, number)
-            start, spent = run_probe(self.deflated, unit, steps, key)
-            found.append(missing.extremes(start, steps, self.ritz.num_bottom > 0))
-            return found[-1], spent
-
-        return missing.filled(self.op, self.run, self.ritz, found, tol, floor, budget, another)
-
-    def _add_block(self, basis, z, rest):
-        if self.groups is not None:
-            basis = jax.tree.map(lambda a: a[None], z) if basis is None else basis
-            self.blocks.append(complement.block_moments(basis, z, rest, self.groups))
-
-    def _fetched(self):
-        """Traces, squares and gaps of all probes, in float64 on the host."""
-        for block, count in jax.device_get(self.numbers):
-            self.fetched += list(zip(*block, strict=True))[:count]
-        self.numbers = []
-        return (np.stack([np.asarray(r[j], np.float64) for r in self.fetched]) for j in range(3))
-
-    def trace(self, spent, tol):
-        """The trace, deflated by the whole run."""
-        traces, _, _ = self._fetched()
-        found = self._estimate(traces, self.known_trace, spent, tol)
-        return resolved(found, found.value, self.op.size)
-
-    def _estimate(self, samples, exact, spent, tol):
-        exact = float(exact)
-        size = abs(exact) + np.abs(samples).mean()
-        return from_samples(samples, exact, size, spent, tol, self.run.alphas.dtype)
-
-    def frobenius_norm(self, spent):
-        """The Frobenius norm by the delta method from the estimate of its square."""
-        _, squares, _ = self._fetched()
-        square = self._estimate(squares, self.known_square, spent, None)
-        dtype, unit = square.value.dtype, self.unit
-        numbers = (square.value, square.standard_error, square.interval)
-        value, error, ends = (np.asarray(a, np.float64) for a in numbers)
-        value = np.sqrt(np.maximum(value, 0))
-        error = error / (2 * value) if value > 0 else error
-        ends = np.sqrt(np.maximum(ends, 0))
-        found = Estimate(
-            value=cast(unit * value, dtype),
-            standard_error=cast(unit * error, dtype),
-            interval=cast(unit * ends, dtype),
-            num_products=spent,
-            converged=jnp.asarray(error <= DEFAULT_RTOL * value),
-        )
-        return resolved(found, self.op.size**0.5 * found.value, self.op.size)
-
-    def noise(self):
-        """The noise floor, and the noise of the product with every Ritz vector."""
-        _, _, gaps = self._fetched()
-        rounding = 8 * float(jnp.finfo(self.run.alphas.dtype).eps) * self.ritz.norm
-        noise = np.sqrt(np.square(gaps).mean(axis=0))
-        floor = max(2 * float(np.sqrt(np.square(gaps).mean())), rounding)
-        # Of so small products underflow has left nothing that is known.
-        lost = 0 < self.ritz.norm < underflow(self.op.size, self.run.alphas.dtype)
-        return np.nan if lost else floor, noise
-
-    def density(self, scale, num_points):
-        """The density of the whole."""
-        n, count = self.op.size, self.ritz.num_deflated
-        nodes, s, _ = solved(self.quadratures)
-        weights = masses(s, self.run.alphas.dtype)
-        rows = lanczos_state.with_start(self.ritz.start, nodes, weights, (n - count) / n)
-        return self._density(np.full(count, 1 / n), *rows, scale, num_points)
-
-    def _density(self, exact_weights, nodes, weights, scale, num_points):
-        return density_from_quadrature(
-            self.ritz.deflated_values,
-            exact_weights,
-            nodes,
-            weights,
-            scale=scale,
-            num_points=num_points,
-        ).as_arrays(self.run.alphas.dtype)
-
-    def diagonal(self):
-        """The diagonal: what the run knows, and the mean over the probes of the rest."""
-        if self.sum_diagonal is None:
-            return None
-        return _diagonal(self.run, self.sum_diagonal, jnp.float32(1 / self.count))
-
-    def layers(self, spent, tol, scale, num_points):
-        """Trace and local density of every group."""
-        if self.groups is None:
-            return None
-        known = jax.device_get(complement.block_known(self.run, self.groups))
-        shares = jax.device_get(self.ritz.shares(self.groups))
-        found = jax.device_get(self.blocks)
-        sizes: dict = {}
-        for name, leaf in zip(self.groups, jax.tree.leaves(self.op.structure), strict=True):
-            sizes[name] = sizes.get(name, 0) + leaf.size
-        nodes, s, lengths = solved(self.quadratures)
-        out, (floor, _) = {}, self.noise()
-        for name, size in sizes.items():
-            samples = np.asarray([quad[name] for quad, _ in found], np.float64)
-            trace = self._estimate(samples, known[name], spent, tol)
-            trace = trace._replace(converged=trace.converged & ~jnp.isnan(floor))
-            steps = s.shape[-1]
-            inner = [np.asarray(rows[name], np.float64)[:steps] for _, rows in found[: len(s)]]
-            products = np.einsum("pj,pjk->pk", np.stack(inner), s)
-            weights = lengths[:, None] * s[:, 0] * products / size
-            exact = np.asarray(shares[name], np.float64) / size
-            density = self._density(exact, nodes, weights, scale, num_points)
-            out[name] = LayerSpectrum(size, trace, density)
-        return out
+def setting(
+    op: Operator, state: krylov.Krylov, found: Extremes, key: jax.Array, groups: tuple | None
+) -> Setting:
+    """What a finished run leaves to its probes."""
+    # The basis stays where it is: as an output of a program it would be copied.
+    run, known = _known(state._replace(basis=None))
+    steps, dtype = len(found.matrix), run.alphas.dtype
+    last = float(np.asarray(run.betas)[steps - 1]) * found.coefficients[-1]
+    coupled = (found.values.astype(dtype), last.astype(dtype))
+    trace, square, unit = (float(a) for a in jax.device_get(known))
+    run = run._replace(basis=state.basis)
+    return Setting(op, run, found, coupled, (trace, square, unit), key, groups)
 
 
 @jax.jit
 def _known(state):
-    run = complement.known(state)
+    run = relations.of_state(state)
     return run, (run.trace, run.within(run.unit).squares, run.unit)
 
 
-@jax.jit
-def _numbers(run, y, images, vectors, relation):
-    """The moments of probes, and ``v . A y - y . A v`` for every Ritz vector v.
+def probe(
+    given: Setting, num_runs: int, steps: int, rtol: float | None, most: int, diagonal: bool
+) -> tuple[Sums, int]:
+    """Draw probes and add up what they say.
 
-    The products ``A v`` are those of the Lanczos relation, a multiple of v and one of the residual.
+    Args:
+      given: what they meet.
+      num_runs: how many of them, the first, start a quadrature.
+      steps: the Lanczos steps of each of these.
+      rtol: go on with one product per probe until the trace is known to this relative standard
+        error; ``None``: do not.
+      most: the most probes that go on.
+      diagonal: whether to add up the diagonal.
+
+    Returns:
+      The sums, and the products spent.
+    """
+    op, nothing = given.op, np.zeros(0)
+    limit = num_runs + (0 if rtol is None else most)
+    # One size of block for all probes: one set of programs.
+    together = min(sampling.together(op.size), limit)
+    total = trees.zeros(op.structure) if diagonal else None
+    sums = Sums(nothing, nothing, np.zeros((0, len(given.found.values))), (), (), (), total)
+    spent = 0
+    while (done := len(sums.traces)) < limit:
+        enough = done >= max(num_runs, sampling.LEAST)
+        if enough and bool(trace(given, sums, 0, rtol).converged):
+            break
+        count = min(together, limit - done)
+        numbers = np.arange(done, done + together, dtype=np.int32)
+        sums, products = _with_block(given, sums, numbers, count, num_runs - done, steps)
+        spent += products
+    return sums, spent
+
+
+def _with_block(given, sums, numbers, count, num_runs, steps):
+    """The sums with ``count`` probes more, of which the first ``num_runs`` start a run.
+
+    Drawing, projections and moments pass over the bases once for all of them.
+    """
+    vectors = given.found.exact_vectors
+    z, y = _drawn(given.key, numbers, probes.static(given.op.structure), vectors)
+    images = sampling.products(loops.product(given.op), y, count)
+    moments, rest = _moments(given.run, y, images, given.found.vectors, given.coupled)
+    first = max(0, min(count, num_runs))
+    runs = [_run(given, steps, *pair) for pair in zip(y[:first], images[:first], strict=True)]
+    total, parts = sums.diagonal, []
+    if total is not None or given.groups is not None:
+        rest = sampling.unstack(complement.rest(given.run, rest))
+        rows = [run.basis for run in runs] + [None] * (count - len(runs))
+        for basis, x, r in zip(rows, sampling.unstack(z), rest, strict=False):
+            if total is not None:
+                total = _add_product(total, x, r)
+            if given.groups is not None:
+                layout = packing.layout(given.op)
+                parts.append(layers.moments(layout, basis, x, r, given.groups))
+    traces, squares, gaps = (np.asarray(a, np.float64)[:count] for a in jax.device_get(moments))
+    ran = [run for run in runs if run.quadrature is not None]
+    found = Sums(
+        traces=np.append(sums.traces, traces),
+        squares=np.append(sums.squares, squares),
+        gaps=np.concatenate([sums.gaps, gaps]),
+        quadratures=(*sums.quadratures, *(run.quadrature for run in ran)),
+        candidates=(*sums.candidates, *(run.candidates for run in ran)),
+        by_group=(*sums.by_group, *parts),
+        diagonal=total,
+    )
+    return found, count + sum(run.num_products - 1 for run in runs)
+
+
+class _Run(NamedTuple):
+    """A probe's run in the complement of the exact vectors: none where they are all."""
+
+    num_products: int
+    quadrature: tuple | None = None
+    candidates: Any = None
+    basis: Tree | None = None
+
+
+def _run(given, steps, y, image) -> _Run:
+    """The run of a probe, of which the first product is known."""
+    found, op = given.found, given.op
+    steps = min(steps, op.size - len(found.exact_values))
+    if steps == 0:
+        return _Run(1)
+    if steps == 1 and given.groups is None:  # no basis is needed
+        numbers, candidates = _one_step(y, image, found.exact_vectors)
+        return _Run(1, (*numbers, 1), candidates)
+    # In as many rows as the first run has begun with: one program for the steps of both.
+    rows = max(steps, bases.size(bases.parts_of(given.run.basis)[0]))
+    state, first, length = krylov.begin(y, image, rows, given.key)
+    deflated = complement.Deflated(op, found.exact_vectors)
+    state = krylov.run(deflated, state, steps, complement.project(deflated.vectors, first))
+    candidates = missing.seen(state, steps, len(found.values) > found.num_top)
+    numbers = (state.alphas, state.betas, state.scale, length, steps)
+    return _Run(steps, numbers, candidates, state.basis)
+
+
+@jax.jit
+def _one_step(y, image, vectors):
+    """The numbers of a run of one step, without its depth, and its candidates."""
+    unit, length = trees.normalized(y)
+    image = jax.tree.map(lambda a: a / length.astype(a.dtype), image)
+    image = complement.project(vectors, image)
+    alpha = trees.vdot(unit, image)
+    numbers = (alpha[None], jnp.zeros_like(alpha)[None], jnp.ones_like(alpha), length)
+    return numbers, jax.tree.map(lambda a: a[None], (unit, image))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _drawn(key, numbers, static, vectors):
+    """Probes stacked, and a list of them less their parts along some vectors."""
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+    z = probes.block(keys, jax.tree.unflatten(static[1], static[0]))
+    return z, bases.unstack(z if vectors is None else sampling.project_block(vectors, z))
+
+
+@jax.jit
+def _moments(run, y, images, vectors, coupled):
+    """Traces, squares and gaps of probes, and the images of their parts in the complement.
+
+    The products with the wanted vectors are those of the Lanczos relation, a multiple of each and
+    one of the run's next vector.
     """
     y, images = bases.stack(y), bases.stack(images)
     found = complement.moments(run, y, images, run.unit)
-    values, last = relation
+    values, last = coupled
     along = bases.gram(y, jax.tree.map(lambda a: a[None], run.residual))
     known = values[None, :] * bases.gram(y, vectors) + last[None, :] * along
     return (found.trace, found.square, bases.gram(images, vectors) - known), found.image
-
-
-_single = jax.jit(lambda *vectors: tuple(jax.tree.map(lambda a: a[None], v) for v in vectors))
-
-
-@jax.jit
-def _one_step(unit, image):
-    """Diagonal, off-diagonal and scale of a run of one step, from its product."""
-    alpha = trees.vdot(unit, image)
-    return alpha[None], jnp.zeros_like(alpha)[None], jnp.ones_like(alpha)
 
 
 @jax.jit
@@ -289,6 +233,118 @@ def _add_product(total, z, rest):
     return jax.tree.map(lambda t, a, b: t + a * b, total, z, rest)
 
 
+def completed(
+    given: Setting, sums: Sums, steps: int, tol: float, budget: int
+) -> tuple[Extremes, tuple[bool | None, bool | None], int]:
+    """The wanted pairs with those that the probes show to be missing; see `missing.filled`."""
+    floor, _ = noise(given, sums)
+    seen = len(sums.candidates)
+
+    def another(number):
+        key = jax.random.fold_in(given.key, missing.FIRST_KEY + seen + number)
+        z = probes.probe(key, given.op.structure)
+        y = complement.project(given.found.exact_vectors, z)
+        found = _run(given, steps, y, loops.product(given.op)(y))
+        return found.candidates, found.num_products
+
+    return missing.filled(
+        given.op, given.run, given.found, list(sums.candidates), tol, floor, budget, another
+    )
+
+
+def noise(given: Setting, sums: Sums) -> tuple[float, np.ndarray]:
+    """The noise floor, and the noise of the product with every wanted vector."""
+    dtype, norm = given.run.alphas.dtype, given.found.norm
+    squares = np.square(sums.gaps)
+    floor = max(2 * float(np.sqrt(squares.mean())), 8 * float(jnp.finfo(dtype).eps) * norm)
+    # Of so small products underflow has left nothing that is known.
+    lost = 0 < norm < underflow(given.op.size, dtype)
+    return np.nan if lost else floor, np.sqrt(squares.mean(axis=0))
+
+
+def _estimate(given, samples, exact, spent, rtol):
+    size = abs(exact) + np.abs(samples).mean()
+    return from_samples(samples, exact, size, spent, rtol, given.run.alphas.dtype)
+
+
+def trace(given: Setting, sums: Sums, spent: int, rtol: float | None) -> Estimate:
+    """The trace, deflated by the whole run."""
+    found = _estimate(given, sums.traces, given.known[0], spent, rtol)
+    return resolved(found, found.value, given.op.size)
+
+
+def frobenius_norm(given: Setting, sums: Sums, spent: int) -> Estimate:
+    """The Frobenius norm by the delta method from the estimate of its square."""
+    _, known, unit = given.known
+    square = _estimate(given, sums.squares, known, spent, None)
+    dtype = square.value.dtype
+    numbers = (square.value, square.standard_error, square.interval)
+    value, error, ends = (np.asarray(a, np.float64) for a in numbers)
+    value, ends = np.sqrt(np.maximum(value, 0)), np.sqrt(np.maximum(ends, 0))
+    error = error / (2 * value) if value > 0 else error
+    found = Estimate(
+        value=cast(unit * value, dtype),
+        standard_error=cast(unit * error, dtype),
+        interval=cast(unit * ends, dtype),
+        num_products=spent,
+        converged=jnp.asarray(error <= DEFAULT_RTOL * value),
+    )
+    return resolved(found, given.op.size**0.5 * found.value, given.op.size)
+
+
+def density(given: Setting, sums: Sums, scale: str, num_points: int) -> SpectralDensity:
+    """The density of the whole."""
+    n, count = given.op.size, len(given.found.exact_values)
+    nodes, s, _ = solved(list(sums.quadratures))
+    weights = masses(s, given.run.alphas.dtype)
+    rows = extremes.with_start(given.found.start, nodes, weights, (n - count) / n)
+    return _density(given, np.full(count, 1 / n), *rows, scale, num_points)
+
+
+def _density(given, exact_weights, nodes, weights, scale, num_points):
+    exact, dtype = given.found.exact_values, given.run.alphas.dtype
+    found = density_from_quadrature(
+        exact, exact_weights, nodes, weights, scale=scale, num_points=num_points
+    )
+    return found.as_arrays(dtype)
+
+
+def diagonal(given: Setting, sums: Sums) -> Tree | None:
+    """The diagonal: what the run knows, and the mean over the probes of the rest."""
+    if sums.diagonal is None:
+        return None
+    return packing.unpack(given.op, _diagonal(given.run, sums.diagonal, len(sums.traces)))
+
+
 @jax.jit
-def _diagonal(run, total, factor):
-    return trees.axpy(factor, total, complement.known_diagonal(run))
+def _diagonal(run, total, count):
+    return jax.tree.map(lambda a, b: a + b / count, relations.diagonal(run), total)
+
+
+def by_group(
+    given: Setting, sums: Sums, spent: int, rtol: float | None, scale: str, num_points: int
+) -> dict[Any, layers.LayerSpectrum] | None:
+    """Trace and local density of every group."""
+    groups, layout = given.groups, packing.layout(given.op)
+    if groups is None:
+        return None
+    exact = given.found.exact_vectors
+    norms = {} if exact is None else layers.squared_norms(layout, exact, groups)
+    known, norms, found = jax.device_get(
+        (layers.known_traces(layout, given.run, groups), norms, sums.by_group)
+    )
+    leaves = jax.tree.leaves(given.op.structure if layout is None else layout.op.structure)
+    sizes = layers.by_group(groups, [leaf.size for leaf in leaves])
+    nodes, s, lengths = solved(list(sums.quadratures))
+    count, (floor, _) = len(given.found.exact_values), noise(given, sums)
+    out = {}
+    for name, size in sizes.items():
+        samples = np.asarray([forms[name] for forms, _ in found], np.float64)
+        trace = _estimate(given, samples, float(known[name]), spent, rtol)
+        trace = trace._replace(converged=trace.converged & ~jnp.isnan(floor))
+        rows = [inner[name] for _, inner in found if inner]
+        weights = layers.local_weights(rows, s, lengths, size) if rows else np.zeros((1, 1))
+        shares = np.asarray(norms[name], np.float64)[:count] if norms else np.zeros(0)
+        density = _density(given, shares / size, nodes, weights, scale, num_points)
+        out[name] = layers.LayerSpectrum(size, trace, density)
+    return out

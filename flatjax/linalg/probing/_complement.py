@@ -1,11 +1,10 @@
-"""What a finished Lanczos run gives the estimators that come after it.
+"""Probes in the complement of a Lanczos basis.
 
 A run leaves an orthonormal basis Q with a known projection ``T = Q^T A Q`` and one vector beyond.
 Random probes then only have to account for the complement of Q, where a network's curvature matrix
 has lost its outliers: the variance of a trace falls by orders of magnitude, for no product more.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -14,51 +13,10 @@ import jax.numpy as jnp
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
-from flatjax.linalg.krylov import _step as krylov
-from flatjax.linalg.vectors import _arguments as arguments
+from flatjax.linalg.krylov import _relation as relations
+from flatjax.linalg.krylov._relation import Relation
 from flatjax.linalg.vectors import _basis as bases
-from flatjax.linalg.vectors import _probes as probes
 from flatjax.operators._base import Operator
-
-
-class Known(NamedTuple):
-    r"""A Lanczos run of ``steps`` steps, :math:`A Q = Q T + \beta_m q_{m+1} e_m^\top`.
-
-    Attributes:
-      basis: the rows of Q, leading axis of at least ``steps``; further rows are not looked at.
-      alphas: the diagonal of T, zero beyond ``steps``.
-      betas: the off-diagonals of T; at ``steps - 1`` the norm of the residual.
-      residual: the vector :math:`q_{m+1}`.
-      steps: the number of steps, an array.
-    """
-
-    basis: Tree
-    alphas: jax.Array
-    betas: jax.Array
-    residual: Tree
-    steps: jax.Array
-
-    @property
-    def trace(self) -> jax.Array:
-        """The trace of T."""
-        return self.alphas.sum()
-
-    @property
-    def unit(self) -> jax.Array:
-        """A power of two near the size of T, in which squares neither vanish nor overflow."""
-        return krylov.power_of_two(jnp.maximum(abs(self.alphas).max(), abs(self.betas).max()))
-
-    def within(self, unit: jax.Array) -> "Known":
-        """The same run with T in these units."""
-        return self._replace(alphas=self.alphas / unit, betas=self.betas / unit)
-
-    @property
-    def squares(self) -> jax.Array:
-        """``|A Q|_F^2``: that of T and of the residual."""
-        inner = jnp.arange(self.betas.shape[0], dtype=jnp.int32) < self.steps - 1
-        last = jnp.square(self.betas[self.steps - 1])
-        crossed = jnp.where(inner, jnp.square(self.betas), 0).sum()
-        return jnp.square(self.alphas).sum() + 2 * crossed + last
 
 
 class Moments(NamedTuple):
@@ -76,22 +34,8 @@ class Moments(NamedTuple):
     image: Tree
 
 
-def known(state: krylov.Krylov) -> Known:
-    """The run in the operator's own units."""
-    filled = jnp.arange(state.alphas.shape[0], dtype=jnp.int32) < state.step
-    alphas = jnp.where(filled, state.alphas * state.scale, 0)
-    betas = jnp.where(filled, state.betas * state.scale, 0)
-    return Known(state.basis, alphas, betas, state.vector, state.step)
-
-
-def coefficients(run: Known, block: Tree) -> jax.Array:
-    """The inner products with the rows of a run's basis, zero beyond its steps."""
-    filled = jnp.arange(run.alphas.shape[0], dtype=jnp.int32) < run.steps
-    return jnp.where(filled[:, None], bases.gram(run.basis, block), 0)
-
-
 @jax.jit
-def rest(run: Known | None, images: Tree) -> Tree:
+def rest(run: Relation | None, images: Tree) -> Tree:
     """The part of ``Moments.image`` in the complement, for the traces of blocks and the diagonal.
 
     Args:
@@ -103,11 +47,11 @@ def rest(run: Known | None, images: Tree) -> Tree:
     """
     if run is None:
         return images
-    return bases.subtract(images, bases.combine(run.basis, coefficients(run, images)))
+    return bases.subtract(images, bases.combine(run.basis, relations.coefficients(run, images)))
 
 
 @jax.jit
-def moments(run: Known | None, y: Tree, images: Tree, unit: Any = 1.0) -> Moments:
+def moments(run: Relation | None, y: Tree, images: Tree, unit: Any = 1.0) -> Moments:
     r"""The moments of probes in the complement of a Lanczos basis, in shared passes over it.
 
     The image of a probe's part :math:`x = y - Q c`, :math:`c = Q^\top y`, needs no product beyond
@@ -132,7 +76,7 @@ def moments(run: Known | None, y: Tree, images: Tree, unit: Any = 1.0) -> Moment
 
     if run is None:
         return Moments(vdots(y, images), square(images), images)
-    c, count = coefficients(run, y), bases.size(y)
+    c, count = relations.coefficients(run, y), bases.size(y)
     inner = jnp.where(jnp.arange(c.shape[0], dtype=jnp.int32) < run.steps - 1, run.betas, 0)[
         :-1, None
     ]
@@ -152,13 +96,13 @@ def moments(run: Known | None, y: Tree, images: Tree, unit: Any = 1.0) -> Moment
 
 
 @jax.jit
-def squares(run: Known, y: list[Tree], images: list[Tree]) -> jax.Array:
+def squares(run: Relation, y: list[Tree], images: list[Tree]) -> jax.Array:
     """``Moments.square`` of lists of probes and their products, in units of the run."""
     return moments(run, bases.stack(y), bases.stack(images), run.unit).square
 
 
 @jax.jit
-def rest_of_one(run: Known | None, y: Tree, image: Tree) -> Tree:
+def rest_of_one(run: Relation | None, y: Tree, image: Tree) -> Tree:
     """The part of ``A x`` in the complement, of a single probe."""
     block, images = (jax.tree.map(lambda a: a[None], v) for v in (y, image))
     return bases.row(rest(run, moments(run, block, images).image), 0)
@@ -190,78 +134,3 @@ class Deflated(Operator):
     def mv(self, v):
         """The projected product."""
         return project(self.vectors, self._product(v))
-
-
-@jax.jit
-def known_diagonal(run: Known) -> Tree:
-    """The diagonal that a Lanczos run knows without any probe; see `block_known`."""
-
-    def leaf(b, q):
-        b = b.astype(run.alphas.dtype)
-        following = jnp.roll(b, -1, axis=0).at[run.steps - 1].set(q.astype(b.dtype))
-        by_row = (((0,), (0,)), ((), ()))
-        known = jax.lax.dot_general(run.alphas, jnp.square(b), by_row, precision="highest")
-        crossed = jax.lax.dot_general(run.betas, b * following, by_row, precision="highest")
-        return known + 2 * crossed
-
-    return jax.tree.map(leaf, bases.whole(run.basis), run.residual)
-
-
-@functools.partial(jax.jit, static_argnums=3)
-def block_moments(basis: Tree, z: Tree, rest: Tree, groups: tuple) -> tuple[dict, dict]:
-    """Per group of leaves: ``z^T rest``, and ``<z, v_j>`` for every vector of a basis.
-
-    Args:
-      basis: the basis of a quadrature run, leading axis p.
-      z: the probe.
-      rest: the part of the probe's image in the complement, of `rest`.
-      groups: the name of the group of every leaf, in the order of the leaves.
-
-    Returns:
-      Two dictionaries by group: scalars, and arrays ``(p,)``.
-    """
-    quad: dict = {}
-    rows: dict = {}
-    leaves = (jax.tree.leaves(t) for t in (basis, z, rest))
-    for name, b, x, r in zip(groups, *leaves, strict=True):
-        q, h = trees.vdot(x, r), bases.coefficients(b, x)[0]
-        quad[name] = quad[name] + q if name in quad else q
-        rows[name] = rows[name] + h if name in rows else h
-    return quad, rows
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def block_known(run: Known, groups: tuple) -> dict:
-    r"""Per group of leaves: the trace that a Lanczos run knows without any probe.
-
-    That of :math:`A - P_\perp A P_\perp = Q T Q^\top + \beta_m (q_{m+1} q_m^\top + q_m
-    q_{m+1}^\top)`, restricted to the group.
-
-    Args:
-      run: the run.
-      groups: the name of the group of every leaf, in the order of the leaves.
-
-    Returns:
-      A dictionary of scalars by group.
-    """
-    total: dict = {}
-    leaves = (jax.tree.leaves(t) for t in (bases.whole(run.basis), run.residual))
-    for name, b, q in zip(groups, *leaves, strict=True):
-        flat = b.reshape(b.shape[0], -1).astype(run.alphas.dtype)
-        last = q.reshape(-1).astype(run.alphas.dtype)
-        # Row j + 1 after the last filled row is the residual, whether or not it has been stored.
-        following = jnp.roll(flat, -1, axis=0).at[run.steps - 1].set(last)
-        value = (run.alphas * jnp.square(flat).sum(axis=1)).sum()
-        value = value + 2 * (run.betas * (flat * following).sum(axis=1)).sum()
-        total[name] = total[name] + value if name in total else value
-    return total
-
-
-def known_run(op: Any, key: jax.Array, depth: int) -> tuple[Known, int]:
-    """A Lanczos run of at most ``depth`` steps, and its products."""
-    start_key, restart_key = jax.random.split(jax.random.fold_in(key, 0))
-    v0 = krylov.unit(probes.probe(start_key, op.structure, "normal"))
-    image = arguments.first_product(op, v0)
-    depth = min(depth, op.size)
-    state, spent = krylov.run(op, krylov.start(v0, depth, restart_key), depth, image)
-    return known(state), spent

@@ -79,15 +79,15 @@ def quadratures(
         state, spent = extremes.converged(
             op, jax.random.fold_in(key, 0), 1, 0, tol, depth, depth, None
         )
-        pairs = extremes.Ritz(state, 1, 0, tol, op.size)
-        known, vectors, own = pairs.deflated_values, pairs.deflating(state), pairs.start
+        found = extremes.found(state, 1, 0, tol, op.size)
+        known, vectors, own = found.exact_values, found.exact_vectors, found.start
         del state
     deflated, runs = complement.Deflated(op, vectors), []
     steps = min(steps, op.size - len(known))
     for i in range(num_probes) if steps else ():
         probe_key, restart_key = jax.random.split(jax.random.fold_in(key, i + 1))
         y = complement.project(vectors, probes.probe(probe_key, op.structure))
-        length, (unit,) = extremes.normalized((y,))
+        unit, length = trees.normalized(y)
         run, products = run_probe(deflated, unit, steps, restart_key)
         spent += products
         runs.append((run.alphas, run.betas, run.scale, length, steps))
@@ -99,8 +99,8 @@ def run_probe(
     deflated: Operator, unit: Tree, steps: int, key: jax.Array, first: Tree = None
 ) -> tuple[krylov.Krylov, int]:
     """The Lanczos run of a probe, and its products; in buffers that few programs serve."""
-    start = krylov.start(unit, max(extremes.FIRST, steps), key)
-    return krylov.run(deflated, start, steps, first)
+    start = krylov.start(unit, max(krylov.FIRST, steps), key)
+    return krylov.run(deflated, start, steps, first), steps
 
 
 def solved(runs: list) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ one above the list's own shows that the list is not complete, and is the missing
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +24,12 @@ import numpy as np
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
+from flatjax.linalg.krylov import _extremes as extremes
+from flatjax.linalg.krylov import _relation as relations
 from flatjax.linalg.krylov import _ritz as ritz
 from flatjax.linalg.krylov import _step as krylov
-from flatjax.linalg.probing import _complement as complement
+from flatjax.linalg.krylov._extremes import Extremes
+from flatjax.linalg.krylov._relation import Relation
 from flatjax.linalg.vectors import _basis as bases
 from flatjax.operators._base import Operator
 
@@ -63,7 +66,7 @@ class Joined(NamedTuple):
 
 
 @jax.jit
-def _extremes(start: krylov.Krylov, coefficients: jax.Array, values: jax.Array, last: jax.Array):
+def _candidates(start: krylov.Krylov, coefficients: jax.Array, values: jax.Array, last: jax.Array):
     """Ritz vectors of a probe's run, and their products by its recurrence."""
     y = bases.combine(start.basis, coefficients)
 
@@ -76,7 +79,7 @@ def _extremes(start: krylov.Krylov, coefficients: jax.Array, values: jax.Array, 
     return y, jax.tree.map(image, y, start.vector)
 
 
-def extremes(start: krylov.Krylov, steps: int, bottom: bool) -> tuple[Tree, Tree]:
+def seen(start: krylov.Krylov, steps: int, bottom: bool) -> tuple[Tree, Tree]:
     """The largest Ritz pair of a probe's run, and the smallest, as vectors and products.
 
     Args:
@@ -95,20 +98,20 @@ def extremes(start: krylov.Krylov, steps: int, bottom: bool) -> tuple[Tree, Tree
     last = betas[steps - 1] * scale * s[-1, index]
     dtype = start.alphas.dtype
     numbers = (coefficients, values[index] * scale, last)
-    return _extremes(start, *(a.astype(dtype) for a in numbers))
+    return _candidates(start, *(a.astype(dtype) for a in numbers))
 
 
 @jax.jit
-def _outside(run: complement.Known, y: list[Tree], images: list[Tree]) -> Candidates:
+def _outside(run: Relation, y: list[Tree], images: list[Tree]) -> Candidates:
     """The unit parts of vectors outside the basis, and those of their products; zero for none."""
     y, images = (jax.tree.map(lambda *a: jnp.concatenate(a), *trees_) for trees_ in (y, images))
-    c = complement.coefficients(run, y)
+    c = relations.coefficients(run, y)
     w = bases.subtract(y, bases.combine(run.basis, c))
-    again = complement.coefficients(run, w)  # rounding, beside what is left of w
+    again = relations.coefficients(run, w)  # rounding, beside what is left of w
     w = bases.subtract(w, bases.combine(run.basis, again))
     last = run.betas[run.steps - 1] * (c + again)[run.steps - 1]
     h = bases.subtract(images, _outer(last, run.residual))
-    h = bases.subtract(h, bases.combine(run.basis, complement.coefficients(run, h)))
+    h = bases.subtract(h, bases.combine(run.basis, relations.coefficients(run, h)))
     lengths = jax.vmap(trees.norm)(w)
     inverse = jnp.where(lengths > _OUTSIDE, 1 / jnp.where(lengths > 0, lengths, 1), 0)
     return Candidates(*(bases.combine(a, jnp.diag(inverse)) for a in (w, h)))
@@ -129,7 +132,7 @@ def _transformed(found: Candidates, matrix: jax.Array) -> Candidates:
 
 
 @jax.jit
-def _numbers(run: complement.Known, found: Candidates):
+def _numbers(run: Relation, found: Candidates):
     """Gram matrix, projected operator, and inner products with the run's next vector."""
     w, h = found
     along = bases.gram(w, jax.tree.map(lambda a: a[None], run.residual))[:, 0]
@@ -143,7 +146,7 @@ def _inverse_root(gram: np.ndarray) -> np.ndarray:
     return vectors * np.where(good, 1 / np.sqrt(np.where(good, lengths, 1)), 0)
 
 
-def _orthonormal(run: complement.Known, found: Candidates) -> tuple[Candidates, tuple]:
+def _orthonormal(run: Relation, found: Candidates) -> tuple[Candidates, tuple]:
     """The candidates made orthonormal, and their numbers in float64 on the host."""
     gram, _, _ = ritz.to_host(_numbers(run, found))
     dtype = run.alphas.dtype
@@ -154,7 +157,7 @@ def _orthonormal(run: complement.Known, found: Candidates) -> tuple[Candidates, 
 class Space:
     """A run's basis and the candidates, and the wanted pairs of the operator on both."""
 
-    def __init__(self, run: complement.Known, pairs, found: Candidates):
+    def __init__(self, run: Relation, pairs, found: Candidates):
         self.run, self.pairs, self.found = run, pairs, found
         steps = len(pairs.matrix)
         self.last = float(run.betas[steps - 1])
@@ -171,7 +174,8 @@ class Space:
         joint[m:, m:] = root.T @ ((projected + projected.T) / 2) @ root
         joint[m - 1, m:] = joint[m:, m - 1] = self.last * (along @ root)
         values, vectors = ritz.eigh(joint)
-        index = self.pairs.wanted(len(values))
+        top = self.pairs.num_top
+        index = extremes.wanted(len(values), top, len(self.pairs.values) - top)
         self.values = values[index]
         self.inner, self.outer = vectors[:m, index], root @ vectors[m:, index]
 
@@ -184,9 +188,9 @@ class Space:
 
     def vectors(self) -> Tree:
         """The unit wanted vectors, with a leading axis."""
-        return _vectors(
-            self.run, self.found, self.pairs.padded(self.inner, self.inner.shape[1]), self.outer
-        )
+        missing = self.run.alphas.shape[0] - len(self.inner)
+        inner = np.pad(self.inner, ((0, missing), (0, 0)))
+        return _vectors(self.run, self.found, inner, self.outer)
 
     def extend(self, y: list[Tree], images: list[Tree]) -> None:
         """More vectors and their products."""
@@ -218,38 +222,39 @@ _row = jax.jit(lambda basis, i: jax.tree.map(lambda a: a[i][None], basis))
 
 def filled(
     op: Operator,
-    run: complement.Known,
-    pairs: Any,
+    run: Relation,
+    pairs: Extremes,
     candidates: list[tuple[Tree, Tree]],
     tol: float,
     floor: float,
     budget: int,
-    another: Callable[[], tuple[tuple[Tree, Tree], int]],
-) -> tuple[tuple[bool | None, bool | None], int]:
+    another: Callable[[int], tuple[tuple[Tree, Tree], int]],
+) -> tuple[Extremes, tuple[bool | None, bool | None], int]:
     """The wanted pairs, with those that the probes show to be missing.
 
     Args:
       op: the operator.
-      run: the run as of `complement.known`.
-      pairs: its `lanczos_state.Ritz`; where something was missing, its pairs are replaced.
-      candidates: what `extremes` gave for every probe.
+      run: the Lanczos relation.
+      pairs: its pairs at both ends.
+      candidates: what `seen` gave for every probe.
       tol: the relative residual that counts as converged.
       floor: the noise floor.
       budget: the products that may be spent where something is missing.
-      another: a function without arguments for the candidates of a further probe, and its products.
+      another: a function of 0, 1, ... for the candidates of a further probe, and its products.
 
     Returns:
-      Whether the list at the top and that at the bottom are complete, and the products spent.
+      The pairs, others in place of the wanted ones where something was missing; whether the list
+      at the top and that at the bottom are complete; and the products spent.
     """
     if len(pairs.matrix) >= op.size or not candidates:
-        return (True, True), 0
+        return pairs, (True, True), 0
     if not np.isfinite(pairs.norm):
-        return (None, None), 0
+        return pairs, (None, None), 0
     space = Space(run, pairs, _outside(run, *map(list, zip(*candidates, strict=True))))
     converged = pairs.residuals <= np.maximum(tol * np.abs(pairs.values), floor)
     missing = _missing(pairs, space, converged, floor)
     if not missing.any():
-        return (True, True), 0
+        return pairs, (True, True), 0
     product, spent, looks = loops.product(op), 0, len(candidates)
     budget = budget if converged.all() else 0
     while True:
@@ -265,32 +270,28 @@ def filled(
             space.extend(y, images)
             spent += len(worst)
         elif full.any() and spent < budget and not open_.any():
-            (y, image), products = another()
+            (y, image), products = another(looks - len(candidates))
             space.extend([y], [image])
             looks, spent = looks + 1, spent + products
         else:
             break
-    pairs.replace(space.values, residuals, space.vectors())
-    left = [open_[end].any() for end in _ends(pairs)]
+    left = [open_[end].any() for end in pairs.ends]
     complete = ~full & ~(missing & left)
-    return (bool(complete[0]), bool(complete[1])), spent
-
-
-def _ends(pairs):
-    return slice(0, pairs.k), slice(pairs.k, None)
+    pairs = pairs._replace(values=space.values, residuals=residuals, vectors=space.vectors())
+    return pairs, (bool(complete[0]), bool(complete[1])), spent
 
 
 def _new(pairs, space) -> np.ndarray:
     """How many of the wanted vectors at each end lie outside the list's own."""
     shares = np.square(pairs.coefficients.T @ space.inner)
-    return np.array([round(shares[e].shape[0] - shares[e, e].sum()) for e in _ends(pairs)])
+    return np.array([round(shares[e].shape[0] - shares[e, e].sum()) for e in pairs.ends])
 
 
 def _missing(pairs, space, converged, floor) -> np.ndarray:
     """Whether the list at the top, and that at the bottom, lacks a pair."""
-    rounding = max(floor, ritz.rounding(pairs.norm, pairs.dtype))
+    rounding = max(floor, ritz.rounding(pairs.norm, trees.dtype(pairs.vectors)))
     gains, new, found = space.values - pairs.values, _new(pairs, space), []
-    for end, gain, count in zip(_ends(pairs), (gains, -gains), new, strict=True):
+    for end, gain, count in zip(pairs.ends, (gains, -gains), new, strict=True):
         moved = gain[end]
         # What has not converged moves by itself, and by no more than its residual.
         beyond = (moved > np.maximum(pairs.residuals[end], rounding)).any()

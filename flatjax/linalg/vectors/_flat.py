@@ -89,11 +89,16 @@ def _unpack_for(op: Packed, flats: tuple) -> Tree:
     return _unpack(flats, op.op.structure)
 
 
+def layout(op: Operator) -> Packed | None:
+    """What `unpack` needs of an operator, for a program that is passed no operator."""
+    return op if isinstance(op, Packed) else None
+
+
 def pack(op: Operator, v: Tree) -> Tree:
     """A vector, or vectors stacked along leading axes, as the operator of `packed` takes them."""
     return _pack_for(op, v) if isinstance(op, Packed) else v
 
 
-def unpack(op: Operator, v: Tree) -> Tree:
+def unpack(op: Operator | None, v: Tree) -> Tree:
     """A vector of the operator of `packed`, or stacked ones, as the caller knows them."""
     return _unpack_for(op, v) if isinstance(op, Packed) else v

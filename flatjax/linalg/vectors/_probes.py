@@ -42,7 +42,8 @@ def unflatten(flat: jax.Array, structure: Tree) -> Tree:
     return jax.tree.unflatten(treedef, out)
 
 
-def _static(structure: Tree) -> tuple:
+def static(structure: Tree) -> tuple:
+    """A structure as a static argument of a program."""
     leaves, treedef = jax.tree.flatten(trees.structure_of(structure))
     return tuple(leaves), treedef
 
@@ -97,7 +98,7 @@ def probe(key: jax.Array, structure: Tree, kind: str = "rademacher") -> Tree:
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}, got {kind!r}.")
-    return _draw(key, kind, _static(structure))
+    return _draw(key, kind, static(structure))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -110,4 +111,4 @@ def block(keys: jax.Array, structure: Tree, kind: str = "rademacher") -> Tree:
     """Probes with a leading axis, one for each of ``keys``."""
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}, got {kind!r}.")
-    return _draw_many(keys, kind, _static(structure))
+    return _draw_many(keys, kind, static(structure))

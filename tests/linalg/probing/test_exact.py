@@ -45,7 +45,7 @@ def estimators(a, known):
     ends = {"k": 1, "num_bottom": min(1, n - 1)} | few
 
     def everything():
-        return flatjax.spectrum(op, diagonal=True, layers="leaf", **ends)
+        return flatjax.spectrum(op, diagonal=True, by="leaf", **ends)
 
     yield "spectrum", lambda: everything().trace, values.sum()
     yield "spectrum's norm", lambda: everything().frobenius_norm, norm

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import flatjax
-from flatjax.linalg.krylov import _extremes as lanczos_state
+from flatjax import _trees as trees
+from flatjax.linalg.krylov import _extremes as extremes
+from flatjax.linalg.krylov import _relation as relations
 from flatjax.linalg.krylov import _step as krylov
-from flatjax.linalg.probing import _complement as complement
 from flatjax.linalg.probing import _missing as missing
 from flatjax.operators._base import as_operator
 from tests.problems import dense, times
@@ -96,8 +97,8 @@ def test_a_list_known_to_be_incomplete_has_not_converged(x64):
 def test_no_products_where_nothing_is_missing():
     d = np.append(np.linspace(-0.1, 1, 296), [5.0, 6.0, 7.0, 9.0])
     a, _ = dense(d)
-    found = spectrum(a, k=4, num_bottom=1, num_steps=40, trace_tol=None)
-    again = spectrum(a, k=4, num_bottom=1, trace_tol=None)
+    found = spectrum(a, k=4, num_bottom=1, num_steps=40, trace_rtol=None)
+    again = spectrum(a, k=4, num_bottom=1, trace_rtol=None)
     assert found.complete is again.complete is True
     assert found.num_products == 40 + 4 * 10
     assert again.num_products == int(again.state.run.step) + 4 * (
@@ -112,10 +113,10 @@ def space(dtype):
     a = rng.standard_normal((40, 40))
     a = jnp.asarray(a + a.T, dtype)
     op = as_operator(jax.tree_util.Partial(times, a), a[0])
-    v0 = krylov.unit(jnp.asarray(rng.standard_normal(40), dtype))
-    state, _ = krylov.run(op, krylov.start(v0, 12, jax.random.key(0)), 8)
-    pairs = lanczos_state.Ritz(state, 2, 1, 1e-3, 40)
-    run = complement.known(state)
+    v0 = trees.normalized(jnp.asarray(rng.standard_normal(40), dtype))[0]
+    state = krylov.run(op, krylov.start(v0, 12, jax.random.key(0)), 8)
+    pairs = extremes.found(state, 2, 1, 1e-3, 40)
+    run = relations.of_state(state)
     y = jnp.asarray(rng.standard_normal((2, 40)), dtype)
     found = missing._outside(run, [y[:1], y[1:]], [y[:1] @ a, y[1:] @ a])
     exact = np.asarray(a, np.float64)
@@ -141,14 +142,14 @@ def test_extremes_of_a_probe(dtype):
     a = rng.standard_normal((40, 40))
     a = jnp.asarray(a + a.T, dtype)
     op = as_operator(jax.tree_util.Partial(times, a), a[0])
-    v0 = krylov.unit(jnp.asarray(rng.standard_normal(40), dtype))
-    state, _ = krylov.run(op, krylov.start(v0, 12, jax.random.key(0)), 6)
-    y, images = (np.asarray(x, np.float64) for x in missing.extremes(state, 6, bottom=True))
+    v0 = trees.normalized(jnp.asarray(rng.standard_normal(40), dtype))[0]
+    state = krylov.run(op, krylov.start(v0, 12, jax.random.key(0)), 6)
+    y, images = (np.asarray(x, np.float64) for x in missing.seen(state, 6, bottom=True))
     exact = np.asarray(a, np.float64)
     slack = 50 * float(jnp.finfo(dtype).eps) * np.linalg.norm(exact, 2)
     np.testing.assert_allclose(images, y @ exact, atol=slack)
     q = np.asarray(state.basis, np.float64)[:6]
     ritz = np.linalg.eigvalsh(q @ exact @ q.T)
     np.testing.assert_allclose(np.sum(y * images, axis=1), ritz[[-1, 0]], atol=slack)
-    top, _ = missing.extremes(state, 6, bottom=False)
+    top, _ = missing.seen(state, 6, bottom=False)
     np.testing.assert_allclose(np.asarray(top, np.float64), y[:1], atol=slack)

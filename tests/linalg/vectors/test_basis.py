@@ -102,60 +102,79 @@ def test_a_reduction_is_one_for_all_leaves(tree):
 
 
 @pytest.fixture(scope="module")
-def cut(tree):
-    """The same basis in three buffers."""
+def parts(tree):
+    """The same basis in three parts."""
     basis, _ = tree
     parts = [jax.tree.map(lambda a, s=s: a[s], basis) for s in (slice(2), slice(2, 4), slice(4, 5))]
-    return bases.Segments(tuple(parts), jnp.int32(M))
+    return bases.Basis(tuple(parts))
 
 
-class TestSegments:
-    """A basis in several buffers is the basis."""
+def joined(basis):
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts), *bases.parts_of(basis))
 
-    def test_all_that_is_read(self, tree, cut):
+
+class TestParts:
+    """A basis in several parts is the basis."""
+
+    def test_all_that_is_read(self, tree, parts):
         basis, _ = tree
         w = bases.row(basis, 3)
         c = jnp.arange(2.0 * M).reshape(M, 2)
-        pairs = [
-            (jax.jit(lambda b, f=f: f(b))(basis), jax.jit(lambda b, f=f: f(b))(cut))
-            for f in (
-                lambda b: bases.coefficients(b, w),
-                lambda b: bases.combine(b, c),
-                lambda b: bases.combine(b, c[:, 1]),
-                lambda b: bases.gram(b, bases.stack([w, w])),
-                lambda b: bases.project_out(b, w),
-                lambda b: [bases.row(b, i) for i in (0, 1, 2, 4)],
-                bases.whole,
-            )
-        ]
-        assert bases.size(cut) == M
-        for expected, found in pairs:
-            # The same sums of some 40 or 5 terms of order ten in another order, in float32.
-            jax.tree.map(
-                lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5), expected, found
+
+        def all_of(b):
+            return (
+                bases.coefficients(b, w),
+                bases.combine(b, c),
+                bases.combine(b, c[:, 1]),
+                bases.gram(b, bases.stack([w, w])),
+                bases.project_out(b, w),
+                [bases.row(b, i) for i in (0, 1, 2, 4)],
+                bases.cut(b, c)[0][:2],
             )
 
+        assert bases.size(parts) == M
+        assert [len(own) for own in bases.cut(parts, c)] == [2, 2, 1]
+        # The same sums of some 40 or 5 terms of order ten in another order, in float32.
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-5),
+            jax.jit(all_of)(basis),
+            jax.jit(all_of)(parts),
+        )
+
     @pytest.mark.parametrize("index", [0, 1, 2, 4, 5, 9])
-    def test_a_row_is_set_where_it_belongs(self, tree, cut, index):
+    def test_a_row_is_set_where_it_belongs(self, tree, parts, index):
         basis, _ = tree
         v = jax.tree.map(jnp.ones_like, bases.row(basis, 0))
         expected = bases.set_row(basis, index, v)
-        found = jax.jit(bases.set_row)(cut, index, v)
-        jax.tree.map(np.testing.assert_array_equal, bases.whole(found), expected)
+        found = jax.jit(bases.set_row)(parts, index, v)
+        assert isinstance(found, bases.Basis)
+        jax.tree.map(np.testing.assert_array_equal, joined(found), expected)
 
-    def test_empty_buffers_are_not_read(self, tree, cut):
+    def test_what_is_grown_begins_with_the_vector(self, tree):
         basis, matrix = tree
-        poison = jax.tree.map(lambda a: jnp.full_like(a, jnp.nan), cut.parts[2])
-        w = bases.row(basis, 3)
-        half = bases.Segments((*cut.parts[:2], poison), jnp.int32(4))
-        h, _ = jax.jit(bases.coefficients)(half, w)
-        np.testing.assert_allclose(h[:4], matrix[:4] @ flat(w), atol=1e-5)  # as above
-        assert h[4] == 0
-        assert np.isfinite(flat(jax.jit(bases.combine)(half, h))).all()
-        # The row that fills the first place of a buffer opens it.
-        opened = bases.set_row(half, jnp.int32(4), w)
-        assert int(opened.filled) == M
-        assert float(bases.coefficients(opened, w)[0][4]) == pytest.approx(flat(w) @ flat(w), 1e-5)
+        v = bases.row(basis, 1)
+        found = bases.grown(bases.grown(basis, 2, v), 1, v)
+        assert [bases.size(part) for part in found.parts] == [M, 2, 1]
+        rows = np.stack([flat(bases.row(found, i)) for i in range(M + 3)])
+        expected = np.concatenate([matrix, matrix[1:2], 0 * matrix[:1], matrix[1:2]])
+        np.testing.assert_array_equal(rows, expected.astype(rows.dtype))
+
+
+def test_random_vectors_are_those_of_their_seed():
+    structure = {"a": jnp.zeros((100, 30)), "b": jnp.zeros(7000)}
+    seeds = [bases.seed_of(jax.random.key(k)) for k in (0, 1)]
+    seeds += [seed + bases.NEXT_SEED for seed in seeds]
+    drawn = [flat(bases.random_vector(seed, structure)) for seed in seeds]
+    drawn += [drawn[0][:3000], drawn[0][3000:6000]]
+    for x in drawn:
+        # Uniform on [-1, 1): mean 0 and variance 1/3, to 4 standard errors of so many numbers.
+        assert abs(x.mean()) < 4 * (1 / 3 / len(x)) ** 0.5
+        assert abs(np.square(x).mean() - 1 / 3) < 4 * (4 / 45 / len(x)) ** 0.5
+        # Neighbours, whose places differ in a bit, are independent.
+        assert abs(np.mean(x[1:] * x[:-1])) < 4 / 3 / len(x) ** 0.5
+    for group in (drawn[:4], drawn[4:]):
+        overlaps = np.abs(np.corrcoef(group) - np.eye(len(group)))
+        assert overlaps.max() < 4 / len(group[0]) ** 0.5
 
 
 def test_rows_scaled_measured_and_joined(tree):

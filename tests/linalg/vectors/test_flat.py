@@ -89,10 +89,10 @@ def test_pairs_are_those_of_the_unpacked_run(op):
 
 
 def test_a_spectrum_goes_on_from_a_state_of_either_kind(op):
-    plain = flatjax.spectrum(op, key=KEY, k=2, num_bottom=1, num_steps=8, layers="leaf")
+    plain = flatjax.spectrum(op, key=KEY, k=2, num_bottom=1, num_steps=8, by="leaf")
     packed = flatjax.spectrum(op, key=KEY, k=2, num_bottom=1, num_steps=8)
     np.testing.assert_allclose(plain.top.values, packed.top.values, rtol=1e-4)
-    for state, options in ((plain.state, {}), (packed.state, {"layers": "leaf"})):
+    for state, options in ((plain.state, {}), (packed.state, {"by": "leaf"})):
         longer = flatjax.spectrum(
             op, key=KEY, k=2, num_bottom=1, num_steps=25, resume=state, **options
         )
