@@ -215,8 +215,8 @@ def positions_shape(outputs: Any) -> tuple[int, ...]:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from flatjax import losses
-      >>> losses.positions_shape(jnp.zeros((2, 5, 3)))
+      >>> from flatjax.losses._base import positions_shape
+      >>> positions_shape(jnp.zeros((2, 5, 3)))
       (2, 5)
     """
     return outputs.shape if outputs.ndim == 1 else outputs.shape[:-1]
