@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from flatjax import _checks as checks
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
@@ -14,7 +15,6 @@ from flatjax.linalg.probing import _complement as complement
 from flatjax.linalg.probing import _exact as exact
 from flatjax.linalg.probing import _range as subspace
 from flatjax.linalg.probing._estimate import DEFAULT_TOL, Estimate, lost, student
-from flatjax.linalg.vectors import _arguments as arguments
 from flatjax.linalg.vectors import _basis as bases
 from flatjax.linalg.vectors import _probes as probes
 from flatjax.operators._base import as_operator
@@ -70,14 +70,14 @@ def diagonal(
       ([2.0, 3.0], 2)
     """
     op = as_operator(op, structure)
-    key = arguments.check_key(key)
-    arguments.check_choice("method", method, METHODS)
-    arguments.check_count("num_products", num_products)
+    key = checks.check_key(key)
+    checks.check_choice("method", method, METHODS)
+    checks.check_count("num_products", num_products)
     if tol is not None:
-        arguments.check_tolerance(tol)
+        checks.check_tolerance(tol)
     if (dense := exact.matrix(op, num_products)) is not None:
         return _exact(op, dense)
-    arguments.check_count("num_products", num_products, _LEAST[method])
+    checks.check_count("num_products", num_products, _LEAST[method])
     run = {"hutchinson": _hutchinson, "deflated": _deflated, "xdiag": _xdiag}[method]
     mean, spread, count, spent = run(op, key, num_products)
     found = _estimate(mean, spread, count, spent, tol)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flatjax import _checks as checks
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
@@ -27,7 +28,6 @@ from flatjax.linalg.probing._estimate import (
 )
 from flatjax.linalg.probing._gauss import quadratures
 from flatjax.linalg.probing._quadrature import evaluated, products
-from flatjax.linalg.vectors import _arguments as arguments
 from flatjax.linalg.vectors import _flat as packing
 from flatjax.linalg.vectors import _probes as probes
 from flatjax.operators._base import as_operator
@@ -231,14 +231,14 @@ def frobenius_norm(
       5.0
     """
     op = as_operator(op, structure)
-    key = arguments.check_key(key)
-    arguments.check_count("num_products", num_products)
+    key = checks.check_key(key)
+    checks.check_count("num_products", num_products)
     if tol is not None:
-        arguments.check_tolerance(tol)
+        checks.check_tolerance(tol)
     scalar = trees.dtype(op.structure)
     if (dense := exact.matrix(op, num_products)) is not None:
         return exact.estimate(exact.norm(dense), op.size, scalar)
-    arguments.check_count("num_products", num_products, 6)
+    checks.check_count("num_products", num_products, 6)
     op = packing.packed(op)
     run, spent = complement.known_run(op, key, num_products // 2)
     count, unit = num_products - spent, run.unit

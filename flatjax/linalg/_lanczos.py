@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from flatjax import _checks as checks
 from flatjax._trees import Tree
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.vectors import _arguments as arguments
@@ -80,7 +81,7 @@ def lanczos(op: Any, v0: Tree, num_steps: int, *, structure: Tree = None) -> Lan
     """
     op = as_operator(op, structure)
     v0 = arguments.start_vector(op, v0)
-    arguments.check_count("num_steps", num_steps)
+    checks.check_count("num_steps", num_steps)
     if num_steps > op.size:
         raise ValueError(f"num_steps={num_steps} exceeds the dimension {op.size}; lower it.")
     state = krylov.start(krylov.unit(v0), num_steps, jax.random.key(0))
@@ -113,7 +114,7 @@ def extend(previous: Lanczos, op: Any, num_steps: int, *, structure: Tree = None
       (3, 7.0)
     """
     op = as_operator(op, structure)
-    arguments.check_count("num_steps", num_steps)
+    checks.check_count("num_steps", num_steps)
     done = previous.alphas.shape[0]
     if done + num_steps > op.size:
         raise ValueError(

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flatjax import _checks as checks
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
@@ -98,15 +99,15 @@ def trace(
       "XTrace: making the most of every sample in stochastic trace estimation", 2024.
     """
     op = as_operator(op, structure)
-    key = arguments.check_key(key)
-    arguments.check_choice("method", method, METHODS)
-    arguments.check_count("probe_block", probe_block)
+    key = checks.check_key(key)
+    checks.check_choice("method", method, METHODS)
+    checks.check_count("probe_block", probe_block)
     if tol is not None:
-        arguments.check_tolerance(tol)
+        checks.check_tolerance(tol)
     adaptive = tol is not None and method in ("hutchinson", "deflated")
     if num_products is None:
         num_products = _ADAPTIVE if adaptive else _DEFAULT
-    arguments.check_count("num_products", num_products)
+    checks.check_count("num_products", num_products)
     # With a tolerance it may stop after so many.
     budget = min(num_products, sampling.LEAST) if adaptive else num_products
     if (dense := exact.matrix(op, budget)) is not None:

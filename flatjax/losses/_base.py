@@ -8,6 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from flatjax import _checks as checks
 from flatjax import _trees as trees
 
 Per = Literal["example", "token"]
@@ -30,8 +31,7 @@ class OutputLoss:
     per: Per = "example"
 
     def __post_init__(self):
-        if self.per not in ("example", "token"):
-            raise ValueError(f'per must be "example" or "token", got {self.per!r}.')
+        checks.check_choice("per", self.per, ("example", "token"))
 
     @property
     def closed_form(self) -> bool:

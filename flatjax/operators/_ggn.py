@@ -14,6 +14,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _loops as loops
 from flatjax import _trees as trees
@@ -283,12 +284,10 @@ def fisher(
       >>> float(jnp.trace(F.to_dense()))  # |x|^2 * sum_c p_c (1 - p_c) = 2 * 2/3
       1.3333333730697632
     """
-    if kind not in ("exact", "sampled", "empirical"):
-        raise ValueError(f'kind must be "exact", "sampled" or "empirical", got {kind!r}.')
+    checks.check_choice("kind", kind, ("exact", "sampled", "empirical"))
     if (key is not None) != (kind == "sampled"):
         raise ValueError('kind="sampled" needs key=, and the other kinds take none.')
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
+    checks.check_count("num_samples", num_samples)
     loss = as_loss(loss)
     if kind == "exact" and not loss.closed_form:
         raise TypeError(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flatjax import _checks as checks
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
@@ -58,13 +59,13 @@ def quadratures(
     tol: float,
 ) -> Quadratures:
     """The quadratures behind a density or the trace of a function; see `spectral_density`."""
-    key = arguments.check_key(key)
-    arguments.check_count("num_probes", num_probes)
-    arguments.check_count("num_steps", num_steps)
-    arguments.check_tolerance(tol)
+    key = checks.check_key(key)
+    checks.check_count("num_probes", num_probes)
+    checks.check_count("num_steps", num_steps)
+    checks.check_tolerance(tol)
     depth = 2 * num_steps if deflation_steps is None else deflation_steps
     if depth:
-        arguments.check_count("deflation_steps", depth)
+        checks.check_count("deflation_steps", depth)
     scalar = trees.dtype(op.structure)
     dense = exact.matrix(op, depth + num_probes * num_steps)
     if dense is not None:
