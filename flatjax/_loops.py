@@ -13,7 +13,6 @@ goes through [`flatjax.loops.canonical`][], which keeps them fast.
 
 import contextlib
 import contextvars
-import numbers
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from flatjax import _checks as checks
 from flatjax import _trees as trees
 from flatjax._convolutions import canonical
 
@@ -266,7 +266,8 @@ def map_chunks(fn: Callable[[Any], Any], tree: Any, chunk_size: int | None) -> A
       The outputs with leading axis ``n``.
 
     Raises:
-      ValueError: if ``chunk_size`` is not a positive integer.
+      TypeError: if ``chunk_size`` is neither an integer nor ``None``.
+      ValueError: if it is below 1.
 
     Example:
       >>> import jax.numpy as jnp
@@ -274,8 +275,8 @@ def map_chunks(fn: Callable[[Any], Any], tree: Any, chunk_size: int | None) -> A
       >>> loops.map_chunks(lambda x: 2 * x, jnp.arange(5), 2).tolist()
       [0, 2, 4, 6, 8]
     """
-    if chunk_size is not None and (not isinstance(chunk_size, numbers.Integral) or chunk_size < 1):
-        raise ValueError(f"chunk_size must be a positive integer or None, got {chunk_size!r}.")
+    if chunk_size is not None:
+        checks.check_count("chunk_size", chunk_size)
     n = jax.tree.leaves(tree)[0].shape[0]
     if chunk_size is None or chunk_size >= n:
         return fn(tree)

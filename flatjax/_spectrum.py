@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flatjax import _checks as checks
 from flatjax import _loops as loops
 from flatjax._trees import Tree
 from flatjax.linalg.krylov import _extremes as extremes
@@ -18,7 +19,6 @@ from flatjax.linalg.probing import _missing as missing
 from flatjax.linalg.probing._estimate import Estimate, from_spread, quiet
 from flatjax.linalg.probing._layers import LayerSpectrum
 from flatjax.linalg.probing._quadrature import SpectralDensity, evaluated, products, weighted
-from flatjax.linalg.vectors import _arguments as arguments
 from flatjax.linalg.vectors import _flat as packing
 from flatjax.operators._base import Operator, as_operator
 from flatjax.operators._selection import group_names
@@ -200,7 +200,7 @@ def spectrum(
       estimation of tr(f(A)) via stochastic Lanczos quadrature", SIAM J. Matrix Anal. Appl. 2017.
     """
     op = as_operator(op, structure)
-    key = arguments.check_key(key)
+    key = checks.check_key(key)
     _check(op, k, num_bottom, tol, num_steps, max_steps, num_probes, probe_steps, trace_rtol)
     groups = None if by is None else tuple(group_names(op.structure, by))
     dense = None
@@ -280,20 +280,20 @@ def _both(complete: tuple[bool | None, bool | None]) -> bool | None:
 def _check(op, k, num_bottom, tol, num_steps, max_steps, num_probes, probe_steps, trace_rtol):
     counts = {"k": k, "max_steps": max_steps, "num_probes": num_probes}
     for name, value in counts.items():
-        arguments.check_count(name, value)
+        checks.check_count(name, value)
     if num_bottom:
-        arguments.check_count("num_bottom", num_bottom)
+        checks.check_count("num_bottom", num_bottom)
     if probe_steps is not None:
-        arguments.check_count("probe_steps", probe_steps)
-    arguments.check_tolerance(tol)
+        checks.check_count("probe_steps", probe_steps)
+    checks.check_tolerance(tol)
     if trace_rtol is not None:
-        arguments.check_tolerance(trace_rtol, "trace_rtol")
+        checks.check_tolerance(trace_rtol, "trace_rtol")
     if k + num_bottom > op.size:
         raise ValueError(
             f"k={k} and num_bottom={num_bottom} exceed the dimension {op.size}: lower them."
         )
     steps = max_steps if num_steps is None else num_steps
-    arguments.check_count("num_steps", steps)
+    checks.check_count("num_steps", steps)
     if steps < min(k + num_bottom, op.size):
         raise ValueError(
             f"{k} + {num_bottom} pairs need at least as many Lanczos steps, got {steps}: raise "

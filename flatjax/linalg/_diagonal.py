@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from flatjax import _checks as checks
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
@@ -75,16 +76,16 @@ def diagonal(
       2007; Epperly, Tropp and Webber, "XTrace", 2024, arXiv:2301.07825.
     """
     op = as_operator(op, structure)
-    key = arguments.check_key(key)
-    arguments.check_choice("method", method, METHODS)
-    arguments.check_count("num_products", num_products)
+    key = checks.check_key(key)
+    checks.check_choice("method", method, METHODS)
+    checks.check_count("num_products", num_products)
     if rtol is not None:
-        arguments.check_tolerance(rtol, "rtol")
+        checks.check_tolerance(rtol, "rtol")
     if method != "hutchinson":
         arguments.check_outside_jit(f"diagonal(method={method!r})", op, key)
     if (dense := exact.matrix(op, num_products)) is not None:
         return _exact(op, dense)
-    arguments.check_count("num_products", num_products, _LEAST[method])
+    checks.check_count("num_products", num_products, _LEAST[method])
     run = {"hutchinson": _hutchinson, "deflated": _deflated, "xdiag": _xdiag}[method]
     mean, spread, count, spent = run(op, key, num_products)
     found = _estimate(mean, spread, count, spent, rtol)

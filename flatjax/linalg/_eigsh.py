@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flatjax import _checks as checks
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
@@ -95,12 +96,12 @@ def eigsh(
       Matrix Anal. Appl. 2000; Lehoucq, Sorensen and Yang, *ARPACK Users' Guide*, 1998.
     """
     op = as_operator(op, structure)
-    arguments.check_choice("which", which, ritz.WHICH)
-    arguments.check_count("k", k)
+    checks.check_choice("which", which, ritz.WHICH)
+    checks.check_count("k", k)
     if k > op.size:
         raise ValueError(f"k={k} exceeds the dimension {op.size}; lower it.")
-    arguments.check_tolerance(tol)
-    arguments.check_count("block_size", block_size)
+    checks.check_tolerance(tol)
+    checks.check_count("block_size", block_size)
     capacity = _capacity(op.size, k, max_basis, block_size)
     plain, op, given = op, packing.packed(op), v0 is not None
     if v0 is None:
@@ -115,7 +116,7 @@ def eigsh(
     if max_products is None:
         budget = capacity if traced else _CYCLES * capacity
     else:
-        arguments.check_count("max_products", max_products)
+        checks.check_count("max_products", max_products)
         budget = max_products - spare
         least = min(op.size, k + 1)
         if budget < least:
@@ -151,7 +152,7 @@ def _capacity(size: int, k: int, max_basis: int | None, block_size: int) -> int:
         # A multiple of 8, so that few values of k share their compiled programs.
         default = -(-max(2 * k + 16, 32) // 8) * 8
         return default + 4 * block_size if blocks else min(size, default)
-    arguments.check_count("max_basis", max_basis)
+    checks.check_count("max_basis", max_basis)
     least = k + 2 * block_size + 2 if blocks else min(size, k + 2)
     if max_basis < least:
         raise ValueError(f"max_basis={max_basis} is too small: {k} pairs need at least {least}.")
@@ -252,12 +253,12 @@ def power_iteration(
       -4.0
     """
     op = as_operator(op, structure)
-    arguments.check_tolerance(tol)
+    checks.check_tolerance(tol)
     v0, key = arguments.start(op, key, v0)
     w = arguments.first_product(op, v0)
     traced = loops.is_traced(w)
     limit = (30 if traced else 100) if max_products is None else max_products
-    arguments.check_count("max_products", limit)
+    checks.check_count("max_products", limit)
     if limit < 4:
         raise ValueError(f"max_products={limit} is too small: 2 steps and the certificate need 4.")
     pair, spent = power.iterate(op, v0, w, tol, limit - 2)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flatjax import _checks as checks
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.linalg.krylov import _relation as relations
@@ -87,7 +88,7 @@ def trace_of_function(
     if num_probes < 2:
         raise ValueError("num_probes must be at least 2: one probe has no standard error.")
     if rtol is not None:
-        arguments.check_tolerance(rtol, "rtol")
+        checks.check_tolerance(rtol, "rtol")
     found = quadratures(
         "trace_of_function", op, key, num_probes, num_steps, deflation_steps, tol=1e-3
     )
@@ -233,15 +234,15 @@ def frobenius_norm(
       5.0
     """
     op = as_operator(op, structure)
-    key = arguments.check_key(key)
-    arguments.check_count("num_products", num_products)
+    key = checks.check_key(key)
+    checks.check_count("num_products", num_products)
     if rtol is not None:
-        arguments.check_tolerance(rtol, "rtol")
+        checks.check_tolerance(rtol, "rtol")
     arguments.check_outside_jit("frobenius_norm", op, key)
     scalar = trees.dtype(op.structure)
     if (dense := exact.matrix(op, num_products)) is not None:
         return exact.estimate(exact.norm(dense), op.size, scalar)
-    arguments.check_count("num_products", num_products, 6)
+    checks.check_count("num_products", num_products, 6)
     op = flat.packed(op)
     run, spent = relations.of_run(op, key, num_products // 2)
     count, unit = num_products - spent, run.unit

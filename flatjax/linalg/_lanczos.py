@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from flatjax import _checks as checks
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.linalg.krylov import _step as krylov
@@ -81,7 +82,7 @@ def lanczos(op: Any, v0: Tree, num_steps: int, *, structure: Tree = None) -> Lan
     """
     op = as_operator(op, structure)
     v0 = arguments.start_vector(op, v0)
-    arguments.check_count("num_steps", num_steps)
+    checks.check_count("num_steps", num_steps)
     if num_steps > op.size:
         raise ValueError(f"num_steps={num_steps} exceeds the dimension {op.size}; lower it.")
     state = krylov.start(trees.normalized(v0)[0], num_steps, jax.random.key(0))
@@ -114,7 +115,7 @@ def extend(previous: Lanczos, op: Any, num_steps: int, *, structure: Tree = None
       (3, 7.0)
     """
     op = as_operator(op, structure)
-    arguments.check_count("num_steps", num_steps)
+    checks.check_count("num_steps", num_steps)
     done = previous.alphas.shape[0]
     if done + num_steps > op.size:
         raise ValueError(

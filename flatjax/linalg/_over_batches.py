@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flatjax import _checks as checks
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.linalg.probing._estimate import student
-from flatjax.linalg.vectors import _arguments as arguments
 from flatjax.linalg.vectors import _basis as bases
 from flatjax.linalg.vectors import _probes as probes
 from flatjax.operators._base import Operator, as_operator
@@ -120,8 +120,8 @@ def trace_over_batches(
       Searle, Casella and McCulloch, *Variance Components*, 1992, section 4.3; Satterthwaite, "An
       approximate distribution of estimates of variance components", Biometrics 1946.
     """
-    key = arguments.check_key(key)
-    arguments.check_count("num_probes", num_probes, 2)
+    key = checks.check_key(key)
+    checks.check_count("num_probes", num_probes, 2)
     columns: list = []
     dtype: Any = None
     for op in _first(ops, structure):

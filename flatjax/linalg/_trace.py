@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flatjax import _checks as checks
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
@@ -111,9 +112,9 @@ def trace(
       and Webber, "XTrace: making the most of every sample in stochastic trace estimation", 2024.
     """
     op = as_operator(op, structure)
-    key = arguments.check_key(key)
-    arguments.check_choice("method", method, METHODS)
-    arguments.check_count("probe_block", probe_block)
+    key = checks.check_key(key)
+    checks.check_choice("method", method, METHODS)
+    checks.check_count("probe_block", probe_block)
     most = _most(method, num_products, rtol, max_products)
     if method != "hutchinson":
         arguments.check_outside_jit(f"trace(method={method!r})", op, key)
@@ -145,9 +146,9 @@ def _most(method, num_products, rtol, max_products):
         if max_products is not None:
             raise ValueError("max_products is the ceiling of rtol=: give num_products instead.")
         most = _NUM if num_products is None else num_products
-        arguments.check_count("num_products", most)
+        checks.check_count("num_products", most)
         return most
-    arguments.check_tolerance(rtol, "rtol")
+    checks.check_tolerance(rtol, "rtol")
     if num_products is not None:
         raise ValueError(
             "give either num_products (an exact number) or rtol (a goal, with max_products)."
@@ -158,7 +159,7 @@ def _most(method, num_products, rtol, max_products):
             "rtol, or take one of " + ", ".join(map(repr, ADAPTIVE)) + "."
         )
     most = _MAX if max_products is None else max_products
-    arguments.check_count("max_products", most)
+    checks.check_count("max_products", most)
     return most
 
 

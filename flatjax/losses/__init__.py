@@ -15,11 +15,7 @@ subclass [`OutputLoss`][].
 """
 
 from flatjax.losses._base import OutputLoss as OutputLoss
-from flatjax.losses._base import positions_shape as positions_shape
 from flatjax.losses._mean import Mean as Mean
-from flatjax.losses._own import FunctionLoss as FunctionLoss
-from flatjax.losses._own import as_loss as as_loss
-from flatjax.losses._own import follow as follow
 from flatjax.losses._standard import SigmoidBinaryCrossEntropy as SigmoidBinaryCrossEntropy
 from flatjax.losses._standard import SoftmaxCrossEntropy as SoftmaxCrossEntropy
 from flatjax.losses._standard import SquaredError as SquaredError

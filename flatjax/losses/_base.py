@@ -8,6 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from flatjax import _checks as checks
 from flatjax import _trees as trees
 
 Per = Literal["example", "token"]
@@ -30,8 +31,7 @@ class OutputLoss:
     per: Per = "example"
 
     def __post_init__(self):
-        if self.per not in ("example", "token"):
-            raise ValueError(f'per must be "example" or "token", got {self.per!r}.')
+        checks.check_choice("per", self.per, ("example", "token"))
 
     @property
     def closed_form(self) -> bool:
@@ -215,8 +215,8 @@ def positions_shape(outputs: Any) -> tuple[int, ...]:
 
     Example:
       >>> import jax.numpy as jnp
-      >>> from flatjax import losses
-      >>> losses.positions_shape(jnp.zeros((2, 5, 3)))
+      >>> from flatjax.losses._base import positions_shape
+      >>> positions_shape(jnp.zeros((2, 5, 3)))
       (2, 5)
     """
     return outputs.shape if outputs.ndim == 1 else outputs.shape[:-1]

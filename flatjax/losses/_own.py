@@ -81,14 +81,14 @@ def as_loss(loss: OutputLoss | Callable[[Any, Any], jax.Array]) -> OutputLoss:
         ``__call__`` and, if it has them, ``hessian_product`` and ``sample``.
 
     Returns:
-      ``loss`` itself, or a [`FunctionLoss`][].
+      ``loss`` itself, or a ``FunctionLoss``.
 
     Raises:
       TypeError: if ``loss`` is not callable.
 
     Example:
-      >>> from flatjax import losses
-      >>> losses.as_loss(lambda z, t: (z - t) ** 2).closed_form
+      >>> from flatjax.losses._own import as_loss
+      >>> as_loss(lambda z, t: (z - t) ** 2).closed_form
       False
     """
     if not callable(loss):
@@ -102,7 +102,7 @@ def as_loss(loss: OutputLoss | Callable[[Any, Any], jax.Array]) -> OutputLoss:
     return FunctionLoss(fn=loss, product=product, sampler=sampler)
 
 
-def follow(loss: OutputLoss, *signatures: tuple[Any, Any], key: Any = None) -> Any:
+def follow_loss(loss: OutputLoss, *signatures: tuple[Any, Any], key: Any = None) -> Any:
     """A loss as a pytree whose leaves are the arrays that its functions capture.
 
     Args:
@@ -111,8 +111,8 @@ def follow(loss: OutputLoss, *signatures: tuple[Any, Any], key: Any = None) -> A
       key: a PRNG key, where targets are drawn, one example at a time.
 
     Returns:
-      A [`FunctionLoss`][] whose functions are followed; any other loss as a
-      [`flatjax.functions.Constant`][].
+      A ``FunctionLoss`` whose functions are followed; any other loss as a
+      ``functions.Constant``.
     """
     if not isinstance(loss, FunctionLoss):
         own = type(loss).__module__.partition(".")[0] == "flatjax"

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax.operators import _weights as weighting
@@ -110,8 +111,7 @@ def check_arguments(
             raise TypeError(f"axis_name must be a name or a tuple of names, got {axis_name!r}.")
     collectives.check_named(params, (batch, args, weights), axis_name)
     allowed = (None, "default", "high", "highest", "bfloat16", "tensorfloat32", "float32")
-    if precision not in allowed:
-        raise ValueError(f"precision must be one of {allowed}, got {precision!r}.")
+    checks.check_choice("precision", precision, allowed)
     return Checked(n, weights)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from flatjax import _checks as checks
 from flatjax import _trees as trees
 from flatjax.operators._base import Operator, ScaledOperator, SumOperator, operator, static
 from flatjax.operators._chunks import Chunked
@@ -257,8 +258,7 @@ def block_diagonal(op: Operator, by: By = "layer", *, block_size: int = 8) -> Bl
     """
     if not isinstance(op, Operator):
         raise TypeError(f"op must be an operator, got {type(op).__name__}: see as_operator.")
-    if block_size < 1:
-        raise ValueError(f"block_size must be at least 1, got {block_size}.")
+    checks.check_count("block_size", block_size)
     names = group_names(op.structure, by)
     order = {name: i for i, name in enumerate(dict.fromkeys(names))}
     return BlockDiagonal(op, tuple(order[name] for name in names), block_size)

@@ -6,6 +6,7 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 
+from flatjax import _checks as checks
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax.operators import _normalisers as normalisers
@@ -112,8 +113,7 @@ def chunked(op: Data, chunk_size: int | None, *, check: bool = True) -> Data | C
             "only an operator over a batch can be chunked (flatjax.hessian, ggn, fisher, "
             f"gradient_covariance, before linearize() and before algebra), got {type(op).__name__}."
         )
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be a positive integer or None, got {chunk_size}.")
+    checks.check_count("chunk_size", chunk_size)
     if chunk_size >= op.examples:
         return op
     if op.examples % chunk_size and not op.per_example:

@@ -14,10 +14,13 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax import losses
+from flatjax.losses._base import positions_shape
+from flatjax.losses._own import FunctionLoss, as_loss, follow_loss
 from flatjax.operators import _derivatives as derivatives
 from flatjax.operators import _weights as weighting
 from flatjax.operators._arguments import as_arrays, check_arguments, matmul_precision, split_batch
@@ -58,7 +61,7 @@ class GaussNewton(DataOperator):
     @property
     def positions(self):
         """The shape of the positions of the model's outputs: ``(n,)`` without a sequence."""
-        return losses.positions_shape(jax.ShapeDtypeStruct(*self.outputs))
+        return positions_shape(jax.ShapeDtypeStruct(*self.outputs))
 
     def rows(self, tree):
         """A tree of targets with one leading row an example."""
@@ -96,7 +99,7 @@ class GaussNewton(DataOperator):
         if self.draws is not None:
             targets = jax.tree.map(lambda a: a[0], self.draws)
         held = self.held_loss
-        if isinstance(held, losses.FunctionLoss):
+        if isinstance(held, FunctionLoss):
             held = held.at(*first_examples((jax.ShapeDtypeStruct(*self.outputs), targets), size))
         return dataclasses.replace(self, model_fn=fn, held_loss=held)
 
@@ -281,13 +284,11 @@ def fisher(
       >>> float(jnp.trace(F.to_dense()))  # |x|^2 * sum_c p_c (1 - p_c) = 2 * 2/3
       1.3333333730697632
     """
-    if kind not in ("exact", "sampled", "empirical"):
-        raise ValueError(f'kind must be "exact", "sampled" or "empirical", got {kind!r}.')
+    checks.check_choice("kind", kind, ("exact", "sampled", "empirical"))
     if (key is not None) != (kind == "sampled"):
         raise ValueError('kind="sampled" needs key=, and the other kinds take none.')
-    if num_samples < 1:
-        raise ValueError(f"num_samples must be at least 1, got {num_samples}.")
-    loss = losses.as_loss(loss)
+    checks.check_count("num_samples", num_samples)
+    loss = as_loss(loss)
     if kind == "exact" and not loss.closed_form:
         raise TypeError(
             "the exact Fisher needs the loss's distribution: use one of flatjax's losses, or an "
@@ -300,7 +301,7 @@ def fisher(
     elif kind == "sampled":
         draws = _all_draws(op, key, num_samples, chunk_size)
         outputs = jax.ShapeDtypeStruct(*op.outputs)
-        held_loss = losses.follow(loss, (outputs, jax.tree.map(lambda a: a[0], draws)))
+        held_loss = follow_loss(loss, (outputs, jax.tree.map(lambda a: a[0], draws)))
         op = dataclasses.replace(op, draws=draws, kind="score_product", held_loss=held_loss)
     return chunked(op, chunk_size)
 
@@ -339,7 +340,7 @@ def _draws(op, index, key, num_samples):
 def _gauss_newton(model_fn, loss, params, batch, args, weights, axis_name, precision, key=None):
     params, batch, args = as_arrays((params, batch, args))
     inputs, targets = split_batch(batch)
-    loss = losses.as_loss(loss)
+    loss = as_loss(loss)
     token_weights = weights is not None and loss.per == "token" and jnp.ndim(weights) > 1
     checked = check_arguments(
         params, batch, weights, axis_name, precision, args=args, token_weights=token_weights
@@ -364,7 +365,7 @@ def _gauss_newton(model_fn, loss, params, batch, args, weights, axis_name, preci
             f"the loss must return one value an example, shape ({checked.n},), got {values.shape}."
         )
     if checked.weights is not None:
-        allowed = losses.positions_shape(outputs) if token_weights else (checked.n,)
+        allowed = positions_shape(outputs) if token_weights else (checked.n,)
         if checked.weights.shape != allowed:
             raise ValueError(f"weights must have shape {allowed}, got {checked.weights.shape}.")
     weights = checked.weights
@@ -376,7 +377,7 @@ def _gauss_newton(model_fn, loss, params, batch, args, weights, axis_name, preci
     inputs = weighting.with_copies(inputs, weights)
     return GaussNewton(
         params, inputs, targets, args, checked.weights, None, model_fn,
-        losses.follow(loss, (outputs, targets), key=key),
+        follow_loss(loss, (outputs, targets), key=key),
         (outputs.shape, outputs.dtype), "hessian_product", axis_name, precision,
         weighting.size_of(checked.weights),
     )  # fmt: skip

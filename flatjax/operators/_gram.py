@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _loops as loops
 from flatjax import _trees as trees
@@ -155,7 +156,8 @@ def gram_eigh(
     )
     most = min(op.examples * collectives.axis_size(axis_name), op.size)
     k = most if k is None else k
-    if not 1 <= k <= most:
+    checks.check_count("k", k)
+    if k > most:
         raise ValueError(f"k must lie between 1 and min(n, P) = {most}, got {k}.")
     matrix = _gram(op, mean, size)
     values, q = _eigh(matrix, k)

@@ -8,6 +8,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from flatjax import _checks as checks
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax.operators._base import Operator, as_operator, operator, static
@@ -217,10 +218,8 @@ def inverse(
       ([1.0, 1.0], 2, True)
     """
     op = as_operator(op)
-    if not tol > 0:
-        raise ValueError(f"tol must be positive, got {tol}.")
-    if max_iters < 1:
-        raise ValueError(f"max_iters must be at least 1, got {max_iters}.")
+    checks.check_scalar("tol", tol, above=0)
+    checks.check_count("max_iters", max_iters)
     if preconditioner is not None and not isinstance(preconditioner, Operator):
         trees.check(preconditioner, op.structure, "preconditioner")
         positive = jax.tree.map(lambda a: jnp.all(a > 0), preconditioner)

@@ -18,7 +18,7 @@ class OutputProduct:
     """``J^T (s * M (J v))``, s the shares of the examples.
 
     Attributes:
-      held_loss: the output loss, see `losses.follow`; it is given one row of outputs an example.
+      held_loss: the output loss, see `follow_loss`; it is given one row of outputs an example.
       kind: M is the loss's ``"hessian_product"``, or the mean over the draws of the targets of its
         ``"score_product"`` or ``"gradient_product"``.
     """
@@ -50,5 +50,5 @@ class OutputProduct:
 
 
 def loss_of(held: Any) -> losses.OutputLoss:
-    """The output loss behind what `losses.follow` gives."""
+    """The output loss behind what `follow_loss` gives."""
     return held.value if isinstance(held, functions.Constant) else held

@@ -4,6 +4,8 @@ from typing import Any
 
 import chex
 
+from flatjax import _checks as checks
+
 _MOMENTUM = {"heavy_ball", "nesterov", "rmsprop"}
 _EMA = {"adam", "nadam"}
 _ALIASES = {
@@ -67,9 +69,8 @@ def stability_threshold(
       38000
     """
     kind = _ALIASES.get(kind, kind)
-    if kind not in {"gd", "adagrad"} | _MOMENTUM | _EMA:
-        known = sorted({"gd", "adagrad"} | _MOMENTUM | _EMA | set(_ALIASES))
-        raise ValueError(f"kind must be one of {', '.join(known)}, got {kind!r}.")
+    known = sorted({"gd", "adagrad"} | _MOMENTUM | _EMA | set(_ALIASES))
+    checks.check_choice("kind", kind, known)
     if momentum is not None and kind not in _MOMENTUM:
         raise ValueError(f"{kind} has no momentum=" + (": pass b1=." if kind in _EMA else "."))
     if b1 is not None and kind not in _EMA:
@@ -82,9 +83,9 @@ def stability_threshold(
         beta = _value("momentum", momentum, injected, default)
     elif kind in _EMA:
         beta = _value("b1", b1, injected, None)
-    _check_range("learning_rate", eta, lambda x: x > 0, "positive")
-    _check_range("momentum or b1", beta, lambda x: 0 <= x < 1, "in [0, 1)")
-    _check_range("weight_decay", weight_decay, lambda x: x >= 0, "at least 0")
+    checks.check_scalar("learning_rate", eta, above=0)
+    checks.check_scalar("momentum or b1", beta, minimum=0, below=1)
+    checks.check_scalar("weight_decay", weight_decay, minimum=0)
     threshold = (1 + beta) * (2 / eta - weight_decay)
     if kind in {"nesterov", "nadam"}:
         threshold = threshold / (1 + 2 * beta)
@@ -109,8 +110,3 @@ def _value(name, given, injected, default):
             "optax.inject_hyperparams, which holds it."
         )
     return value
-
-
-def _check_range(name, value, inside, words):
-    if isinstance(value, (int, float)) and not inside(value):
-        raise ValueError(f"{name} must be {words}, got {value}.")

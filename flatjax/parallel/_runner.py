@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from flatjax import _checks as checks
 from flatjax.parallel import _batches as bat
 from flatjax.parallel import _meshes as meshes
 
@@ -70,8 +71,7 @@ def data_parallel(
       >>> run(jnp.zeros(2), jnp.array([[1.0, 0.0], [0.0, 2.0]])).tolist()
       [0.0, 2.0]
     """
-    if mode not in ("jit", "eager", "shard_map"):
-        raise ValueError(f'mode must be "jit", "eager" or "shard_map", got {mode!r}.')
+    checks.check_choice("mode", mode, ("jit", "eager", "shard_map"))
     argnums = (batch_argnums,) if isinstance(batch_argnums, int) else tuple(batch_argnums)
     auto, parts = meshes.auto(mesh, axis_name), meshes.axis_size(mesh, axis_name)
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from flatjax import _checks as checks
 from flatjax import _trees as trees
 from flatjax.operators import _chunks as chunks
 from flatjax.operators._base import Operator
@@ -123,10 +124,10 @@ def plan(
         raise TypeError(
             "a stream has no batch to plan for: plan the operator of one of its batches."
         )
-    if budget_bytes is not None and budget_bytes <= 0:
-        raise ValueError(f"budget_bytes must be positive, got {budget_bytes}.")
-    if max_probes < 1:
-        raise ValueError(f"max_probes must be at least 1, got {max_probes}.")
+    if budget_bytes is not None:
+        checks.check_scalar("budget_bytes", budget_bytes, above=0)
+    checks.check_count("reserve_vectors", reserve_vectors, 0)
+    checks.check_count("max_probes", max_probes)
     compiler = _Compiler()
     vector = sum(_bytes(leaf) for leaf in jax.tree.leaves(op.structure))
     budget = free_bytes() if budget_bytes is None else budget_bytes

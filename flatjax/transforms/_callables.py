@@ -14,6 +14,7 @@ from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax import losses
 from flatjax._trees import Tree
+from flatjax.losses._own import FunctionLoss
 from flatjax.operators import _weights as weighting
 from flatjax.transforms import _prng as prng
 
@@ -200,7 +201,7 @@ def model_function(
 
     def outputs(*args):
         out = called(*args)
-        if isinstance(out, tuple | list | dict) and not isinstance(loss, losses.FunctionLoss):
+        if isinstance(out, tuple | list | dict) and not isinstance(loss, FunctionLoss):
             raise TypeError(
                 f"{name}: model_fn returned a {type(out).__name__}, where the outputs alone are "
                 "expected: leave out the new model state, as in "

@@ -10,7 +10,7 @@ import optax
 
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
-from flatjax import losses
+from flatjax.losses._own import as_loss
 from flatjax.transforms import _ascent as asc
 from flatjax.transforms import _base as base
 from flatjax.transforms import _callables as callables
@@ -73,7 +73,7 @@ def input_gradient_penalty(
     """
     name = "input_gradient_penalty"
     pen.check_mode(mode, step)
-    output_loss = losses.as_loss(loss)
+    output_loss = as_loss(loss)
     model_fn = callables.model_function(name, model_fn, output_loss)
     size = None if sub_batch is None else base.static_int("sub_batch", sub_batch, 1)
 

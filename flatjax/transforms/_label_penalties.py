@@ -11,6 +11,7 @@ import optax
 from flatjax import _collectives as collectives
 from flatjax import losses
 from flatjax._trees import Tree
+from flatjax.losses._own import FunctionLoss, as_loss
 from flatjax.transforms import _ascent as asc
 from flatjax.transforms import _base as base
 from flatjax.transforms import _callables as callables
@@ -86,8 +87,8 @@ def fisher_penalty(
       >>> updates.shape
       (3, 2)
     """
-    output_loss = losses.as_loss(loss)
-    given = loss if isinstance(output_loss, losses.FunctionLoss) else output_loss
+    output_loss = as_loss(loss)
+    given = loss if isinstance(output_loss, FunctionLoss) else output_loss
     if getattr(type(given), "sample", losses.OutputLoss.sample) is losses.OutputLoss.sample:
         raise TypeError(
             "fisher_penalty draws labels from the model, but this loss cannot sample: use one of "
@@ -168,7 +169,7 @@ def _label_penalty(
     diagnostics,
 ):  # fmt: skip
     pen.check_mode(mode, step)
-    output_loss = losses.as_loss(loss)
+    output_loss = as_loss(loss)
     model_fn = callables.model_function(name, model_fn, output_loss)
     size = None if sub_batch is None else base.static_int("sub_batch", sub_batch, 1)
 

@@ -12,6 +12,7 @@ from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax import losses
 from flatjax._trees import Tree
+from flatjax.losses._own import as_loss
 from flatjax.operators import _terms as terms
 from flatjax.operators import _weights as weighting
 from flatjax.operators._per_example import per_example_gradients
@@ -250,7 +251,7 @@ def label_noise(
         "flip_probability", flip_probability if flip_probability is not None else 0.0,
         minimum=0.0, maximum=1.0,
     )  # fmt: skip
-    output_loss = losses.as_loss(loss)
+    output_loss = as_loss(loss)
     model_fn = callables.model_function("label_noise", model_fn, output_loss)
 
     def noised(keys, outputs, targets, count):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import flatjax
-from flatjax import losses
+from flatjax.losses._own import as_loss, follow_loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ def test_a_subclass_is_a_loss(x64):
     np.testing.assert_allclose(
         loss.hessian_product(z, t, u), jax.jvp(gradient, (z,), (u,))[1], rtol=1e-14
     )
-    assert losses.as_loss(loss) is loss
+    assert as_loss(loss) is loss
     assert loss.closed_form
     assert loss(per="token") == Exponential(per="token", unit=2.0)
     assert loss(per="token") != Exponential(per="token", unit=3.0)
@@ -81,15 +81,15 @@ class TestFunctions:
                 return t * z**2 * u
 
         for loss in (
-            losses.as_loss(Quartic()),
-            losses.follow(losses.as_loss(Quartic()), (self.z, self.t)),
+            as_loss(Quartic()),
+            follow_loss(as_loss(Quartic()), (self.z, self.t)),
         ):
             product = loss.hessian_product(self.z, self.t, jnp.ones_like(self.z))
             np.testing.assert_allclose(product, self.z**2, rtol=1e-6)
             assert loss.closed_form
 
     def test_derived_hessian(self):
-        loss = losses.as_loss(lambda z, t: (t * z**4).sum(axis=-1) / 12)
+        loss = as_loss(lambda z, t: (t * z**4).sum(axis=-1) / 12)
         np.testing.assert_allclose(
             loss.hessian_product(self.z, self.t, jnp.ones_like(self.z)), self.z**2, rtol=1e-6
         )
@@ -99,24 +99,24 @@ class TestFunctions:
         def fn(z, t):
             return z.sum(axis=-1)
 
-        assert losses.as_loss(fn) == losses.as_loss(fn)
-        assert hash(losses.as_loss(fn)) == hash(losses.as_loss(fn))
+        assert as_loss(fn) == as_loss(fn)
+        assert hash(as_loss(fn)) == hash(as_loss(fn))
 
     def test_one_value_an_example(self):
         with pytest.raises(ValueError, match=r"one value an example, shape \(n,\), got \(\): do n"):
-            losses.as_loss(lambda z, t: z.mean())(self.z, self.t)
+            as_loss(lambda z, t: z.mean())(self.z, self.t)
 
     def test_no_samples(self):
         with pytest.raises(TypeError, match="this loss cannot sample targets: use one of flatjax"):
-            losses.as_loss(lambda z, t: z).sample(jax.random.key(0), self.z)
+            as_loss(lambda z, t: z).sample(jax.random.key(0), self.z)
 
     def test_no_tokens(self):
         with pytest.raises(ValueError, match="`per` needs one of flatjax's losses; a function"):
-            losses.as_loss(lambda z, t: z)(self.z, self.t, per="token")
+            as_loss(lambda z, t: z)(self.z, self.t, per="token")
 
     def test_not_callable(self):
         with pytest.raises(TypeError, match=r"loss must be an output loss such as.*got float"):
-            losses.as_loss(1.0)
+            as_loss(1.0)
 
 
 class TestErrors:

@@ -141,7 +141,7 @@ class TestPerExampleGradients:
             flatjax.per_example_gradients(losses_fn, w, ())
         with pytest.raises(ValueError, match="batch is empty: it needs at least one example"):
             flatjax.per_example_gradients(losses_fn, w, x[:0])
-        with pytest.raises(ValueError, match="chunk_size must be a positive integer or None"):
+        with pytest.raises(ValueError, match="chunk_size must be at least 1"):
             flatjax.per_example_gradients(losses_fn, w, x, chunk_size=0)
         with pytest.raises(TypeError, match="loss_fn must be a function, got int"):
             flatjax.per_example_gradients(3, w, x)

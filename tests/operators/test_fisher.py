@@ -9,6 +9,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import flatjax
+from flatjax.losses._own import as_loss
 from tests.models import CLASSES, NETWORKS, attention, mlp
 from tests.operators import references
 
@@ -268,4 +269,4 @@ class TestErrors:
 
     def test_per_token_of_a_function(self):
         with pytest.raises(ValueError, match="`per` needs one of flatjax's losses"):
-            flatjax.losses.as_loss(lambda z, t: z)(per="token")
+            as_loss(lambda z, t: z)(per="token")

@@ -120,7 +120,7 @@ def test_bad_arguments_are_refused():
         gram_eigh(LOSS, params, batch, k=9)
     with pytest.raises(ValueError, match="needs per-example losses"):
         gradient_gram(lambda w, x: jnp.mean(x @ w), jnp.zeros(2), jnp.ones((3, 2)))
-    with pytest.raises(ValueError, match="chunk_size must be a positive integer"):
+    with pytest.raises(ValueError, match="chunk_size must be at least 1, got 0"):
         gradient_gram(LOSS, params, batch, chunk_size=0)
     with pytest.raises(ValueError, match="is refused beyond 20,000"):
         gradient_gram(lambda w, x: x @ w, jnp.zeros(1), jnp.ones((20_001, 1)))

@@ -157,7 +157,7 @@ def test_the_default_budget_is_what_is_free():
 
 
 def test_bad_arguments_are_refused():
-    with pytest.raises(ValueError, match="budget_bytes must be positive"):
+    with pytest.raises(ValueError, match="budget_bytes must be above 0"):
         plan(HESSIAN, budget_bytes=0)
     with pytest.raises(ValueError, match="max_probes must be at least 1"):
         plan(HESSIAN, max_probes=0)

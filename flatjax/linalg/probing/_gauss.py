@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from flatjax import _checks as checks
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.linalg.krylov import _extremes as extremes
@@ -59,14 +60,14 @@ def quadratures(
 
     ``what`` asks for them, by its name.
     """
-    key = arguments.check_key(key)
+    key = checks.check_key(key)
     arguments.check_outside_jit(what, op, key)
-    arguments.check_count("num_probes", num_probes)
-    arguments.check_count("num_steps", num_steps)
-    arguments.check_tolerance(tol)
+    checks.check_count("num_probes", num_probes)
+    checks.check_count("num_steps", num_steps)
+    checks.check_tolerance(tol)
     depth = 2 * num_steps if deflation_steps is None else deflation_steps
     if depth:
-        arguments.check_count("deflation_steps", depth)
+        checks.check_count("deflation_steps", depth)
     scalar = trees.dtype(op.structure)
     dense = exact.matrix(op, depth + num_probes * num_steps)
     if dense is not None:

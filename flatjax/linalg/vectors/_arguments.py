@@ -1,50 +1,17 @@
-"""Checks of what users pass, at the door of every estimator."""
+"""Start vectors and first products, checked at the door of every estimator."""
 
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flatjax import _checks as checks
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.linalg.vectors import _probes as probes
 from flatjax.operators._base import Operator
-
-
-def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Raise unless ``value`` is a Python integer of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer, got {value!r}.")
-    if value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}.")
-
-
-def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
-    """Raise unless ``value`` is one of ``choices``."""
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
-
-
-def check_tolerance(tol: Any, name: str = "tol") -> None:
-    """Raise unless ``tol`` is a non-negative Python number."""
-    if isinstance(tol, bool) or not isinstance(tol, (int, float, np.number)):
-        raise TypeError(f"{name} must be a Python number, got {type(tol).__name__}.")
-    if not tol >= 0:
-        raise ValueError(f"{name} must not be negative, got {tol}.")
-
-
-def check_key(key: Any) -> jax.Array:
-    """The key, with a clear error where it is missing or no key."""
-    if key is None:
-        raise ValueError("key is missing: pass key=jax.random.key(seed).")
-    typed = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
-    raw = hasattr(key, "dtype") and key.dtype == jnp.uint32 and key.ndim == 1
-    if not (typed and key.shape == ()) and not raw:
-        raise TypeError(f"key must be one PRNG key such as jax.random.key(0), got {key!r}.")
-    return key if typed else jax.random.wrap_key_data(key)
 
 
 def check_outside_jit(what: str, *trees_: Any) -> None:
@@ -65,7 +32,7 @@ def start(op: Operator, key: jax.Array | None, v0: Tree) -> tuple[Tree, jax.Arra
             f"give exactly one of key= (a random start) and v0= (a start vector), got {given}."
         )
     if v0 is None:
-        key = check_key(key)
+        key = checks.check_key(key)
         return probes.probe(jax.random.fold_in(key, 0), op.structure, "normal"), key
     return start_vector(op, v0), jax.random.key(0)
 

@@ -1,0 +1,62 @@
+"""A wrong type is a TypeError, a wrong value a ValueError, and the text says what is wanted."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from flatjax import _checks as checks
+
+INF = float("inf")
+
+
+@pytest.mark.parametrize("call", [
+    lambda: checks.check_count("k", 1),
+    lambda: checks.check_count("k", np.int64(0), least=0),
+    lambda: checks.check_choice("way", None, ("LA", None)),
+    lambda: checks.check_scalar("eta", np.float32(-3.0)),
+    lambda: checks.check_scalar("eta", jnp.ones(()), minimum=1.0, maximum=1.0),
+    lambda: checks.check_scalar("p", INF, minimum=1.0, infinite=True),
+    lambda: checks.check_scalar("rho", lambda step: step, schedule=True),
+    lambda: jax.eval_shape(lambda x: checks.check_scalar("rho", x, above=1.0), 0.0),
+    lambda: checks.check_tolerance(0),
+    lambda: checks.check_tolerance(INF),
+])  # fmt: skip
+def test_good_values_pass(call):
+    assert call() is None
+
+
+@pytest.mark.parametrize(("call", "error", "text"), [
+    (lambda: checks.check_count("k", 2.0), TypeError, "k must be an integer, got 2.0"),
+    (lambda: checks.check_count("k", True), TypeError, "k must be an integer, got True"),
+    (lambda: checks.check_count("k", 1, 2), ValueError, "k must be at least 2, got 1"),
+    (lambda: checks.check_choice("way", "LB", ("LA", "SA")), ValueError, "one of 'LA', 'SA', got"),
+    (lambda: checks.check_choice("way", np.ones(2), ("LA",)), ValueError, "one of 'LA', got arr"),
+    (lambda: checks.check_scalar("eta", "1"), TypeError, "eta must be a number, got str"),
+    (lambda: checks.check_scalar("eta", None), TypeError, "eta must be a number, got NoneType"),
+    (lambda: checks.check_scalar("eta", True), TypeError, "eta must be a number, got bool"),
+    (lambda: checks.check_scalar("eta", np.ones(1)), TypeError, r"ndarray of shape \(1,\)"),
+    (lambda: checks.check_scalar("eta", print), TypeError, "eta must be a number, got builtin"),
+    (lambda: checks.check_scalar("eta", "1", schedule=True), TypeError, "a number or a schedule"),
+    (lambda: checks.check_scalar("eta", INF), ValueError, "eta must be finite, got inf"),
+    (lambda: checks.check_scalar("p", float("nan"), infinite=True), ValueError, "must be finite"),
+    (lambda: checks.check_scalar("eta", 0, above=0), ValueError, "eta must be above 0, got 0"),
+    (lambda: checks.check_scalar("eta", -1, minimum=0), ValueError, "at least 0, got -1"),
+    (lambda: checks.check_scalar("b", 2, minimum=0, maximum=1), ValueError, "0 and at most 1, got"),
+    (lambda: checks.check_scalar("b", 1, minimum=0, below=1), ValueError, "0 and below 1, got 1"),
+    (lambda: checks.check_tolerance(-1.0), ValueError, "tol must not be negative, got -1"),
+    (lambda: checks.check_tolerance(float("nan"), "rtol"), ValueError, "rtol must not be"),
+    (lambda: checks.check_tolerance(jnp.ones(())), TypeError, "tol must be a Python number"),
+    (lambda: checks.check_key(None), ValueError, "key is missing: pass key="),
+    (lambda: checks.check_key(0), TypeError, "key must be one PRNG key"),
+    (lambda: checks.check_key(jax.random.split(jax.random.key(0))), TypeError, "one PRNG key"),
+])  # fmt: skip
+def test_bad_values_say_what_is_wanted(call, error, text):
+    with pytest.raises(error, match=text):
+        call()
+
+
+def test_an_old_key_becomes_a_typed_one():
+    key = checks.check_key(jax.random.PRNGKey(3))
+    assert key == jax.random.key(3)
+    assert checks.check_key(key) is key
