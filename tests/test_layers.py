@@ -10,6 +10,7 @@ import pytest
 from tests.repository import PACKAGE
 
 FLOORS = {
+    "_checks": 0,
     "_collectives": 0,
     "_convolutions": 0,
     "_fingerprints": 0,

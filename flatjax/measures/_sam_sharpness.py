@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.typing import ArrayLike
 
+from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax.measures import _objective as objective
 from flatjax.measures import _worst_case as worst_case
@@ -118,8 +119,8 @@ def sam_sharpness(
       arXiv:2102.11600.
     """
     p = worst_case.check_p(p)
-    objective.check_number("rho", rho, above=0.0)
-    objective.check_number("eta", eta, minimum=0.0)
+    checks.check_scalar("rho", rho, above=0.0)
+    checks.check_scalar("eta", eta, minimum=0.0)
     worst_case.check_ascents(ascent_steps, num_starts, key)
     op = objective.mean_loss(
         loss_fn, params, batch, args, weights=weights, axis_name=axis_name, precision=precision

@@ -9,15 +9,14 @@ the maximum lies on the boundary. It serves every p without a projection, stays 
 never goes down. One gradient per step.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
+from flatjax import _checks as checks
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
@@ -116,7 +115,7 @@ def _advanced(state, value, gradient, p):
 
 
 @jax.jit
-def scaled_ball(params: Tree, radius: ArrayLike, offset: ArrayLike | None) -> Scaling:
+def scaled_ball(params: Tree, radius: Any, offset: Any) -> Scaling:
     """The ball of ``radius`` times ``|w| + offset``; the plain one without an offset."""
     if offset is None:
         scales = jax.tree.map(jnp.ones_like, params)
@@ -232,8 +231,8 @@ _direction = partial(jax.jit, static_argnums=1)(dual_direction)
 
 def check_ascents(ascent_steps: Any, num_starts: Any, key: Any) -> None:
     """Raise unless there are steps and starts, and a key for the random ones."""
-    objective.check_count("ascent_steps", ascent_steps)
-    objective.check_count("num_starts", num_starts)
+    checks.check_count("ascent_steps", ascent_steps)
+    checks.check_count("num_starts", num_starts)
     if num_starts > 1 and key is None:
         raise ValueError("num_starts > 1 starts at random points: pass key=jax.random.key(0).")
 
@@ -242,7 +241,5 @@ def check_p(p: Any) -> float:
     """``p`` as a number in [1, inf], or a clear error."""
     if isinstance(p, jax.core.Tracer):
         raise TypeError("p decides the program and cannot be traced: pass a Python number.")
-    number = float(p)
-    if math.isnan(number) or number < 1:
-        raise ValueError(f"p must be at least 1, or infinity, got {p}.")
-    return number
+    checks.check_scalar("p", p, minimum=1.0, infinite=True)
+    return float(p)

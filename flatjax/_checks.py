@@ -1,0 +1,95 @@
+"""Checks of what users pass: ``TypeError`` for a wrong type, ``ValueError`` for a wrong value."""
+
+import math
+from collections.abc import Collection, Hashable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raise unless ``value`` is a concrete integer of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer, got {value!r}.")
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {value}.")
+
+
+def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
+    """Raise unless ``value`` is one of ``choices``."""
+    # An array, which is not hashable, has no truth value when it is compared.
+    if not isinstance(value, Hashable) or value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.")
+
+
+def check_scalar(
+    name: str,
+    value: Any,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    infinite: bool = False,
+    schedule: bool = False,
+) -> None:
+    """Raise unless ``value`` is a finite number in range; what is traced passes.
+
+    Args:
+      name: what the user calls it.
+      value: a number or an array without axes.
+      minimum: the smallest value.
+      maximum: the largest value.
+      above: what the value must exceed.
+      below: what the value must stay under.
+      infinite: whether infinity is a value.
+      schedule: whether a function of the step count will do, too.
+
+    Raises:
+      TypeError: if ``value`` is no number.
+      ValueError: if it is not finite or out of range.
+    """
+    if isinstance(value, jax.core.Tracer) or (schedule and callable(value)):
+        return
+    try:
+        if isinstance(value, (bool, str)) or jnp.ndim(value) != 0:
+            raise TypeError
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        wanted = "a number or a schedule (a function of the step count)" if schedule else "a number"
+        got = getattr(value, "shape", None)
+        got = type(value).__name__ + (f" of shape {got}" if got else "")
+        raise TypeError(f"{name} must be {wanted}, got {got}.") from error
+    if math.isnan(number) or (math.isinf(number) and not infinite):
+        raise ValueError(f"{name} must be finite, got {number}.")
+    bounds = [
+        (minimum, f"at least {minimum}", lambda bound: number >= bound),
+        (maximum, f"at most {maximum}", lambda bound: number <= bound),
+        (above, f"above {above}", lambda bound: number > bound),
+        (below, f"below {below}", lambda bound: number < bound),
+    ]
+    given = [(bound, words, holds) for bound, words, holds in bounds if bound is not None]
+    if not all(holds(bound) for bound, _, holds in given):
+        wanted = " and ".join(words for _, words, _ in given)
+        raise ValueError(f"{name} must be {wanted}, got {number}.")
+
+
+def check_tolerance(tol: Any, name: str = "tol") -> None:
+    """Raise unless ``tol`` is a concrete number that is not negative; infinity is one."""
+    if isinstance(tol, bool) or not isinstance(tol, (int, float, np.number)):
+        raise TypeError(f"{name} must be a Python number, got {type(tol).__name__}.")
+    if not tol >= 0:
+        raise ValueError(f"{name} must not be negative, got {tol}.")
+
+
+def check_key(key: Any) -> jax.Array:
+    """The key as a typed one, with a clear error where it is missing or no key."""
+    if key is None:
+        raise ValueError("key is missing: pass key=jax.random.key(seed).")
+    typed = hasattr(key, "dtype") and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)
+    raw = hasattr(key, "dtype") and key.dtype == jnp.uint32 and key.ndim == 1
+    if not (typed and key.shape == ()) and not raw:
+        raise TypeError(f"key must be one PRNG key such as jax.random.key(0), got {key!r}.")
+    return key if typed else jax.random.wrap_key_data(key)
