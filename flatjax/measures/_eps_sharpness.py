@@ -141,13 +141,13 @@ def eps_sharpness(
     evaluate, cost = _evaluation(op, ball, gradient, subspace)
     best = worst_case.search(evaluate, ball, math.inf, ascent_steps, num_starts, key)
     return EpsSharpness(
-        value=100 * best.rise / (1 + best.loss),
-        max_loss=best.loss + best.rise,
+        value=100 * best.value / (1 + best.loss),
+        max_loss=best.loss + best.value,
         loss=best.loss,
         perturbation=best.perturbation,
         gap=best.gap,
-        starts=best.rises,
-        num_evaluations=cost * (1 + num_starts * ascent_steps),
+        starts=best.starts,
+        num_evaluations=cost * best.num_gradients,
     )
 
 
