@@ -67,7 +67,6 @@ from flatjax.measures._overlap import SubspaceOverlap as SubspaceOverlap
 from flatjax.measures._overlap import subspace_overlap as subspace_overlap
 from flatjax.measures._pac_bayes import PacBayesFlatness as PacBayesFlatness
 from flatjax.measures._pac_bayes import pac_bayes_flatness as pac_bayes_flatness
-from flatjax.measures._sam_sharpness import SamSharpness as SamSharpness
 from flatjax.measures._sam_sharpness import sam_sharpness as sam_sharpness
 from flatjax.measures._scale_invariance import ScaleInvariantSharpness as ScaleInvariantSharpness
 from flatjax.measures._scale_invariance import angular_update as angular_update
@@ -81,6 +80,7 @@ from flatjax.measures._stiffness import GradientConfusion as GradientConfusion
 from flatjax.measures._stiffness import Stiffness as Stiffness
 from flatjax.measures._stiffness import gradient_confusion as gradient_confusion
 from flatjax.measures._stiffness import stiffness as stiffness
+from flatjax.measures._worst_case import SamSharpness as SamSharpness
 from flatjax.operators._base import Operator as Operator
 from flatjax.operators._blocks import block_diagonal as block_diagonal
 from flatjax.operators._blocks import blocks as blocks

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flatjax import _checks as checks
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax.linalg import eigsh
@@ -217,8 +218,7 @@ class Tracker:
         Raises:
           ValueError: if ``every`` is below 1.
         """
-        if every < 1:
-            raise ValueError(f"every must be at least 1, got {every}.")
+        checks.check_count("every", every)
         return TrackCallback(self, make_operator, key, every)
 
 
@@ -310,16 +310,12 @@ def track(k: int = 1, *, which: Which = "LA", num_blocks: int = 2, tol: float = 
       Knyazev, "Toward the optimal preconditioned eigensolver: locally optimal block preconditioned
       conjugate gradient method", SIAM J. Sci. Comput. 23(2), 2001.
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}.")
-    if which not in ("LA", "SA", "LM"):
-        raise ValueError(f'which must be "LA", "SA" or "LM", got {which!r}.')
-    if num_blocks not in (1, 2, 3):
-        raise ValueError(f"num_blocks must be 1, 2 or 3, got {num_blocks}.")
+    checks.check_count("k", k)
+    checks.check_choice("which", which, ("LA", "SA", "LM"))
+    checks.check_choice("num_blocks", num_blocks, (1, 2, 3))
+    checks.check_scalar("tol", tol, above=0.0, below=1.0)
     if num_blocks == 1 and which == "SA":
         raise ValueError('one block follows the largest |value|: use num_blocks=2 for "SA".')
-    if not 0 < tol < 1:
-        raise ValueError(f"tol must lie between 0 and 1, got {tol}.")
     return Tracker(k, which, num_blocks, float(tol))
 
 

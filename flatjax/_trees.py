@@ -255,6 +255,6 @@ def zeros(structure: Tree, leading: tuple[int, ...] = ()) -> Tree:
     return placed(empty, structure)
 
 
-def per_row(factors: jax.Array, a: jax.Array) -> jax.Array:
+def per_row(factors: Any, a: jax.Array) -> jax.Array:
     """One factor per row of ``a``, in the shape and dtype in which it multiplies ``a``."""
     return factors.reshape(-1, *(1,) * (a.ndim - 1)).astype(a.dtype)

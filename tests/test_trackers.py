@@ -326,9 +326,9 @@ def test_a_new_batch_compiles_nothing(key):
     [
         ({"k": 0}, "k must be at least 1"),
         ({"which": "BE"}, "which must be"),
-        ({"num_blocks": 4}, "num_blocks must be 1, 2 or 3"),
+        ({"num_blocks": 4}, "num_blocks must be one of 1, 2, 3"),
         ({"which": "SA", "num_blocks": 1}, "use num_blocks=2"),
-        ({"tol": 0.0}, "tol must lie between 0 and 1"),
+        ({"tol": 0.0}, "tol must be above 0.0 and below 1.0"),
     ],
 )
 def test_bad_arguments(arguments, message):

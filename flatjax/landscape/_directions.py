@@ -6,6 +6,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from flatjax import _checks as checks
 from flatjax import _layouts as layouts
 from flatjax import _trees as trees
 from flatjax._trees import Tree
@@ -63,8 +64,7 @@ def filter_normalize(
       Li, Xu, Taylor, Studer and Goldstein, "Visualizing the loss landscape of neural nets", NeurIPS
       2018, arXiv:1712.09913.
     """
-    if biases not in ("zero", "scale"):
-        raise ValueError(f'biases must be "zero" or "scale", got {biases!r}.')
+    checks.check_choice("biases", biases, ("zero", "scale"))
     trees.check(direction, trees.structure_of(params), "direction")
     return _normalize(direction, params, _filter_axes(params, axis), biases)
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from flatjax import _checks as checks
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax.linalg.vectors import _basis as basis
@@ -98,8 +99,8 @@ def alignment(
       and generalization", AISTATS 2020, arXiv:1906.07774; Hutchinson, "A stochastic estimator of
       the trace of the influence matrix for Laplacian smoothing splines", 1990.
     """
-    objective.check_choice("method", method, ("hutchinson", "exact"))
-    objective.check_count("num_probes", num_probes)
+    checks.check_choice("method", method, ("hutchinson", "exact"))
+    checks.check_count("num_probes", num_probes)
     if (key is not None) != (method == "hutchinson"):
         raise ValueError('method="hutchinson" needs key=, and "exact" takes none.')
     given = lambda op: None if isinstance(op, Operator) else structure  # noqa: E731

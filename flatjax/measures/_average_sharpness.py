@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax.linalg.vectors import _probes as probes
@@ -106,9 +107,9 @@ def average_sharpness(
       Flammarion, "A modern look at the relationship between sharpness and generalization", ICML
       2023, arXiv:2302.07011.
     """
-    objective.check_number("sigma", sigma, above=0.0)
-    objective.check_number("eta", eta, minimum=0.0)
-    objective.check_count("num_samples", num_samples)
+    checks.check_scalar("sigma", sigma, above=0.0)
+    checks.check_scalar("eta", eta, minimum=0.0)
+    checks.check_count("num_samples", num_samples)
     op = objective.mean_loss(
         loss_fn, params, batch, args, weights=weights, axis_name=axis_name, precision=precision
     )

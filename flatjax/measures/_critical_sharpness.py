@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax.measures import _objective as objective
@@ -114,10 +115,10 @@ def critical_sharpness(
       Kalra et al., 2026, arXiv:2601.16979; Jastrzebski et al., "On the relation between the
       sharpest directions of DNN loss and the SGD step length", ICLR 2019, arXiv:1807.05031.
     """
-    objective.check_number("initial_step", initial_step, above=0.0)
-    objective.check_number("factor", factor, above=0.0)
-    objective.check_number("tol", tol, above=0.0)
-    objective.check_count("max_trials", max_trials)
+    checks.check_scalar("initial_step", initial_step, above=0.0)
+    checks.check_scalar("factor", factor, above=0.0)
+    checks.check_scalar("tol", tol, above=0.0)
+    checks.check_count("max_trials", max_trials)
     op = objective.mean_loss(
         loss_fn, params, batch, args, weights=weights, axis_name=axis_name, precision=precision
     )

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax.linalg.vectors import _basis as basis
@@ -114,15 +115,15 @@ def eps_sharpness(
       Keskar, Mudigere, Nocedal, Smelyanskiy and Tang, "On large-batch training for deep learning:
       generalization gap and sharp minima", ICLR 2017, arXiv:1609.04836.
     """
-    objective.check_number("epsilon", epsilon, above=0.0)
-    objective.check_choice("gradient", gradient, ("autodiff", "forward"))
+    checks.check_scalar("epsilon", epsilon, above=0.0)
+    checks.check_choice("gradient", gradient, ("autodiff", "forward"))
     worst_case.check_ascents(ascent_steps, num_starts, key)
     if subspace is None and gradient == "forward":
         raise ValueError(
             'gradient="forward" takes one forward pass per direction: give subspace=100 or so.'
         )
     if subspace is not None:
-        objective.check_count("subspace", subspace)
+        checks.check_count("subspace", subspace)
         if key is None:
             raise ValueError("a random subspace needs key=jax.random.key(0).")
         if subspace > trees.size(params):
@@ -140,13 +141,13 @@ def eps_sharpness(
     evaluate, cost = _evaluation(op, ball, gradient, subspace)
     best = worst_case.search(evaluate, ball, math.inf, ascent_steps, num_starts, key)
     return EpsSharpness(
-        value=100 * best.rise / (1 + best.loss),
-        max_loss=best.loss + best.rise,
+        value=100 * best.value / (1 + best.loss),
+        max_loss=best.loss + best.value,
         loss=best.loss,
         perturbation=best.perturbation,
         gap=best.gap,
-        starts=best.rises,
-        num_evaluations=cost * (1 + num_starts * ascent_steps),
+        starts=best.starts,
+        num_evaluations=cost * best.num_gradients,
     )
 
 

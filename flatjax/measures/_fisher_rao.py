@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax import losses
@@ -97,7 +98,7 @@ def fisher_rao_norm(
       Liang, Poggio, Rakhlin and Stokes, "Fisher-Rao metric, geometry, and complexity of neural
       networks", AISTATS 2019, arXiv:1711.01530.
     """
-    objective.check_choice("kind", kind, ("exact", "empirical"))
+    checks.check_choice("kind", kind, ("exact", "empirical"))
     F = fisher(
         model_fn, loss, objective.widened(params), batch, *args, kind=kind, weights=weights,
         axis_name=axis_name, precision=precision,

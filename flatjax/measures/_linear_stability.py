@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _loops as loops
 from flatjax import _trees as trees
@@ -260,8 +261,8 @@ def linear_stability(
       Wu, Ma and E, "How SGD selects the global minima in over-parameterized learning: a dynamical
       stability perspective", NeurIPS 2018.
     """
-    objective.check_number("learning_rate", learning_rate, above=0.0)
-    objective.check_count("batch_size", batch_size)
+    checks.check_scalar("learning_rate", learning_rate, above=0.0)
+    checks.check_count("batch_size", batch_size)
     data = {"weights": weights, "axis_name": axis_name, "precision": precision}
     op = objective.mean_loss(loss_fn, params, batch, args, **data)
     variance = hessian_variance(loss_fn, params, batch, *args, chunk_size=chunk_size, **data)

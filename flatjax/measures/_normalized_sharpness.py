@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from flatjax import _checks as checks
 from flatjax import _layouts as layouts
 from flatjax import _trees as trees
-from flatjax.measures import _objective as objective
 
 
 class NormalizedSharpness(NamedTuple):
@@ -101,8 +101,8 @@ def normalized_sharpness(
       Tsuzuku, Sato and Sugiyama, "Normalized flat minima: exploring scale invariant definition of
       flat minima for neural networks using PAC-Bayesian analysis", ICML 2020, arXiv:1901.04653.
     """
-    objective.check_choice("form", form, ("matrix", "row"))
-    objective.check_count("max_iters", max_iters)
+    checks.check_choice("form", form, ("matrix", "row"))
+    checks.check_count("max_iters", max_iters)
     trees.check(diagonal, trees.structure_of(params), "diagonal")
     return _layers(params, diagonal, _node_axes(params, axes, form), form, tol, max_iters)
 

@@ -5,7 +5,6 @@ axis name as leaves of one pytree, and its factory has checked them. One compile
 serves every point, batch and measure of the same shapes.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -102,28 +101,3 @@ def repeat(num_steps: int, body: Callable[[Any, Any], Any], carry: Any) -> Any:
     """
     carry = body(0, carry)
     return loops.fori(num_steps - 1, lambda i, c: body(i + 1, c), carry)
-
-
-def check_number(
-    name: str, number: Any, *, minimum: float = -math.inf, above: float = -math.inf
-) -> None:
-    """Raise ``ValueError`` unless a concrete ``number`` is a finite scalar in range."""
-    if isinstance(number, jax.core.Tracer):
-        return
-    if jnp.ndim(number) != 0 or not math.isfinite(float(number)):
-        raise ValueError(f"{name} must be a finite number, got {number}.")
-    if float(number) < minimum or float(number) <= above:
-        bound = f"above {above:g}" if above > -math.inf else f"at least {minimum:g}"
-        raise ValueError(f"{name} must be {bound}, got {number}.")
-
-
-def check_count(name: str, count: Any, minimum: int = 1) -> None:
-    """Raise ``ValueError`` unless ``count`` is a Python integer of at least ``minimum``."""
-    if isinstance(count, bool) or not isinstance(count, int) or count < minimum:
-        raise ValueError(f"{name} must be an integer of at least {minimum}, got {count!r}.")
-
-
-def check_choice(name: str, choice: Any, choices: tuple[Any, ...]) -> None:
-    """Raise ``ValueError`` unless ``choice`` is one of ``choices``."""
-    if choice not in choices:
-        raise ValueError(f"{name} must be one of {choices}, got {choice!r}.")

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax.measures import _objective as objective
@@ -132,15 +133,14 @@ def pac_bayes_flatness(
       deep learning", NeurIPS 2017, arXiv:1706.08947; Maurer, "A note on the PAC Bayesian theorem",
       2004, arXiv:cs/0411099.
     """
-    objective.check_number("increase", increase, above=0.0)
-    objective.check_number("initial_sigma", initial_sigma, above=0.0)
-    objective.check_number("tol", tol, above=0.0)
-    objective.check_count("num_samples", num_samples)
-    objective.check_count("max_trials", max_trials)
-    if not 0 < delta < 1:
-        raise ValueError(f"delta must lie strictly between 0 and 1, got {delta}.")
+    checks.check_scalar("increase", increase, above=0.0)
+    checks.check_scalar("initial_sigma", initial_sigma, above=0.0)
+    checks.check_scalar("tol", tol, above=0.0)
+    checks.check_count("num_samples", num_samples)
+    checks.check_count("max_trials", max_trials)
+    checks.check_scalar("delta", delta, above=0.0, below=1.0)
     if num_examples is not None:
-        objective.check_count("num_examples", num_examples)
+        checks.check_count("num_examples", num_examples)
     op = objective.mean_loss(
         loss_fn, params, batch, args, weights=weights, axis_name=axis_name, precision=precision
     )

@@ -2,40 +2,16 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 from jax.typing import ArrayLike
 
+from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax.measures import _objective as objective
 from flatjax.measures import _worst_case as worst_case
-
-
-class SamSharpness(NamedTuple):
-    r"""The largest rise of the loss found in a ball.
-
-    Attributes:
-      value: $L(w + \epsilon) - L(w)$ at the best perturbation found, at least 0; a lower bound of
-        the maximum.
-      perturbation: the best $\epsilon$, a pytree like the params.
-      loss: $L(w)$.
-      first_step: the rise at the end of the first ascent step, SAM's own estimate; may be negative.
-      first_order: the rise that the gradient predicts, $\rho \lVert T g \rVert_q$.
-      gap: the most that the linear model at the best perturbation still rises inside the ball, in
-        units of the loss; 0 at a stationary point of the maximisation.
-      starts: the best rise from every start, shape ``(num_starts,)``.
-      num_gradients: gradients spent.
-    """
-
-    value: jax.Array
-    perturbation: Any
-    loss: jax.Array
-    first_step: jax.Array
-    first_order: jax.Array
-    gap: jax.Array
-    starts: jax.Array
-    num_gradients: int
+from flatjax.measures._worst_case import SamSharpness
 
 
 def sam_sharpness(
@@ -118,22 +94,12 @@ def sam_sharpness(
       arXiv:2102.11600.
     """
     p = worst_case.check_p(p)
-    objective.check_number("rho", rho, above=0.0)
-    objective.check_number("eta", eta, minimum=0.0)
+    checks.check_scalar("rho", rho, above=0.0)
+    checks.check_scalar("eta", eta, minimum=0.0)
     worst_case.check_ascents(ascent_steps, num_starts, key)
     op = objective.mean_loss(
         loss_fn, params, batch, args, weights=weights, axis_name=axis_name, precision=precision
     )
     ball = worst_case.scaled_ball(op.params, rho, eta if adaptive else None)
     evaluate = partial(worst_case.loss_and_gradient, op, ball)
-    best = worst_case.search(evaluate, ball, p, ascent_steps, num_starts, key)
-    return SamSharpness(
-        value=best.rise,
-        perturbation=best.perturbation,
-        loss=best.loss,
-        first_step=best.first_rise,
-        first_order=best.first_order,
-        gap=best.gap,
-        starts=best.rises,
-        num_gradients=1 + num_starts * ascent_steps,
-    )
+    return worst_case.search(evaluate, ball, p, ascent_steps, num_starts, key)

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from flatjax import _checks as checks
 from flatjax import _trees as trees
 from flatjax.linalg import eigsh, trace
-from flatjax.measures import _objective as objective
 from flatjax.operators._base import Operator
 from flatjax.operators._blocks import blocks
 from flatjax.operators._selection import By, group_names
@@ -102,7 +102,7 @@ def scale_invariant_sharpness(
       arXiv:1706.05350; Lyu, Li and Arora, "Understanding the generalization benefit of
       normalization layers: sharpness reduction", NeurIPS 2022, arXiv:2206.07085.
     """
-    objective.check_choice("statistic", statistic, ("eigenvalue", "trace"))
+    checks.check_choice("statistic", statistic, ("eigenvalue", "trace"))
     if not isinstance(op, Operator):
         raise TypeError(f"op must be an operator, got {type(op).__name__}: see as_operator.")
     trees.check(params, op.structure, "params")
@@ -181,7 +181,7 @@ def effective_learning_rate(
       van Laarhoven, "L2 regularization versus batch and weight normalization", 2017,
       arXiv:1706.05350.
     """
-    objective.check_number("learning_rate", learning_rate, minimum=0.0)
+    checks.check_scalar("learning_rate", learning_rate, minimum=0.0)
     norms = squared_norms(params, by)
     return {name: jnp.asarray(learning_rate).astype(a.dtype) / a for name, a in norms.items()}
 

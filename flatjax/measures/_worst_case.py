@@ -9,15 +9,14 @@ the maximum lies on the boundary. It serves every p without a projection, stays 
 never goes down. One gradient per step.
 """
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.typing import ArrayLike
 
+from flatjax import _checks as checks
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
@@ -116,7 +115,7 @@ def _advanced(state, value, gradient, p):
 
 
 @jax.jit
-def scaled_ball(params: Tree, radius: ArrayLike, offset: ArrayLike | None) -> Scaling:
+def scaled_ball(params: Tree, radius: Any, offset: Any) -> Scaling:
     """The ball of ``radius`` times ``|w| + offset``; the plain one without an offset."""
     if offset is None:
         scales = jax.tree.map(jnp.ones_like, params)
@@ -155,31 +154,35 @@ def forward_differences(op: Hessian, ball: Subspace, y: jax.Array, width: jax.Ar
     return value, objective.repeat(y.shape[0], body, jnp.zeros_like(y))
 
 
-class Best(NamedTuple):
-    """What the ascents found.
+class SamSharpness(NamedTuple):
+    r"""The largest rise of the loss found in a ball.
 
     Attributes:
-      loss: the loss at the origin.
-      rise: the largest rise of the loss.
-      perturbation: where, a pytree like the params.
-      gap: the conditional-gradient gap there: the most that the linear model still rises.
-      rises: the rise of every ascent.
-      first_rise: the rise at the end of the first step of the first ascent.
-      first_order: the rise that the gradient at the origin predicts for the whole ball.
+      value: $L(w + \epsilon) - L(w)$ at the best perturbation found, at least 0; a lower bound of
+        the maximum.
+      perturbation: the best $\epsilon$, a pytree like the params.
+      loss: $L(w)$.
+      first_step: the rise at the end of the first ascent step, SAM's own estimate; may be negative.
+      first_order: the rise that the gradient predicts, $\rho \lVert T g \rVert_q$.
+      gap: the most that the linear model at the best perturbation still rises inside the ball, in
+        units of the loss; 0 at a stationary point of the maximisation.
+      starts: the best rise from every start, shape ``(num_starts,)``.
+      num_gradients: gradients spent.
     """
 
+    value: jax.Array
+    perturbation: Any
     loss: jax.Array
-    rise: jax.Array
-    perturbation: Tree
-    gap: jax.Array
-    rises: jax.Array
-    first_rise: jax.Array
+    first_step: jax.Array
     first_order: jax.Array
+    gap: jax.Array
+    starts: jax.Array
+    num_gradients: int
 
 
 def search(
     evaluate: Evaluate, ball: Ball, p: float, ascent_steps: int, num_starts: int, key: Any
-) -> Best:
+) -> SamSharpness:
     """The best of several ascents: one from the origin, the others from random boundary points.
 
     Args:
@@ -200,7 +203,8 @@ def search(
         begin = random_boundary(key, i, start, p)
         # The first evaluation of another start is one of its steps.
         ascents.append(maximise(evaluate, begin, evaluate(begin), p, ascent_steps - 1))
-    return _best_of(tuple(ascents), *origin, ball, p)
+    best = _best_of(tuple(ascents), *origin, ball, p)
+    return best._replace(num_gradients=1 + num_starts * ascent_steps)
 
 
 @partial(jax.jit, static_argnums=4)
@@ -211,14 +215,15 @@ def _best_of(ascents, origin, gradient, ball, p):
         better = ascent.value > best.value
         best = jax.tree.map(lambda new, old, b=better: jnp.where(b, new, old), ascent, best)
     steepest = trees.vdot(best.gradient, dual_direction(best.gradient, p))
-    return Best(
-        loss=origin,
-        rise=best.value - origin,
+    return SamSharpness(
+        value=best.value - origin,
         perturbation=ball.perturb(best.point),
-        gap=steepest - trees.vdot(best.gradient, best.point),
-        rises=jnp.stack([ascent.value for ascent in ascents]) - origin,
-        first_rise=ascents[0].first_value - origin,
+        loss=origin,
+        first_step=ascents[0].first_value - origin,
         first_order=trees.vdot(gradient, dual_direction(gradient, p)),
+        gap=steepest - trees.vdot(best.gradient, best.point),
+        starts=jnp.stack([ascent.value for ascent in ascents]) - origin,
+        num_gradients=0,
     )
 
 
@@ -232,8 +237,8 @@ _direction = partial(jax.jit, static_argnums=1)(dual_direction)
 
 def check_ascents(ascent_steps: Any, num_starts: Any, key: Any) -> None:
     """Raise unless there are steps and starts, and a key for the random ones."""
-    objective.check_count("ascent_steps", ascent_steps)
-    objective.check_count("num_starts", num_starts)
+    checks.check_count("ascent_steps", ascent_steps)
+    checks.check_count("num_starts", num_starts)
     if num_starts > 1 and key is None:
         raise ValueError("num_starts > 1 starts at random points: pass key=jax.random.key(0).")
 
@@ -242,7 +247,5 @@ def check_p(p: Any) -> float:
     """``p`` as a number in [1, inf], or a clear error."""
     if isinstance(p, jax.core.Tracer):
         raise TypeError("p decides the program and cannot be traced: pass a Python number.")
-    number = float(p)
-    if math.isnan(number) or number < 1:
-        raise ValueError(f"p must be at least 1, or infinity, got {p}.")
-    return number
+    checks.check_scalar("p", p, minimum=1.0, infinite=True)
+    return float(p)

@@ -173,7 +173,7 @@ def test_a_name_that_does_not_tell_is_an_error(key, params):
 
 
 def test_bad_input(params):
-    with pytest.raises(ValueError, match='biases must be "zero" or "scale"'):
+    with pytest.raises(ValueError, match="biases must be one of 'zero', 'scale'"):
         filter_normalize(params, params, biases="keep")
     with pytest.raises(TypeError, match="direction must have the tree structure"):
         filter_normalize({"conv": params["conv"]}, params)

@@ -87,7 +87,7 @@ def test_one_sample_has_no_standard_error():
     [
         ({"sigma": 0.0}, "sigma must be above 0"),
         ({"sigma": 0.1, "eta": -1.0}, "eta must be at least 0"),
-        ({"sigma": 0.1, "num_samples": 0}, "num_samples must be an integer"),
+        ({"sigma": 0.1, "num_samples": 0}, "num_samples must be at least 1"),
     ],
 )
 def test_bad_arguments(options, message):

@@ -85,7 +85,7 @@ def test_bad_arguments():
         ({"initial_step": 0.0}, "initial_step must be above 0"),
         ({"tol": 0.0}, "tol must be above 0"),
         ({"factor": -1.0}, "factor must be above 0"),
-        ({"max_trials": 0}, "max_trials must be an integer"),
+        ({"max_trials": 0}, "max_trials must be at least 1"),
     ]:
         with pytest.raises(ValueError, match=message):
             measured(-G, **options)

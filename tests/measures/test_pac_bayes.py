@@ -80,10 +80,10 @@ def test_sharper_minima_bear_less_noise():
 
 def test_bad_arguments():
     for options, message in [
-        ({"delta": 1.0}, "delta must lie strictly between"),
+        ({"delta": 1.0}, "delta must be above 0.0 and below 1.0"),
         ({"initial_sigma": 0.0}, "initial_sigma must be above 0"),
-        ({"num_samples": 0}, "num_samples must be an integer"),
-        ({"num_examples": 0}, "num_examples must be an integer"),
+        ({"num_samples": 0}, "num_samples must be at least 1"),
+        ({"num_examples": 0}, "num_examples must be at least 1"),
     ]:
         with pytest.raises(ValueError, match=message):
             measured(jax.random.key(0), **options)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import flatjax
 from flatjax.measures import angular_update, effective_learning_rate, scale_invariant_sharpness
@@ -158,3 +159,10 @@ def test_groups_are_estimated_independently():
         method="hutchinson", num_products=2,
     )  # fmt: skip
     assert float(result.curvatures["a"]) != float(result.curvatures["b"])
+
+
+def test_groups_of_flax_nnx_are_named_as_its_blocks_are():
+    params = nnx.State({"w": nnx.Param(jnp.asarray([3.0, 4.0]))})  # the path of a leaf is w.value
+    H = flatjax.hessian(lambda p, _: 0.5 * (p["w"][...] ** 2).sum(), params, None)
+    result = scale_invariant_sharpness(H, params, key=jax.random.key(0))
+    np.testing.assert_allclose(result.values["w"], 25.0, rtol=1e-12)
