@@ -54,7 +54,7 @@ def check_scalar(
     if isinstance(value, jax.core.Tracer) or (schedule and callable(value)):
         return
     try:
-        if isinstance(value, (bool, str)) or jnp.ndim(value) != 0:
+        if isinstance(value, (bool, str)) or np.ndim(value) != 0:
             raise TypeError
         number = float(value)
     except (TypeError, ValueError) as error:
