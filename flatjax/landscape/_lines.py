@@ -19,7 +19,8 @@ class Line(NamedTuple):
 
     Attributes:
       positions: $t$, shape ``(m,)``, in units of the direction's length.
-      losses: the mean loss at $\theta + t\, d$, shape ``(m,)``; NaN and infinity where it is.
+      losses: the mean loss at $\theta + t\, d$, shape ``(m,)``; not finite where the
+        loss is not.
     """
 
     positions: jax.Array
@@ -61,8 +62,9 @@ def loss_along(
 
     Raises:
       TypeError: if the direction has another tree structure than the params.
-      ValueError: if a leaf has another shape, ``positions`` is not one-dimensional, or weights are
-        given with a scalar loss or in another number than there are examples.
+      ValueError: if a leaf has another shape, ``positions`` is not one-dimensional, the loss is
+        neither a scalar nor one number per example, or weights are given with a scalar loss or in
+        another number than there are examples.
 
     Example:
       >>> import jax.numpy as jnp
