@@ -88,6 +88,12 @@ def test_from_the_first_step_on_values_are_right_or_said_not_to_be(key):
         "vectors": tracker.init(H, pairs=first_two),
         "random": tracker.init(params, key=key),
     }
+
+    @jax.jit
+    def descend(params):
+        gradient = jax.grad(lambda p: network(p, batch).mean())(params)
+        return jax.tree.map(lambda w, g: w - 0.05 * g, params, gradient)
+
     truth, records = [], []
     for i in range(21):
         H = flatjax.hessian(network, params, batch)
@@ -95,8 +101,7 @@ def test_from_the_first_step_on_values_are_right_or_said_not_to_be(key):
         states["operator"] = callback(i, params)
         truth.append(np.linalg.eigvalsh(np.asarray(H.to_dense(), float))[:-3:-1])
         records.append({name: jax.tree.map(np.asarray, s) for name, s in states.items()})
-        gradient = jax.grad(lambda p: network(p, batch).mean())(params)
-        params = jax.tree.map(lambda w, g: w - 0.05 * g, params, gradient)
+        params = descend(params)
     truth = np.stack(truth)
     assert truth[0, 0] > 1.1 * truth[10, 0]
     for name in records[0]:

@@ -11,11 +11,7 @@ from flatjax import _collectives as collectives
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
-from flatjax.losses import Mean
-from flatjax.operators import _terms as terms
-from flatjax.operators._arguments import check_arguments, num_examples
-from flatjax.operators._callables import follow
-from flatjax.operators._weights import with_copies
+from flatjax.measures import _objective as objective
 
 
 class Line(NamedTuple):
@@ -23,7 +19,8 @@ class Line(NamedTuple):
 
     Attributes:
       positions: $t$, shape ``(m,)``, in units of the direction's length.
-      losses: the mean loss at $\theta + t\, d$, shape ``(m,)``; NaN and infinity where it is.
+      losses: the mean loss at $\theta + t\, d$, shape ``(m,)``; not finite where the
+        loss is not.
     """
 
     positions: jax.Array
@@ -65,8 +62,9 @@ def loss_along(
 
     Raises:
       TypeError: if the direction has another tree structure than the params.
-      ValueError: if a leaf has another shape, ``positions`` is not one-dimensional, or weights are
-        given with a scalar loss or in another number than there are examples.
+      ValueError: if a leaf has another shape, ``positions`` is not one-dimensional, the loss is
+        neither a scalar nor one number per example, or weights are given with a scalar loss or in
+        another number than there are examples.
 
     Example:
       >>> import jax.numpy as jnp
@@ -81,36 +79,14 @@ def loss_along(
     positions = jnp.asarray(positions, trees.dtype(params))
     if positions.ndim != 1:
         raise ValueError(f"positions must have shape (m,), got {positions.shape}.")
-    weights = check_arguments(params, batch, weights, axis_name, None, args=args).weights
-    wide = trees.cast(params, trees.structure_of(params))
-    fn = follow(loss_fn, "loss_fn", wide, batch, args, axis_name=axis_name)
-    batch = with_copies(batch, weights)
-    at = functools.partial(_loss_at, fn, axis_name, params, direction, batch, args, weights)
+    op = objective.mean_loss(
+        loss_fn, params, batch, args, weights=weights, axis_name=axis_name, precision=None
+    )
+    at = functools.partial(_loss_at, op, direction)
     losses = loops.map_chunks(at, positions, 1) if positions.size else positions
     return Line(positions, losses)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _loss_at(loss_fn, axis_name, params, direction, batch, args, weights, position):
-    # In at least float32, and so the model gets it: small steps of bfloat16 weights round away.
-    moved = jax.tree.map(
-        lambda p, d: (p.astype(position.dtype) + position[0] * d.astype(position.dtype)).astype(
-            trees.compute_dtype(p.dtype)
-        ),
-        params,
-        direction,
-    )
-    out = loss_fn(collectives.varying(moved, axis_name), batch, *args)
-    if weights is not None and jnp.ndim(out.total if isinstance(out, Mean) else out) == 0:
-        raise ValueError(
-            "weights need a loss_fn that returns the losses of the examples, shape (n,), and it "
-            "returned their mean."
-        )
-    if not isinstance(out, Mean):
-        out = jnp.asarray(out).astype(position.dtype)
-        out = out.reshape(out.shape[0], -1).mean(1) if out.ndim else out
-    losses, counts = terms.as_terms(out, weights, num_examples(batch))
-    losses, counts = losses.astype(position.dtype), counts.astype(position.dtype)
-    # An example of weight zero does not count, even where its loss is infinite.
-    total = jnp.where(counts == 0, jnp.zeros_like(losses), counts * losses).sum()
-    return collectives.weighted_mean(total, counts.sum(), axis_name)[None]
+@jax.jit
+def _loss_at(op, direction, position):
+    return objective.value(op, trees.axpy(position[0], direction, op.params))[None]

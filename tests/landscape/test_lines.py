@@ -92,7 +92,9 @@ def test_inside_jit_and_grad(key):
 @pytest.mark.parametrize("low", ["bfloat16", "float16"])
 def test_steps_smaller_than_the_spacing_of_the_params_are_seen(low):
     params, direction = jnp.ones(1, low), jnp.full(1, 2.0**-6, low)
-    line = loss_along(lambda w, _: w, params, None, direction=direction, positions=[0, 2.0**-8, 1])
+    line = loss_along(
+        lambda w, _: w[0], params, None, direction=direction, positions=[0, 2.0**-8, 1]
+    )
     np.testing.assert_array_equal(line.losses, [1.0, 1.0 + 2.0**-14, 1.0 + 2.0**-6])
     assert line.losses.dtype == line.positions.dtype == jnp.float32
 
@@ -104,7 +106,7 @@ def test_every_leaf_keeps_its_own_precision(x64):
 
     def loss(w, _):
         seen.append({name: str(a.dtype) for name, a in w.items()})
-        return w["float64"]
+        return w["float64"][0]
 
     line = loss_along(loss, params, None, direction=params, positions=[1.0])
     assert seen == [{"bfloat16": "float32", "float32": "float32", "float64": "float64"}]
@@ -112,9 +114,8 @@ def test_every_leaf_keeps_its_own_precision(x64):
 
 
 def test_what_is_not_finite_stays_so():
-    line = loss_along(
-        lambda w, _: jnp.log(w), jnp.ones(1), None, direction=jnp.ones(1), positions=[-2, 0]
-    )
+    w = jnp.float32(1.0)
+    line = loss_along(lambda w, _: jnp.log(w), w, None, direction=w, positions=[-2, 0])
     assert np.isnan(line.losses[0])
     assert line.losses[1] == 0
 
@@ -144,7 +145,7 @@ def test_padding_does_not_count(problem, dtype):
 def test_weights_need_a_loss_of_each_example(problem):
     params, direction, batch = problem
     mean = lambda *a: losses_fn(*a).mean()  # noqa: E731
-    with pytest.raises(ValueError, match="weights need a loss_fn that returns the losses"):
+    with pytest.raises(ValueError, match="weights need per-example losses"):
         loss_along(mean, params, batch, direction=direction, positions=[0.0], weights=jnp.ones(6))
     with pytest.raises(ValueError, match="weights must have one entry an example"):
         loss_along(

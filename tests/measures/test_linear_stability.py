@@ -99,3 +99,18 @@ def test_padding_is_no_example():
     ]
     np.testing.assert_allclose(results[0].value, results[1].value, rtol=1e-12)
     np.testing.assert_allclose(results[0].bound, results[1].bound, rtol=1e-12)
+
+
+def test_says_how_well_both_eigenvalues_are_known(key):
+    scales, curvatures = jnp.linspace(1.0, 2.0, 40), jnp.asarray(CURVATURES)
+    over = (lambda w, c: 0.5 * c * (scales * w**2).sum(), jnp.ones(40), curvatures)
+    options = {"max_products": 8}
+    found = linear_stability(*over, learning_rate=0.1, batch_size=2, key=key, **options)
+    operators = flatjax.hessian(*over), hessian_variance(*over)
+    alone = [
+        flatjax.eigsh(op, 1, key=k, verify=False, **options)
+        for op, k in zip(operators, jax.random.split(key), strict=True)
+    ]
+    residuals = [pairs.residual_norms[0] for pairs in alone]
+    np.testing.assert_allclose(found.residual_norms, residuals, rtol=1e-9)
+    assert found.num_products == sum(pairs.num_products for pairs in alone)

@@ -38,6 +38,7 @@ def test_vector():
 def test_subspaces():
     result = subspace_overlap(tree(U), tree(V))
     expected = np.trace(projector(U) @ projector(V)) / np.sqrt(2 * K)
+    assert result.random == np.sqrt(2 * K) / DIM
     np.testing.assert_allclose(result.value, expected, rtol=1e-12)
     q, p = (np.linalg.qr(a.T)[0] for a in (U, V))
     cosines = np.linalg.svd(q.T @ p, compute_uv=False)

@@ -1,14 +1,12 @@
-"""Sharpness and preconditioned sharpness against dense eigenvalues and the threshold."""
+"""Sharpness against dense eigenvalues and the threshold."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import flatjax
 from flatjax.measures import sharpness
-from flatjax.optimizers._preconditioner import preconditioner
 from flatjax.optimizers._stability_threshold import stability_threshold
 from tests.measures import networks
 
@@ -53,45 +51,6 @@ def test_ratio_is_one_where_gradient_descent_turns_unstable():
         step = jax.jit(lambda _, w, eta=eta: w - eta * jax.grad(loss)(w))
         w = jax.lax.fori_loop(0, 200, step, jnp.ones(2))
         assert (ratio < 1) == stable == bool(loss(w) < loss(jnp.ones(2)))
-
-
-def test_preconditioned_is_the_eigenvalue_of_the_preconditioned_hessian(hessian):
-    H, matrix = hessian
-    optimiser = optax.scale_by_adam()
-
-    @jax.jit
-    def trained(params):
-        gradient = jax.grad(lambda p: networks.relu_loss(p, H.batch).mean())(params)
-        state = optimiser.init(params)
-        for _ in range(3):
-            _, state = optimiser.update(gradient, state)
-        return state
-
-    with jax.numpy_dtype_promotion("standard"):  # optax promotes
-        state = trained(H.params)
-    D = preconditioner(state, b1=0.9, b2=0.999, eps=1e-8)
-    root = np.sqrt(np.asarray(jax.flatten_util.ravel_pytree(D)[0]))
-    top = np.linalg.eigvalsh(matrix / root / root[:, None])[-1]
-    threshold = stability_threshold("adam", 1e-3, b1=0.9)
-    op = flatjax.preconditioned(H, D)
-    result = sharpness(op, key=jax.random.key(0), tol=1e-6, threshold=threshold)
-    np.testing.assert_allclose(result.value, top, rtol=1e-6)
-    np.testing.assert_allclose(result.ratio, top / threshold, rtol=1e-6)
-
-
-def test_preconditioned_ignores_rescaling_where_the_preconditioner_follows():
-    H, D = networks.spd(6), np.linspace(1.0, 2.0, 6)
-    s = np.geomspace(0.1, 10.0, 6)
-    values = []
-    for scale in (np.ones(6), s):
-        matrix = jnp.asarray(scale[:, None] * H * scale)
-        op = flatjax.operators.as_operator(lambda v, m=matrix: m @ v, jnp.zeros(6))
-        op = flatjax.preconditioned(op, jnp.asarray(D * scale**2))
-        result = sharpness(op, key=jax.random.key(0), tol=1e-9)
-        values.append(float(result.value))
-    np.testing.assert_allclose(
-        *values, rtol=1e-12
-    )  # the eigenvalue's error is the residual squared
 
 
 def test_same_under_jit(hessian):

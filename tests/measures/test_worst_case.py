@@ -38,3 +38,18 @@ def test_steps_are_halved_until_one_rises_and_then_whole_again():
     assert (float(state.point), float(state.step)) == (0.25, 1.0)
     assert float(state.value) == pytest.approx(0.2)
     assert float(state.first_value) == -1.0
+
+
+def test_a_search_spends_what_it_says_and_keeps_the_best(key):
+    calls = []
+
+    def evaluate(y):
+        calls.append(y)
+        return y.sum(), jnp.ones_like(y)
+
+    ball = worst_case.Scaling(jnp.array([2.0, 3.0]))
+    found = worst_case.search(evaluate, ball, math.inf, 2, 3, key)
+    assert len(calls) == found.num_gradients == 7
+    assert (float(found.loss), float(found.value), float(found.gap)) == (0.0, 2.0, 0.0)
+    assert found.perturbation.tolist() == [2.0, 3.0]
+    assert found.starts.tolist() == [2.0, 2.0, 2.0]

@@ -189,7 +189,7 @@ def test_a_line_with_weights(x64):
     m = MASK.sum(axis=1) * WEIGHTS
     losses = np.asarray(tokens(w, batch).sum(axis=1)) / MASK.sum(axis=1)
     np.testing.assert_allclose(line.losses[0], np.average(losses, weights=m), rtol=1e-12)
-    with pytest.raises(ValueError, match="weights need a loss_fn that returns the losses"):
+    with pytest.raises(ValueError, match="weights need per-example losses"):
         flatjax.loss_along(scalars, w, batch, **options)
 
 
