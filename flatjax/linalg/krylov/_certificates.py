@@ -45,8 +45,8 @@ def departure(
 ) -> jax.Array:
     r"""How far one product is from what a Krylov relation says of it.
 
-    The relation :math:`A Q = Q T + q h^\top` tells the product with :math:`u = Q c` without
-    multiplying: :math:`A u = Q (T c) + (h^\top c) q`. What a product makes of u differs by the
+    The relation $A Q = Q T + q h^\top$ tells the product with $u = Q c$ without
+    multiplying: $A u = Q (T c) + (h^\top c) q$. What a product makes of u differs by the
     noise of this product and of all the ones before, by any asymmetry of the operator, and by the
     rounding of the vectors.
 
@@ -55,7 +55,7 @@ def departure(
       basis: the rows of Q.
       combination: c, one number per row.
       image: T c, in units of ``scale``.
-      coupling: :math:`h^\top c`, in units of ``scale``.
+      coupling: $h^\top c$, in units of ``scale``.
       vector: q.
       scale: the units.
 
@@ -72,7 +72,7 @@ def _residual(w, value, vector):
 
 
 def residual(op: Operator, value: jax.Array, vector: Tree) -> jax.Array:
-    r""":math:`\|A v - \lambda v\|`, for one product."""
+    r"""$\|A v - \lambda v\|$, for one product."""
     return _residual(loops.product(op)(vector), value, vector)
 
 
@@ -89,7 +89,7 @@ def certify(
 ) -> tuple[jax.Array, jax.Array]:
     r"""The residual of a pair that no Krylov relation stands behind, and the noise of a product.
 
-    The noise is the symmetry gap :math:`|u^\top A v - v^\top A u|` with a random vector u.
+    The noise is the symmetry gap $|u^\top A v - v^\top A u|$ with a random vector u.
 
     Args:
       op: the operator.
