@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from flatjax import _loops as loops
 from flatjax import _trees as trees
@@ -37,11 +38,11 @@ _combine = jax.jit(bases.combine)
 def departure(
     op: Operator,
     basis: Tree,
-    combination: jax.Array,
-    image: jax.Array,
-    coupling: jax.Array,
+    combination: ArrayLike,
+    image: ArrayLike,
+    coupling: ArrayLike,
     vector: Tree,
-    scale: jax.Array,
+    scale: ArrayLike,
 ) -> jax.Array:
     r"""How far one product is from what a Krylov relation says of it.
 
@@ -71,7 +72,7 @@ def _residual(w, value, vector):
     return trees.norm(trees.axpy(-value, vector, trees.cast(w, vector)))
 
 
-def residual(op: Operator, value: jax.Array, vector: Tree) -> jax.Array:
+def residual(op: Operator, value: ArrayLike, vector: Tree) -> jax.Array:
     r"""$\|A v - \lambda v\|$, for one product."""
     return _residual(loops.product(op)(vector), value, vector)
 
@@ -106,7 +107,7 @@ def certify(
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def noise_floor(norm: jax.Array, noise: jax.Array, lost: float) -> jax.Array:
+def noise_floor(norm: Any, noise: Any, lost: float) -> jax.Array:
     """The size below which an eigenvalue is noise: twice a product's, at least 8 rounding errors.
 
     Args:
@@ -117,7 +118,7 @@ def noise_floor(norm: jax.Array, noise: jax.Array, lost: float) -> jax.Array:
     Returns:
       The floor; NaN where underflow has left nothing that is known.
     """
-    floor = jnp.maximum(8 * jnp.finfo(norm.dtype).eps * norm, 2 * noise)
+    floor = jnp.maximum(8 * jnp.finfo(jnp.result_type(norm)).eps * norm, 2 * noise)
     return jnp.where((norm > 0) & (norm < lost), jnp.nan, floor)
 
 

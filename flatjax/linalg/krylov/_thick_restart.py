@@ -208,7 +208,8 @@ class _Pace:
     """
 
     def __init__(self, steps: int, fixed: bool):
-        self.steps, self._fixed, self._last = steps, fixed, None
+        self.steps, self._fixed = steps, fixed
+        self._last: float | None = None
 
     def look(self, left: float, taken: int) -> None:
         """Take in how far it still is, a logarithm, after ``taken`` more steps."""
@@ -344,7 +345,9 @@ def _keep(run: _Run, k: int, which: str) -> np.ndarray:
     return np.sort(ritz.wanted(run.values, max(1, min(count, active - 1)), which))
 
 
-def _compressed(run: _Run, index: np.ndarray, ends: tuple, k: int, which: str) -> np.ndarray | None:
+def _compressed(
+    run: _Run, index: np.ndarray, ends: tuple[float, float], k: int, which: str
+) -> np.ndarray | None:
     """The candidates to freeze alone, where a sweep needs the room that the others take."""
     values, _ = run.candidates()
     # Chebyshev's bound is for the complement of the wanted pairs; in that of all rows it is less.

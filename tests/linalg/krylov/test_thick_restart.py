@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from flatjax.linalg import eigsh
 from tests.problems import problem
@@ -94,3 +95,32 @@ def test_a_given_start_that_is_blind_to_a_value(x64):
     found = eigsh(lambda v: d * v, 1, v0=v0, structure=d)
     assert float(found.values[0]) == pytest.approx(10, rel=1e-6)
     assert found.complete is True
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("tol", [0.1, 1e-3])
+def test_residual_norms_are_those_of_the_matrix(x64, verify, tol):
+    # Of pairs of the first run, of a sweep, and after restarts; in float64 noise is far below.
+    p = copies(jnp.float64)
+    key = jax.random.key(2)
+    found = eigsh(p.op, 2, key=key, structure=p.structure, tol=tol, verify=verify)
+    vectors = np.asarray(jax.vmap(lambda v: ravel_pytree(v)[0])(found.vectors))
+    np.testing.assert_allclose(vectors @ vectors.T, np.eye(2), atol=1e-12)
+    true = np.linalg.norm(
+        vectors @ p.matrix() - np.asarray(found.values)[:, None] * vectors, axis=1
+    )
+    np.testing.assert_allclose(found.residual_norms, true, rtol=1e-6)
+
+
+def test_a_search_that_the_budget_ends_says_nothing(x64):
+    p = problem(np.concatenate([10 * 0.7 ** np.arange(5), np.linspace(0, 0.1, 195)]), jnp.float64)
+
+    def solve(**options):
+        return eigsh(p.op, 5, key=jax.random.key(0), structure=p.structure, **options)
+
+    swift = solve(verify=False)
+    found = solve(max_products=swift.num_products + 5 + 1)
+    assert swift.num_products < found.num_products <= swift.num_products + 5 + 1
+    assert found.complete is None
+    assert np.asarray(found.converged).all()
+    np.testing.assert_array_equal(found.values, swift.values)
