@@ -48,6 +48,7 @@ def arpack(values: np.ndarray, k: int, tol: float, seed: int, ncv: int | None) -
         count += 1
         return values * v.ravel()
 
+    # pyrefly: ignore [bad-keyword-argument, missing-argument, unexpected-keyword]
     matrix = scipy.sparse.linalg.LinearOperator((SIZE, SIZE), matvec=product, dtype=float)
     start = np.random.default_rng(seed).standard_normal(SIZE)
     scipy.sparse.linalg.eigsh(matrix, k, which="LA", v0=start, ncv=ncv, tol=tol, maxiter=10_000)
