@@ -132,20 +132,21 @@ def diagonal(*entries):
 def test_an_operator_gives_the_start(which, expected, key):
     op = diagonal(9.0, -11.0, 5.0, 0.5, 0.1)
     state = flatjax.track(which=which).init(op, key=key)
-    np.testing.assert_allclose(state.values, [expected], rtol=1e-5)
+    # The error of a value is the square of its residual, 0.05 of it at most, over the gap of 4.
+    np.testing.assert_allclose(state.values, [expected], rtol=5e-3)
     assert state.converged.tolist() == [True]
     assert int(state.step) == 0
     assert 0 < int(state.num_products) <= 12  # 5 of the dimension, those that verify and certify
     jitted = jax.jit(flatjax.track(which=which).init)(op, key=key)
     np.testing.assert_allclose(jitted.values, [expected], rtol=1e-5)
-    assert int(jitted.num_products) == 5 + 2  # the dimension, and the certificate
+    assert int(jitted.num_products) == 5 + 1  # the dimension, and the certificate
 
 
 def test_a_start_that_ran_out_of_products_says_so(key):
     ((_, matrix),) = drifting(1)
     op = flatjax.operators.as_operator(jax.tree_util.Partial(matvec, matrix), STRUCTURE)
-    state = flatjax.track(2).init(op, key=key, max_products=6)
-    assert int(state.num_products) == 6
+    state = flatjax.track(2).init(op, key=key, max_products=4)
+    assert int(state.num_products) == 4
     assert not state.converged.any()
     assert np.all(np.asarray(state.residual_norms) > 0.05 * np.abs(state.values))
 

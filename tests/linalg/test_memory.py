@@ -51,7 +51,8 @@ def test_a_traced_run_holds_its_basis_once(m):
 def test_a_restart_needs_the_kept_vectors():
     keep = 12
     coefficients = jnp.zeros((M, keep))
-    arguments = state_of(STRUCTURE, M), coefficients, np.int32(keep - 2), np.bool_(True)
+    numbers = np.int32(3), np.int32(keep + 1), np.bool_(True)
+    arguments = state_of(STRUCTURE, M), coefficients, *numbers
     compiled = thick_restart._rotate.lower(*arguments).compile()
     assert vectors_beside(compiled) <= keep + 0.15 * M
 

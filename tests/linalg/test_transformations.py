@@ -100,21 +100,6 @@ def test_shard_map(check_vma):
     assert_right(*jax.jit(body)(jnp.asarray(ROWS)))
 
 
-@pytest.mark.slow  # an unrolled block of products and orthogonalisations to compile
-@pytest.mark.parametrize("check_vma", [True, False])
-def test_blocks_in_shard_map(check_vma):
-    def pairs(rows):
-        op = over_devices(rows, "data")
-        found = eigsh(op, 2, key=KEY, structure=jnp.zeros(20), block_size=2, max_products=27)
-        return found.values, found.converged
-
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
-    specs = {"in_specs": P("data"), "out_specs": P(), "check_vma": check_vma}
-    values, converged = jax.jit(jax.shard_map(pairs, mesh=mesh, **specs))(jnp.asarray(ROWS))
-    np.testing.assert_allclose(values, np.linalg.eigvalsh(COVARIANCE)[::-1][:2], rtol=1e-5)
-    assert np.asarray(converged).all()
-
-
 def test_pmap():
     body = jax.pmap(lambda rows: estimates(rows, "data"), axis_name="data")
     out = body(jnp.asarray(ROWS.reshape(4, 8, 20)))

@@ -14,11 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
+from flatjax.linalg.krylov import _certificates as certificates
 from flatjax.linalg.krylov import _ritz as ritz
-from flatjax.linalg.krylov._thick_restart import Solution
 from flatjax.linalg.vectors import _arguments as arguments
 from flatjax.linalg.vectors import _basis as bases
 from flatjax.linalg.vectors import _orthonormal as orthonormal
@@ -58,16 +57,6 @@ def _start(op: Operator, v0: Tree, key: jax.Array, block_size: int, capacity: in
         v = v0 if i == 0 else probes.probe(jax.random.fold_in(key, i), op.structure, "normal")
         basis, _ = orthonormal.append(basis, jnp.int32(i), v)
     return basis
-
-
-def _filled(basis: Tree, row: jax.Array, filled: jax.Array, key: jax.Array) -> Tree:
-    """The basis with a random vector in a row that a product has left empty."""
-    z = bases.random_vector(bases.seed_of(key), jax.tree.map(lambda b: b[0], basis))
-    return jax.lax.cond(
-        filled,
-        lambda: bases.vary_like(basis, z),
-        lambda: bases.vary_like(orthonormal.append(basis, row, z)[0], basis),
-    )
 
 
 class _Run:
@@ -119,6 +108,23 @@ class _Run:
         self.coefficients[rows] = inner
         self.residuals = np.linalg.norm(self.h[self.tail] @ self.coefficients, axis=0)
 
+    def departure(self, index: np.ndarray) -> float:
+        """What a product makes of these pairs, less what H says of it."""
+        scalar = trees.dtype(self.op.structure)
+        combination = self.coefficients[:, index] @ certificates.mixture(len(index))
+        scale = float(np.abs(self.values).max()) or 1.0
+        self.products += 1
+        found = certificates.departure(
+            self.op,
+            self.basis,
+            jnp.asarray(combination, scalar),
+            jnp.asarray(self.h @ combination / scale, scalar),
+            jnp.zeros((), scalar),
+            trees.zeros(self.op.structure),
+            jnp.asarray(scale, scalar),
+        )
+        return float(found)
+
     def restart(self, keep: np.ndarray) -> None:
         """Keep these Ritz pairs and the block to be multiplied next."""
         kept = len(keep)
@@ -147,7 +153,7 @@ def solve(
     capacity: int,
     tol: float,
     budget: int,
-) -> Solution:
+) -> ritz.RitzPairs:
     """The ``k`` wanted Ritz pairs within a budget of products, driven from the host.
 
     Args:
@@ -159,10 +165,11 @@ def solve(
       block_size: the vectors multiplied at once.
       capacity: the vectors held, at least ``k + 2 block_size``.
       tol: the tolerance on the residual relative to the value.
-      budget: products that may be spent; exceeded only while there are fewer than k vectors.
+      budget: products that may be spent, one of them for the certificate; exceeded only while
+        there are fewer than k vectors.
 
     Returns:
-      A `Solution`.
+      The pairs and their certificate.
     """
     run = _Run(op, v0, key, block_size, capacity)
     scalar = trees.dtype(op.structure)
@@ -176,7 +183,7 @@ def solve(
         small = ritz.rounding(norm, scalar)
         good = run.residuals[index] <= np.maximum(tol * np.abs(run.values[index]), small)
         enough = len(index) == k
-        spent = enough and run.products + block_size > budget
+        spent = enough and run.products + block_size >= budget
         if len(run.values) >= op.size or spent or not np.isfinite(norm):
             break
         exhausted = not run.valid[run.tail].any()
@@ -189,54 +196,6 @@ def solve(
             run.restart(np.sort(ritz.wanted(run.values, keep, which)))
     index = ritz.descending(run.values, index)
     vectors = _combine(run.basis, jnp.asarray(run.coefficients[:, index], scalar))
-    return Solution(run.values[index], vectors, run.residuals[index], norm, run.products)
-
-
-def traced(
-    op: Operator, k: int, which: str, v0: Tree, key: jax.Array, block_size: int, num_blocks: int
-):
-    """The ``k`` wanted Ritz pairs after a fixed number of blocks, inside a traced program.
-
-    Args:
-      op: the operator.
-      k: the number of pairs.
-      which: one of `ritz.WHICH`.
-      v0: the first start vector; the others are drawn.
-      key: a PRNG key.
-      block_size: the vectors multiplied at once.
-      num_blocks: the number of blocks to multiply.
-
-    Returns:
-      Values, vectors, residual estimates, and the largest Ritz value in magnitude.
-    """
-    rows = num_blocks * block_size
-    basis = _start(op, v0, key, block_size, rows + block_size)
-    first = op.mv(_row(basis, jnp.int32(0)))
-    h = jnp.zeros((rows, rows + block_size), trees.dtype(op.structure))
-
-    def body(i, carry):
-        basis, h = carry
-        start = jnp.asarray(i, jnp.int32) * block_size
-        for j, w in enumerate(_products(op, basis, start, block_size)):
-            row = start + block_size + j
-            basis, column = orthonormal.append(basis, row, w)
-            basis = _filled(basis, row, column[row] > 0, jax.random.fold_in(key, row))
-            h = jax.lax.dynamic_update_index_in_dim(h, column, start + j, 0)
-        return basis, h
-
-    # The product above served to find what the carry varies over; the compiler drops it.
-    basis, h = loops.fori(num_blocks, body, bases.vary_like((basis, h), first), like=first)
-    h = h.T
-    projected = h[:rows] / 2 + h[:rows].T / 2
-    # Rows beyond the dimension are empty: their values are put above all others, and left there.
-    empty = max(0, rows - op.size)
-    norm = jnp.sqrt(jnp.square(projected).sum()) + 1
-    beyond = jnp.diagonal(bases.gram(basis, basis))[:rows] < 0.5
-    projected = projected + jnp.diag(jnp.where(beyond, 2 * norm, 0))
-    values, coefficients = ritz.eigh(projected)
-    values, coefficients = values[: rows - empty], coefficients[:, : rows - empty]
-    index = ritz.descending(values, ritz.wanted(values, k, which))
-    chosen = coefficients[:, index]
-    estimates = jnp.sqrt(jnp.square(jnp.dot(h[rows:], chosen, precision="highest")).sum(axis=0))
-    padded = jnp.concatenate([chosen, jnp.zeros((block_size, k), chosen.dtype)])
-    return values[index], bases.combine(basis, padded), estimates, jnp.abs(values).max()
+    noise = run.departure(index) if np.isfinite(norm) else np.nan
+    residuals = np.hypot(run.residuals[index], noise)
+    return ritz.RitzPairs(run.values[index], vectors, residuals, norm, noise, run.products)

@@ -1,10 +1,12 @@
-"""True residuals and the noise floor of computed eigenpairs."""
+"""What is known about computed eigenpairs: residuals, the noise of a product, its floor."""
 
 import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
 
 from flatjax import _loops as loops
 from flatjax import _trees as trees
@@ -14,95 +16,110 @@ from flatjax.linalg.vectors import _probes as probes
 from flatjax.operators._base import Operator
 
 
-class Certificate(NamedTuple):
-    r"""What is known about computed eigenpairs.
+def mixture(k: int) -> np.ndarray:
+    """The weights with which `k` pairs are checked by one product, of magnitude 1 to 2.
 
-    Attributes:
-      residual_norms: ``(k,)``, :math:`\|A v_i - \lambda_i v_i\|`, from one product each.
-      noise_floor: the size below which an eigenvalue is noise of the products.
-      num_products: the products spent, k + 1.
+    No pair's error is made smaller, and equal or opposite ones of several do not cancel.
     """
-
-    residual_norms: jax.Array
-    noise_floor: jax.Array
-    num_products: int
+    i = np.arange(k)
+    return (-1.0) ** i * (1 + (i * (5**0.5 - 1) / 2) % 1)
 
 
 @jax.jit
-def _check(carry, vectors, values, i, w, probe, probe_product):
-    y = bases.row(vectors, i)
-    # A symmetric matrix has no gap; the noise e(y) of a product shows in it as probe . e(y), whose
-    # mean square over standard normal probes is |e(y)|^2.
-    gap = trees.vdot(probe, w) - trees.vdot(y, probe_product)
-    residual = trees.norm(trees.axpy(-values[i], y, w))
-    return carry[0].at[i].set(residual), carry[1].at[i].set(jnp.abs(gap))
+def _gap(w, basis, image, coupling, vector, scale):
+    known = trees.axpy(coupling, vector, bases.combine(basis, image))
+    w = trees.scale(1 / scale, trees.cast(w, vector))
+    return scale * trees.norm(bases.subtract(w, known))
 
 
-@functools.partial(jax.jit, static_argnums=4)
-def _floor(residuals, gaps, norm, estimates, lost):
-    rounding = 8 * jnp.finfo(residuals.dtype).eps * norm
-    largest = jnp.where(gaps.max() > 0, gaps.max(), 1)
-    spread = largest * jnp.sqrt(jnp.mean(jnp.square(gaps / largest)))
-    floor = jnp.maximum(rounding, 2 * spread)
-    # Of so small products underflow has left nothing that is known.
-    floor = jnp.where((norm > 0) & (norm < lost), jnp.nan, floor)
-    if estimates is None:
-        return floor
-    return jnp.maximum(floor, jnp.max(jnp.where(residuals > 1.5 * estimates, residuals, 0)))
+_combine = jax.jit(bases.combine)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _zeros(k, dtype):
-    return jnp.zeros(k, dtype), jnp.zeros(k, dtype)
-
-
-_row = jax.jit(bases.row)
-
-
-def certify(
+def departure(
     op: Operator,
-    values: jax.Array,
-    vectors: Tree,
-    norm: jax.Array,
-    key: jax.Array,
-    estimates: jax.Array | None = None,
-) -> Certificate:
-    r"""Residuals of eigenpairs and the noise floor, at one product a pair and one more.
+    basis: Tree,
+    combination: ArrayLike,
+    image: ArrayLike,
+    coupling: ArrayLike,
+    vector: Tree,
+    scale: ArrayLike,
+) -> jax.Array:
+    r"""How far one product is from what a Krylov relation says of it.
 
-    The noise of a product is measured by the symmetry gap :math:`|u^\top A v - v^\top A u|` between
-    each eigenvector and one random vector. It is at least 8 units of rounding, and at least every
-    residual that the Lanczos relation does not account for: products that were exact would have it.
-    NaN where the operator is so small that its products underflow.
+    The relation $A Q = Q T + q h^\top$ tells the product with $u = Q c$ without
+    multiplying: $A u = Q (T c) + (h^\top c) q$. What a product makes of u differs by the
+    noise of this product and of all the ones before, by any asymmetry of the operator, and by the
+    rounding of the vectors.
 
     Args:
       op: the operator.
-      values: ``(k,)``.
-      vectors: unit vectors with leading axis k.
-      norm: the largest eigenvalue of the operator in magnitude, as far as known.
-      key: a PRNG key for the random vector.
-      estimates: ``(k,)``, the residual norms by the Lanczos relation, if there is one.
+      basis: the rows of Q.
+      combination: c, one number per row.
+      image: T c, in units of ``scale``.
+      coupling: $h^\top c$, in units of ``scale``.
+      vector: q.
+      scale: the units.
 
     Returns:
-      A `Certificate`.
+      The norm of the difference. Costs one product.
     """
-    k = values.shape[0]
+    w = loops.product(op)(_combine(basis, combination))
+    return _gap(w, basis, image, coupling, vector, scale)
+
+
+@jax.jit
+def _residual(w, value, vector):
+    return trees.norm(trees.axpy(-value, vector, trees.cast(w, vector)))
+
+
+def residual(op: Operator, value: ArrayLike, vector: Tree) -> jax.Array:
+    r"""$\|A v - \lambda v\|$, for one product."""
+    return _residual(loops.product(op)(vector), value, vector)
+
+
+@jax.jit
+def _gaps(w, value, vector, probe, probe_product):
+    # A symmetric matrix has no gap; the noise e(v) of a product shows in it as probe . e(v), whose
+    # mean square over standard normal probes is |e(v)|^2.
+    gap = trees.vdot(probe, w) - trees.vdot(vector, probe_product)
+    return _residual(w, value, vector), jnp.abs(gap)
+
+
+def certify(
+    op: Operator, value: jax.Array, vector: Tree, key: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    r"""The residual of a pair that no Krylov relation stands behind, and the noise of a product.
+
+    The noise is the symmetry gap $|u^\top A v - v^\top A u|$ with a random vector u.
+
+    Args:
+      op: the operator.
+      value: a scalar.
+      vector: a unit vector.
+      key: a PRNG key for the random vector.
+
+    Returns:
+      The norm of the residual and the noise. Costs two products.
+    """
     product = loops.product(op)
     probe = probes.probe(key, op.structure, "normal")
-    probe_product = product(probe)
+    return _gaps(product(vector), value, vector, probe, product(probe))
 
-    def one(i, carry):
-        index = jnp.asarray(i, jnp.int32)
-        w = product(_row(vectors, index))
-        return _check(carry, vectors, values, index, w, probe, probe_product)
 
-    carry = bases.vary_like(_zeros(k, values.dtype), probe_product, vectors, values)
-    if op.host_driven:
-        with loops.device(False):
-            residuals, gaps = loops.fori(k, one, carry)
-    else:
-        residuals, gaps = loops.fori(k, one, carry, like=probe_product)
-    floor = _floor(residuals, gaps, norm, estimates, underflow(op.size, values.dtype))
-    return Certificate(residuals, floor, k + 1)
+@functools.partial(jax.jit, static_argnums=2)
+def noise_floor(norm: Any, noise: Any, lost: float) -> jax.Array:
+    """The size below which an eigenvalue is noise: twice a product's, at least 8 rounding errors.
+
+    Args:
+      norm: the largest eigenvalue in magnitude, as far as known.
+      noise: the noise of a product.
+      lost: `underflow` of the operator.
+
+    Returns:
+      The floor; NaN where underflow has left nothing that is known.
+    """
+    floor = jnp.maximum(8 * jnp.finfo(jnp.result_type(norm)).eps * norm, 2 * noise)
+    return jnp.where((norm > 0) & (norm < lost), jnp.nan, floor)
 
 
 def underflow(size: int, dtype: Any) -> float:
@@ -122,20 +139,23 @@ class Eigenpairs(NamedTuple):
       values: ``(k,)``, descending; finite, or NaN throughout (not converged, not resolved) where a
         product was not finite.
       vectors: unit vectors, a tree with leading axis k.
-      residual_norms: ``(k,)``, :math:`\|A v - \lambda v\|`, computed from one more product each:
-        an eigenvalue of A lies within this distance of the value.
+      residual_norms: ``(k,)``, $\|A v - \lambda v\|$: an eigenvalue of A lies within this distance
+        of the value. By the Lanczos relation, and added to it in quadrature what one more product,
+        of a combination of all vectors, has shown that relation to be wrong by; of a pair that the
+        search for missed ones has found, and of `power_iteration`, by a product of its own.
       converged: ``(k,)`` booleans: the residual is at most ``tol`` times the value's magnitude, or
         below the noise floor.
       resolved: ``(k,)`` booleans: the value's magnitude is above the noise floor. Print the others
         as "< floor": their sign means nothing.
       num_products: the number of products spent, those of the certificate included.
-      noise_floor: the noise of a product, :math:`\epsilon_{mv}|\lambda|_{max}`, measured from the
-        symmetry gap :math:`|u^\top A v - v^\top A u|` and from residuals larger than the Lanczos
-        relation has them; at least 8 units of rounding.
-      complete: whether these are the wanted pairs, none of them skipped: ``True`` where a look for
-        others found none, ``False`` where a wanted pair is known to be missing (none counts as
-        converged then), ``None`` where nobody looked to the end: traced, without ``verify``, of a
-        single pair, in blocks, or when the products were spent before.
+      noise_floor: the noise of a product, measured by what one product and the Lanczos relation
+        say of the same vector (of `power_iteration`, from the symmetry gap
+        $|u^\top A v - v^\top A u|$); twice that, at least 8 units of rounding.
+      complete: whether these are the wanted pairs, none of them skipped: ``True`` where a search
+        from random vectors found no other one, and would have seen one in 99 of 100 cases;
+        ``False`` where a wanted pair is known to be missing (none counts as converged then);
+        ``None`` where nobody looked to the end: traced, without ``verify``, of a single pair, in
+        blocks, or when the products were spent before.
     """
 
     values: jax.Array
@@ -146,3 +166,25 @@ class Eigenpairs(NamedTuple):
     num_products: int
     noise_floor: jax.Array
     complete: bool | None = None
+
+
+@jax.jit
+def _judge(values, residuals, floor, tol):
+    size = jnp.abs(values)
+    return residuals <= jnp.maximum(tol * size, floor), size > floor
+
+
+def judged(
+    values: jax.Array,
+    vectors: Tree,
+    residual_norms: jax.Array,
+    floor: jax.Array,
+    tol: float,
+    num_products: int,
+    complete: bool | None = None,
+) -> Eigenpairs:
+    """The pairs with the verdicts that follow from residuals, floor and tolerance."""
+    converged, resolved = _judge(values, residual_norms, floor, np.asarray(tol, values.dtype))
+    return Eigenpairs(
+        values, vectors, residual_norms, converged, resolved, num_products, floor, complete
+    )

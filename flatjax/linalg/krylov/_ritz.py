@@ -4,13 +4,37 @@ Every function takes NumPy arrays (the projected matrix in float64 on the host) 
 working dtype, while tracing) and answers in kind.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flatjax._trees import Tree
+
 WHICH = ("LA", "SA", "LM", "BE")
+
+
+class RitzPairs(NamedTuple):
+    """The wanted Ritz pairs of a Krylov space, and their certificate.
+
+    Attributes:
+      values: ``(k,)``, descending, float64 on the host.
+      vectors: the Ritz vectors, a tree with leading axis k.
+      residual_norms: ``(k,)``.
+      norm: the largest Ritz value in magnitude, of all computed.
+      noise: the noise of a product.
+      num_products: the products spent.
+      complete: whether a search has shown that no wanted pair is missing; ``None`` without one.
+    """
+
+    values: np.ndarray
+    vectors: Tree
+    residual_norms: np.ndarray
+    norm: float
+    noise: float
+    num_products: int
+    complete: bool | None = None
 
 
 def tridiagonal(alphas: Any, betas: Any) -> Any:
@@ -58,6 +82,12 @@ def descending(values: Any, index: Any) -> Any:
     """``index`` reordered so that ``values[index]`` descend."""
     xp = np if isinstance(values, np.ndarray) else jnp
     return index[xp.argsort(-values[index], stable=True)]
+
+
+def best(values: np.ndarray, k: int, which: str) -> np.ndarray:
+    """The indices of the ``k`` wanted among values in any order, best first at each end."""
+    order = np.argsort(values, stable=True)
+    return order[wanted(values[order], k, which)]
 
 
 def rounding(norm: Any, dtype: Any) -> Any:

@@ -1,14 +1,12 @@
-"""Thick restart: sweeps go on until the Chebyshev bound says that nothing is missing."""
-
-import math
+"""Thick restart: as many steps as are needed, and a search until nothing can be missing."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from flatjax.linalg import eigsh
-from flatjax.linalg.krylov import _thick_restart as thick_restart
 from tests.problems import problem
 
 SIZE = 200
@@ -52,16 +50,77 @@ def test_all_dimensions_are_complete():
     assert found.complete is True
 
 
-@pytest.mark.parametrize(("gap", "spread", "size"), [(0.1, 2.0, 100), (1.0, 1.0, 10**6)])
-def test_the_bound_is_that_of_chebyshev(gap, spread, size):
-    # T_s(x) = cosh(s arccosh x) exceeds 100 sqrt(n) first at this s, up to e^-s beside e^s.
-    needed = math.acosh(100 * math.sqrt(size)) / math.acosh(1 + 2 * gap / spread)
-    least = next(s for s in range(2, 1000) if thick_restart._would_show(gap, spread, s, size))
-    assert least == math.ceil(needed) + 1  # s steps are polynomials of degree s - 1
+@pytest.mark.parametrize("k", [2, 5])
+def test_a_search_where_the_values_stand_apart_takes_a_few_products(x64, k):
+    p = problem(np.concatenate([10 * 0.7 ** np.arange(5), np.linspace(0, 0.1, 195)]), jnp.float64)
+
+    def solve(verify):
+        key = jax.random.key(0)
+        return eigsh(p.op, k, key=key, structure=p.structure, verify=verify, tol=1e-6)
+
+    swift, full = solve(False), solve(True)
+    assert full.complete is True
+    assert full.num_products <= swift.num_products + 5
+    np.testing.assert_array_equal(full.values, swift.values)
 
 
-def test_nothing_shows_without_a_gap_or_a_step():
-    assert not thick_restart._would_show(0.0, 1.0, 100, 10)
-    assert not thick_restart._would_show(-1.0, 1.0, 100, 10)
-    assert not thick_restart._would_show(1.0, 1.0, 1, 10)
-    assert thick_restart._would_show(1.0, 0.0, 2, 10)
+def test_a_copy_found_costs_a_product_of_its_own(x64):
+    p = problem(np.concatenate([[10.0, 10.0], np.linspace(0, 0.1, 198)]), jnp.float64)
+    calls = []
+
+    def counted(v):
+        jax.debug.callback(lambda: calls.append(1))
+        return p.op(v)
+
+    found = eigsh(counted, 2, key=jax.random.key(0), structure=p.structure, tol=1e-8)
+    jax.effects_barrier()
+    np.testing.assert_allclose(found.values, [10, 10], rtol=1e-12)
+    assert np.asarray(found.converged).all()
+    assert found.complete is True
+    assert found.num_products == len(calls)
+
+
+def test_steps_end_at_the_first_that_suffices():
+    # Three values: three steps, and the certificate.
+    d = jnp.where(jnp.arange(50) < 20, 3.0, jnp.where(jnp.arange(50) < 40, 1.0, -2.0))
+    found = eigsh(lambda v: d * v, 1, key=jax.random.key(0), structure=d, tol=1e-5)
+    assert found.num_products == 3 + 1
+
+
+def test_a_given_start_that_is_blind_to_a_value(x64):
+    d = jnp.concatenate([jnp.array([10.0, 8.0]), jnp.linspace(0, 1, 98)])
+    v0 = jnp.ones(100).at[0].set(0)
+    blind = eigsh(lambda v: d * v, 1, v0=v0, structure=d, verify=False)
+    assert float(blind.values[0]) == pytest.approx(8, rel=1e-6)
+    found = eigsh(lambda v: d * v, 1, v0=v0, structure=d)
+    assert float(found.values[0]) == pytest.approx(10, rel=1e-6)
+    assert found.complete is True
+
+
+@pytest.mark.parametrize("verify", [True, False])
+@pytest.mark.parametrize("tol", [0.1, 1e-3])
+def test_residual_norms_are_those_of_the_matrix(x64, verify, tol):
+    # Of pairs of the first run, of a sweep, and after restarts; in float64 noise is far below.
+    p = copies(jnp.float64)
+    key = jax.random.key(2)
+    found = eigsh(p.op, 2, key=key, structure=p.structure, tol=tol, verify=verify)
+    vectors = np.asarray(jax.vmap(lambda v: ravel_pytree(v)[0])(found.vectors))
+    np.testing.assert_allclose(vectors @ vectors.T, np.eye(2), atol=1e-12)
+    true = np.linalg.norm(
+        vectors @ p.matrix() - np.asarray(found.values)[:, None] * vectors, axis=1
+    )
+    np.testing.assert_allclose(found.residual_norms, true, rtol=1e-6)
+
+
+def test_a_search_that_the_budget_ends_says_nothing(x64):
+    p = problem(np.concatenate([10 * 0.7 ** np.arange(5), np.linspace(0, 0.1, 195)]), jnp.float64)
+
+    def solve(**options):
+        return eigsh(p.op, 5, key=jax.random.key(0), structure=p.structure, **options)
+
+    swift = solve(verify=False)
+    found = solve(max_products=swift.num_products + 5 + 1)
+    assert swift.num_products < found.num_products <= swift.num_products + 5 + 1
+    assert found.complete is None
+    assert np.asarray(found.converged).all()
+    np.testing.assert_array_equal(found.values, swift.values)
