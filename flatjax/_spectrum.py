@@ -209,12 +209,12 @@ def spectrum(
     if dense is not None:
         op, num_steps, trace_rtol = exact.dense_operator(op, dense), op.size, None
     packed = packing.packed(op)
-    start_key, probe_key = (jax.random.fold_in(key, i) for i in range(2))
+    start_key, probe_key = _keys(key)
     state, spent = extremes.converged(
         packed, start_key, k, num_bottom, tol, num_steps, max_steps, resume
     )
     found = extremes.found(state, k, num_bottom, tol, op.size)
-    keep = SpectrumState(state, jnp.asarray(op.size if dense is not None else spent, jnp.int32))
+    keep = SpectrumState(state, jnp.asarray(np.int32(op.size if dense is not None else spent)))
     given = accumulate.setting(packed, state, found, probe_key, groups)
     if probe_steps is None:
         deep = groups is None and found.start is not None and len(found.start[0]) >= ALONE
@@ -229,8 +229,8 @@ def spectrum(
     floor, noise = accumulate.noise(given, sums)
     # It was measured for the run's own vectors; for others the largest stands.
     noise = noise if pairs is found else noise.max()
-    pairs = pairs._replace(vectors=packing.unpack(packed, pairs.vectors))
-    top, bottom = extremes.certified(pairs, floor, noise, tol, spent, complete)
+    layout = packing.layout(packed)
+    top, bottom = extremes.certified(pairs, floor, noise, tol, spent, complete, layout)
     result = Spectrum(
         top=top,
         bottom=bottom,
@@ -246,6 +246,13 @@ def spectrum(
         complete=_both(complete),
     )
     return result if dense is None else _exact(result, op, dense, groups)
+
+
+@jax.jit
+def _keys(key):
+    """One for the start vector and one for the probes; a single program to compile."""
+    both = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(2))
+    return tuple(jax.vmap(lambda key: jax.random.split(key)[0])(both))
 
 
 def _exact(found: Spectrum, op: Operator, dense: np.ndarray, groups: tuple | None) -> Spectrum:

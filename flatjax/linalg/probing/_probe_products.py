@@ -24,11 +24,7 @@ LEAST = 16  # a stopping rule that looks at a standard error from fewer samples 
 _TOGETHER, _SMALL = 8, 1 << 24
 
 
-def _less(basis, z):
-    return bases.project_out(basis, z)[0]
-
-
-_project = jax.jit(_less)
+_project = jax.jit(bases.project_out)
 unstack = jax.jit(bases.unstack)
 keys = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))
 quadratic_form = jax.jit(lambda z, w: (trees.vdot(z, w), trees.vdot(z, z)))
