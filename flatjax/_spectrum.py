@@ -135,11 +135,11 @@ def spectrum(
        quadrature of the density between these exact atoms, as the first run is for its own start
        vector. Its first product serves the trace and the Frobenius norm as well, deflated by the
        whole of Q at no product more, so that their error comes only from what Q does not know.
-    3. One more product a probe until the trace has reached ``trace_rtol``.
+    3. One more product per probe until the trace has reached ``trace_rtol``.
 
     Costs some 100 to 300 products, two programs that contain the model or fewer, memory for the
-    vectors of the run (up to twice its steps; ``max_steps`` at once where that is at most 64 MB),
-    of a probe's run and of a few probes at once, and two reads of them a step. Driven from the
+    vectors of the run (up to twice its steps; ``max_steps`` at once where that is at most 4 MB),
+    of a probe's run and of a few probes at once, and two reads of them per step. Driven from the
     host: not for use inside ``jit``.
 
     One start vector sees one copy of a multiple eigenvalue, and may skip a single one along which
@@ -166,7 +166,7 @@ def spectrum(
       max_trace_products: the most products of step 3.
       diagonal: whether to estimate the diagonal from the same products.
       by: ``"layer"``, ``"leaf"`` or a function from a leaf's path to the name of its group, as
-        in `blocks`: the trace and the local density of every group, from the same products.
+        in [`blocks`][]: the trace and the local density of every group, from the same products.
       scale: the axis of the densities, ``"linear"`` or ``"log"``.
       num_points: the points of their grid.
       resume: the ``state`` of an earlier spectrum of the same operator. Its Lanczos steps are taken
@@ -174,7 +174,7 @@ def spectrum(
       structure: for a callable, a tree of arrays or ``jax.ShapeDtypeStruct`` like its vectors.
 
     Returns:
-      A `Spectrum`.
+      A [`Spectrum`][].
 
     Raises:
       TypeError: if ``op`` is not callable, or inside ``jit``.

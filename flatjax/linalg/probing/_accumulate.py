@@ -140,14 +140,15 @@ def _with_block(given, sums, numbers, count, num_runs, steps):
     Drawing, projections and moments pass over the bases once for all of them.
     """
     vectors = given.found.exact_vectors
-    z, y = _drawn(given.key, numbers, probes.static(given.op.structure), vectors)
+    whole = sums.diagonal is not None or given.groups is not None
+    y, z = _drawn(given.key, numbers, probes.static(given.op.structure), vectors, whole)
     images = sampling.products(loops.product(given.op), y, count)
     unit = np.asarray(given.known[2], given.run.alphas.dtype)
     moments, rest = _moments(given.run, y, images, given.found.vectors, given.coupled, unit)
     first = max(0, min(count, num_runs))
     runs = [_run(given, steps, *pair) for pair in zip(y[:first], images[:first], strict=True)]
     total, parts = sums.diagonal, []
-    if total is not None or given.groups is not None:
+    if whole:
         rest = sampling.unstack(complement.rest(given.run, rest))
         rows = [run.basis for run in runs] + [None] * (count - len(runs))
         for basis, x, r in zip(rows, sampling.unstack(z), rest, strict=False):
@@ -209,12 +210,13 @@ def _one_step(y, image, vectors):
     return numbers, jax.tree.map(lambda a: a[None], (unit, image))
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _drawn(key, numbers, static, vectors):
-    """Probes stacked, and a list of them less their parts along some vectors."""
+@functools.partial(jax.jit, static_argnums=(2, 4))
+def _drawn(key, numbers, static, vectors, keep):
+    """Probes less their parts along some vectors, in a list; and as they were, stacked, to keep."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
     z = probes.block(keys, jax.tree.unflatten(static[1], static[0]))
-    return z, bases.unstack(z if vectors is None else sampling.project_block(vectors, z))
+    y = z if vectors is None else sampling.project_block(vectors, z)
+    return bases.unstack(y), z if keep else None
 
 
 @jax.jit
@@ -247,7 +249,7 @@ def completed(
     def another(number):
         numbers = np.asarray([missing.FIRST_KEY + seen + number], np.int32)
         static = probes.static(given.op.structure)
-        _, (y,) = _drawn(given.key, numbers, static, given.found.exact_vectors)
+        (y,), _ = _drawn(given.key, numbers, static, given.found.exact_vectors, False)
         found = _run(given, steps, y, loops.product(given.op)(y))
         return found.candidates, found.num_products
 
