@@ -138,11 +138,11 @@ def spectrum(
        quadrature of the density between these exact atoms, as the first run is for its own start
        vector. Its first product serves the trace and the Frobenius norm as well, deflated by the
        whole of Q at no product more, so that their error comes only from what Q does not know.
-    3. One more product a probe until the trace has reached ``trace_rtol``.
+    3. One more product per probe until the trace has reached ``trace_rtol``.
 
     Costs some 100 to 300 products, two programs that contain the model or fewer, memory for the
-    vectors of the run (up to twice its steps; ``max_steps`` at once where that is at most 64 MB),
-    of a probe's run and of a few probes at once, and two reads of them a step. Driven from the
+    vectors of the run (up to twice its steps; ``max_steps`` at once where that is at most 4 MB),
+    of a probe's run and of a few probes at once, and two reads of them per step. Driven from the
     host: not for use inside ``jit``.
 
     One start vector sees one copy of a multiple eigenvalue, and may skip a single one along which
@@ -169,7 +169,7 @@ def spectrum(
       max_trace_products: the most products of step 3.
       diagonal: whether to estimate the diagonal from the same products.
       by: ``"layer"``, ``"leaf"`` or a function from a leaf's path to the name of its group, as
-        in `blocks`: the trace and the local density of every group, from the same products.
+        in [`blocks`][]: the trace and the local density of every group, from the same products.
       scale: the axis of the densities, ``"linear"`` or ``"log"``.
       num_points: the points of their grid.
       resume: the ``state`` of an earlier spectrum of the same operator. Its Lanczos steps are taken
@@ -177,7 +177,7 @@ def spectrum(
       structure: for a callable, a tree of arrays or ``jax.ShapeDtypeStruct`` like its vectors.
 
     Returns:
-      A `Spectrum`.
+      A [`Spectrum`][].
 
     Raises:
       TypeError: if ``op`` is not callable, or inside ``jit``.
@@ -212,12 +212,12 @@ def spectrum(
     if dense is not None:
         op, num_steps, trace_rtol = exact.dense_operator(op, dense), op.size, None
     packed = packing.packed(op)
-    start_key, probe_key = (jax.random.fold_in(key, i) for i in range(2))
+    start_key, probe_key = _keys(key)
     state, spent = extremes.converged(
         packed, start_key, k, num_bottom, tol, num_steps, max_steps, resume
     )
     found = extremes.found(state, k, num_bottom, tol, op.size)
-    keep = SpectrumState(state, jnp.asarray(op.size if dense is not None else spent, jnp.int32))
+    keep = SpectrumState(state, jnp.asarray(np.int32(op.size if dense is not None else spent)))
     given = accumulate.setting(packed, state, found, probe_key, groups)
     if probe_steps is None:
         deep = groups is None and found.start is not None and len(found.start[0]) >= ALONE
@@ -232,8 +232,8 @@ def spectrum(
     floor, noise = accumulate.noise(given, sums)
     # It was measured for the run's own vectors; for others the largest stands.
     noise = noise if pairs is found else noise.max()
-    pairs = pairs._replace(vectors=packing.unpack(packed, pairs.vectors))
-    top, bottom = extremes.certified(pairs, floor, noise, tol, spent, complete)
+    layout = packing.layout(packed)
+    top, bottom = extremes.certified(pairs, floor, noise, tol, spent, complete, layout)
     result = Spectrum(
         top=top,
         bottom=bottom,
@@ -249,6 +249,13 @@ def spectrum(
         complete=_both(complete),
     )
     return result if dense is None else _exact(result, op, dense, groups)
+
+
+@jax.jit
+def _keys(key):
+    """One for the start vector and one for the probes; a single program to compile."""
+    both = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(2))
+    return tuple(jax.vmap(lambda key: jax.random.split(key)[0])(both))
 
 
 def _exact(found: Spectrum, op: Operator, dense: np.ndarray, groups: tuple | None) -> Spectrum:

@@ -126,6 +126,17 @@ class TestNorm:
         assert not np.isfinite(trees.norm(jnp.array([1.0, jnp.inf])))
         assert trees.norm(jnp.ones(4, jnp.bfloat16)).dtype == jnp.float32
 
+    @pytest.mark.parametrize("size", [1e-30, 1.0, 1e38])
+    def test_a_normalized_tree_has_norm_one(self, size):
+        a = {"w": size * jnp.array([2.0, 0.0]), "b": size * jnp.full((1, 1), 1.5, jnp.bfloat16)}
+        unit, length = trees.normalized(a)
+        np.testing.assert_allclose(length, 2.5 * size, rtol=1e-2)  # bfloat16 has 3 digits
+        np.testing.assert_allclose(unit["w"], [0.8, 0], rtol=1e-2)
+        assert unit["b"].dtype == jnp.bfloat16
+        zero, length = trees.normalized(jnp.zeros(3))
+        assert float(length) == 0
+        np.testing.assert_array_equal(zero, 0)
+
 
 class TestLinearCombinations:
     def test_leaves_keep_their_dtypes(self):

@@ -16,14 +16,14 @@ from flatjax.operators._base import as_operator
 
 
 class Lanczos(NamedTuple):
-    r"""The result of `lanczos`: :math:`A Q = Q T + \beta_m q_{m+1} e_m^\top`.
+    r"""The result of `lanczos`: $A Q = Q T + \beta_m q_{m+1} e_m^\top$.
 
     Attributes:
       alphas: ``(m,)``, the diagonal of the symmetric tridiagonal T.
       betas: ``(m,)``. The first m - 1 are the off-diagonals of T, the last is the norm of the
         residual. Zero where the Krylov space was exhausted.
       basis: the orthonormal vectors Q, a tree with leading axis m, sharded like the vectors.
-      residual: the unit vector :math:`q_{m+1}`, zero where the basis spans the whole space.
+      residual: the unit vector $q_{m+1}$, zero where the basis spans the whole space.
       breakdown: ``(m,)`` booleans: after this step the Krylov space was exhausted, and the run went
         on from a random vector orthogonal to the basis. T is then block diagonal.
       num_products: the number of products spent, m.
@@ -46,7 +46,7 @@ def lanczos(op: Any, v0: Tree, num_steps: int, *, structure: Tree = None) -> Lan
 
     Ritz values never repeat: without reorthogonalisation float32 gives 4 copies of a dominant
     eigenvalue after 30 steps and 14 after 100. Where the Krylov space of ``v0`` is exhausted,
-    :math:`\beta \le 64\,\epsilon\,\|T\|`, the run goes on from a random vector orthogonal to the
+    $\beta \le 64\,\epsilon\,\|T\|$, the run goes on from a random vector orthogonal to the
     basis, so that operators of any rank and scale, the zero operator included, give a right and
     finite T with the right multiplicities.
 

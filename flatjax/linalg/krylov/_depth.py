@@ -48,9 +48,9 @@ def deflate(op: Operator, key: jax.Array, depth: int, total: int) -> Deflation:
     r"""A Krylov space of at most ``depth`` vectors, cut short where it does not pay.
 
     Of ``total`` products p build the space and the rest are probes, whose variance is proportional
-    to :math:`(\|A\|_F^2 - \|Q^\top A Q\|_F^2)/(\mathrm{total} - p)`. The host looks every 8
+    to $(\|A\|_F^2 - \|Q^\top A Q\|_F^2)/(\mathrm{total} - p)$. The host looks every 8
     steps, later after an eighth of those done, and stops where the last of them raised that.
-    :math:`\|A\|_F^2` comes from the quadrature of the start vector, with its weight on converged
+    $\|A\|_F^2$ comes from the quadrature of the start vector, with its weight on converged
     pairs replaced by one.
 
     Args:

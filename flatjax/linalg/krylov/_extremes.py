@@ -15,6 +15,7 @@ from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.krylov._certificates import Eigenpairs
 from flatjax.linalg.vectors import _arguments as arguments
 from flatjax.linalg.vectors import _basis as bases
+from flatjax.linalg.vectors import _flat as packing
 from flatjax.linalg.vectors import _probes as probes
 from flatjax.operators._base import Operator
 
@@ -222,7 +223,13 @@ def with_start(
 
 
 def certified(
-    found: Extremes, floor: float, noise: np.ndarray, tol: float, spent: int, complete: tuple
+    found: Extremes,
+    floor: float,
+    noise: np.ndarray,
+    tol: float,
+    spent: int,
+    complete: tuple,
+    layout: packing.Packed | None = None,
 ) -> tuple[Eigenpairs, Eigenpairs]:
     """The wanted pairs at the top and at the bottom, with their certificates.
 
@@ -233,6 +240,7 @@ def certified(
       tol: the relative residual that counts as converged.
       spent: the products spent.
       complete: whether the list at the top is complete, and that at the bottom.
+      layout: how the vectors are packed; those of the result are not.
 
     Returns:
       Two `Eigenpairs`.
@@ -241,25 +249,27 @@ def certified(
     residuals = np.hypot(found.residuals, noise)
     good = residuals <= np.maximum(tol * np.abs(found.values), floor)
     resolved, dtype = np.abs(found.values) > floor, trees.dtype(found.vectors)
+    placed = jax.device_put  # a conversion on the device would be a program to compile
 
     def part(rows, vectors, whole):
         return Eigenpairs(
-            values=jnp.asarray(found.values[rows], dtype),
+            values=placed(found.values[rows].astype(dtype)),
             vectors=vectors,
-            residual_norms=jnp.asarray(residuals[rows], dtype),
-            converged=jnp.asarray(good[rows] & (whole is not False)),
-            resolved=jnp.asarray(resolved[rows]),
+            residual_norms=placed(residuals[rows].astype(dtype)),
+            converged=placed(good[rows] & (whole is not False)),
+            resolved=placed(resolved[rows]),
             num_products=spent,
-            noise_floor=jnp.asarray(floor, dtype),
+            noise_floor=placed(np.asarray(floor, dtype)),
             complete=whole,
         )
 
-    vectors = _halves(found.vectors, found.num_top)
+    vectors = _halves(layout, found.vectors, found.num_top)
     ends = zip(found.ends, vectors, complete, strict=True)
     top, bottom = (part(*end) for end in ends)
     return top, bottom
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _halves(vectors, k):
+@functools.partial(jax.jit, static_argnums=2)
+def _halves(layout, vectors, k):
+    vectors = packing.unpack(layout, vectors)
     return jax.tree.map(lambda a: a[:k], vectors), jax.tree.map(lambda a: a[k:], vectors)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flatjax import _trees as trees
 from flatjax._trees import Tree
@@ -63,6 +64,16 @@ def of_state(state: krylov.Krylov) -> Relation:
     alphas = jnp.where(filled, state.alphas * state.scale, 0)
     betas = jnp.where(filled, state.betas * state.scale, 0)
     return Relation(state.basis, alphas, betas, state.vector, state.step)
+
+
+def of_finished(state: krylov.Krylov) -> Relation:
+    """The same of a run that is not traced, with NumPy coefficients: no program to compile."""
+    alphas, betas, scale, steps = jax.device_get(
+        (state.alphas, state.betas, state.scale, state.step)
+    )
+    filled = np.arange(len(alphas)) < steps
+    alphas, betas = (np.where(filled, a, 0) * scale for a in (alphas, betas))
+    return Relation(state.basis, alphas, betas, state.vector, steps)
 
 
 def of_run(op: Any, key: jax.Array, depth: int) -> tuple[Relation, int]:

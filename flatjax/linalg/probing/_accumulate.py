@@ -80,20 +80,23 @@ def setting(
     op: Operator, state: krylov.Krylov, found: Extremes, key: jax.Array, groups: tuple | None
 ) -> Setting:
     """What a finished run leaves to its probes."""
-    # The basis stays where it is: as an output of a program it would be copied.
-    run, known = _known(state._replace(basis=None))
-    steps, dtype = len(found.matrix), run.alphas.dtype
-    last = float(np.asarray(run.betas)[steps - 1]) * found.coefficients[-1]
-    coupled = (found.values.astype(dtype), last.astype(dtype))
-    trace, square, unit = (float(a) for a in jax.device_get(known))
-    run = run._replace(basis=state.basis)
-    return Setting(op, run, found, coupled, (trace, square, unit), key, groups)
+    steps, dtype = len(found.matrix), state.alphas.dtype
+    run = relations.of_finished(state)
+    last = float(run.betas[steps - 1])
+    entries = np.append(found.matrix, last)
+    unit = _unit(np.max(np.abs(entries)), dtype)
+    # |A Q|^2 is that of T and of the residual.
+    known = (np.trace(found.matrix), np.square(entries / unit).sum(), unit)
+    coupled = (found.values.astype(dtype), (last * found.coefficients[-1]).astype(dtype))
+    return Setting(op, run, found, coupled, known, key, groups)
 
 
-@jax.jit
-def _known(state):
-    run = relations.of_state(state)
-    return run, (run.trace, run.within(run.unit).squares, run.unit)
+def _unit(largest, dtype):
+    """`krylov.power_of_two` on the host."""
+    if not 0 < largest < np.inf:
+        return 1.0
+    limit = -int(jnp.finfo(dtype).minexp)
+    return 2.0 ** int(np.clip(np.frexp(largest)[1] - 1, -limit, limit))
 
 
 def probe(
@@ -137,13 +140,15 @@ def _with_block(given, sums, numbers, count, num_runs, steps):
     Drawing, projections and moments pass over the bases once for all of them.
     """
     vectors = given.found.exact_vectors
-    z, y = _drawn(given.key, numbers, probes.static(given.op.structure), vectors)
+    whole = sums.diagonal is not None or given.groups is not None
+    y, z = _drawn(given.key, numbers, probes.static(given.op.structure), vectors, whole)
     images = sampling.products(loops.product(given.op), y, count)
-    moments, rest = _moments(given.run, y, images, given.found.vectors, given.coupled)
+    unit = np.asarray(given.known[2], given.run.alphas.dtype)
+    moments, rest = _moments(given.run, y, images, given.found.vectors, given.coupled, unit)
     first = max(0, min(count, num_runs))
     runs = [_run(given, steps, *pair) for pair in zip(y[:first], images[:first], strict=True)]
     total, parts = sums.diagonal, []
-    if total is not None or given.groups is not None:
+    if whole:
         rest = sampling.unstack(complement.rest(given.run, rest))
         rows = [run.basis for run in runs] + [None] * (count - len(runs))
         for basis, x, r in zip(rows, sampling.unstack(z), rest, strict=False):
@@ -205,23 +210,24 @@ def _one_step(y, image, vectors):
     return numbers, jax.tree.map(lambda a: a[None], (unit, image))
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _drawn(key, numbers, static, vectors):
-    """Probes stacked, and a list of them less their parts along some vectors."""
+@functools.partial(jax.jit, static_argnums=(2, 4))
+def _drawn(key, numbers, static, vectors, keep):
+    """Probes less their parts along some vectors, in a list; and as they were, stacked, to keep."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
     z = probes.block(keys, jax.tree.unflatten(static[1], static[0]))
-    return z, bases.unstack(z if vectors is None else sampling.project_block(vectors, z))
+    y = z if vectors is None else sampling.project_block(vectors, z)
+    return bases.unstack(y), z if keep else None
 
 
 @jax.jit
-def _moments(run, y, images, vectors, coupled):
+def _moments(run, y, images, vectors, coupled, unit):
     """Traces, squares and gaps of probes, and the images of their parts in the complement.
 
     The products with the wanted vectors are those of the Lanczos relation, a multiple of each and
     one of the run's next vector.
     """
     y, images = bases.stack(y), bases.stack(images)
-    found = complement.moments(run, y, images, run.unit)
+    found = complement.moments(run, y, images, unit)
     values, last = coupled
     along = bases.gram(y, jax.tree.map(lambda a: a[None], run.residual))
     known = values[None, :] * bases.gram(y, vectors) + last[None, :] * along
@@ -241,9 +247,9 @@ def completed(
     seen = len(sums.candidates)
 
     def another(number):
-        key = jax.random.fold_in(given.key, missing.FIRST_KEY + seen + number)
-        z = probes.probe(key, given.op.structure)
-        y = complement.project(given.found.exact_vectors, z)
+        numbers = np.asarray([missing.FIRST_KEY + seen + number], np.int32)
+        static = probes.static(given.op.structure)
+        (y,), _ = _drawn(given.key, numbers, static, given.found.exact_vectors, False)
         found = _run(given, steps, y, loops.product(given.op)(y))
         return found.candidates, found.num_products
 
@@ -289,7 +295,7 @@ def frobenius_norm(given: Setting, sums: Sums, spent: int) -> Estimate:
         num_products=spent,
         converged=jnp.asarray(error <= DEFAULT_RTOL * value),
     )
-    return resolved(found, given.op.size**0.5 * found.value, given.op.size)
+    return resolved(found, cast(given.op.size**0.5 * unit * value, dtype), given.op.size)
 
 
 def density(given: Setting, sums: Sums, scale: str, num_points: int) -> SpectralDensity:

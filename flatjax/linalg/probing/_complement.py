@@ -54,8 +54,8 @@ def rest(run: Relation | None, images: Tree) -> Tree:
 def moments(run: Relation | None, y: Tree, images: Tree, unit: Any = 1.0) -> Moments:
     r"""The moments of probes in the complement of a Lanczos basis, in shared passes over it.
 
-    The image of a probe's part :math:`x = y - Q c`, :math:`c = Q^\top y`, needs no product beyond
-    that of the probe: :math:`A x = A y - Q T c - \beta_m c_m q_{m+1}`. Both are formed, because the
+    The image of a probe's part $x = y - Q c$, $c = Q^\top y$, needs no product beyond
+    that of the probe: $A x = A y - Q T c - \beta_m c_m q_{m+1}$. Both are formed, because the
     same from inner products alone is a small difference of numbers as large as the outliers.
 
     Args:
@@ -111,7 +111,7 @@ def rest_of_one(run: Relation | None, y: Tree, image: Tree) -> Tree:
 @jax.jit
 def project(vectors: Tree | None, v: Tree) -> Tree:
     """``v`` less its part along orthonormal vectors (a tree with a leading axis)."""
-    return v if vectors is None else bases.project_out(vectors, v)[0]
+    return v if vectors is None else bases.project_out(vectors, v)
 
 
 class Deflated(Operator):

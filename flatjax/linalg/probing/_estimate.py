@@ -131,7 +131,10 @@ def _estimate(value, error, low, high, size, num_products, rtol, dtype) -> Estim
 def cast(value: Any, dtype: Any) -> jax.Array:
     """An array of this dtype; infinite, without a warning, where a number does not fit."""
     with np.errstate(over="ignore"):
-        return jnp.asarray(value, dtype)
+        # A conversion on the device would be a program to compile.
+        return jnp.asarray(
+            value if isinstance(value, jax.Array) else np.asarray(value, dtype), dtype
+        )
 
 
 def resolved(found: Estimate, bound: Any, size: int) -> Estimate:
@@ -145,8 +148,13 @@ def resolved(found: Estimate, bound: Any, size: int) -> Estimate:
     Returns:
       The estimate.
     """
+    return found._replace(converged=_resolved(found._replace(num_products=0), bound, size))
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _resolved(found, bound, size):
     fits = jnp.isfinite(found.value) & jnp.isfinite(found.standard_error)
-    return found._replace(converged=found.converged & fits & ~lost(bound, size))
+    return found.converged & fits & ~lost(bound, size)
 
 
 def lost(bound: jax.Array, size: int) -> jax.Array:

@@ -77,9 +77,8 @@ def quadratures(
     steps = min(num_steps, op.size)
     known, vectors, spent, own = np.zeros(0), None, 0, None
     if depth:
-        state, spent = extremes.converged(
-            op, jax.random.fold_in(key, 0), 1, 0, tol, depth, depth, None
-        )
+        start_key, _ = jax.random.split(jax.random.fold_in(key, 0))
+        state, spent = extremes.converged(op, start_key, 1, 0, tol, depth, depth, None)
         found = extremes.found(state, 1, 0, tol, op.size)
         known, vectors, own = found.exact_values, found.exact_vectors, found.start
         del state

@@ -4,11 +4,12 @@ One start vector sees one copy of a multiple eigenvalue, and where its component
 eigenvector is small the eigenvalue behind it converges first and is taken for it. Every probe has
 run in the complement of the converged pairs: its extreme Ritz vectors y are drawn to what is
 missing there. Joined to the run's basis Q they make a larger space, in which the projected matrix
-is known without a product: with :math:`c = Q^\top y` and :math:`w = y - Qc`,
+is known without a product: with $c = Q^\top y$ and $w = y - Qc$,
 
-.. math::
-    Q^\top A w = \beta_m (q_{m+1}^\top w) e_m, \qquad
-    (I - QQ^\top) A w = (I - QQ^\top)(A y - \beta_m c_m q_{m+1}).
+$$
+Q^\top A w = \beta_m (q_{m+1}^\top w) e_m, \qquad
+(I - QQ^\top) A w = (I - QQ^\top)(A y - \beta_m c_m q_{m+1}).
+$$
 
 By Cauchy's interlacing its Ritz values are no larger, counted from the top, than the eigenvalues:
 one above the list's own shows that the list is not complete, and is the missing pair as a rule.
@@ -160,7 +161,7 @@ class Space:
     def __init__(self, run: Relation, pairs, found: Candidates):
         self.run, self.pairs, self.found = run, pairs, found
         steps = len(pairs.matrix)
-        self.last = float(run.betas[steps - 1])
+        self.last = float(np.asarray(run.betas)[steps - 1])
         self.solve()
 
     def solve(self) -> None:

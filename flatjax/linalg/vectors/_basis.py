@@ -123,7 +123,7 @@ def unstack(basis: Tree) -> list[Tree]:
 
 
 def coefficients(basis: Tree, w: Tree) -> tuple[jax.Array, jax.Array]:
-    r"""The inner products :math:`Q^\top w` and :math:`w^\top w`, in one reduction.
+    r"""The inner products $Q^\top w$ and $w^\top w$, in one reduction.
 
     Args:
       basis: a tree with leading axis ``m``.
@@ -160,7 +160,7 @@ def _leaves(*trees_):
 
 
 def combine(basis: Tree, c: jax.Array) -> Tree:
-    r"""Linear combinations of the rows, :math:`\sum_i c_i q_i`.
+    r"""Linear combinations of the rows, $\sum_i c_i q_i$.
 
     Args:
       basis: a tree with leading axis ``m``.
@@ -208,21 +208,12 @@ def subtract(w: Tree, v: Tree) -> Tree:
     return jax.tree.map(jnp.subtract, w, v)
 
 
-def project_out(basis: Tree, w: Tree) -> tuple[Tree, jax.Array, jax.Array, jax.Array]:
-    r"""One pass of classical Gram-Schmidt, :math:`w - Q Q^\top w`.
+def project_out(basis: Tree, w: Tree) -> Tree:
+    r"""A vector less its part along orthonormal or zero rows, $w - Q Q^\top w$.
 
-    Args:
-      basis: a tree with leading axis ``m`` and orthonormal or zero rows.
-      w: a vector.
-
-    Returns:
-      The remainder, the coefficients ``(m,)``, and the squared norms before and after. The norm
-      after comes from Pythagoras, without another reduction: it is accurate where it is not small
-      beside the norm before, that is where no second pass is needed.
+    One pass of classical Gram-Schmidt: where little is left, rounding along Q is left as well.
     """
-    h, before = coefficients(basis, w)
-    after = jnp.maximum(before - jnp.sum(h * h), 0)
-    return subtract(w, combine(basis, h)), h, before, after
+    return subtract(w, combine(basis, coefficients(basis, w)[0]))
 
 
 def seed_of(key: jax.Array) -> jax.Array:

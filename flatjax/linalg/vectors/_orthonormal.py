@@ -28,16 +28,17 @@ def append(basis: Tree, index: jax.Array, y: Tree) -> tuple[Tree, jax.Array]:
 
 
 def append_row(basis, index, y):
-    length = trees.norm(y)
-    y = jax.tree.map(lambda x: x / jnp.where(length > 0, length, 1).astype(x.dtype), y)
+    y, length = trees.normalized(y)
     zero = jnp.zeros((), length.dtype)
-    m = jax.tree.leaves(basis)[0].shape[0]
-    carry = (y, jnp.zeros(m, length.dtype), zero, jnp.int32(0), jnp.zeros((), bool))
+    carry = (y, jnp.zeros(bases.size(basis), length.dtype), zero, jnp.int32(0), jnp.zeros((), bool))
     carry = bases.vary_like(carry, y, basis)
 
     def one_pass(carry):
         y, r, _, count, _ = carry
-        rest, h, before, after = bases.project_out(basis, y)
+        h, before = bases.coefficients(basis, y)
+        rest = bases.subtract(y, bases.combine(basis, h))
+        # By Pythagoras, without another reduction: accurate where no further pass is needed.
+        after = jnp.maximum(before - jnp.sum(h * h), 0)
         return rest, r + h, after, count + 1, after >= before / 2
 
     y, r, after, _, _ = lax.while_loop(lambda c: ~c[4] & (c[3] < _PASSES), one_pass, carry)
