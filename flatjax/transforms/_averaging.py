@@ -3,7 +3,6 @@
 import math
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -306,7 +305,7 @@ def averaged_params(state: Any, params: Tree) -> Tree:
     return jax.tree.map(lambda a, w: jnp.where(some, a.astype(w.dtype), w), average, params)
 
 
-def swag_sample(state: Any, key: chex.PRNGKey, params: Tree, *, scale: base.Number = 1.0) -> Tree:
+def swag_sample(state: Any, params: Tree, *, key: jax.Array, scale: base.Number = 1.0) -> Tree:
     r"""Params drawn from the Gaussian of [`swag`][].
 
     $\bar w + s \left(\tfrac1{\sqrt2} \Sigma_d^{1/2} z_1 + \tfrac1{\sqrt{2 (K - 1)}} D z_2 \right)$
@@ -315,8 +314,8 @@ def swag_sample(state: Any, key: chex.PRNGKey, params: Tree, *, scale: base.Numb
 
     Args:
       state: the state of [`swag`][], or of a chain that holds it.
-      key: a PRNG key.
       params: params, for their dtypes.
+      key: a PRNG key.
       scale: $s$.
 
     Returns:
@@ -331,7 +330,7 @@ def swag_sample(state: Any, key: chex.PRNGKey, params: Tree, *, scale: base.Numb
       >>> w, state = jnp.zeros(2), tx.init(jnp.zeros(2))
       >>> for update in (1.0, 2.0):
       ...     _, state = tx.update(jnp.full(2, update), state, w)
-      >>> flatjax.swag_sample(state, jax.random.key(0), w).shape
+      >>> flatjax.swag_sample(state, w, key=jax.random.key(0)).shape
       (2,)
     """
     found = base.find_state(state, SWAGState)

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from flatjax import _balls as balls
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax._trees import Tree
-from flatjax.transforms import _ascent as asc
 from flatjax.transforms import _base as base
 
 
@@ -98,7 +98,10 @@ def momentum_sam(
         velocity = base.combine(mu, state.velocity, 1.0, forced)
         # One displacement undone, one step, the next displacement: the sum is the update.
         step = base.combine(
-            state.radius, asc.dual_direction(state.velocity), -radius, asc.dual_direction(velocity)
+            state.radius,
+            balls.dual_direction(state.velocity),
+            -radius,
+            balls.dual_direction(velocity),
         )
         step = base.combine(1.0, step, -eta, velocity)
         # What is not finite shows in the step; the state keeps what it had.
@@ -131,5 +134,5 @@ def momentum_sam_eval_params(state: Any, params: Tree) -> Tree:
       [1.0, 1.0]
     """
     found = base.find_state(state, MomentumSAMState)
-    lift = base.scaled(found.radius, asc.dual_direction(found.velocity))
-    return asc.moved(params, lift)
+    lift = base.scaled(found.radius, balls.dual_direction(found.velocity))
+    return balls.moved(params, lift)

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -18,9 +17,9 @@ from flatjax.operators import _weights as weighting
 from flatjax.operators._per_example import per_example_gradients
 from flatjax.transforms import _base as base
 from flatjax.transforms import _callables as callables
-from flatjax.transforms import _perturbed as per
 from flatjax.transforms import _prng as prng
 from flatjax.transforms._label_penalties import OutputLoss
+from flatjax.transforms._perturbed import check_trees
 
 
 class NoiseState(NamedTuple):
@@ -35,7 +34,7 @@ class NoiseState(NamedTuple):
     key: Any
 
 
-def normal_like(key: chex.PRNGKey, tree: Tree) -> Tree:
+def normal_like(key: jax.Array, tree: Tree) -> Tree:
     """Standard normal entries of the shapes of ``tree``, in at least float32."""
     leaves, treedef = jax.tree.flatten(tree)
     keys = jax.random.split(key, max(len(leaves), 1))
@@ -116,7 +115,7 @@ def gradient_noise(
         incoming = base.average(updates, axis_name)
         key = prng.of_step(state.key, state.count)
         if isinstance(covariance, str) and covariance != "isotropic":
-            per.check_trees("gradient_noise", updates, params)
+            check_trees("gradient_noise", updates, params)
             base.require_batch("gradient_noise", batch)
             draw = _from_gradients if covariance == "gradient" else _from_diagonal
             noise = draw(key, each, params, batch, args, chunk_size, axis_name)
@@ -281,7 +280,7 @@ def label_noise(
 
     def update(updates, state, params=None, *, batch: Any = None, args=(), **extra):
         del extra
-        per.check_trees("label_noise", updates, params)
+        check_trees("label_noise", updates, params)
         n = base.require_pair("label_noise", batch)
         inputs, targets = batch
         incoming = base.average(updates, axis_name)

@@ -35,10 +35,11 @@ def test_masked_weight_decay_beside_a_masked_perturbation(net):
     params, batch = net
     matrices = lambda p: jax.tree.map(lambda a: a.ndim > 1, p)  # noqa: E731
     tx = optax.chain(
-        ft.sam(0.3, mask=matrices), optax.masked(optax.add_decayed_weights(0.1), matrices)
+        ft.sam(0.3, ascent=ft.Ascent(mask=matrices)),
+        optax.masked(optax.add_decayed_weights(0.1), matrices),
     )
     out, _ = one_update(tx, params, batch)
-    expected, _ = one_update(ft.sam(0.3, mask=matrices), params, batch)
+    expected, _ = one_update(ft.sam(0.3, ascent=ft.Ascent(mask=matrices)), params, batch)
     expected = jax.tree.map(lambda m, a, w: a + 0.1 * w * m, matrices(params), expected, params)
     assert_close(out, expected)
 

@@ -191,7 +191,6 @@ def test_clean_under_strict_promotion(name):
 # The scalars of every factory; those that shape the program or are functions are static.
 INJECTED = {
     "sam": (ft.sam, {"rho": 0.05}, ()),
-    "asam": (ft.asam, {"rho": 0.05}, ()),
     "gsam": (ft.gsam, {"rho": 0.05, "alpha": 0.3}, ()),
     "looksam": (ft.looksam, {"rho": 0.05, "every": 2}, ()),
     "wsam": (ft.wsam, {"rho": 0.05, "gamma": 0.5}, ()),

@@ -32,7 +32,7 @@ def sam_groups(groups):
 TRANSFORMS = {
     "sam": lambda **k: ft.sam(0.3, diagnostics=True, **k),
     "sam_second_order": lambda **k: ft.sam(0.3, ascent_steps=2, second_order=True, **k),
-    "sam_every": lambda **k: ft.sam(0.3, every=2, p=1.5, **k),
+    "sam_every": lambda **k: ft.sam(0.3, every=2, ascent=ft.Ascent(p=1.5), **k),
     "sam_2_groups": sam_groups(2),
     "sam_4_groups": sam_groups(4),
     "sam_8_groups": sam_groups(8),

@@ -18,13 +18,13 @@ BAD_ARGUMENTS = [
     (lambda: ft.sam(-0.1), "rho must be at least 0"),
     (lambda: ft.sam(NAN), "rho must be finite"),
     (lambda: ft.sam("0.1"), "rho must be a number or a schedule"),
-    (lambda: ft.sam(p=0.5), "p must be at least 1"),
+    (lambda: ft.Ascent(p=0.5), "p must be at least 1"),
     (lambda: ft.sam(p=NAN), "p must be finite"),
     (lambda: ft.sam(every=0), "every must be an integer of at least 1"),
     (lambda: ft.sam(ascent_steps=0), "ascent_steps must be an integer of at least 1"),
     (lambda: ft.sam(groups=1.5), "groups must be an integer"),
     (lambda: ft.sam(group_mode="scan"), 'group_mode must be "auto", "vmap" or "loop"'),
-    (lambda: ft.asam(eta=-1.0), "eta must be at least 0"),
+    (lambda: ft.Ascent(offset=-1.0), "offset must be at least 0"),
     (lambda: ft.gsam(alpha=INF), "alpha must be finite"),
     (lambda: ft.gradient_norm_penalty(alpha=NAN), "alpha must be finite"),
     (lambda: ft.wsam(gamma=1.0), "gamma must be at least 0.0 and below 1.0"),
@@ -207,9 +207,9 @@ def test_inside_masked(wrap):
 
 def test_bad_masks(net):
     with pytest.raises(ValueError, match="mask must be a pytree prefix"):
-        update(ft.sam(mask={"frist": True}), net, grad_fn=lambda p: p)
+        update(ft.sam(ascent=ft.Ascent(mask={"frist": True})), net, grad_fn=lambda p: p)
     with pytest.raises(TypeError, match="mask must hold booleans"):
-        update(ft.sam(mask={"first": 1.0, "last": 0.0}), net, grad_fn=lambda p: p)
+        update(ft.sam(ascent=ft.Ascent(mask={"first": 1.0, "last": 0.0})), net, grad_fn=lambda p: p)
 
 
 def test_structural_integers_cannot_be_injected(net):
@@ -255,7 +255,7 @@ def test_states_that_are_not_there():
         with pytest.raises(ValueError, match="in the optimiser state, found 0"):
             read(state, jnp.ones(2))
     with pytest.raises(ValueError, match="found 0"):
-        ft.swag_sample(state, jax.random.key(0), jnp.ones(2))
+        ft.swag_sample(state, jnp.ones(2), key=jax.random.key(0))
 
 
 def test_batch_statistics():

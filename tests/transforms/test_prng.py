@@ -90,7 +90,7 @@ def test_oracles_with_a_key_among_the_arguments(name):
 
 def test_a_draw_from_swag():
     tx = ft.swag(rank=2)
-    draw = jax.jit(lambda key: ft.swag_sample(tx.init(PARAMS), key, PARAMS))
+    draw = jax.jit(lambda key: ft.swag_sample(tx.init(PARAMS), PARAMS, key=key))
     with jax.debug_key_reuse(True):
         np.testing.assert_array_equal(flat(draw(jax.random.key(0))), 0.0)  # nothing collected
 
