@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 
 from flatjax import _balls as balls
+from flatjax import _checks as checks
 from flatjax import _trees as trees
 from flatjax._trees import Tree
-from flatjax.transforms import _base as base
 
 Mask = Any | Callable[[Tree], Any]
 
@@ -94,8 +94,8 @@ class Ascent:
     mask: Mask | None = None
 
     def __post_init__(self):
-        base.check_scalar("p", self.p, minimum=1.0, infinite=True)
-        base.check_scalar("offset", self.offset, minimum=0.0)
+        checks.check_scalar("p", self.p, minimum=1.0, infinite=True)
+        checks.check_scalar("offset", self.offset, minimum=0.0)
 
     def scales(self, params: Tree) -> Tree | None:
         """``T``, or ``None`` where nothing is scaled."""

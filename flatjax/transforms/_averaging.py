@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from flatjax import _checks as checks
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.transforms import _base as base
@@ -100,7 +101,7 @@ def ema_params(
       >>> float(flatjax.averaged_params(state, optax.apply_updates(w, updates)))
       0.5
     """
-    base.check_scalar("decay", decay, minimum=0.0, maximum=1.0)
+    checks.check_scalar("decay", decay, minimum=0.0, maximum=1.0, schedule=True)
 
     def init(params):
         zeros = trees.zeros(trees.structure_of(params))
@@ -171,7 +172,7 @@ def swa(start: base.Number = 0, *, every: base.Number = 1) -> optax.GradientTran
       >>> float(flatjax.averaged_params(state, w))  # of 2 and 1
       1.5
     """
-    base.check_scalar("start", start, minimum=0)
+    checks.check_scalar("start", start, minimum=0)
     base.check_every(every)
 
     def init(params):
@@ -235,7 +236,7 @@ def swag(
       >>> float(state[-1].square)  # the variance of 2 and 1
       0.25
     """
-    base.check_scalar("start", start, minimum=0)
+    checks.check_scalar("start", start, minimum=0)
     base.check_every(every)
     columns = base.static_int("rank", rank, 20, minimum=0)
     if columns == 1:

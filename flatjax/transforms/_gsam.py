@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
+from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax._trees import Tree
@@ -48,7 +49,7 @@ def pair_transform(
     check: bool,
 ) -> optax.GradientTransformationExtraArgs:
     """A head-of-chain transform ``combine(gradient, perturbed gradient, count)``."""
-    base.check_scalar("rho", rho, minimum=0.0)
+    checks.check_scalar("rho", rho, minimum=0.0, schedule=True)
 
     def init(params):
         return PairState(base.start(), initial_metrics(params) if diagnostics else ())
@@ -111,7 +112,7 @@ def gsam(
       >>> out.round(2).tolist()
       [4.26, 4.05]
     """
-    base.check_scalar("alpha", alpha)
+    checks.check_scalar("alpha", alpha, schedule=True)
 
     def combine(g, perturbed, count):
         orthogonal, _ = rejection(g, perturbed)
@@ -160,8 +161,8 @@ def proportional_schedule(
             f"learning_rate_max={learning_rate_max} must exceed "
             f"learning_rate_min={learning_rate_min}."
         )
-    base.check_scalar("rho_min", rho_min, minimum=0.0)
-    base.check_scalar("rho_max", rho_max, minimum=0.0)
+    checks.check_scalar("rho_min", rho_min, minimum=0.0)
+    checks.check_scalar("rho_max", rho_max, minimum=0.0)
     slope = (rho_max - rho_min) / (learning_rate_max - learning_rate_min)
     return lambda count: rho_min + slope * (learning_rate(count) - learning_rate_min)
 
@@ -208,7 +209,7 @@ def gradient_norm_penalty(
       >>> out.round(2).tolist()
       [3.30, 4.40]
     """
-    base.check_scalar("alpha", alpha)
+    checks.check_scalar("alpha", alpha, schedule=True)
 
     def combine(g, perturbed, count):
         weight = base.at(alpha, count, trees.dtype(g))
@@ -284,7 +285,7 @@ def wsam(
       >>> out.round(2).tolist()
       [-0.33, -0.44]
     """
-    base.check_scalar("gamma", gamma, minimum=0.0, below=1.0)
+    checks.check_scalar("gamma", gamma, minimum=0.0, below=1.0, schedule=True)
     if (optimizer is None) != (learning_rate is None):
         raise ValueError(
             "the decoupled wsam needs both `optimizer` and `learning_rate`; with neither it is a "
@@ -305,7 +306,7 @@ def wsam(
 
     inner = optax.with_extra_args_support(optimizer)
     rate: base.Scalar = 0.0 if learning_rate is None else learning_rate
-    base.check_scalar("learning_rate", rate, minimum=0.0)
+    checks.check_scalar("learning_rate", rate, minimum=0.0, schedule=True)
 
     def sharpness(g, perturbed, count):
         dtype = trees.dtype(g)

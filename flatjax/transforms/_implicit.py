@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from flatjax import _balls as balls
+from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax.transforms import _base as base
@@ -148,7 +149,7 @@ def _product_along(gradient, params, mode, step):
 
 
 def _fraction(learning_rate: base.Scalar, divisor: int) -> base.Scalar:
-    base.check_scalar("learning_rate", learning_rate, minimum=0.0)
+    checks.check_scalar("learning_rate", learning_rate, minimum=0.0, schedule=True)
     if callable(learning_rate):
         return lambda count: learning_rate(count) / divisor
     return learning_rate / divisor

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from flatjax import _balls as balls
+from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _loops as loops
 from flatjax import _trees as trees
@@ -85,8 +86,8 @@ def looksam(
       >>> out.round(2).tolist()
       [3.70, 3.40]
     """
-    base.check_scalar("rho", rho, minimum=0.0)
-    base.check_scalar("alpha", alpha)
+    checks.check_scalar("rho", rho, minimum=0.0, schedule=True)
+    checks.check_scalar("alpha", alpha, schedule=True)
     base.check_every(every)
 
     def init(params):
@@ -182,9 +183,9 @@ def friendly_sam(
       >>> out.round(2).tolist()
       [3.30, 4.40]
     """
-    base.check_scalar("rho", rho, minimum=0.0)
-    base.check_scalar("sigma", sigma)
-    base.check_scalar("decay", decay, minimum=0.0, below=1.0)
+    checks.check_scalar("rho", rho, minimum=0.0, schedule=True)
+    checks.check_scalar("sigma", sigma, schedule=True)
+    checks.check_scalar("decay", decay, minimum=0.0, below=1.0, schedule=True)
 
     def init(params):
         metrics = initial_metrics(params) if diagnostics else ()

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from flatjax import _balls as balls
+from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax._trees import Tree
@@ -76,10 +77,10 @@ def momentum_sam(
       >>> flatjax.momentum_sam_eval_params(state, displaced).round(2).tolist()
       [2.70, 3.60]
     """
-    base.check_scalar("learning_rate", learning_rate, minimum=0.0)
-    base.check_scalar("rho", rho, minimum=0.0)
-    base.check_scalar("momentum", momentum, minimum=0.0, below=1.0)
-    base.check_scalar("weight_decay", weight_decay, minimum=0.0)
+    checks.check_scalar("learning_rate", learning_rate, minimum=0.0, schedule=True)
+    checks.check_scalar("rho", rho, minimum=0.0, schedule=True)
+    checks.check_scalar("momentum", momentum, minimum=0.0, below=1.0, schedule=True)
+    checks.check_scalar("weight_decay", weight_decay, minimum=0.0, schedule=True)
 
     def init(params):
         radius = jnp.zeros((), trees.dtype(params))

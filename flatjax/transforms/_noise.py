@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax import losses
@@ -92,7 +93,7 @@ def gradient_noise(
       >>> round(float(jnp.std(noisy)), 2)
       0.1
     """
-    base.check_scalar("scale", scale, minimum=0.0)
+    checks.check_scalar("scale", scale, minimum=0.0, schedule=True)
     if isinstance(covariance, str):
         if covariance not in ("isotropic", "gradient", "diagonal"):
             raise ValueError(
@@ -245,10 +246,10 @@ def label_noise(
         raise ValueError(
             "label_noise needs one of scale= (floating targets) and flip_probability= (class ids)."
         )
-    base.check_scalar("scale", 0.0 if scale is None else scale, minimum=0.0)
-    base.check_scalar(
+    checks.check_scalar("scale", 0.0 if scale is None else scale, minimum=0.0, schedule=True)
+    checks.check_scalar(
         "flip_probability", flip_probability if flip_probability is not None else 0.0,
-        minimum=0.0, maximum=1.0,
+        minimum=0.0, maximum=1.0, schedule=True,
     )  # fmt: skip
     output_loss = as_loss(loss)
     model_fn = callables.model_function("label_noise", model_fn, output_loss)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax._trees import Tree
@@ -89,8 +90,8 @@ def sam_value_and_grad(
       >>> float(value), grads.tolist()
       (0.25, [0.75, 0.0])
     """
-    base.check_scalar("rho", rho, minimum=0.0)
-    base.check_scalar("alpha", alpha)
+    checks.check_scalar("rho", rho, minimum=0.0)
+    checks.check_scalar("alpha", alpha)
     steps = base.static_int("ascent_steps", ascent_steps, 1)
     plain = not isinstance(alpha, jax.core.Tracer) and float(alpha) == 1.0
     oracle = Oracle(loss_fn, has_aux, groups, accumulate, axis_name, check)
@@ -170,7 +171,7 @@ def penalty_value_and_grad(
       >>> float(value), grads.tolist()
       (1.5, [2.0, 6.0])
     """
-    base.check_scalar("coef", coef)
+    checks.check_scalar("coef", coef)
     check_mode(mode, step)
     oracle = Oracle(loss_fn, has_aux, groups, accumulate, axis_name, check)
     other = None if penalty_fn is None else oracle.replace(penalty_fn)

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _loops as loops
 from flatjax import _trees as trees
@@ -75,7 +76,7 @@ def penalty_transform(
     Returns:
       The transform.
     """
-    base.check_scalar("coef", coef)
+    checks.check_scalar("coef", coef, schedule=True)
     base.check_every(every)
 
     def init(params):

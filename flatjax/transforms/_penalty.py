@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from flatjax import _balls as balls
+from flatjax import _checks as checks
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.transforms import _base as base
@@ -47,7 +48,7 @@ def check_mode(mode: str, step: Any) -> None:
     """Raise ``ValueError`` on an unknown mode or a step that is not positive."""
     if mode not in ("linearize", "forward", "central"):
         raise ValueError(f'mode must be "linearize", "forward" or "central", got {mode!r}.')
-    base.check_scalar("step", step, above=0.0)
+    checks.check_scalar("step", step, above=0.0)
 
 
 def squared_norm(tree: Tree) -> jax.Array:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _loops as loops
 from flatjax import _trees as trees
@@ -119,7 +120,7 @@ def sam(
       >>> updates.round(2).tolist()
       [-0.33, -0.56]
     """
-    base.check_scalar("rho", rho, minimum=0.0)
+    checks.check_scalar("rho", rho, minimum=0.0, schedule=True)
     base.check_every(every)
     check_group_mode(group_mode)
     steps = base.static_int("ascent_steps", ascent_steps, 1)

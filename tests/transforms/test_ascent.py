@@ -108,7 +108,7 @@ def test_half_precision_gradient_has_a_float32_norm():
 
 @pytest.mark.parametrize(("p", "normalize"), [(2.0, True), (1.5, True), (3.0, False)])
 def test_derivative_of_the_perturbation(p, normalize, x64):
-    ball = Ascent(p, normalize=normalize)
+    ball = Ascent(p, normalize=normalize).perturbation
     g, v = jnp.array([1.0, -2.0, 0.5]), jnp.array([0.3, 0.1, -1.0])
     _, tangent = jax.jvp(lambda u: ball(u, u, 0.3), (g,), (v,))
     h = 1e-6
@@ -119,5 +119,5 @@ def test_derivative_of_the_perturbation(p, normalize, x64):
 
 def test_elementwise_masks(x64):
     g = jnp.array([3.0, 4.0, 12.0])
-    ball = Ascent(mask=jnp.array([True, True, False]))
+    ball = Ascent(mask=jnp.array([True, True, False])).perturbation
     np.testing.assert_allclose(ball(g, g, 1.0), [0.6, 0.8, 0.0], rtol=1e-14)

@@ -53,7 +53,7 @@ def test_every_public_transform_is_here():
     # Those that look at what comes in: see test_incoming.
     checked = {name for name, fn in made.items() if "check" in inspect.signature(fn).parameters}
     assert checked == {
-        *("sam", "asam", "gsam", "looksam", "wsam", "friendly_sam", "gradient_norm_penalty"),
+        *("sam", "gsam", "looksam", "wsam", "friendly_sam", "gradient_norm_penalty"),
         *("gradient_penalty", "implicit_gradient_regularization"),
     }
 

@@ -61,7 +61,6 @@ TRANSFORMS = {
 }
 ORACLES = {
     "sam": ft.sam_value_and_grad(mean),
-    "fresh": ft.sam_value_and_grad(mean, keys="fresh"),
     "groups": ft.sam_value_and_grad(mean, groups=2),
     "accumulated": ft.sam_value_and_grad(mean, accumulate=2),
     "penalty": ft.penalty_value_and_grad(mean, coef=0.1, mode="forward"),

@@ -105,7 +105,9 @@ def test_second_order_is_the_gradient_of_the_perturbed_loss(net, options):
         return value(w + epsilon)
 
     expected = jax.jit(jax.grad(perturbed_loss))(jnp.asarray(dense.w))
-    out, _ = one_update(ft.sam(0.2, second_order=True, **options), params, batch)
+    ball = {name: value for name, value in options.items() if name != "ascent_steps"}
+    tx = ft.sam(0.2, ascent=ft.Ascent(**ball), ascent_steps=steps, second_order=True)
+    out, _ = one_update(tx, params, batch)
     assert_close(out, expected, rtol=1e-9, atol=1e-11)
 
 
