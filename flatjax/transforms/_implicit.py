@@ -52,7 +52,7 @@ def implicit_gradient_regularization(
       loss_fn: ``loss_fn(params, batch, *args)``, for ``"halves"``: mean or per-example losses, or a
         [`Mean`][]; ``update`` then takes ``batch`` (and ``args``).
       estimator: ``"batch"`` or ``"halves"``.
-      every: steps between evaluations, see [`gradient_penalty`][]; so for the rest.
+      every: evaluate every so many steps, as of [`gradient_penalty`][].
       mode: ``"linearize"``, ``"forward"`` or ``"central"``.
       step: the length of a finite-difference step.
       mask: the leaves that count in the norm.
@@ -183,7 +183,7 @@ def stochastic_implicit_gradient_regularization(
       loss_fn: ``loss_fn(params, batch, *args)``: mean or per-example losses, or a [`Mean`][], by
         whose weights the micro-batches then count.
       micro_batches: m, the number of contiguous, equal parts of the *global* batch.
-      every: steps between evaluations, see [`gradient_penalty`][]; so for the rest.
+      every: evaluate every so many steps, as of [`gradient_penalty`][].
       mode: ``"linearize"``, ``"forward"`` or ``"central"``.
       step: the length of a finite-difference step.
       mask: the leaves that count in the norms.

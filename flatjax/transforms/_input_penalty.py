@@ -46,7 +46,7 @@ def input_gradient_penalty(
       model_fn: ``model_fn(params, inputs, *args)``: the outputs, leading axis n.
       loss: an output loss.
       coef: $\lambda$, the coefficient of the mean squared norm; a number or a schedule.
-      every: steps between evaluations, see [`fisher_penalty`][]; so for the rest.
+      every: evaluate every so many steps, as of [`fisher_penalty`][].
       sub_batch: examples of the global batch.
       mode: ``"linearize"``, ``"forward"`` or ``"central"``.
       seed: of the sub-batch's offset.
