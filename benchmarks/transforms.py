@@ -106,12 +106,12 @@ def measure(make) -> dict[str, dict[str, float]]:
     xent = softmax_cross_entropy
     transforms = {
         "sam": flatjax.sam(0.05),
-        "sam, p = 1.5": flatjax.sam(0.05, p=1.5),
+        "sam, p = 1.5": flatjax.sam(0.05, ascent=flatjax.Ascent(p=1.5)),
         "sam, second order": flatjax.sam(0.05, second_order=True),
         "sam, every 5": flatjax.sam(0.05, every=5),
         "sam, 4 groups (vmap)": flatjax.sam(0.05, groups=4, loss_fn=loss_fn, group_mode="vmap"),
         "sam, 4 groups (loop)": flatjax.sam(0.05, groups=4, loss_fn=loss_fn, group_mode="loop"),
-        "asam": flatjax.asam(0.5),
+        "asam": flatjax.sam(0.5, ascent=flatjax.Ascent(adaptive=True)),
         "gsam": flatjax.gsam(0.05),
         "wsam": flatjax.wsam(0.05),
         "friendly_sam": flatjax.friendly_sam(0.05),

@@ -188,7 +188,9 @@ def run(config: Config, out: Path) -> Found:
         many = minibatch.repeat(data, count)
 
         def optimizer(seed, rho):
-            head = optax.identity() if kind == "sgd" else flatjax.sam(rho, p=p)
+            head = (
+                optax.identity() if kind == "sgd" else flatjax.sam(rho, ascent=flatjax.Ascent(p=p))
+            )
             return optax.chain(head, optax.sgd(config.learning_rate))
 
         trained = minibatch.train_arm(

@@ -106,6 +106,7 @@ from flatjax.preflight._determinism import Determinism as Determinism
 from flatjax.preflight._determinism import check_deterministic as check_deterministic
 from flatjax.preflight._plan import Plan as Plan
 from flatjax.preflight._plan import plan as plan
+from flatjax.transforms._ascent import Ascent as Ascent
 from flatjax.transforms._averaging import averaged_params as averaged_params
 from flatjax.transforms._averaging import ema_params as ema_params
 from flatjax.transforms._averaging import swa as swa
@@ -140,7 +141,6 @@ from flatjax.transforms._noise import label_noise as label_noise
 from flatjax.transforms._oracles import penalty_value_and_grad as penalty_value_and_grad
 from flatjax.transforms._oracles import sam_value_and_grad as sam_value_and_grad
 from flatjax.transforms._penalties import gradient_penalty as gradient_penalty
-from flatjax.transforms._sam import asam as asam
 from flatjax.transforms._sam import sam as sam
 
 __version__ = _version("flatjax")

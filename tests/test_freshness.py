@@ -134,7 +134,6 @@ ENTRIES = {
     "gradient_confusion": measured("gradient_confusion"),
     "sam": moved(lambda u: flatjax.sam(0.1)),
     "sam in groups": step(lambda u: flatjax.sam(0.1, groups=2, loss_fn=u.mean), batch=BATCH),
-    "asam": moved(lambda u: flatjax.asam(0.1)),
     "looksam": moved(lambda u: flatjax.looksam(0.1)),
     "gsam": step(
         lambda u: flatjax.gsam(0.1, alpha=0.1),

@@ -11,6 +11,7 @@ from tests.repository import PACKAGE
 
 FLOORS = {
     "_checks": 0,
+    "_balls": 0,
     "_collectives": 0,
     "_convolutions": 0,
     "_fingerprints": 0,

@@ -11,10 +11,10 @@ from jax.typing import ArrayLike
 from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
+from flatjax._balls import moved
 from flatjax.linalg.vectors import _probes as probes
 from flatjax.measures import _objective as objective
 from flatjax.operators._hessian import Hessian
-from flatjax.transforms._ascent import moved
 
 
 class AverageSharpness(NamedTuple):

@@ -10,9 +10,9 @@ from jax.typing import ArrayLike
 from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
+from flatjax._balls import moved
 from flatjax.measures import _objective as objective
 from flatjax.measures import _search as search
-from flatjax.transforms._ascent import moved
 
 
 class CriticalSharpness(NamedTuple):

@@ -19,13 +19,13 @@ import jax.numpy as jnp
 from flatjax import _checks as checks
 from flatjax import _loops as loops
 from flatjax import _trees as trees
+from flatjax._balls import dual_direction, moved
 from flatjax._trees import Tree
 from flatjax.linalg.vectors import _basis as basis
 from flatjax.linalg.vectors import _probes as probes
 from flatjax.measures import _objective as objective
 from flatjax.operators._base import operator
 from flatjax.operators._hessian import Hessian
-from flatjax.transforms._ascent import dual_direction, moved
 
 _SUFFICIENT = 1e-4  # the share of the predicted rise that a step must bring (Armijo)
 

@@ -1,5 +1,6 @@
 """Flatness-seeking optax gradient transformations and oracles."""
 
+from flatjax.transforms._ascent import Ascent as Ascent
 from flatjax.transforms._averaging import EMAState as EMAState
 from flatjax.transforms._averaging import SWAGState as SWAGState
 from flatjax.transforms._averaging import SWAState as SWAState
@@ -50,5 +51,4 @@ from flatjax.transforms._penalties import PenaltyState as PenaltyState
 from flatjax.transforms._penalties import gradient_penalty as gradient_penalty
 from flatjax.transforms._perturbed import SharpnessMetrics as SharpnessMetrics
 from flatjax.transforms._sam import SAMState as SAMState
-from flatjax.transforms._sam import asam as asam
 from flatjax.transforms._sam import sam as sam

@@ -1,26 +1,16 @@
-r"""The worst perturbation in a ball: steepest ascent in a p-norm.
-
-For a gradient $g$ and $1/p + 1/q = 1$ the maximiser of $\langle g, \epsilon \rangle$ over
-$\lVert \epsilon \rVert_p \le \rho$ is
-
-$$\epsilon = \rho\,\mathrm{sign}(g)\,|g|^{q-1} / (\lVert g \rVert_q^q)^{1/p}$$
-
-(Foret et al. 2021, equation 2), with $\langle g, \epsilon \rangle = \rho \lVert g \rVert_q$. All
-norms are global over the perturbed leaves, in at least float32, of the gradient divided by its
-largest entry first: for p near 1 the powers $|g|^q$ of a small gradient underflow otherwise.
-"""
+"""The perturbation of sharpness-aware minimisation: the worst point of a ball."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from flatjax import _balls as balls
+from flatjax import _checks as checks
 from flatjax import _trees as trees
 from flatjax._trees import Tree
-from flatjax.transforms import _base as base
 
 Mask = Any | Callable[[Tree], Any]
 
@@ -68,26 +58,44 @@ def select(mask: Tree, tree: Tree) -> Tree:
 
 @dataclasses.dataclass(frozen=True)
 class Ascent:
-    """How a gradient becomes a perturbation.
+    r"""How a gradient becomes a perturbation: the ball and what of the params moves in it.
+
+    With $T = |w| + $ ``offset`` where ``adaptive``, and $T = 1$ elsewhere, the ball is
+    $\lVert T^{-1} \epsilon \rVert_p \le \rho$, and $\epsilon$ the point where
+    $\langle g, \epsilon \rangle$ is largest; for $p = 2$, $\rho\, T^2 g / \lVert T g \rVert_2$.
 
     Attributes:
       p: the norm of the ball, in [1, inf].
-      adaptive: scale by ``T = |w| + eta`` (ASAM): ``True``, or a mask of the leaves to scale.
-      eta: the offset of the scale.
+      adaptive: scale the ball by the weights (ASAM): ``True``, or a mask of the leaves to scale.
+      offset: what is added to the weights' magnitudes.
       normalize: ``False`` multiplies by the dual norm of the gradient (USAM: ``rho * g``).
-      mask: which leaves are perturbed.
+      mask: the leaves to perturb: a pytree prefix of booleans, a function of the params, or
+        ``None`` for all. The gradient that SAM hands on is still that of all leaves.
+
+    Raises:
+      ValueError: for ``p`` < 1 or a negative ``offset``.
+
+    Example:
+      >>> import flatjax
+      >>> asam = flatjax.sam(rho=0.5, ascent=flatjax.Ascent(adaptive=True))
+      >>> flatjax.Ascent(p=1.0).p
+      1.0
+
+    References:
+      Foret et al., "Sharpness-Aware Minimization for Efficiently Improving Generalization", ICLR
+      2021; Kwon et al., "ASAM: Adaptive Sharpness-Aware Minimization", ICML 2021; Andriushchenko
+      and Flammarion, "Towards Understanding Sharpness-Aware Minimization", ICML 2022 (USAM).
     """
 
     p: Any = 2.0
     adaptive: Any = False
-    eta: Any = 0.01
+    offset: Any = 0.01
     normalize: bool = True
     mask: Mask | None = None
 
-    def check(self) -> None:
-        """Raise ``ValueError`` on bad input."""
-        base.check_scalar("p", self.p, minimum=1.0, infinite=True)
-        base.check_scalar("eta", self.eta, minimum=0.0)
+    def __post_init__(self):
+        checks.check_scalar("p", self.p, minimum=1.0, infinite=True)
+        checks.check_scalar("offset", self.offset, minimum=0.0)
 
     def scales(self, params: Tree) -> Tree | None:
         """``T``, or ``None`` where nothing is scaled."""
@@ -97,12 +105,12 @@ class Ascent:
 
         def leaf(m, w):
             w = w.astype(trees.compute_dtype(w.dtype))
-            scaled = jnp.abs(w) + jnp.asarray(self.eta).astype(w.dtype)
+            scaled = jnp.abs(w) + jnp.asarray(self.offset).astype(w.dtype)
             return jnp.where(jnp.asarray(m), scaled, jnp.ones_like(w))
 
         return jax.tree.map(leaf, which, params)
 
-    def __call__(self, gradient: Tree, params: Tree, rho: Any) -> Tree:
+    def perturbation(self, gradient: Tree, params: Tree, rho: Any) -> Tree:
         """The perturbation, in at least float32; exactly zero for a zero gradient.
 
         Args:
@@ -119,90 +127,10 @@ class Ascent:
         scales = self.scales(params)
         if scales is not None:
             g = jax.tree.map(jnp.multiply, scales, g)
-        direction = dual_direction(g, self.p, normalize=self.normalize)
+        direction = balls.dual_direction(g, self.p, normalize=self.normalize)
         if scales is not None:
             direction = jax.tree.map(jnp.multiply, scales, direction)
         return jax.tree.map(lambda d: jnp.asarray(rho).astype(d.dtype) * d, direction)
 
 
-def dual_direction(g: Tree, p: Any = 2.0, *, normalize: bool = True) -> Tree:
-    r"""The unit p-ball's point of steepest ascent along ``g``; zero where ``g`` is zero.
-
-    Args:
-      g: a pytree of arrays in at least float32.
-      p: the norm of the ball in [1, inf]; may be traced.
-      normalize: ``False`` multiplies by the dual norm $\lVert g \rVert_q$.
-
-    Returns:
-      A tree like ``g``. For p = 1 the mass is shared by the entries tied for the largest.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> from flatjax.transforms import _ascent as ascent
-      >>> ascent.dual_direction(jnp.array([3.0, -4.0])).tolist()
-      [0.6, -0.8]
-      >>> ascent.dual_direction(jnp.array([3.0, -4.0]), 1.0).tolist()
-      [0.0, -1.0]
-    """
-    scalar = trees.dtype(g)
-    largest = jnp.zeros((), scalar)
-    for leaf in jax.tree.leaves(g):
-        if leaf.size:
-            largest = jnp.maximum(largest, jnp.max(jnp.abs(leaf)).astype(scalar))
-    # The direction does not depend on this scale, so neither does its derivative.
-    largest = jax.lax.stop_gradient(largest)
-    safe = jnp.where(largest == 0, jnp.ones((), scalar), largest)
-    y = jax.tree.map(lambda a: a / safe.astype(a.dtype), g)
-
-    static = not isinstance(p, jax.core.Tracer)
-    if static and float(p) == 2.0:
-        squares = trees.vdot(y, y)
-        norm = jnp.sqrt(jnp.where(squares == 0, jnp.ones((), scalar), squares))
-        direction = jax.tree.map(lambda a: a / norm.astype(a.dtype), y)
-    elif static and math.isinf(float(p)):
-        direction = jax.tree.map(jnp.sign, y)
-        norm = _total(jax.tree.map(jnp.abs, y), scalar)
-    elif static and float(p) == 1.0:
-        # Of g, not of y: XLA may divide by multiplying with a reciprocal, and then y is not 1.
-        ties = jax.tree.map(
-            lambda a: (jnp.abs(a) == largest.astype(a.dtype)).astype(a.dtype) * jnp.sign(a), g
-        )
-        count = _total(jax.tree.map(jnp.abs, ties), scalar)
-        count = jnp.maximum(count, jnp.ones((), scalar))
-        direction = jax.tree.map(lambda a: a / count.astype(a.dtype), ties)
-        norm = jnp.ones((), scalar)
-    else:
-        # q - 1 = 1/(p - 1) runs from inf at p = 1 to 0 at p = inf; the limits of the powers below
-        # are the two special cases above, so that a traced p needs no branch.
-        power = 1 / (jnp.asarray(p).astype(scalar) - 1)
-        q = power + 1
-        powers = jax.tree.map(lambda a: _power(jnp.abs(a), power.astype(a.dtype)), y)
-        mass = _total(jax.tree.map(lambda a, b: jnp.abs(a) * b, y, powers), scalar)
-        mass = jnp.where(mass == 0, jnp.ones((), scalar), mass)
-        root = jnp.power(mass, 1 / jnp.asarray(p).astype(scalar))
-        norm = jnp.power(mass, 1 / q)
-        direction = jax.tree.map(lambda a, b: jnp.sign(a) * b / root.astype(a.dtype), y, powers)
-    if normalize:
-        return direction
-    # largest > 0 here or the direction is zero; a NaN passes through for the caller to see.
-    return jax.tree.map(lambda a: a * (largest * norm).astype(a.dtype), direction)
-
-
-def _power(x, exponent):
-    # The derivative of x**e at 0 is infinite for e < 1; no gradient flows through a zero entry.
-    positive = jnp.where(x == 0, jnp.ones_like(x), x)
-    return jnp.where(x == 0, jnp.zeros_like(x), jnp.power(positive, exponent))
-
-
-def _total(tree, scalar):
-    return sum((jnp.sum(a).astype(scalar) for a in jax.tree.leaves(tree)), jnp.zeros((), scalar))
-
-
-def moved(params: Tree, perturbation: Tree) -> Tree:
-    """``params + perturbation``, added in at least float32, in the dtypes of the params."""
-
-    def leaf(w, e):
-        dtype = trees.compute_dtype(w.dtype)
-        return (w.astype(dtype) + e.astype(dtype)).astype(w.dtype)
-
-    return jax.tree.map(leaf, params, perturbation)
+EUCLIDEAN = Ascent()

@@ -3,11 +3,11 @@
 import math
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
 
+from flatjax import _checks as checks
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.transforms import _base as base
@@ -101,7 +101,7 @@ def ema_params(
       >>> float(flatjax.averaged_params(state, optax.apply_updates(w, updates)))
       0.5
     """
-    base.check_scalar("decay", decay, minimum=0.0, maximum=1.0)
+    checks.check_scalar("decay", decay, minimum=0.0, maximum=1.0, schedule=True)
 
     def init(params):
         zeros = trees.zeros(trees.structure_of(params))
@@ -172,7 +172,7 @@ def swa(start: base.Number = 0, *, every: base.Number = 1) -> optax.GradientTran
       >>> float(flatjax.averaged_params(state, w))  # of 2 and 1
       1.5
     """
-    base.check_scalar("start", start, minimum=0)
+    checks.check_scalar("start", start, minimum=0)
     base.check_every(every)
 
     def init(params):
@@ -236,7 +236,7 @@ def swag(
       >>> float(state[-1].square)  # the variance of 2 and 1
       0.25
     """
-    base.check_scalar("start", start, minimum=0)
+    checks.check_scalar("start", start, minimum=0)
     base.check_every(every)
     columns = base.static_int("rank", rank, 20, minimum=0)
     if columns == 1:
@@ -306,7 +306,7 @@ def averaged_params(state: Any, params: Tree) -> Tree:
     return jax.tree.map(lambda a, w: jnp.where(some, a.astype(w.dtype), w), average, params)
 
 
-def swag_sample(state: Any, key: chex.PRNGKey, params: Tree, *, scale: base.Number = 1.0) -> Tree:
+def swag_sample(state: Any, params: Tree, *, key: jax.Array, scale: base.Number = 1.0) -> Tree:
     r"""Params drawn from the Gaussian of [`swag`][].
 
     $\bar w + s \left(\tfrac1{\sqrt2} \Sigma_d^{1/2} z_1 + \tfrac1{\sqrt{2 (K - 1)}} D z_2 \right)$
@@ -315,8 +315,8 @@ def swag_sample(state: Any, key: chex.PRNGKey, params: Tree, *, scale: base.Numb
 
     Args:
       state: the state of [`swag`][], or of a chain that holds it.
-      key: a PRNG key.
       params: params, for their dtypes.
+      key: a PRNG key.
       scale: $s$.
 
     Returns:
@@ -331,7 +331,7 @@ def swag_sample(state: Any, key: chex.PRNGKey, params: Tree, *, scale: base.Numb
       >>> w, state = jnp.zeros(2), tx.init(jnp.zeros(2))
       >>> for update in (1.0, 2.0):
       ...     _, state = tx.update(jnp.full(2, update), state, w)
-      >>> flatjax.swag_sample(state, jax.random.key(0), w).shape
+      >>> flatjax.swag_sample(state, w, key=jax.random.key(0)).shape
       (2,)
     """
     found = base.find_state(state, SWAGState)

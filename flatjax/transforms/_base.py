@@ -5,7 +5,6 @@ Extra arguments of ``update`` have these names and no others: ``grad_fn(params)`
 transforms, and a chain passes them on.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,39 +18,6 @@ from flatjax._trees import Tree
 
 Number = float | int | jax.Array
 Scalar = Number | optax.Schedule
-
-
-def check_scalar(
-    name: str,
-    value: Any,
-    *,
-    minimum: float = -math.inf,
-    maximum: float = math.inf,
-    above: float | None = None,
-    below: float | None = None,
-    infinite: bool = False,
-) -> None:
-    """Raise unless a concrete ``value`` is a finite number in range; schedules and tracers pass."""
-    if callable(value) or isinstance(value, jax.core.Tracer):
-        return
-    try:
-        number = float("x" if isinstance(value, str) else value)
-    except (TypeError, ValueError) as error:
-        raise TypeError(
-            f"{name} must be a number or a schedule (a function of the step count), got "
-            f"{type(value).__name__}."
-        ) from error
-    if math.isnan(number) or (math.isinf(number) and not infinite):
-        raise ValueError(f"{name} must be finite, got {number}.")
-    bounds = [
-        (number >= minimum, f"at least {minimum}", minimum > -math.inf),
-        (number <= maximum, f"at most {maximum}", maximum < math.inf),
-        (above is None or number > above, f"above {above}", above is not None),
-        (below is None or number < below, f"below {below}", below is not None),
-    ]
-    if not all(holds for holds, _, _ in bounds):
-        wanted = " and ".join(text for _, text, given in bounds if given)
-        raise ValueError(f"{name} must be {wanted}, got {number}.")
 
 
 def static_int(name: str, value: Any, default: int, minimum: int = 1) -> int:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax._trees import Tree
@@ -87,12 +88,12 @@ def entropy_sgd(
       >>> updates.round(3).tolist()
       [-0.100]
     """
-    base.check_scalar("learning_rate", learning_rate, minimum=0.0)
-    base.check_scalar("inner_learning_rate", inner_learning_rate, minimum=0.0)
-    base.check_scalar("gamma", gamma, minimum=0.0)
-    base.check_scalar("scoping", scoping, minimum=0.0)
-    base.check_scalar("averaging", averaging, minimum=0.0, below=1.0)
-    base.check_scalar("noise", noise, minimum=0.0)
+    checks.check_scalar("learning_rate", learning_rate, minimum=0.0, schedule=True)
+    checks.check_scalar("inner_learning_rate", inner_learning_rate, minimum=0.0, schedule=True)
+    checks.check_scalar("gamma", gamma, minimum=0.0, schedule=True)
+    checks.check_scalar("scoping", scoping, minimum=0.0, schedule=True)
+    checks.check_scalar("averaging", averaging, minimum=0.0, below=1.0, schedule=True)
+    checks.check_scalar("noise", noise, minimum=0.0, schedule=True)
     if not isinstance(inner_steps, jax.core.Tracer):
         base.static_int("inner_steps", inner_steps, 1)
 

@@ -7,17 +7,24 @@ the params and at the perturbed params like SAM, and combine them differently.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import optax
 
+from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax._trees import Tree
-from flatjax.transforms import _ascent as asc
 from flatjax.transforms import _base as base
-from flatjax.transforms import _incoming as inc
-from flatjax.transforms import _perturbed as per
+from flatjax.transforms._ascent import EUCLIDEAN, Ascent
+from flatjax.transforms._incoming import check_is_gradient
+from flatjax.transforms._perturbed import (
+    gap_function,
+    head,
+    initial_metrics,
+    measured,
+    perturbed_gradient,
+    rejection,
+)
 
 
 class PairState(NamedTuple):
@@ -36,28 +43,27 @@ def pair_transform(
     name: str,
     combine: Callable[[Tree, Tree, jax.Array], Tree],
     rho: base.Scalar,
-    ascent: asc.Ascent,
+    ascent: Ascent,
     axis_name: collectives.AxisName,
     diagnostics: bool,
     check: bool,
 ) -> optax.GradientTransformationExtraArgs:
     """A head-of-chain transform ``combine(gradient, perturbed gradient, count)``."""
-    ascent.check()
-    base.check_scalar("rho", rho, minimum=0.0)
+    checks.check_scalar("rho", rho, minimum=0.0, schedule=True)
 
     def init(params):
-        return PairState(base.start(), per.initial_metrics(params) if diagnostics else ())
+        return PairState(base.start(), initial_metrics(params) if diagnostics else ())
 
     def update(updates, state, params=None, *, grad_fn=None, value_fn=None, **extra):
         del extra
-        gradient, g = per.head(name, updates, params, grad_fn, value_fn, axis_name)
-        result = per.perturbed_gradient(
+        gradient, g = head(name, updates, params, grad_fn, value_fn, axis_name)
+        result = perturbed_gradient(
             ascent, gradient, g, params, base.at(rho, state.count, trees.dtype(params)),
-            value_fn=per.gap_function(name, diagnostics, value_fn, axis_name),
+            value_fn=gap_function(name, diagnostics, value_fn, axis_name),
         )  # fmt: skip
         if check:
-            inc.check_is_gradient(name, g, result.gradient, gradient, params, state.count)
-        metrics = per.measured(g, result, state.metrics) if diagnostics else ()
+            check_is_gradient(name, g, result.gradient, gradient, params, state.count)
+        metrics = measured(g, result, state.metrics) if diagnostics else ()
         out = trees.cast(combine(g, result.gradient, state.count), g)
         return out, PairState(base.advance(state.count), metrics)
 
@@ -68,10 +74,7 @@ def gsam(
     rho: base.Scalar = 0.05,
     *,
     alpha: base.Scalar = 0.4,
-    p: chex.Numeric = 2.0,
-    adaptive: Any = False,
-    eta: chex.Numeric = 0.01,
-    mask: asc.Mask | None = None,
+    ascent: Ascent = EUCLIDEAN,
     axis_name: collectives.AxisName = None,
     diagnostics: bool = False,
     check: bool = True,
@@ -84,15 +87,12 @@ def gsam(
     Sharpness-Aware Training"). $\alpha = 0$ is SAM. The paper ties rho to the learning rate: see
     [`proportional_schedule`][].
 
-    Cost: 2 gradients a step, one more copy of the params.
+    Cost: 2 gradients per step, one more copy of the params.
 
     Args:
       rho: the radius, a number or a schedule.
       alpha: the weight of the orthogonal component; 0.4 to 0.6 in the paper.
-      p: the norm of the ball, see [`sam`][]; so for the rest.
-      adaptive: scale the ball by the weights.
-      eta: the offset of that scale.
-      mask: the leaves to perturb.
+      ascent: the ball, and what of the params moves in it: see [`Ascent`][].
       axis_name: inside ``shard_map`` or ``pmap``, the axes of the batch.
       diagnostics: keep [`SharpnessMetrics`][] in the state; needs ``value_fn``.
       check: compare the incoming updates with ``grad_fn(params)`` once, see [`sam`][].
@@ -101,7 +101,7 @@ def gsam(
       An ``optax.GradientTransformationExtraArgs``; ``update`` takes ``grad_fn`` or ``value_fn``.
 
     Raises:
-      ValueError: for ``rho`` < 0, ``p`` < 1, ``alpha`` not finite, and as in [`sam`][].
+      ValueError: for ``rho`` < 0, ``alpha`` not finite, and as in [`sam`][].
 
     Example:
       >>> import flatjax, jax, jax.numpy as jnp
@@ -112,13 +112,12 @@ def gsam(
       >>> out.round(2).tolist()
       [4.26, 4.05]
     """
-    base.check_scalar("alpha", alpha)
+    checks.check_scalar("alpha", alpha, schedule=True)
 
     def combine(g, perturbed, count):
-        orthogonal, _ = per.rejection(g, perturbed)
+        orthogonal, _ = rejection(g, perturbed)
         return base.combine(1.0, perturbed, -base.at(alpha, count, trees.dtype(g)), orthogonal)
 
-    ascent = asc.Ascent(p, adaptive, eta, mask=mask)
     return pair_transform("gsam", combine, rho, ascent, axis_name, diagnostics, check)
 
 
@@ -162,8 +161,8 @@ def proportional_schedule(
             f"learning_rate_max={learning_rate_max} must exceed "
             f"learning_rate_min={learning_rate_min}."
         )
-    base.check_scalar("rho_min", rho_min, minimum=0.0)
-    base.check_scalar("rho_max", rho_max, minimum=0.0)
+    checks.check_scalar("rho_min", rho_min, minimum=0.0)
+    checks.check_scalar("rho_max", rho_max, minimum=0.0)
     slope = (rho_max - rho_min) / (learning_rate_max - learning_rate_min)
     return lambda count: rho_min + slope * (learning_rate(count) - learning_rate_min)
 
@@ -172,8 +171,7 @@ def gradient_norm_penalty(
     rho: base.Scalar = 0.1,
     *,
     alpha: base.Scalar = 0.8,
-    p: chex.Numeric = 2.0,
-    mask: asc.Mask | None = None,
+    ascent: Ascent = EUCLIDEAN,
     axis_name: collectives.AxisName = None,
     diagnostics: bool = False,
     check: bool = True,
@@ -186,13 +184,12 @@ def gradient_norm_penalty(
     enter as they are; the authors' default configuration normalises the first, which their formula
     does not. A schedule for ``alpha`` or ``rho`` gives the warm-ups of Zhao et al. (2024).
 
-    Cost: 2 gradients a step, one more copy of the params.
+    Cost: 2 gradients per step, one more copy of the params.
 
     Args:
       rho: the length of the finite-difference step, a number or a schedule.
       alpha: the coefficient of the norm over ``rho``.
-      p: the norm of the ball, see [`sam`][]; so for the rest.
-      mask: the leaves that count in the norm.
+      ascent: the ball, and what of the params moves in it: see [`Ascent`][].
       axis_name: inside ``shard_map`` or ``pmap``, the axes of the batch.
       diagnostics: keep [`SharpnessMetrics`][] in the state; needs ``value_fn``.
       check: compare the incoming updates with ``grad_fn(params)`` once, see [`sam`][].
@@ -212,13 +209,12 @@ def gradient_norm_penalty(
       >>> out.round(2).tolist()
       [3.30, 4.40]
     """
-    base.check_scalar("alpha", alpha)
+    checks.check_scalar("alpha", alpha, schedule=True)
 
     def combine(g, perturbed, count):
         weight = base.at(alpha, count, trees.dtype(g))
         return base.combine(1 - weight, g, weight, perturbed)
 
-    ascent = asc.Ascent(p, mask=mask)
     return pair_transform(
         "gradient_norm_penalty", combine, rho, ascent, axis_name, diagnostics, check
     )
@@ -244,10 +240,7 @@ def wsam(
     gamma: base.Scalar = 0.9,
     optimizer: optax.GradientTransformation | None = None,
     learning_rate: base.Scalar | None = None,
-    p: chex.Numeric = 2.0,
-    adaptive: Any = False,
-    eta: chex.Numeric = 0.01,
-    mask: asc.Mask | None = None,
+    ascent: Ascent = EUCLIDEAN,
     axis_name: collectives.AxisName = None,
     diagnostics: bool = False,
     check: bool = True,
@@ -264,17 +257,14 @@ def wsam(
       optimiser sees the plain $g$, and $-\eta \frac{\gamma}{1 - \gamma} (g_s - g)$ is added to its
       update, past its momentum and preconditioner.
 
-    Cost: 2 gradients a step, one more copy of the params.
+    Cost: 2 gradients per step, one more copy of the params.
 
     Args:
       rho: the radius, a number or a schedule.
       gamma: the weight in [0, 1); 0.9 in the paper.
       optimizer: the optimiser for the plain part, learning rate included.
       learning_rate: the learning rate of the sharpness part, usually the optimiser's.
-      p: the norm of the ball, see [`sam`][]; so for the rest.
-      adaptive: scale the ball by the weights.
-      eta: the offset of that scale.
-      mask: the leaves to perturb.
+      ascent: the ball, and what of the params moves in it: see [`Ascent`][].
       axis_name: inside ``shard_map`` or ``pmap``, the axes of the batch.
       diagnostics: keep [`SharpnessMetrics`][] in the state; needs ``value_fn``.
       check: compare the incoming updates with ``grad_fn(params)`` once, see [`sam`][].
@@ -295,8 +285,7 @@ def wsam(
       >>> out.round(2).tolist()
       [-0.33, -0.44]
     """
-    base.check_scalar("gamma", gamma, minimum=0.0, below=1.0)
-    ascent = asc.Ascent(p, adaptive, eta, mask=mask)
+    checks.check_scalar("gamma", gamma, minimum=0.0, below=1.0, schedule=True)
     if (optimizer is None) != (learning_rate is None):
         raise ValueError(
             "the decoupled wsam needs both `optimizer` and `learning_rate`; with neither it is a "
@@ -317,7 +306,7 @@ def wsam(
 
     inner = optax.with_extra_args_support(optimizer)
     rate: base.Scalar = 0.0 if learning_rate is None else learning_rate
-    base.check_scalar("learning_rate", rate, minimum=0.0)
+    checks.check_scalar("learning_rate", rate, minimum=0.0, schedule=True)
 
     def sharpness(g, perturbed, count):
         dtype = trees.dtype(g)

@@ -3,20 +3,21 @@
 from collections.abc import Callable
 from typing import Literal
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
 
+from flatjax import _balls as balls
+from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
-from flatjax.transforms import _ascent as asc
 from flatjax.transforms import _base as base
 from flatjax.transforms import _callables as callables
-from flatjax.transforms import _groups as grp
 from flatjax.transforms import _penalties as penalties
-from flatjax.transforms import _penalty as pen
 from flatjax.transforms import _prng as prng
+from flatjax.transforms._ascent import Mask, expand_mask, select
+from flatjax.transforms._groups import GroupMode, check_group_mode, mean_over_groups, split
+from flatjax.transforms._penalty import Mode, check_mode, hessian_product
 
 
 def implicit_gradient_regularization(
@@ -24,10 +25,10 @@ def implicit_gradient_regularization(
     *,
     loss_fn: Callable[..., jax.Array] | None = None,
     estimator: Literal["batch", "halves"] = "batch",
-    every: chex.Numeric = 1,
-    mode: pen.Mode = "linearize",
-    step: chex.Numeric = 1e-2,
-    mask: asc.Mask | None = None,
+    every: base.Number = 1,
+    mode: Mode = "linearize",
+    step: base.Number = 1e-2,
+    mask: Mask | None = None,
     axis_name: collectives.AxisName = None,
     diagnostics: bool = False,
     check: bool = True,
@@ -51,7 +52,7 @@ def implicit_gradient_regularization(
       loss_fn: ``loss_fn(params, batch, *args)``, for ``"halves"``: mean or per-example losses, or a
         [`Mean`][]; ``update`` then takes ``batch`` (and ``args``).
       estimator: ``"batch"`` or ``"halves"``.
-      every: steps between evaluations, see [`gradient_penalty`][]; so for the rest.
+      every: evaluate every so many steps, as of [`gradient_penalty`][].
       mode: ``"linearize"``, ``"forward"`` or ``"central"``.
       step: the length of a finite-difference step.
       mask: the leaves that count in the norm.
@@ -85,14 +86,14 @@ def implicit_gradient_regularization(
         raise ValueError(f'estimator must be "batch" or "halves", got {estimator!r}.')
     if loss_fn is None:
         raise ValueError(f'{name}(estimator="halves") needs loss_fn=, and batch= in update.')
-    pen.check_mode(mode, step)
+    check_mode(mode, step)
     mean = callables.mean_loss(loss_fn)
 
     def evaluate(params, updates, incoming, key, count, extra):
         del updates, incoming, key, count
         batch, args = extra.get("batch"), extra.get("args", ())
         base.require_batch(name, batch)
-        halves = grp.split(batch, 2, "halves")
+        halves = split(batch, 2, "halves")
         parts = [jax.tree.map(lambda a, i=i: a[i], halves) for i in (0, 1)]
 
         def gradient(part, index):
@@ -109,11 +110,11 @@ def implicit_gradient_regularization(
 
             return global_gradient
 
-        expanded = asc.expand_mask(mask, params)
+        expanded = expand_mask(mask, params)
         (g_a, apply_a), (g_b, apply_b) = (
             _product_along(gradient(part, i), params, mode, step) for i, part in enumerate(parts)
         )
-        v_a, v_b = asc.select(expanded, g_a), asc.select(expanded, g_b)
+        v_a, v_b = select(expanded, g_a), select(expanded, g_b)
         # coef <g_A, g_B> has the gradient coef (H_A g_B + H_B g_A); a factor 2 comes later.
         product = base.combine(0.5, apply_a(v_b), 0.5, apply_b(v_a))
         return product, trees.vdot(v_a, v_b)
@@ -133,11 +134,11 @@ def _product_along(gradient, params, mode, step):
 
     def apply(v):
         v = trees.cast(v, trees.structure_of(v))
-        norm, direction = trees.norm(v), asc.dual_direction(v)
+        norm, direction = trees.norm(v), balls.dual_direction(v)
         length = jnp.asarray(step).astype(norm.dtype)
 
         def shifted(by):
-            return gradient(asc.moved(params, base.scaled(by, direction)))
+            return gradient(balls.moved(params, base.scaled(by, direction)))
 
         if mode == "forward":
             return base.scaled(norm / length, base.combine(1.0, shifted(length), -1.0, g))
@@ -148,7 +149,7 @@ def _product_along(gradient, params, mode, step):
 
 
 def _fraction(learning_rate: base.Scalar, divisor: int) -> base.Scalar:
-    base.check_scalar("learning_rate", learning_rate, minimum=0.0)
+    checks.check_scalar("learning_rate", learning_rate, minimum=0.0, schedule=True)
     if callable(learning_rate):
         return lambda count: learning_rate(count) / divisor
     return learning_rate / divisor
@@ -159,11 +160,11 @@ def stochastic_implicit_gradient_regularization(
     *,
     loss_fn: Callable[..., jax.Array],
     micro_batches: int,
-    every: chex.Numeric = 1,
-    mode: pen.Mode = "linearize",
-    step: chex.Numeric = 1e-2,
-    mask: asc.Mask | None = None,
-    group_mode: grp.GroupMode = "auto",
+    every: base.Number = 1,
+    mode: Mode = "linearize",
+    step: base.Number = 1e-2,
+    mask: Mask | None = None,
+    group_mode: GroupMode = "auto",
     axis_name: collectives.AxisName = None,
     diagnostics: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -182,7 +183,7 @@ def stochastic_implicit_gradient_regularization(
       loss_fn: ``loss_fn(params, batch, *args)``: mean or per-example losses, or a [`Mean`][], by
         whose weights the micro-batches then count.
       micro_batches: m, the number of contiguous, equal parts of the *global* batch.
-      every: steps between evaluations, see [`gradient_penalty`][]; so for the rest.
+      every: evaluate every so many steps, as of [`gradient_penalty`][].
       mode: ``"linearize"``, ``"forward"`` or ``"central"``.
       step: the length of a finite-difference step.
       mask: the leaves that count in the norms.
@@ -210,8 +211,8 @@ def stochastic_implicit_gradient_regularization(
       4.2
     """
     name = "stochastic_implicit_gradient_regularization"
-    pen.check_mode(mode, step)
-    grp.check_group_mode(group_mode)
+    check_mode(mode, step)
+    check_group_mode(group_mode)
     parts = base.static_int("micro_batches", micro_batches, 1)
     mean = callables.mean_loss(loss_fn)
 
@@ -230,10 +231,10 @@ def stochastic_implicit_gradient_regularization(
                 return within(g, weight), weight
 
             point = params if parts == 1 else here
-            found = pen.hessian_product(gradient, point, mode=mode, step=step, mask=mask)
+            found = hessian_product(gradient, point, mode=mode, step=step, mask=mask)
             return (found.product, found.value), found.extra, None
 
-        return grp.mean_over_groups(one, batch, parts, axis_name, group_mode)[0]
+        return mean_over_groups(one, batch, parts, axis_name, group_mode)[0]
 
     return penalties.penalty_transform(
         name, evaluate, coef=_fraction(learning_rate, 4), every=every, seed=None,

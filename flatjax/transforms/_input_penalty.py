@@ -3,20 +3,19 @@
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
 
+from flatjax import _balls as balls
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax.losses._own import as_loss
-from flatjax.transforms import _ascent as asc
 from flatjax.transforms import _base as base
 from flatjax.transforms import _callables as callables
 from flatjax.transforms import _penalties as penalties
-from flatjax.transforms import _penalty as pen
 from flatjax.transforms._label_penalties import OutputLoss, sub_sample
+from flatjax.transforms._penalty import Mode, check_mode
 
 
 def input_gradient_penalty(
@@ -24,11 +23,11 @@ def input_gradient_penalty(
     loss: OutputLoss,
     *,
     coef: base.Scalar,
-    every: chex.Numeric = 1,
+    every: base.Number = 1,
     sub_batch: int | None = None,
-    mode: pen.Mode = "linearize",
+    mode: Mode = "linearize",
     seed: Any = 0,
-    step: chex.Numeric = 1e-2,
+    step: base.Number = 1e-2,
     axis_name: collectives.AxisName = None,
     diagnostics: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -47,7 +46,7 @@ def input_gradient_penalty(
       model_fn: ``model_fn(params, inputs, *args)``: the outputs, leading axis n.
       loss: an output loss.
       coef: $\lambda$, the coefficient of the mean squared norm; a number or a schedule.
-      every: steps between evaluations, see [`fisher_penalty`][]; so for the rest.
+      every: evaluate every so many steps, as of [`fisher_penalty`][].
       sub_batch: examples of the global batch.
       mode: ``"linearize"``, ``"forward"`` or ``"central"``.
       seed: of the sub-batch's offset.
@@ -72,7 +71,7 @@ def input_gradient_penalty(
       [[16.0]]
     """
     name = "input_gradient_penalty"
-    pen.check_mode(mode, step)
+    check_mode(mode, step)
     output_loss = as_loss(loss)
     model_fn = callables.model_function(name, model_fn, output_loss)
     size = None if sub_batch is None else base.static_int("sub_batch", sub_batch, 1)
@@ -103,11 +102,11 @@ def input_gradient_penalty(
             product = linear(input_gradient)
         else:
             norm = trees.norm(input_gradient)
-            direction = asc.dual_direction(trees.cast(input_gradient, trees.structure_of(inputs)))
+            direction = balls.dual_direction(trees.cast(input_gradient, trees.structure_of(inputs)))
             length = jnp.asarray(step).astype(norm.dtype)
 
             def shifted(by):
-                return params_gradient(asc.moved(inputs, base.scaled(by, direction)))
+                return params_gradient(balls.moved(inputs, base.scaled(by, direction)))
 
             other = params_gradient(inputs) if mode == "forward" else shifted(-length)
             width = length if mode == "forward" else 2 * length

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -12,11 +11,11 @@ from flatjax import _collectives as collectives
 from flatjax import losses
 from flatjax._trees import Tree
 from flatjax.losses._own import FunctionLoss, as_loss
-from flatjax.transforms import _ascent as asc
 from flatjax.transforms import _base as base
 from flatjax.transforms import _callables as callables
 from flatjax.transforms import _penalties as penalties
-from flatjax.transforms import _penalty as pen
+from flatjax.transforms._ascent import Mask
+from flatjax.transforms._penalty import Mode, check_mode, hessian_product
 
 OutputLoss = losses.OutputLoss | Callable[[Any, Any], jax.Array]
 
@@ -26,12 +25,12 @@ def fisher_penalty(
     loss: OutputLoss,
     *,
     coef: base.Scalar,
-    every: chex.Numeric = 10,
+    every: base.Number = 10,
     sub_batch: int | None = None,
-    mode: pen.Mode = "linearize",
+    mode: Mode = "linearize",
     seed: Any = 0,
-    step: chex.Numeric = 1e-2,
-    mask: asc.Mask | None = None,
+    step: base.Number = 1e-2,
+    mask: Mask | None = None,
     axis_name: collectives.AxisName = None,
     diagnostics: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -105,12 +104,12 @@ def random_label_gradient_penalty(
     loss: OutputLoss,
     *,
     coef: base.Scalar,
-    every: chex.Numeric = 10,
+    every: base.Number = 10,
     sub_batch: int | None = None,
-    mode: pen.Mode = "linearize",
+    mode: Mode = "linearize",
     seed: Any = 0,
-    step: chex.Numeric = 1e-2,
-    mask: asc.Mask | None = None,
+    step: base.Number = 1e-2,
+    mask: Mask | None = None,
     axis_name: collectives.AxisName = None,
     diagnostics: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
@@ -168,7 +167,7 @@ def _label_penalty(
     name, model_fn, loss, draw, coef, every, sub_batch, mode, seed, step, mask, axis_name,
     diagnostics,
 ):  # fmt: skip
-    pen.check_mode(mode, step)
+    check_mode(mode, step)
     output_loss = as_loss(loss)
     model_fn = callables.model_function(name, model_fn, output_loss)
     size = None if sub_batch is None else base.static_int("sub_batch", sub_batch, 1)
@@ -190,7 +189,7 @@ def _label_penalty(
             return output_loss(model_fn(w, inputs, *args), labels).mean()
 
         gradient = base.averaged(jax.grad(mean), axis_name)
-        found = pen.hessian_product(
+        found = hessian_product(
             lambda w: (gradient(w), None), params, mode=mode, step=step, mask=mask
         )
         return found.product, found.value
@@ -202,7 +201,7 @@ def _label_penalty(
 
 
 def sub_sample(
-    batch: Tree, size: int | None, key: chex.PRNGKey, axis_name: collectives.AxisName
+    batch: Tree, size: int | None, key: jax.Array, axis_name: collectives.AxisName
 ) -> Tree:
     """``size`` evenly spaced examples of the global batch, from a random offset.
 

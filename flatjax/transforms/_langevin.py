@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax.transforms import _base as base
@@ -88,14 +89,14 @@ def langevin(
       >>> updates.round(3).tolist()
       [-0.100]
     """
-    base.check_scalar("learning_rate", learning_rate, minimum=0.0)
-    base.check_scalar("num_data", num_data, above=0.0)
-    base.check_scalar("temperature", temperature, minimum=0.0)
-    base.check_scalar("prior_precision", prior_precision, minimum=0.0)
-    base.check_scalar("decay", decay, minimum=0.0, below=1.0)
-    base.check_scalar("eps", eps, above=0.0)
+    checks.check_scalar("learning_rate", learning_rate, minimum=0.0, schedule=True)
+    checks.check_scalar("num_data", num_data, above=0.0, schedule=True)
+    checks.check_scalar("temperature", temperature, minimum=0.0, schedule=True)
+    checks.check_scalar("prior_precision", prior_precision, minimum=0.0, schedule=True)
+    checks.check_scalar("decay", decay, minimum=0.0, below=1.0, schedule=True)
+    checks.check_scalar("eps", eps, above=0.0, schedule=True)
     if friction is not None:
-        base.check_scalar("friction", friction, above=0.0, maximum=1.0)
+        checks.check_scalar("friction", friction, above=0.0, maximum=1.0, schedule=True)
     if preconditioner not in (None, "rms"):
         raise ValueError(f'preconditioner must be None or "rms", got {preconditioner!r}.')
     if preconditioner is not None and friction is not None:

@@ -2,19 +2,27 @@
 
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
 
+from flatjax import _balls as balls
+from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
-from flatjax.transforms import _ascent as asc
 from flatjax.transforms import _base as base
-from flatjax.transforms import _incoming as inc
-from flatjax.transforms import _perturbed as per
+from flatjax.transforms._ascent import EUCLIDEAN, Ascent
+from flatjax.transforms._incoming import check_is_gradient
+from flatjax.transforms._perturbed import (
+    gap_function,
+    head,
+    initial_metrics,
+    measured,
+    perturbed_gradient,
+    rejection,
+)
 
 
 class LookSAMState(NamedTuple):
@@ -34,12 +42,9 @@ class LookSAMState(NamedTuple):
 def looksam(
     rho: base.Scalar = 0.05,
     *,
-    every: chex.Numeric = 5,
+    every: base.Number = 5,
     alpha: base.Scalar = 0.7,
-    p: chex.Numeric = 2.0,
-    adaptive: Any = False,
-    eta: chex.Numeric = 0.01,
-    mask: asc.Mask | None = None,
+    ascent: Ascent = EUCLIDEAN,
     axis_name: collectives.AxisName = None,
     diagnostics: bool = False,
     check: bool = True,
@@ -51,17 +56,14 @@ def looksam(
     \rVert)\,g_v$ (Liu et al. 2022, "Towards Efficient and Scalable Sharpness-Aware Minimization").
     Projection and norms are those of the whole parameter vector. ``every=1`` is SAM.
 
-    Cost: 1 + 1/k gradients a step, really skipped by ``lax.cond`` (under ``vmap`` a cond computes
+    Cost: 1 + 1/k gradients per step, really skipped by ``lax.cond`` (under ``vmap`` a cond computes
     both branches); two more copies of the params.
 
     Args:
       rho: the radius, a number or a schedule.
       every: k; 5 to 10 in the paper.
       alpha: the weight of the re-used component; 0.7 in the paper.
-      p: the norm of the ball, see [`sam`][]; so for the rest.
-      adaptive: scale the ball by the weights (the paper's Look-LayerSAM is not this).
-      eta: the offset of that scale.
-      mask: the leaves to perturb.
+      ascent: the ball, and what of the params moves in it: see [`Ascent`][].
       axis_name: inside ``shard_map`` or ``pmap``, the axes of the batch.
       diagnostics: keep [`SharpnessMetrics`][] in the state; needs ``value_fn``.
       check: compare the incoming updates with ``grad_fn(params)`` once, see [`sam`][].
@@ -84,40 +86,38 @@ def looksam(
       >>> out.round(2).tolist()
       [3.70, 3.40]
     """
-    ascent = asc.Ascent(p, adaptive, eta, mask=mask)
-    ascent.check()
-    base.check_scalar("rho", rho, minimum=0.0)
-    base.check_scalar("alpha", alpha)
+    checks.check_scalar("rho", rho, minimum=0.0, schedule=True)
+    checks.check_scalar("alpha", alpha, schedule=True)
     base.check_every(every)
 
     def init(params):
-        metrics = per.initial_metrics(params) if diagnostics else ()
+        metrics = initial_metrics(params) if diagnostics else ()
         return LookSAMState(base.start(), trees.zeros(trees.structure_of(params)), metrics)
 
     def update(updates, state, params=None, *, grad_fn=None, value_fn=None, **extra):
         del extra
-        gradient, g = per.head("looksam", updates, params, grad_fn, value_fn, axis_name)
+        gradient, g = head("looksam", updates, params, grad_fn, value_fn, axis_name)
 
         def look():
-            result = per.perturbed_gradient(
+            result = perturbed_gradient(
                 ascent, gradient, g, params, base.at(rho, state.count, trees.dtype(params)),
-                value_fn=per.gap_function("looksam", diagnostics, value_fn, axis_name),
+                value_fn=gap_function("looksam", diagnostics, value_fn, axis_name),
             )  # fmt: skip
-            direction, _ = per.rejection(result.gradient, g)
+            direction, _ = rejection(result.gradient, g)
             direction = trees.cast(direction, state.direction)
             direction = base.where(base.all_finite(direction), direction, state.direction)
-            metrics = per.measured(g, result, state.metrics) if diagnostics else ()
+            metrics = measured(g, result, state.metrics) if diagnostics else ()
             return result.gradient, direction, metrics
 
         def reuse():
-            unit = asc.dual_direction(state.direction)
+            unit = balls.dual_direction(state.direction)
             factor = base.at(alpha, state.count, trees.dtype(g)) * trees.norm(g)
             return base.combine(1.0, g, factor, unit), state.direction, state.metrics
 
         due = state.count % jnp.asarray(every, state.count.dtype) == 0
         out, direction, metrics = look() if base.always(every) else loops.cond(due, look, reuse)
         if check:
-            inc.check_is_gradient("looksam", g, out, gradient, params, state.count)
+            check_is_gradient("looksam", g, out, gradient, params, state.count)
         return out, LookSAMState(base.advance(state.count), direction, metrics)
 
     return base.head_of_chain(init, update)
@@ -144,10 +144,7 @@ def friendly_sam(
     *,
     sigma: base.Scalar = 1.0,
     decay: base.Scalar = 0.9,
-    p: chex.Numeric = 2.0,
-    adaptive: Any = False,
-    eta: chex.Numeric = 0.01,
-    mask: asc.Mask | None = None,
+    ascent: Ascent = EUCLIDEAN,
     axis_name: collectives.AxisName = None,
     diagnostics: bool = False,
     check: bool = True,
@@ -159,16 +156,13 @@ def friendly_sam(
     hurts generalisation (Li et al. 2024, "Friendly Sharpness-Aware Minimization"). On the first
     step $m = d = g$. A gradient that is not finite does not enter $m$. ``sigma=0`` is SAM.
 
-    Cost: 2 gradients a step, two more copies of the params.
+    Cost: 2 gradients per step, two more copies of the params.
 
     Args:
       rho: the radius, a number or a schedule.
       sigma: how much of the average is taken away; 1 in the paper.
       decay: $\lambda$; 0.6 to 0.95 in the authors' scripts.
-      p: the norm of the ball, see [`sam`][]; so for the rest.
-      adaptive: scale the ball by the weights.
-      eta: the offset of that scale.
-      mask: the leaves to perturb.
+      ascent: the ball, and what of the params moves in it: see [`Ascent`][].
       axis_name: inside ``shard_map`` or ``pmap``, the axes of the batch.
       diagnostics: keep [`SharpnessMetrics`][] in the state; needs ``value_fn``.
       check: compare the incoming updates with ``grad_fn(params)`` once, see [`sam`][].
@@ -189,20 +183,18 @@ def friendly_sam(
       >>> out.round(2).tolist()
       [3.30, 4.40]
     """
-    ascent = asc.Ascent(p, adaptive, eta, mask=mask)
-    ascent.check()
-    base.check_scalar("rho", rho, minimum=0.0)
-    base.check_scalar("sigma", sigma)
-    base.check_scalar("decay", decay, minimum=0.0, below=1.0)
+    checks.check_scalar("rho", rho, minimum=0.0, schedule=True)
+    checks.check_scalar("sigma", sigma, schedule=True)
+    checks.check_scalar("decay", decay, minimum=0.0, below=1.0, schedule=True)
 
     def init(params):
-        metrics = per.initial_metrics(params) if diagnostics else ()
+        metrics = initial_metrics(params) if diagnostics else ()
         average = trees.zeros(trees.structure_of(params))
         return FriendlySAMState(base.start(), base.start(), average, metrics)
 
     def update(updates, state, params=None, *, grad_fn=None, value_fn=None, **extra):
         del extra
-        gradient, g = per.head("friendly_sam", updates, params, grad_fn, value_fn, axis_name)
+        gradient, g = head("friendly_sam", updates, params, grad_fn, value_fn, axis_name)
         scalar = trees.dtype(params)
         first = state.collected == 0
         wide = trees.cast(g, state.average)
@@ -210,17 +202,17 @@ def friendly_sam(
         memory = jnp.where(first, 0.0, base.at(decay, state.count, scalar)).astype(scalar)
         direction = base.combine(1.0, wide, -weight, state.average)
         # The ascent follows `direction`; the gradient itself only enters the diagnostics.
-        result = per.perturbed_gradient(
+        result = perturbed_gradient(
             ascent, gradient, direction, params, base.at(rho, state.count, scalar),
-            value_fn=per.gap_function("friendly_sam", diagnostics, value_fn, axis_name),
+            value_fn=gap_function("friendly_sam", diagnostics, value_fn, axis_name),
         )  # fmt: skip
         finite = base.all_finite(wide)
         average = base.combine(memory, state.average, 1 - memory, wide)
         average = base.where(finite, average, state.average)
         collected = state.collected + finite.astype(state.collected.dtype)
-        metrics = per.measured(g, result, state.metrics) if diagnostics else ()
+        metrics = measured(g, result, state.metrics) if diagnostics else ()
         if check:
-            inc.check_is_gradient("friendly_sam", g, result.gradient, gradient, params, state.count)
+            check_is_gradient("friendly_sam", g, result.gradient, gradient, params, state.count)
         out = trees.cast(result.gradient, g)
         return out, FriendlySAMState(base.advance(state.count), collected, average, metrics)
 

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from flatjax import _balls as balls
+from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax._trees import Tree
-from flatjax.transforms import _ascent as asc
 from flatjax.transforms import _base as base
 
 
@@ -76,10 +77,10 @@ def momentum_sam(
       >>> flatjax.momentum_sam_eval_params(state, displaced).round(2).tolist()
       [2.70, 3.60]
     """
-    base.check_scalar("learning_rate", learning_rate, minimum=0.0)
-    base.check_scalar("rho", rho, minimum=0.0)
-    base.check_scalar("momentum", momentum, minimum=0.0, below=1.0)
-    base.check_scalar("weight_decay", weight_decay, minimum=0.0)
+    checks.check_scalar("learning_rate", learning_rate, minimum=0.0, schedule=True)
+    checks.check_scalar("rho", rho, minimum=0.0, schedule=True)
+    checks.check_scalar("momentum", momentum, minimum=0.0, below=1.0, schedule=True)
+    checks.check_scalar("weight_decay", weight_decay, minimum=0.0, schedule=True)
 
     def init(params):
         radius = jnp.zeros((), trees.dtype(params))
@@ -98,7 +99,10 @@ def momentum_sam(
         velocity = base.combine(mu, state.velocity, 1.0, forced)
         # One displacement undone, one step, the next displacement: the sum is the update.
         step = base.combine(
-            state.radius, asc.dual_direction(state.velocity), -radius, asc.dual_direction(velocity)
+            state.radius,
+            balls.dual_direction(state.velocity),
+            -radius,
+            balls.dual_direction(velocity),
         )
         step = base.combine(1.0, step, -eta, velocity)
         # What is not finite shows in the step; the state keeps what it had.
@@ -131,5 +135,5 @@ def momentum_sam_eval_params(state: Any, params: Tree) -> Tree:
       [1.0, 1.0]
     """
     found = base.find_state(state, MomentumSAMState)
-    lift = base.scaled(found.radius, asc.dual_direction(found.velocity))
-    return asc.moved(params, lift)
+    lift = base.scaled(found.radius, balls.dual_direction(found.velocity))
+    return balls.moved(params, lift)

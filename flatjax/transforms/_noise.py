@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
 
+from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax import losses
@@ -18,9 +18,9 @@ from flatjax.operators import _weights as weighting
 from flatjax.operators._per_example import per_example_gradients
 from flatjax.transforms import _base as base
 from flatjax.transforms import _callables as callables
-from flatjax.transforms import _perturbed as per
 from flatjax.transforms import _prng as prng
 from flatjax.transforms._label_penalties import OutputLoss
+from flatjax.transforms._perturbed import check_trees
 
 
 class NoiseState(NamedTuple):
@@ -35,7 +35,7 @@ class NoiseState(NamedTuple):
     key: Any
 
 
-def normal_like(key: chex.PRNGKey, tree: Tree) -> Tree:
+def normal_like(key: jax.Array, tree: Tree) -> Tree:
     """Standard normal entries of the shapes of ``tree``, in at least float32."""
     leaves, treedef = jax.tree.flatten(tree)
     keys = jax.random.split(key, max(len(leaves), 1))
@@ -93,7 +93,7 @@ def gradient_noise(
       >>> round(float(jnp.std(noisy)), 2)
       0.1
     """
-    base.check_scalar("scale", scale, minimum=0.0)
+    checks.check_scalar("scale", scale, minimum=0.0, schedule=True)
     if isinstance(covariance, str):
         if covariance not in ("isotropic", "gradient", "diagonal"):
             raise ValueError(
@@ -116,7 +116,7 @@ def gradient_noise(
         incoming = base.average(updates, axis_name)
         key = prng.of_step(state.key, state.count)
         if isinstance(covariance, str) and covariance != "isotropic":
-            per.check_trees("gradient_noise", updates, params)
+            check_trees("gradient_noise", updates, params)
             base.require_batch("gradient_noise", batch)
             draw = _from_gradients if covariance == "gradient" else _from_diagonal
             noise = draw(key, each, params, batch, args, chunk_size, axis_name)
@@ -246,10 +246,10 @@ def label_noise(
         raise ValueError(
             "label_noise needs one of scale= (floating targets) and flip_probability= (class ids)."
         )
-    base.check_scalar("scale", 0.0 if scale is None else scale, minimum=0.0)
-    base.check_scalar(
+    checks.check_scalar("scale", 0.0 if scale is None else scale, minimum=0.0, schedule=True)
+    checks.check_scalar(
         "flip_probability", flip_probability if flip_probability is not None else 0.0,
-        minimum=0.0, maximum=1.0,
+        minimum=0.0, maximum=1.0, schedule=True,
     )  # fmt: skip
     output_loss = as_loss(loss)
     model_fn = callables.model_function("label_noise", model_fn, output_loss)
@@ -281,7 +281,7 @@ def label_noise(
 
     def update(updates, state, params=None, *, batch: Any = None, args=(), **extra):
         del extra
-        per.check_trees("label_noise", updates, params)
+        check_trees("label_noise", updates, params)
         n = base.require_pair("label_noise", batch)
         inputs, targets = batch
         incoming = base.average(updates, axis_name)

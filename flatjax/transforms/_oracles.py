@@ -6,47 +6,33 @@ optimiser (flax's ``TrainState`` does not forward them).
 """
 
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax._trees import Tree
-from flatjax.transforms import _ascent as asc
 from flatjax.transforms import _base as base
-from flatjax.transforms import _groups as grp
-from flatjax.transforms import _penalty as pen
-from flatjax.transforms import _perturbed as per
-from flatjax.transforms._calls import Calls
-
-Pass = Literal["clean", "perturbed", "both"]
-AuxReduction = Literal["mean", "concatenate"]
+from flatjax.transforms._ascent import EUCLIDEAN, Ascent, Mask
+from flatjax.transforms._oracle import Oracle
+from flatjax.transforms._penalty import Mode, check_mode, hessian_product
+from flatjax.transforms._perturbed import perturbed_gradient
 
 
 def sam_value_and_grad(
     loss_fn: Callable[..., Any],
     *,
     rho: base.Number = 0.05,
-    p: base.Number = 2.0,
-    adaptive: Any = False,
-    eta: base.Number = 0.01,
-    normalize: bool = True,
+    ascent: Ascent = EUCLIDEAN,
     ascent_steps: int = 1,
     second_order: bool = False,
     alpha: base.Number = 1.0,
-    argnums: int | tuple[int, ...] = 0,
     has_aux: bool = False,
-    value: Pass = "clean",
-    aux: Pass = "clean",
-    keys: Literal["same", "fresh"] = "same",
-    mask: asc.Mask | None = None,
     groups: int = 1,
-    batch_argnums: int | tuple[int, ...] = 1,
-    group_mode: grp.GroupMode = "auto",
     accumulate: int = 1,
-    aux_reduction: AuxReduction = "mean",
     axis_name: collectives.AxisName = None,
     check: bool = True,
 ) -> Callable[..., tuple[Any, Tree]]:
@@ -56,8 +42,11 @@ def sam_value_and_grad(
     of [`sam`][]; $\alpha = 1$ is SAM (Foret et al. 2021), $\alpha < 1$ the gradient-norm penalty of
     Zhao et al. (2022).
 
-    Cost: ``ascent_steps`` + 1 gradients. With ``groups`` and ``group_mode="vmap"`` the memory of
-    ``groups`` gradients; with ``accumulate=k`` that of a k-th of the batch.
+    Value and auxiliary output are those of the clean pass: batch-norm statistics of both passes
+    would count every batch twice. Both passes see the same arguments, hence the same dropout.
+
+    Cost: ``ascent_steps`` + 1 gradients. With ``groups`` the memory of one group at a time on a
+    single CPU device, else of all at once; with ``accumulate=k`` that of a k-th of the batch.
 
     Args:
       loss_fn: ``loss_fn(params, batch, *args)``: the mean over the examples, per-example losses or
@@ -66,31 +55,17 @@ def sam_value_and_grad(
         count.
       rho: the radius. A traced scalar is welcome: build the oracle inside the step and evaluate the
         schedule there.
-      p: the norm of the ball, see [`sam`][]; so for the next six.
-      adaptive: scale the ball by the weights.
-      eta: the offset of that scale.
-      normalize: ``False`` for the unnormalised perturbation.
+      ascent: the ball, and what of the params moves in it: see [`Ascent`][].
       ascent_steps: gradient steps to the worst point.
       second_order: the exact gradient of $w \mapsto L(w + \epsilon(w))$.
       alpha: the weight of the perturbed gradient.
-      argnums: which argument holds the params; a tuple for several.
-      has_aux: whether ``loss_fn`` returns ``(loss, aux)``.
-      value: the loss handed out: ``"clean"``, ``"perturbed"`` or a pair of ``"both"``.
-      aux: the auxiliary output handed out, likewise. Batch-norm statistics should be those of the
-        clean pass; statistics of both passes count every batch twice.
-      keys: ``"same"``: the perturbed pass sees the arguments of the clean one, hence the same
-        dropout. ``"fresh"`` folds the pass into every typed PRNG key among the arguments.
-      mask: the leaves to perturb.
+      has_aux: whether ``loss_fn`` returns ``(loss, aux)``. Of groups, micro-batches and devices the
+        floating leaves of ``aux`` are averaged; the others are expected to agree.
       groups: m-sharpness: every group of the *global* batch has a perturbation of its own, whatever
         the number of devices. Typed keys among the arguments are folded with the group's index.
-      batch_argnums: the arguments with a leading batch axis, cut by ``groups`` and ``accumulate``.
-      group_mode: ``"auto"``, ``"vmap"`` or ``"loop"``, see [`sam`][].
       accumulate: take every gradient as the mean over this many micro-batches, one after another:
         the perturbation is still that of the whole batch (of the group). ``optax.MultiSteps``
         around a SAM transform is no substitute, it keeps the last micro-batch only.
-      aux_reduction: how the auxiliary outputs of groups, micro-batches and devices become one:
-        ``"mean"`` of floating leaves (integers are expected to agree), or ``"concatenate"`` for
-        per-example outputs (local to the device; not with ``accumulate``).
       axis_name: inside ``shard_map`` or ``pmap``: the batch is this device's shard; value and
         gradient are the means over all devices, the perturbation is global unless ``groups`` > 1.
       check: with ``accumulate``, at the first call, if it is eager: evaluate a scalar loss on a few
@@ -99,12 +74,13 @@ def sam_value_and_grad(
         A jitted call is not looked at.
 
     Returns:
-      A function with the arguments of ``loss_fn`` that returns ``(value, grads)``, or
+      A function with the arguments of ``loss_fn``, the params and the batch by position, that
+      returns ``(value, grads)``, or
       ``((value, aux), grads)`` with ``has_aux``.
 
     Raises:
-      ValueError: for ``rho`` < 0, ``p`` < 1, an unknown option, a batch that is not divisible, or
-        an accumulated scalar that is no mean over the examples.
+      ValueError: for ``rho`` < 0, a batch that is not divisible, or an accumulated scalar that is
+        no mean over the examples.
 
     Example:
       >>> import flatjax, jax.numpy as jnp
@@ -114,47 +90,24 @@ def sam_value_and_grad(
       >>> float(value), grads.tolist()
       (0.25, [0.75, 0.0])
     """
-    ascent = asc.Ascent(p, adaptive, eta, normalize, mask)
-    ascent.check()
-    base.check_scalar("rho", rho, minimum=0.0)
-    base.check_scalar("alpha", alpha)
-    for name, option in (("value", value), ("aux", aux)):
-        if option not in ("clean", "perturbed", "both"):
-            raise ValueError(f'{name} must be "clean", "perturbed" or "both", got {option!r}.')
-    if keys not in ("same", "fresh"):
-        raise ValueError(f'keys must be "same" or "fresh", got {keys!r}.')
+    checks.check_scalar("rho", rho, minimum=0.0)
+    checks.check_scalar("alpha", alpha)
     steps = base.static_int("ascent_steps", ascent_steps, 1)
     plain = not isinstance(alpha, jax.core.Tracer) and float(alpha) == 1.0
-    oracle = Calls(
-        loss_fn, argnums, has_aux, groups, batch_argnums, group_mode, accumulate, aux_reduction,
-        axis_name, check,
-    )  # fmt: skip
-
-    def choose(which, clean, perturbed):
-        return {"clean": clean, "perturbed": perturbed, "both": (clean, perturbed)}[which]
+    oracle = Oracle(loss_fn, has_aux, groups, accumulate, axis_name, check)
 
     def group(params, evaluate, within):
-        def both(point, number):
-            (loss, g), weight, extra = evaluate(point, number if keys == "fresh" else 0)
-            return (within(loss, weight), extra, weight), within(g, weight)
-
         def gradient_fn(w):
-            return both(w, 0)[1]
+            (_, g), weight, _ = evaluate(w)
+            return within(g, weight)
 
-        (loss, extra, weight), g = both(params, 0)
-        result = per.perturbed_gradient(
-            ascent,
-            gradient_fn,
-            g,
-            params,
-            rho,
-            steps=steps,
-            second_order=second_order,
-            final_fn=lambda w: both(w, 1)[::-1],
+        (loss, g), weight, extra = evaluate(params)
+        loss, g = within(loss, weight), within(g, weight)
+        result = perturbed_gradient(
+            ascent, gradient_fn, g, params, rho, steps=steps, second_order=second_order
         )
-        loss2, extra2, _ = result.extra
         out = result.gradient if plain else base.combine(1 - alpha, g, alpha, result.gradient)
-        return (choose(value, loss, loss2), out), weight, choose(aux, extra, extra2)
+        return (loss, out), weight, extra
 
     return oracle.wrap(group)
 
@@ -164,17 +117,12 @@ def penalty_value_and_grad(
     *,
     coef: base.Number,
     penalty_fn: Callable[..., jax.Array] | None = None,
-    mode: pen.Mode = "linearize",
+    mode: Mode = "linearize",
     step: base.Number = 1e-2,
-    argnums: int | tuple[int, ...] = 0,
+    mask: Mask | None = None,
     has_aux: bool = False,
-    value: Literal["clean", "penalised", "both"] = "clean",
-    mask: asc.Mask | None = None,
     groups: int = 1,
-    batch_argnums: int | tuple[int, ...] = 1,
-    group_mode: grp.GroupMode = "auto",
     accumulate: int = 1,
-    aux_reduction: AuxReduction = "mean",
     axis_name: collectives.AxisName = None,
     check: bool = True,
 ) -> Callable[..., tuple[Any, Tree]]:
@@ -199,20 +147,16 @@ def penalty_value_and_grad(
         (other labels, for instance).
       mode: ``"linearize"`` (exact), ``"forward"`` or ``"central"`` finite differences.
       step: the Euclidean length of a finite-difference step in parameter space.
-      argnums: which argument holds the params; a tuple for several.
-      has_aux: whether ``loss_fn`` returns ``(loss, aux)``; the aux is that of the clean pass.
-      value: ``"clean"`` is $L$, ``"penalised"`` adds the penalty, ``"both"`` is the pair.
       mask: the leaves that count in the norm.
-      groups: see [`sam_value_and_grad`][]; so for the rest.
-      batch_argnums: the arguments with a leading batch axis.
-      group_mode: ``"auto"``, ``"vmap"`` or ``"loop"``.
-      accumulate: micro-batches a gradient.
-      aux_reduction: ``"mean"`` or ``"concatenate"``.
+      has_aux: whether ``loss_fn`` returns ``(loss, aux)``; see [`sam_value_and_grad`][].
+      groups: cut the global batch into this many, each with a penalty of its own.
+      accumulate: take every gradient as the mean over this many micro-batches.
       axis_name: inside ``shard_map`` or ``pmap``, the axes of the batch.
       check: look once that an accumulated scalar loss is a mean over examples.
 
     Returns:
-      A function with the arguments of ``loss_fn`` that returns ``(value, grads)``, or
+      A function with the arguments of ``loss_fn``, the params and the batch by position, that
+      returns ``(value, grads)``, or
       ``((value, aux), grads)`` with ``has_aux``.
 
     Raises:
@@ -227,34 +171,27 @@ def penalty_value_and_grad(
       >>> float(value), grads.tolist()
       (1.5, [2.0, 6.0])
     """
-    base.check_scalar("coef", coef)
-    pen.check_mode(mode, step)
-    if value not in ("clean", "penalised", "both"):
-        raise ValueError(f'value must be "clean", "penalised" or "both", got {value!r}.')
-    oracle = Calls(
-        loss_fn, argnums, has_aux, groups, batch_argnums, group_mode, accumulate, aux_reduction,
-        axis_name, check,
-    )  # fmt: skip
+    checks.check_scalar("coef", coef)
+    check_mode(mode, step)
+    oracle = Oracle(loss_fn, has_aux, groups, accumulate, axis_name, check)
     other = None if penalty_fn is None else oracle.replace(penalty_fn)
 
     def group(params, evaluate, within):
         def gradient_fn(w):
-            (loss, g), weight, extra = evaluate(w, 0)
+            (loss, g), weight, extra = evaluate(w)
             return within(g, weight), (within(loss, weight), weight, extra)
 
         def other_gradient_fn(w):
-            (_, g), weight, _ = evaluate(w, 0, other)
+            (_, g), weight, _ = evaluate(w, other)
             return within(g, weight), None
 
         if other is None:
-            found = pen.hessian_product(gradient_fn, params, mode=mode, step=step, mask=mask)
+            found = hessian_product(gradient_fn, params, mode=mode, step=step, mask=mask)
             (loss, weight, extra), g = found.extra, found.gradient
         else:
             g, (loss, weight, extra) = gradient_fn(params)
-            found = pen.hessian_product(other_gradient_fn, params, mode=mode, step=step, mask=mask)
+            found = hessian_product(other_gradient_fn, params, mode=mode, step=step, mask=mask)
         grads = base.combine(1.0, g, 2 * jnp.asarray(coef), trees.cast(found.product, g))
-        penalised = loss + (jnp.asarray(coef) * found.value).astype(loss.dtype)
-        values = {"clean": loss, "penalised": penalised, "both": (loss, penalised)}
-        return (values[value], grads), weight, extra
+        return (loss, grads), weight, extra
 
     return oracle.wrap(group)

@@ -14,21 +14,21 @@ Each adds $\lambda \cdot 2 H g$ to the incoming gradient, $\lambda$ = ``coef`` m
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
 
+from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
-from flatjax.transforms import _ascent as asc
 from flatjax.transforms import _base as base
-from flatjax.transforms import _incoming as inc
-from flatjax.transforms import _penalty as pen
-from flatjax.transforms import _perturbed as per
 from flatjax.transforms import _prng as prng
+from flatjax.transforms._ascent import Mask
+from flatjax.transforms._incoming import check_is_gradient, check_points_uphill
+from flatjax.transforms._penalty import Mode, check_mode, hessian_product
+from flatjax.transforms._perturbed import check_trees, head
 
 # (half the gradient of the penalty, the penalty before the coefficient)
 Evaluate = Callable[..., tuple[Tree, jax.Array]]
@@ -57,7 +57,7 @@ def penalty_transform(
     evaluate: Evaluate,
     *,
     coef: base.Scalar,
-    every: chex.Numeric,
+    every: base.Number,
     seed: Any,
     axis_name: collectives.AxisName,
     diagnostics: bool,
@@ -76,7 +76,7 @@ def penalty_transform(
     Returns:
       The transform.
     """
-    base.check_scalar("coef", coef)
+    checks.check_scalar("coef", coef, schedule=True)
     base.check_every(every)
 
     def init(params):
@@ -86,7 +86,7 @@ def penalty_transform(
         return PenaltyState(base.start(), key, product, penalty)
 
     def update(updates, state, params=None, **extra):
-        per.check_trees(name, updates, params)
+        check_trees(name, updates, params)
         incoming = base.average(updates, axis_name)
 
         def refresh():
@@ -112,10 +112,10 @@ def penalty_transform(
 def gradient_penalty(
     coef: base.Scalar,
     *,
-    every: chex.Numeric = 1,
-    mode: pen.Mode = "linearize",
-    step: chex.Numeric = 1e-2,
-    mask: asc.Mask | None = None,
+    every: base.Number = 1,
+    mode: Mode = "linearize",
+    step: base.Number = 1e-2,
+    mask: Mask | None = None,
     axis_name: collectives.AxisName = None,
     diagnostics: bool = False,
     check: bool = True,
@@ -167,28 +167,28 @@ def training_penalty(
     name: str,
     coef: base.Scalar,
     every: Any,
-    mode: pen.Mode,
+    mode: Mode,
     step: Any,
-    mask: asc.Mask | None,
+    mask: Mask | None,
     axis_name: collectives.AxisName,
     diagnostics: bool,
     check: bool,
 ) -> optax.GradientTransformationExtraArgs:
     """The penalty on the gradient of the training loss, for GP and IGR."""
-    pen.check_mode(mode, step)
+    check_mode(mode, step)
 
     def evaluate(params, updates, incoming, key, count, extra):
         del key
-        gradient, _ = per.head(
+        gradient, _ = head(
             name, updates, params, extra.get("grad_fn"), extra.get("value_fn"), axis_name
         )
-        found = pen.hessian_product(
+        found = hessian_product(
             lambda w: (gradient(w), None), params, mode=mode, step=step, mask=mask,
             gradient=incoming,
         )  # fmt: skip
         if check:
             # The linearised product is that of a gradient of its own; a difference is not.
-            look = inc.check_points_uphill if mode == "linearize" else inc.check_is_gradient
+            look = check_points_uphill if mode == "linearize" else check_is_gradient
             other = found.gradient if mode == "linearize" else found.product
             look(name, incoming, other, gradient, params, count)
         return found.product, found.value

@@ -18,10 +18,12 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from flatjax import _balls as balls
+from flatjax import _checks as checks
 from flatjax import _trees as trees
 from flatjax._trees import Tree
-from flatjax.transforms import _ascent as asc
 from flatjax.transforms import _base as base
+from flatjax.transforms._ascent import Mask, expand_mask, select
 
 Mode = Literal["linearize", "forward", "central"]
 
@@ -46,7 +48,7 @@ def check_mode(mode: str, step: Any) -> None:
     """Raise ``ValueError`` on an unknown mode or a step that is not positive."""
     if mode not in ("linearize", "forward", "central"):
         raise ValueError(f'mode must be "linearize", "forward" or "central", got {mode!r}.')
-    base.check_scalar("step", step, above=0.0)
+    checks.check_scalar("step", step, above=0.0)
 
 
 def squared_norm(tree: Tree) -> jax.Array:
@@ -60,7 +62,7 @@ def hessian_product(
     *,
     mode: Mode = "linearize",
     step: Any = 1e-2,
-    mask: asc.Mask | None = None,
+    mask: Mask | None = None,
     gradient: Tree | None = None,
 ) -> Penalty:
     """The squared norm of a gradient and the Hessian product that is half its derivative.
@@ -77,21 +79,21 @@ def hessian_product(
     Returns:
       A [`Penalty`][]; the product is in the dtypes of the params.
     """
-    expanded = asc.expand_mask(mask, params)
+    expanded = expand_mask(mask, params)
     if mode == "linearize":
         g, linear, extra = jax.linearize(gradient_fn, params, has_aux=True)
-        v = asc.select(expanded, g)
+        v = select(expanded, g)
         return Penalty(g, squared_norm(v), linear(trees.cast(v, params)), extra)
 
     g, extra = gradient_fn(params) if gradient is None else (gradient, None)
-    v = asc.select(expanded, trees.cast(g, trees.structure_of(g)))
+    v = select(expanded, trees.cast(g, trees.structure_of(g)))
     norm = trees.norm(v)
     length = jnp.asarray(step).astype(norm.dtype)
-    direction = asc.dual_direction(v)
+    direction = balls.dual_direction(v)
 
     def shifted(by):
         point = jax.tree.map(lambda d: by.astype(d.dtype) * d, direction)
-        return gradient_fn(asc.moved(params, point))[0]
+        return gradient_fn(balls.moved(params, point))[0]
 
     if mode == "forward":
         difference = base.combine(1.0, shifted(length), -1.0, g)

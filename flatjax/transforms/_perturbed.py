@@ -6,12 +6,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from flatjax import _balls as balls
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax._trees import Tree
-from flatjax.transforms import _ascent as asc
 from flatjax.transforms import _base as base
 from flatjax.transforms import _callables as callables
+from flatjax.transforms._ascent import Ascent
 
 
 class SharpnessMetrics(NamedTuple):
@@ -37,17 +38,15 @@ class Perturbed(NamedTuple):
       gradient: the gradient at the perturbed params.
       norm: the Euclidean norm of the perturbation.
       gap: the rise of the loss, ``nan`` without a ``value_fn``.
-      extra: what ``final_fn`` returned beside the gradient.
     """
 
     gradient: Tree
     norm: jax.Array
     gap: jax.Array
-    extra: Any = None
 
 
 def perturbed_gradient(
-    ascent: asc.Ascent,
+    ascent: Ascent,
     gradient_fn: callables.Gradient,
     gradient: Tree,
     params: Tree,
@@ -56,7 +55,6 @@ def perturbed_gradient(
     steps: int = 1,
     second_order: bool = False,
     value_fn: Callable[[Tree], Any] | None = None,
-    final_fn: Callable[[Tree], tuple[Tree, Any]] | None = None,
 ) -> Perturbed:
     r"""The gradient at the perturbed params.
 
@@ -74,29 +72,27 @@ def perturbed_gradient(
       steps: ascent steps; ``steps - 1`` more gradients.
       second_order: keep the derivative of the perturbation; ``steps`` Hessian products more.
       value_fn: the loss, for the gap; two forward passes more.
-      final_fn: the last gradient and anything else of that pass, in place of ``gradient_fn``.
 
     Returns:
       A [`Perturbed`][].
     """
     share = jnp.asarray(rho) / steps if steps > 1 else rho
-    epsilon = ascent(gradient, params, share)
+    epsilon = ascent.perturbation(gradient, params, share)
     tape = [(params, gradient)]
     for _ in range(steps - 1):
-        point = asc.moved(params, epsilon)
+        point = balls.moved(params, epsilon)
         there = gradient_fn(point)
         tape.append((point, there))
-        epsilon = jax.tree.map(jnp.add, epsilon, ascent(there, params, share))
-    point = asc.moved(params, epsilon)
-    out, extra = (gradient_fn(point), None) if final_fn is None else final_fn(point)
-    out = trees.cast(out, gradient)
+        epsilon = jax.tree.map(jnp.add, epsilon, ascent.perturbation(there, params, share))
+    point = balls.moved(params, epsilon)
+    out = trees.cast(gradient_fn(point), gradient)
 
     if second_order:
         # Backwards through epsilon_n(w); `carry` is the cotangent of epsilon_{j+1} and `total` that
         # of w.
         total = carry = out
         for j, (at, there) in reversed(list(enumerate(tape))):
-            _, pull = jax.vjp(lambda g, w: ascent(g, w, share), there, params)
+            _, pull = jax.vjp(lambda g, w: ascent.perturbation(g, w, share), there, params)
             cot_g, cot_w = pull(trees.cast(carry, epsilon))
             _, product = jax.jvp(gradient_fn, (at,), (trees.cast(cot_g, at),))
             total = base.combine(1.0, total, 1.0, cot_w)
@@ -109,7 +105,7 @@ def perturbed_gradient(
     gap = jnp.full((), jnp.nan, dtype)
     if value_fn is not None:
         gap = (value_fn(point) - value_fn(params)).astype(dtype)
-    return Perturbed(out, trees.norm(epsilon).astype(dtype), gap, extra)
+    return Perturbed(out, trees.norm(epsilon).astype(dtype), gap)
 
 
 def cosine(a: Tree, b: Tree) -> jax.Array:
@@ -179,6 +175,6 @@ def gap_function(
 def rejection(a: Tree, b: Tree) -> tuple[Tree, Tree]:
     """``a`` without its component along ``b``, and that component; no component along zero."""
     wide = trees.cast(b, trees.structure_of(b))
-    unit = asc.dual_direction(wide)
+    unit = balls.dual_direction(wide)
     along = base.scaled(trees.vdot(a, unit), trees.cast(unit, trees.structure_of(a)))
     return base.combine(1.0, trees.cast(a, trees.structure_of(a)), -1.0, along), along

@@ -13,17 +13,24 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
-from flatjax.transforms import _ascent as asc
 from flatjax.transforms import _base as base
 from flatjax.transforms import _callables as callables
-from flatjax.transforms import _groups as grp
-from flatjax.transforms import _incoming as inc
-from flatjax.transforms import _perturbed as per
 from flatjax.transforms import _prng as prng
+from flatjax.transforms._ascent import EUCLIDEAN, Ascent
+from flatjax.transforms._groups import GroupMode, check_group_mode, mean_over_groups
+from flatjax.transforms._incoming import check_is_gradient
+from flatjax.transforms._perturbed import (
+    check_trees,
+    gap_function,
+    initial_metrics,
+    measured,
+    perturbed_gradient,
+)
 
 
 class SAMState(NamedTuple):
@@ -41,17 +48,13 @@ class SAMState(NamedTuple):
 def sam(
     rho: base.Scalar = 0.05,
     *,
-    p: base.Number = 2.0,
-    adaptive: Any = False,
-    eta: base.Number = 0.01,
-    normalize: bool = True,
+    ascent: Ascent = EUCLIDEAN,
     ascent_steps: int | None = None,
     second_order: bool = False,
     every: base.Number = 1,
-    mask: asc.Mask | None = None,
     groups: int | None = None,
     loss_fn: Callable[..., jax.Array] | None = None,
-    group_mode: grp.GroupMode = "auto",
+    group_mode: GroupMode = "auto",
     axis_name: collectives.AxisName = None,
     diagnostics: bool = False,
     check: bool = True,
@@ -59,35 +62,28 @@ def sam(
     r"""Sharpness-aware minimisation, at the head of a chain.
 
     Replaces the incoming gradient $g$ by $\nabla L(w + \epsilon)$ with the maximiser $\epsilon$ of
-    $\langle g, \epsilon \rangle$ in a ball of radius $\rho$:
-
-    - $p = 2$: $\epsilon = \rho\, g / \lVert g \rVert_2$; any $p \in [1, \infty]$ by duality.
-    - ``adaptive`` (ASAM): with $T = |w| + \eta$ the ball is $\lVert T^{-1} \epsilon \rVert_p \le
-      \rho$; for $p = 2$, $\epsilon = \rho\, T^2 g / \lVert T g \rVert_2$.
-    - ``normalize=False`` (USAM): $\epsilon = \rho\, g$ for $p = 2$.
+    $\langle g, \epsilon \rangle$ in a ball of radius $\rho$; for the Euclidean one
+    $\epsilon = \rho\, g / \lVert g \rVert_2$. ``ascent=flatjax.Ascent(adaptive=True)`` is ASAM, in
+    a ball that scales with the weights (its paper has ``rho`` 0.5 for CIFAR-10 and 1.0 for
+    CIFAR-100); ``Ascent(normalize=False)`` is USAM, ``Ascent(p=...)`` takes another norm.
 
     ``update`` takes ``grad_fn(params)`` or ``value_fn(params)``. Norms are global, in at least
     float32; a zero gradient gives a zero perturbation. Keep float32 masters where you compute in
     bfloat16: in bfloat16 *storage* a perturbation of 0.05 over ten million weights changes less
     than a fifth of them.
 
-    Cost: 2 gradients a step (``ascent_steps`` + 1; with ``every=k``, 1 + 1/k), one more copy of the
-    params. ``second_order`` adds a Hessian product (about 3 gradients) an ascent step.
+    Cost: 2 gradients per step (``ascent_steps`` + 1; with ``every=k``, 1 + 1/k), one more copy of
+    the params. ``second_order`` adds a Hessian product (about 3 gradients) per ascent step.
 
     Args:
       rho: the radius, a number or a schedule of the step count.
-      p: the norm of the ball, in [1, inf].
-      adaptive: scale the ball by the weights; ``True``, or a mask of the leaves to scale.
-      eta: the offset of the scale.
-      normalize: ``False`` leaves out the normalisation.
+      ascent: the ball, and what of the params moves in it: see [`Ascent`][].
       ascent_steps: gradient steps to the worst point, each of length ``rho / ascent_steps``;
         default 1.
       second_order: add the derivative of the perturbation, which the paper drops: the update is
         then the exact gradient of $w \mapsto L(w + \epsilon(w))$.
       every: perturb on every k-th step only (a conditional: the other steps pay one gradient, and
         pass it on; under ``vmap`` a cond computes both).
-      mask: the leaves to perturb: a pytree prefix of booleans, or a function of the params. The
-        gradient is still that of all leaves.
       groups: m-sharpness: cut the global batch into this many groups, each with a perturbation of
         its own, whatever the number of devices. Needs ``loss_fn`` here and ``batch`` (and ``args``)
         in ``update``, unless ``groups`` is the number of devices of ``axis_name``.
@@ -110,7 +106,7 @@ def sam(
       An ``optax.GradientTransformationExtraArgs`` with state [`SAMState`][].
 
     Raises:
-      ValueError: for ``rho`` < 0, ``p`` < 1, ``every`` < 1 or an unknown mode; in ``update``,
+      ValueError: for ``rho`` < 0, ``every`` < 1 or an unknown mode; in ``update``,
         without params, without ``grad_fn`` and ``value_fn``, or where a first eager call shows that
         something stands before the transform that would be lost.
 
@@ -124,22 +120,20 @@ def sam(
       >>> updates.round(2).tolist()
       [-0.33, -0.56]
     """
-    ascent = asc.Ascent(p, adaptive, eta, normalize, mask)
-    ascent.check()
-    base.check_scalar("rho", rho, minimum=0.0)
+    checks.check_scalar("rho", rho, minimum=0.0, schedule=True)
     base.check_every(every)
-    grp.check_group_mode(group_mode)
+    check_group_mode(group_mode)
     steps = base.static_int("ascent_steps", ascent_steps, 1)
     parts = base.static_int("groups", groups, 1)
 
     def init(params):
-        return SAMState(base.start(), per.initial_metrics(params) if diagnostics else ())
+        return SAMState(base.start(), initial_metrics(params) if diagnostics else ())
 
     def update(
         updates, state, params=None, *, grad_fn=None, value_fn=None, batch=None, args=(), **extra
     ):
         del extra
-        per.check_trees("sam", updates, params)
+        check_trees("sam", updates, params)
         incoming = base.average(updates, axis_name)
         radius = base.at(rho, state.count, trees.dtype(params))
         options: dict[str, Any] = {"steps": steps, "second_order": second_order}
@@ -147,10 +141,10 @@ def sam(
             gradient = base.averaged(
                 callables.gradient_function("sam", grad_fn, value_fn, axis_name), axis_name
             )
-            options["value_fn"] = per.gap_function("sam", diagnostics, value_fn, axis_name)
+            options["value_fn"] = gap_function("sam", diagnostics, value_fn, axis_name)
 
             def perturbed():
-                return per.perturbed_gradient(ascent, gradient, incoming, params, radius, **options)
+                return perturbed_gradient(ascent, gradient, incoming, params, radius, **options)
         else:
             value, local = _group_losses(
                 parts, loss_fn, batch, args, grad_fn, value_fn, axis_name, diagnostics
@@ -165,16 +159,14 @@ def sam(
                     g = trees.cast(within(own, weight), incoming)
                     if diagnostics:
                         options["value_fn"] = lambda w: within(*value(w, part, index))
-                    result = per.perturbed_gradient(
-                        ascent, here_gradient, g, here, radius, **options
-                    )
+                    result = perturbed_gradient(ascent, here_gradient, g, here, radius, **options)
                     return result, weight, None
 
-                return grp.mean_over_groups(group, batch, parts, axis_name, group_mode)[0]
+                return mean_over_groups(group, batch, parts, axis_name, group_mode)[0]
 
         def refresh():
             result = perturbed()
-            metrics = per.measured(incoming, result, state.metrics) if diagnostics else ()
+            metrics = measured(incoming, result, state.metrics) if diagnostics else ()
             return trees.cast(result.gradient, incoming), metrics
 
         if base.always(every):
@@ -183,7 +175,7 @@ def sam(
             due = state.count % jnp.asarray(every, state.count.dtype) == 0
             out, metrics = loops.cond(due, refresh, lambda: (incoming, state.metrics))
         if check:
-            inc.check_is_gradient("sam", incoming, out, gradient, params, state.count)
+            check_is_gradient("sam", incoming, out, gradient, params, state.count)
         return out, SAMState(base.advance(state.count), metrics)
 
     return base.head_of_chain(init, update)
@@ -213,68 +205,9 @@ def _group_losses(
             "axis_name."
         )
     gradient = callables.gradient_function("sam", grad_fn, value_fn, axis_name)
-    per.gap_function("sam", diagnostics, value_fn, axis_name)  # raises where it is missing
+    gap_function("sam", diagnostics, value_fn, axis_name)  # raises where it is missing
     loss = diagnostics and callables.value_function("sam", value_fn, axis_name)
     return (
         loss and (lambda params, *_: (loss(params), None)),
         lambda params, *_: (gradient(params), None),
     )
-
-
-def asam(
-    rho: base.Scalar = 0.5,
-    *,
-    eta: base.Number = 0.01,
-    adaptive: Any = True,
-    p: base.Number = 2.0,
-    ascent_steps: int | None = None,
-    second_order: bool = False,
-    every: base.Number = 1,
-    mask: asc.Mask | None = None,
-    groups: int | None = None,
-    loss_fn: Callable[..., jax.Array] | None = None,
-    group_mode: grp.GroupMode = "auto",
-    axis_name: collectives.AxisName = None,
-    diagnostics: bool = False,
-    check: bool = True,
-) -> optax.GradientTransformationExtraArgs:
-    r"""Adaptive SAM: a ball that scales with the weights, invariant to their rescaling.
-
-    $\epsilon = \rho\, T^2 g / \lVert T g \rVert_2$ with $T = |w| + \eta$, so that
-    $\lVert T^{-1} \epsilon \rVert_2 = \rho$ (Kwon et al. 2021, "ASAM"). The same as
-    ``sam(rho, adaptive=True, eta=eta)``; cost and ``update`` as there.
-
-    Args:
-      rho: the radius in the scaled norm; the paper's 0.5 (CIFAR-10) and 1.0 (CIFAR-100).
-      eta: the offset of the scale.
-      adaptive: ``True``, or a mask of the leaves to scale (the authors' code leaves out biases and
-        normalisation).
-      p: the norm of the ball, see [`sam`][]; so for the rest.
-      ascent_steps: gradient steps to the worst point.
-      second_order: keep the derivative of the perturbation, that of the scale included.
-      every: perturb on every k-th step only.
-      mask: the leaves to perturb.
-      groups: m-sharpness.
-      loss_fn: the loss, for ``groups``.
-      group_mode: ``"auto"``, ``"vmap"`` or ``"loop"``.
-      axis_name: inside ``shard_map`` or ``pmap``, the axes of the batch.
-      diagnostics: keep [`SharpnessMetrics`][] in the state.
-      check: compare the incoming updates with ``grad_fn(params)`` once.
-
-    Returns:
-      An ``optax.GradientTransformationExtraArgs`` with state [`SAMState`][].
-
-    Example:
-      >>> import flatjax, jax, jax.numpy as jnp
-      >>> tx = flatjax.asam(rho=0.1)
-      >>> loss = lambda w: jnp.sum(w**2)
-      >>> w = jnp.array([0.0, 2.0])
-      >>> g, state = tx.update(jax.grad(loss)(w), tx.init(w), w, grad_fn=jax.grad(loss))
-      >>> g.round(3).tolist()
-      [0.0, 4.402]
-    """
-    return sam(
-        rho, p=p, adaptive=adaptive, eta=eta, ascent_steps=ascent_steps,
-        second_order=second_order, every=every, mask=mask, groups=groups, loss_fn=loss_fn,
-        group_mode=group_mode, axis_name=axis_name, diagnostics=diagnostics, check=check,
-    )  # fmt: skip

@@ -82,7 +82,9 @@ def test_swag_samples_have_its_covariance(rank, net):
     keys = jax.random.split(jax.random.key(0), 4000)
     draw = jax.jit(
         jax.vmap(
-            lambda k: jax.flatten_util.ravel_pytree(ft.swag_sample(state, k, params, scale=0.5))[0]
+            lambda k: jax.flatten_util.ravel_pytree(
+                ft.swag_sample(state, params, key=k, scale=0.5)
+            )[0]
         )
     )
     samples = np.asarray(draw(keys)) - average

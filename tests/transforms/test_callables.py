@@ -42,7 +42,6 @@ def traced(tx, params=PARAMS, updates=None, **extra):
 
 TAKES_GRADIENT = {
     "sam": ft.sam,
-    "asam": ft.asam,
     "gsam": ft.gsam,
     "looksam": ft.looksam,
     "wsam": ft.wsam,

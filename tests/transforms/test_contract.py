@@ -53,7 +53,7 @@ def test_every_public_transform_is_here():
     # Those that look at what comes in: see test_incoming.
     checked = {name for name, fn in made.items() if "check" in inspect.signature(fn).parameters}
     assert checked == {
-        *("sam", "asam", "gsam", "looksam", "wsam", "friendly_sam", "gradient_norm_penalty"),
+        *("sam", "gsam", "looksam", "wsam", "friendly_sam", "gradient_norm_penalty"),
         *("gradient_penalty", "implicit_gradient_regularization"),
     }
 
@@ -191,7 +191,6 @@ def test_clean_under_strict_promotion(name):
 # The scalars of every factory; those that shape the program or are functions are static.
 INJECTED = {
     "sam": (ft.sam, {"rho": 0.05}, ()),
-    "asam": (ft.asam, {"rho": 0.05}, ()),
     "gsam": (ft.gsam, {"rho": 0.05, "alpha": 0.3}, ()),
     "looksam": (ft.looksam, {"rho": 0.05, "every": 2}, ()),
     "wsam": (ft.wsam, {"rho": 0.05, "gamma": 0.5}, ()),

@@ -53,7 +53,7 @@ def of_update(tx, problem):
 # the margins below are that.
 COSTS = {
     "sam": (ft.sam(0.1), 2.0, 0.08),
-    "asam": (ft.asam(0.1), 2.0, 0.15),
+    "asam": (ft.sam(0.1, ascent=ft.Ascent(adaptive=True)), 2.0, 0.15),
     "gsam": (ft.gsam(0.1), 2.0, 0.15),
     "momentum_sam": (ft.momentum_sam(0.1), 1.0, 0.15),
     "exact penalty": (ft.gradient_penalty(0.1), 3.0, 0.08),

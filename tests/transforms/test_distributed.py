@@ -32,7 +32,7 @@ def sam_groups(groups):
 TRANSFORMS = {
     "sam": lambda **k: ft.sam(0.3, diagnostics=True, **k),
     "sam_second_order": lambda **k: ft.sam(0.3, ascent_steps=2, second_order=True, **k),
-    "sam_every": lambda **k: ft.sam(0.3, every=2, p=1.5, **k),
+    "sam_every": lambda **k: ft.sam(0.3, every=2, ascent=ft.Ascent(p=1.5), **k),
     "sam_2_groups": sam_groups(2),
     "sam_4_groups": sam_groups(4),
     "sam_8_groups": sam_groups(8),
@@ -153,11 +153,9 @@ def test_same_update_in_pmap(name, data):
 ORACLES = {
     "sam_second_order": lambda **k: ft.sam_value_and_grad(loss_fn, rho=0.3, second_order=True, **k),
     "sam_span": lambda **k: ft.sam_value_and_grad(loss_fn, rho=0.3, groups=2, **k),
-    "sam_8_groups": lambda **k: ft.sam_value_and_grad(
-        loss_fn, rho=0.3, groups=8, value="both", **k
-    ),
+    "sam_8_groups": lambda **k: ft.sam_value_and_grad(loss_fn, rho=0.3, groups=8, **k),
     "sam_accumulate": lambda **k: ft.sam_value_and_grad(loss_fn, rho=0.3, accumulate=2, **k),
-    "penalty": lambda **k: ft.penalty_value_and_grad(loss_fn, coef=0.3, value="both", **k),
+    "penalty": lambda **k: ft.penalty_value_and_grad(loss_fn, coef=0.3, **k),
     "penalty_8_groups": lambda **k: ft.penalty_value_and_grad(loss_fn, coef=0.3, groups=8, **k),
 }
 
@@ -178,7 +176,7 @@ def test_same_oracle_everywhere(name, data, mesh):
 WEIGHTED = {
     # Accumulation in place of devices: the second micro-batch and the second device are empty.
     "sam": lambda devices: ft.sam_value_and_grad(
-        token_mean, rho=0.3, value="both", accumulate=1 if devices else 4, axis_name=devices
+        token_mean, rho=0.3, accumulate=1 if devices else 4, axis_name=devices
     ),
     "span": lambda devices: ft.sam_value_and_grad(
         token_mean, rho=0.3, groups=2, accumulate=1 if devices else 2, axis_name=devices

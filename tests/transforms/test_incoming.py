@@ -35,9 +35,8 @@ def update(tx, g=None, **extra):
 REPLACING = {
     "sam": ft.sam,
     "sam of every third step": lambda **k: ft.sam(every=3, **k),
-    "sam of some leaves": lambda **k: ft.sam(mask={"w": True, "b": False}, **k),
+    "sam of some leaves": lambda **k: ft.sam(ascent=ft.Ascent(mask={"w": True, "b": False}), **k),
     "sam in groups": lambda **k: ft.sam(groups=2, loss_fn=loss, **k),
-    "asam": ft.asam,
     "gsam": ft.gsam,
     "looksam": ft.looksam,
     "friendly_sam": ft.friendly_sam,

@@ -150,7 +150,7 @@ def test_the_friendly_average_is_of_raw_gradients():
 
 def test_adaptive_scaling_is_that_of_the_paper():
     # big_vision's adaptive_perturbation is |w| g / |g|, neither scaled twice nor normalised.
-    out, _ = update(ft.asam(0.5, eta=0.01))
+    out, _ = update(ft.sam(0.5, ascent=ft.Ascent(adaptive=True, offset=0.01)))
     scale = jnp.abs(W) + 0.01
     epsilon = 0.5 * scale**2 * GRAD(W) / jnp.linalg.norm(scale * GRAD(W))
     np.testing.assert_allclose(out, GRAD(W + epsilon), rtol=1e-6)

@@ -61,7 +61,6 @@ TRANSFORMS = {
 }
 ORACLES = {
     "sam": ft.sam_value_and_grad(mean),
-    "fresh": ft.sam_value_and_grad(mean, keys="fresh"),
     "groups": ft.sam_value_and_grad(mean, groups=2),
     "accumulated": ft.sam_value_and_grad(mean, accumulate=2),
     "penalty": ft.penalty_value_and_grad(mean, coef=0.1, mode="forward"),
@@ -90,7 +89,7 @@ def test_oracles_with_a_key_among_the_arguments(name):
 
 def test_a_draw_from_swag():
     tx = ft.swag(rank=2)
-    draw = jax.jit(lambda key: ft.swag_sample(tx.init(PARAMS), key, PARAMS))
+    draw = jax.jit(lambda key: ft.swag_sample(tx.init(PARAMS), PARAMS, key=key))
     with jax.debug_key_reuse(True):
         np.testing.assert_array_equal(flat(draw(jax.random.key(0))), 0.0)  # nothing collected
 

@@ -32,7 +32,7 @@ def equal_to_sam():
             ft.wsam(0.3, gamma=0.5, optimizer=step, learning_rate=1.0), optax.scale(-1.0)
         ),
         "F-SAM(0)": ft.friendly_sam(0.3, sigma=0.0),
-        "SAM(T=1)": ft.sam(0.3, adaptive={"first": False, "last": False}),
+        "SAM(T=1)": ft.sam(0.3, ascent=ft.Ascent(adaptive={"first": False, "last": False})),
         "SAM(1 group)": ft.sam(0.3, groups=1),
         "SAM(every 1)": ft.sam(0.3, every=1),
     }
@@ -49,7 +49,7 @@ def test_asam_with_equal_weights_is_sam(x64):
     loss = lambda w: jnp.sum(jnp.array([1.0, 2.0, 5.0]) * (w - 3.0) ** 2)  # noqa: E731
     w = jnp.array([1.0, -1.0, 1.0])
     g = jax.grad(loss)(w)
-    asam, sam = ft.asam(0.2, eta=0.5), ft.sam(0.2 * 1.5)
+    asam, sam = ft.sam(0.2, ascent=ft.Ascent(adaptive=True, offset=0.5)), ft.sam(0.2 * 1.5)
     a, _ = asam.update(g, asam.init(w), w, grad_fn=jax.grad(loss))
     b, _ = sam.update(g, sam.init(w), w, grad_fn=jax.grad(loss))
     assert_close(a, b)
@@ -94,7 +94,7 @@ def test_sam_is_a_gradient_norm_penalty_to_first_order(net):
 
 def test_unnormalised_sam_is_implicit_regularisation_to_first_order(net):
     def difference(rho):
-        usam = outgoing(ft.sam(rho, normalize=False), *net)
+        usam = outgoing(ft.sam(rho, ascent=ft.Ascent(normalize=False)), *net)
         igr = outgoing(ft.implicit_gradient_regularization(2 * rho), *net)
         return jax.tree.map(jnp.subtract, usam, igr)
 
@@ -106,7 +106,7 @@ def test_forward_difference_penalty_is_unnormalised_sam(net):
     params, batch = net
     norm = float(optax.tree.norm(jax.grad(loss_fn)(params, batch)))
     rho = 0.3
-    usam = one_update(ft.sam(rho, normalize=False), params, batch)[0]
+    usam = one_update(ft.sam(rho, ascent=ft.Ascent(normalize=False)), params, batch)[0]
     fd = ft.gradient_penalty(rho / 2, mode="forward", step=rho * norm)
     assert_close(one_update(fd, params, batch)[0], usam)
 

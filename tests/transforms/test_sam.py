@@ -48,7 +48,7 @@ def test_sam_in_other_norms(net, p):
     else:
         q = p / (p - 1)
         epsilon = np.sign(g) * np.abs(g) ** (q - 1) / (np.abs(g) ** q).sum() ** (1 / p)
-    out, _ = one_update(ft.sam(0.05, p=p), params, batch)
+    out, _ = one_update(ft.sam(0.05, ascent=ft.Ascent(p=p)), params, batch)
     assert_close(out, dense.grad(dense.w + 0.05 * epsilon))
 
 
@@ -56,13 +56,13 @@ def test_asam(net):
     params, batch, dense, g = net
     scale = np.abs(dense.w) + 0.01
     epsilon = 0.3 * scale**2 * g / np.linalg.norm(scale * g)
-    out, _ = one_update(ft.asam(0.3, eta=0.01), params, batch)
+    out, _ = one_update(ft.sam(0.3, ascent=ft.Ascent(adaptive=True, offset=0.01)), params, batch)
     assert_close(out, dense.grad(dense.w + epsilon))
 
 
 def test_unnormalised(net):
     params, batch, dense, g = net
-    out, _ = one_update(ft.sam(0.3, normalize=False), params, batch)
+    out, _ = one_update(ft.sam(0.3, ascent=ft.Ascent(normalize=False)), params, batch)
     assert_close(out, dense.grad(dense.w + 0.3 * g))
 
 
@@ -105,7 +105,9 @@ def test_second_order_is_the_gradient_of_the_perturbed_loss(net, options):
         return value(w + epsilon)
 
     expected = jax.jit(jax.grad(perturbed_loss))(jnp.asarray(dense.w))
-    out, _ = one_update(ft.sam(0.2, second_order=True, **options), params, batch)
+    ball = {name: value for name, value in options.items() if name != "ascent_steps"}
+    tx = ft.sam(0.2, ascent=ft.Ascent(**ball), ascent_steps=steps, second_order=True)
+    out, _ = one_update(tx, params, batch)
     assert_close(out, expected, rtol=1e-9, atol=1e-11)
 
 
@@ -113,7 +115,10 @@ def test_mask_perturbs_some_leaves(net):
     params, batch, dense, g = net
     chosen = np.concatenate([np.zeros(4), np.ones(12), np.zeros(12)])
     out, _ = one_update(
-        ft.sam(0.3, mask=lambda p: {"first": {"w": True, "b": False}, "last": False}),
+        ft.sam(
+            0.3,
+            ascent=ft.Ascent(mask=lambda p: {"first": {"w": True, "b": False}, "last": False}),
+        ),
         params,
         batch,
     )
@@ -218,6 +223,6 @@ def test_extreme_gradients(scale):
     # The loss is linear, so the perturbed gradient is the gradient itself.
     g = jnp.array([3.0, -4.0]) * scale
     for p in (1.0, 1.1, 2.0, np.inf):
-        tx = ft.sam(0.1, p=p)
+        tx = ft.sam(0.1, ascent=ft.Ascent(p=p))
         out, _ = tx.update(g, tx.init(g), jnp.ones(2), grad_fn=lambda w: g)
         np.testing.assert_array_equal(out, g)

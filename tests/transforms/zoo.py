@@ -147,7 +147,7 @@ def descend(tx, params, batch, steps):
 HEADS = {
     "sam": lambda **k: ft.sam(**{"rho": 0.05, **k}),
     "sam_every": lambda **k: ft.sam(**{"rho": 0.05, "every": 3, "diagnostics": True, **k}),
-    "asam": lambda **k: ft.asam(**{"rho": 0.05, **k}),
+    "asam": lambda **k: ft.sam(**{"rho": 0.05, "ascent": ft.Ascent(adaptive=True), **k}),
     "gsam": lambda **k: ft.gsam(**{"rho": 0.05, **k}),
     "looksam": lambda **k: ft.looksam(**{"rho": 0.05, "every": 2, **k}),
     "wsam": lambda **k: ft.wsam(**{"rho": 0.05, **k}),

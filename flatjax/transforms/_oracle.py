@@ -1,0 +1,190 @@
+"""What the oracles share: groups, micro-batches, devices, and the loss they call."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from flatjax import _collectives as collectives
+from flatjax import _loops as loops
+from flatjax import _trees as trees
+from flatjax.losses import Mean
+from flatjax.operators._arguments import matmul_precision
+from flatjax.operators._normalisers import check_mean
+from flatjax.transforms import _base as base
+from flatjax.transforms import _callables as callables
+from flatjax.transforms import _prng as prng
+from flatjax.transforms._groups import mean_over_groups, split
+
+_LOOKED_AT = 16  # examples
+
+
+class Oracle:
+    """What is not the mathematics of an oracle: groups, micro-batches, devices and checks.
+
+    ``args`` are the arguments of the loss after its params, the batch first.
+    """
+
+    def __init__(self, loss_fn, has_aux, groups, accumulate, axis_name, check):
+        self.has_aux = has_aux
+        self.groups = base.static_int("groups", groups, 1)
+        self.accumulate = base.static_int("accumulate", accumulate, 1)
+        self.axis_name = axis_name
+        self.unchecked = []
+        self.checks = check and self.accumulate > 1
+        self.value_and_grad = self.replace(loss_fn, has_aux)
+
+    def replace(self, loss_fn, has_aux=False):
+        """``fn(params, args, kwargs) -> (loss, gradient), weight, aux``; no aux is ``None``."""
+        loss_fn = prng.cloning(loss_fn)
+        called = callables.explained(
+            "loss_fn", lambda params, args, kwargs: loss_fn(params, *args, **kwargs)
+        )
+
+        def loss_and_aux(params, args, kwargs):
+            out = called(params, args, kwargs)
+            return callables.loss_and_aux(out) if has_aux else (out, None)
+
+        def mean(params, args, kwargs):
+            loss, extra = loss_and_aux(params, args, kwargs)
+            counted = None
+            if isinstance(loss, Mean) and args:
+                # The arguments without the examples of weight zero.
+                counted = callables.counted_rows(loss, args[0])
+            if counted is not None:
+                again, extra = loss_and_aux(params, (counted, *args[1:]), kwargs)
+                loss = Mean(again.total, loss.weight)
+            value, weight = callables.loss_and_weight("loss_fn", loss)
+            return value, (weight, extra)
+
+        def value_and_grad(params, args, kwargs):
+            (value, (weight, extra)), g = jax.value_and_grad(mean, has_aux=True)(
+                params, args, kwargs
+            )
+            return (value, g), weight, extra
+
+        if self.checks:
+            self.unchecked.append(lambda *call: loss_and_aux(*call)[0])
+        return value_and_grad
+
+    def evaluate_on(self, args, kwargs, index):
+        """``evaluate(params, fn)``: what ``fn`` returns on these examples."""
+        if self.groups > 1:
+            args, kwargs = prng.fold((args, kwargs), index)
+
+        def evaluate(params, fn=self.value_and_grad):
+            here = collectives.varying(params, self.axis_name)
+
+            def one(i, args):
+                a, k = prng.fold((args, kwargs), i) if self.accumulate > 1 else (args, kwargs)
+                return fn(here, a, k)
+
+            return one(0, args) if self.accumulate == 1 else self.accumulated(one, args)
+
+        return evaluate
+
+    def accumulated(self, one, args):
+        """The mean of ``one`` over micro-batches by their weights, summed in at least float32.
+
+        The aux outputs are averaged equally.
+        """
+        k = self.accumulate
+        base.check_not_explicit("accumulate", args[0])
+        parts = split(args[0], k, "accumulate")
+
+        def at(i):
+            part = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, i, 0, False), parts)
+            return one(i, (part, *args[1:]))
+
+        def summand(part):
+            part = jax.tree.map(
+                lambda a: a.astype(trees.compute_dtype(a.dtype)) if _is_float(a) else a, part
+            )
+            mean, weight, extra = part
+            if weight is None:
+                return part
+            # A micro-batch of weight zero has no mean.
+            mean = jax.tree.map(
+                lambda a: jnp.where(weight == 0, jnp.zeros_like(a), weight.astype(a.dtype) * a),
+                mean,
+            )
+            return mean, weight, extra
+
+        first = at(0)
+
+        def body(i, carry):
+            new = summand(at(i + 1))
+            return jax.tree.map(lambda a, b: a + b if _is_float(a) else a, carry, new)
+
+        total, weight, extra = loops.fori(k - 1, body, summand(first))
+
+        def divided(tree, by, like):
+            return jax.tree.map(
+                lambda t, f: (t / by(t)).astype(f.dtype) if _is_float(f) else f, tree, like
+            )
+
+        mean = divided(total, lambda t: k if weight is None else weight.astype(t.dtype), first[0])
+        return mean, weight, divided(extra, lambda _: k, first[2])
+
+    def wrap(self, group):
+        """The function the user calls."""
+
+        def value_and_grad(params, *args, **kwargs):
+            if not args and (self.groups > 1 or self.accumulate > 1):
+                raise TypeError("groups and accumulate cut the batch: pass it by position.")
+            callables.check_params("loss_fn", params)
+            (value, extra), grads = self.run(group, params, args, kwargs)
+            self.check_normaliser(value, params, args, kwargs)
+            return ((value, extra), grads) if self.has_aux else (value, grads)
+
+        return value_and_grad
+
+    def run(self, group, params, args, kwargs):
+        """Over the groups; value, gradient and aux averaged."""
+        batch, here = None, params
+        if self.groups > 1:
+            batch = args[0]
+            base.check_not_explicit("groups", batch)
+            here = collectives.varying(params, self.axis_name)
+
+        def one(index, part, within):
+            own = (part, *args[1:]) if self.groups > 1 else args
+            return group(here, self.evaluate_on(own, kwargs, index), within)
+
+        (value, grads), extra, stacked = mean_over_groups(
+            one, batch, self.groups, self.axis_name, "auto"
+        )
+        return (value, base.average_aux(extra, self.axis_name, stacked)), grads
+
+    def check_normaliser(self, value, params, args, kwargs):
+        """Look once, at the first eager call, that scalar losses are means over the examples."""
+        if not self.unchecked or loops.is_traced(value, params, args, kwargs):
+            return
+        leaves = jax.tree.leaves(args[0])
+        n = leaves[0].shape[0]
+        whole = all(getattr(a, "is_fully_addressable", True) for a in leaves)
+        if n < 2 or not whole or any(a.shape[0] != n for a in leaves):
+            return
+        rows = np.unique(np.linspace(0, n - 1, min(n, _LOOKED_AT)).astype(int))
+        few = jax.tree.map(lambda a: a[rows], args[0])
+        while self.unchecked:
+            loss_fn = self.unchecked[-1]
+
+            def loss(part, loss_fn=loss_fn):
+                return loss_fn(params, (part, *args[1:]), kwargs)
+
+            with matmul_precision("highest"):
+                if _is_scalar(loss, few):
+                    check_mean(loss, few)
+            self.unchecked.pop()  # what is refused is refused again
+
+
+def _is_scalar(loss, batch):
+    try:
+        out = jax.eval_shape(loss, batch)
+    except Exception:  # a function of the host, or of batches of one size: there is no looking
+        return False
+    return not isinstance(out, Mean) and out.ndim == 0
+
+
+def _is_float(a):
+    return hasattr(a, "dtype") and jnp.issubdtype(a.dtype, jnp.inexact)
