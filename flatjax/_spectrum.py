@@ -93,8 +93,8 @@ class Spectrum(NamedTuple):
         (at_atoms, blur_atoms), (at_nodes, blur_nodes) = (
             evaluated(f, x, dtype, noise) for x in (d.atoms[: d.num_exact], d.nodes)
         )
-        weights, node_weights, shares = (
-            np.asarray(a, np.float64) for a in (d.weights, d.node_weights, d.shares)
+        weights, node_weights, row_weights = (
+            np.asarray(a, np.float64) for a in (d.weights, d.node_weights, d.row_weights)
         )
         mass = weights[: d.num_exact]
         samples = products(node_weights, at_nodes).sum(axis=1)
@@ -102,7 +102,7 @@ class Spectrum(NamedTuple):
         known, blur = (mass * at_atoms).sum(), (mass * blur_atoms).sum()
         if not np.any(d.node_weights):  # every eigenvalue is known
             return exact.estimate(self.size * known, self.num_products, dtype, self.size * blur)
-        mean, error, degrees = weighted(samples, shares)
+        mean, error, degrees = weighted(samples, row_weights)
         error = np.hypot(error, blur + blurs.mean())
         terms = np.abs(samples).mean() + abs(known)
         value, error, terms = (self.size * a for a in (known + mean, error, terms))

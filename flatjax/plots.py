@@ -54,7 +54,8 @@ def plot_density(
       >>> from flatjax import plots
       >>> from flatjax.linalg.probing._quadrature import density_from_quadrature
       >>> nodes, weights = jnp.array([[0.0, 1.0]]), jnp.array([[0.45, 0.45]])
-      >>> d = density_from_quadrature(jnp.array([5.0]), jnp.array([0.1]), nodes, weights)
+      >>> exact = jnp.array([5.0]), jnp.array([0.1])
+      >>> d = density_from_quadrature(*exact, nodes, weights, dtype=jnp.float32)
       >>> plots.plot_density(d).get_xlabel()
       'eigenvalue'
     """

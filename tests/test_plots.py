@@ -27,7 +27,7 @@ def density(**options):
     rng = np.random.default_rng(0)
     nodes, weights = rng.uniform(-1, 1, (3, 5)), np.full((3, 5), 0.9 / 5)
     return density_from_quadrature(
-        np.array([4.0, 9.0]), np.full(2, 0.05), nodes, weights, **options
+        np.array([4.0, 9.0]), np.full(2, 0.05), nodes, weights, dtype=np.float32, **options
     )
 
 

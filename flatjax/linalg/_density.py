@@ -30,10 +30,10 @@ def spectral_density(
 
     A first Lanczos run finds the extreme pairs; those that converge become exact atoms of weight
     1/n. Each probe then starts a run in their complement, whose Gauss quadrature gives the mass in
-    between; the first run's own start vector is one more such probe, at no product. Deflation and
-    depth pay more than probes do: a few long runs beat many short ones. The
-    smoothed density depends on a bandwidth, the distribution function does not. Every run
-    reorthogonalises in full: no copies of an eigenvalue appear.
+    between; the first run's own start vector is one more such probe, and costs no product.
+    Deflation and depth pay more than probes do: a few long runs beat many short ones. The smoothed
+    density depends on a bandwidth, the distribution function does not. Every run reorthogonalises
+    in full: no copies of an eigenvalue appear.
 
     Costs ``deflation_steps + num_probes * num_steps`` products (where the dimension is no more than
     that, one for every dimension, and all atoms are exact) and as many vectors of memory as the
@@ -54,7 +54,7 @@ def spectral_density(
       structure: for a callable, a tree of arrays or ``jax.ShapeDtypeStruct`` like its vectors.
 
     Returns:
-      A [`SpectralDensity`][].
+      A [`SpectralDensity`][] of JAX arrays in the working dtype.
 
     Raises:
       TypeError: if ``op`` is not callable or ``key`` is no key, and inside ``jit``.
@@ -80,8 +80,9 @@ def spectral_density(
         found.exact,
         np.full(count, 1 / n),
         *rows,
+        dtype=found.dtype,
         num_points=num_points,
         scale=scale,
         linear_width=linear_width,
         sigma=sigma,
-    ).as_arrays(found.dtype)
+    )

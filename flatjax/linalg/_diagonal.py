@@ -14,6 +14,7 @@ from flatjax.linalg.krylov import _relation as relations
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.probing import _complement as complement
 from flatjax.linalg.probing import _exact as exact
+from flatjax.linalg.probing import _probe_products as probe_products
 from flatjax.linalg.probing._estimate import DEFAULT_RTOL, Estimate, lost, student
 from flatjax.linalg.probing._range import random_range
 from flatjax.linalg.vectors import _arguments as arguments
@@ -56,8 +57,8 @@ def diagonal(
       structure: for a callable, a tree of arrays or ``jax.ShapeDtypeStruct`` like its vectors.
 
     Returns:
-      An [`Estimate`][] whose value and standard error are vectors of the operator's structure, the
-      interval with a leading axis of 2 in every leaf.
+      An [`Estimate`][] whose value and standard error are trees of the operator's structure, the
+      interval with a leading axis of 2 in every leaf; ``converged`` is a scalar.
 
     Raises:
       TypeError: if ``op`` is not callable or ``key`` is no key, and inside ``jit`` for all methods
@@ -89,8 +90,8 @@ def diagonal(
     run = {"hutchinson": _hutchinson, "deflated": _deflated, "xdiag": _xdiag}[method]
     mean, spread, count, spent = run(op, key, num_products)
     found = _estimate(mean, spread, count, spent, rtol)
-    length = trees.norm(mean)
-    sound = ~lost(op.size**0.5 * length, op.size) & jnp.isfinite(length)
+    norm = trees.norm(mean)
+    sound = ~lost(op.size**0.5 * norm, op.size) & jnp.isfinite(norm)
     return found._replace(converged=found.converged & sound)
 
 
@@ -192,14 +193,11 @@ def _xdiag(op, key, num_products):
     count = min(num_products // 2, op.size)
     span = random_range(op, key, count, "rademacher")
     product = loops.product(op)
-    images = bases.stack([product(_row(span.basis, jnp.int32(i))) for i in range(count)])
-    keys = [jax.random.fold_in(key, i) for i in range(count)]
-    signs = bases.stack([probes.probe(k, op.structure) for k in keys])
+    rows = (probe_products.row(span.basis, jnp.int32(i)) for i in range(count))
+    images = bases.stack([product(q) for q in rows])
+    signs = probe_products.drawn(key, op.structure, 0, count)
     mean, spread = _leave_one_out(span.basis, images, signs, jnp.asarray(span.triangle))
     return mean, spread, count, 2 * count
-
-
-_row = jax.jit(bases.row)
 
 
 @jax.jit
@@ -219,8 +217,8 @@ def _leave_one_out(basis, images, signs, triangle):
     # A probe whose product lies in the span of the others' leaves nothing: the projector's
     # diagonal tells it apart.
     own = jnp.sum(inverse * triangle, axis=0) > 0.5
-    lengths = jnp.sqrt(jnp.square(inverse).sum(axis=0))
-    normals = jnp.where(own[None, :], inverse / jnp.where(lengths > 0, lengths, 1)[None, :], 0)
+    norms = jnp.sqrt(jnp.square(inverse).sum(axis=0))
+    normals = jnp.where(own[None, :], inverse / jnp.where(norms > 0, norms, 1)[None, :], 0)
     factors = jnp.sum(normals * triangle, axis=0)
     inside, outside = bases.combine(basis, normals), bases.combine(images, normals)
 

@@ -26,7 +26,7 @@ from flatjax.linalg.probing._estimate import (
     student,
 )
 from flatjax.linalg.probing._gauss import quadratures
-from flatjax.linalg.probing._probe_products import by_rows
+from flatjax.linalg.probing._probe_products import sample
 from flatjax.linalg.probing._quadrature import evaluated, products
 from flatjax.linalg.vectors import _arguments as arguments
 from flatjax.linalg.vectors import _flat as flat
@@ -63,7 +63,8 @@ def trace_of_function(
       structure: for a callable, a tree of arrays or ``jax.ShapeDtypeStruct`` like its vectors.
 
     Returns:
-      An `Estimate`; not finite, and not converged, where ``f`` is not finite on the spectrum.
+      An [`Estimate`][] of scalars; not finite, and not converged, where ``f`` is not finite on the
+      spectrum.
 
     Raises:
       TypeError: if ``op`` or ``f`` is not callable or ``key`` is no key, and inside ``jit``.
@@ -96,19 +97,19 @@ def trace_of_function(
     noise = _noise(found, op.size, scalar)
     at = functools.partial(evaluated, f, dtype=scalar, noise=noise)
     values, spreads = at(found.exact)
-    known, blurred = values.sum(), spreads.sum()
+    known, uncertainty = values.sum(), spreads.sum()
     rest = op.size - found.exact.shape[0]
     if rest == 0:  # every eigenvalue is known
-        return exact.estimate(known, found.num_products, scalar, blurred)
+        return exact.estimate(known, found.num_products, scalar, uncertainty)
     values, spreads = at(found.nodes)
     samples = rest * products(found.weights, values).sum(axis=1)
-    blurred = blurred + rest * products(found.weights, spreads).sum(axis=1).mean()
+    uncertainty = uncertainty + rest * products(found.weights, spreads).sum(axis=1).mean()
     coarse = rest * _coarser(found, at)
     size = abs(known) + abs(samples).mean()
     value = from_samples(samples, known, size, found.num_products, rtol, scalar)
     with np.errstate(invalid="ignore"):  # infinite, both of them
         missed = abs(samples.mean() - coarse)
-    return _widened(value, missed + blurred, student(len(samples) - 1), rtol)
+    return _widened(value, missed + uncertainty, student(len(samples) - 1), rtol)
 
 
 def _noise(found, dimension, dtype):
@@ -170,7 +171,8 @@ def logdet(
       structure: for a callable, a tree of arrays or ``jax.ShapeDtypeStruct`` like its vectors.
 
     Returns:
-      An `Estimate`; NaN, and not converged, for an operator with a negative eigenvalue.
+      An [`Estimate`][] of scalars; NaN, and not converged, for an operator with a negative
+      eigenvalue.
 
     Raises:
       TypeError: if ``op`` is not callable or ``key`` is no key, and inside ``jit``.
@@ -220,7 +222,7 @@ def frobenius_norm(
       structure: for a callable, a tree of arrays or ``jax.ShapeDtypeStruct`` like its vectors.
 
     Returns:
-      An `Estimate`.
+      An [`Estimate`][] of scalars.
 
     Raises:
       TypeError: if ``op`` is not callable or ``key`` is no key, and inside ``jit``.
@@ -232,6 +234,10 @@ def frobenius_norm(
       >>> found = flatjax.frobenius_norm(lambda v: d * v, key=jax.random.key(0), structure=d)
       >>> round(float(found.value), 3)
       5.0
+
+    References:
+      Hutchinson, "A stochastic estimator of the trace of the influence matrix", 1990 (of $A^2$);
+      Gambhir, Stathopoulos and Orginos, "Deflation as a method of variance reduction", 2017.
     """
     op = as_operator(op, structure)
     key = checks.check_key(key)
@@ -247,7 +253,7 @@ def frobenius_norm(
     run, spent = relations.of_run(op, key, num_products // 2)
     count, unit = num_products - spent, run.unit
     known, unit = float(run.within(unit).squares), float(unit)
-    samples = by_rows(op, key, 1, count, functools.partial(complement.squares, run))
+    samples = sample(op, key, 1, count, functools.partial(complement.squares, run))
     size = abs(known) + abs(samples).mean()
     square = from_samples(samples, known, size, spent + len(samples), None, scalar)
     half = student(len(samples) - 1)

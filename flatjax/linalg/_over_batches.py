@@ -18,8 +18,8 @@ from flatjax import _checks as checks
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
+from flatjax.linalg.probing import _probe_products as probe_products
 from flatjax.linalg.probing._estimate import student
-from flatjax.linalg.vectors import _basis as bases
 from flatjax.linalg.vectors import _probes as probes
 from flatjax.operators._base import Operator, as_operator
 
@@ -48,9 +48,6 @@ class SplitEstimate(NamedTuple):
 @jax.jit
 def _form(z, w):
     return trees.vdot(z, w)
-
-
-_row = jax.jit(bases.row)
 
 
 def _first(ops: Iterable[Any], structure: Tree):
@@ -194,7 +191,7 @@ def forms_over_batches(
         if not columns:
             k = _check_vectors(op, vectors)
         product = loops.product(op)
-        rows = (_row(vectors, jnp.int32(i)) for i in range(k))
+        rows = (probe_products.row(vectors, jnp.int32(i)) for i in range(k))
         columns.append([_form(v, product(v)) for v in rows])
         dtype = trees.dtype(op.structure)
     _check_count(len(columns))

@@ -215,10 +215,10 @@ def _probed(
     def draw(first, count):
         return quadratic_forms(op, key, first, count, basis=known.basis, block=block)
 
-    def estimate(forms, lengths):
+    def estimate(forms, norms):
         samples = forms
         if known.basis is not None:
-            samples = probe_products.less_length(forms, lengths, op.size - known.rank)
+            samples = probe_products.less_norms(forms, norms, op.size - known.rank)
         size = known.absolute + abs(forms).mean()
         spent = known.num_products + forms.shape[0]
         return from_samples(samples, known.trace, size, spent, rtol, scalar)

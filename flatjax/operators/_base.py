@@ -18,6 +18,7 @@ from jax.flatten_util import ravel_pytree
 from flatjax import _functions as functions
 from flatjax import _loops as loops
 from flatjax import _trees as trees
+from flatjax.operators._selection import Selection
 
 T = TypeVar("T")
 _COLUMNS = 64  # columns of to_dense evaluated at once
@@ -77,6 +78,19 @@ class Operator:
         memory of the residuals. Nothing to keep: the operator itself.
         """
         return self
+
+    def restrict(self, selection: Selection) -> "Operator":
+        """The diagonal block of the chosen leaves, for a product of the whole operator.
+
+        An operator that has a cheaper block, or that must look into another one, overrides this.
+
+        Args:
+          selection: the chosen leaves, as [`flatjax.restrict`][] makes it of a path.
+
+        Returns:
+          An operator on trees like the params with ``None`` in place of the other leaves.
+        """
+        return Restricted(self, selection)
 
     def __matmul__(self, v: Any) -> Any:
         """The product by the compiled program that all products of this operator share."""
@@ -194,6 +208,9 @@ class SumOperator(Operator):
     def linearize(self):
         return SumOperator(tuple(op.linearize() for op in self.ops))
 
+    def restrict(self, selection):
+        return SumOperator(tuple(op.restrict(selection) for op in self.ops))
+
 
 @operator
 class ScaledOperator(Operator):
@@ -215,6 +232,38 @@ class ScaledOperator(Operator):
 
     def linearize(self):
         return ScaledOperator(self.factor, self.op.linearize())
+
+    def restrict(self, selection):
+        return ScaledOperator(self.factor, self.op.restrict(selection))
+
+
+@operator
+class Restricted(Operator):
+    """``R A R^T`` with ``R`` the choice of some leaves, for any operator A.
+
+    Attributes:
+      op: the operator A.
+      selection: the choice.
+    """
+
+    op: Operator
+    selection: Selection = static()
+
+    @property
+    def host_driven(self):
+        return self.op.host_driven
+
+    @property
+    def structure(self):
+        return self.selection.select(self.op.structure)
+
+    def mv(self, v):
+        trees.check(v, self.structure)
+        zeros = trees.zeros(self.selection.rest(self.op.structure))
+        return self.selection.select(self.op.mv(self.selection.merge(v, zeros)))
+
+    def linearize(self):
+        return Restricted(self.op.linearize(), self.selection)
 
 
 @operator

@@ -1,75 +1,12 @@
 """Parts of an operator: one layer, a group of params, all diagonal blocks at once."""
 
-import dataclasses
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from flatjax import _checks as checks
 from flatjax import _trees as trees
-from flatjax.operators._base import Operator, ScaledOperator, SumOperator, operator, static
-from flatjax.operators._chunks import Chunked
-from flatjax.operators._covariance import GradientCovariance
-from flatjax.operators._ggn import GaussNewton
-from flatjax.operators._hessian import Hessian
-from flatjax.operators._precondition import Preconditioned
+from flatjax.operators._base import Operator, operator, static
 from flatjax.operators._selection import By, Selection, Where, group_names, selection
-from flatjax.operators._stream import Stream
-
-
-@operator
-class PartFunction:
-    """A followed function of params as one of a part of them."""
-
-    fn: Any
-    selection: Selection = static()
-
-    @property
-    def original(self):
-        """The user's function in the same way; ``None`` where it is lost."""
-        return None if self.fn.original is None else PartFunction(self.fn.original, self.selection)
-
-    def takes(self, selected, batch, rest, *args):
-        """Whether it was followed at arguments like these."""
-        return self.fn.takes(self.selection.merge(selected, rest), batch, *args)
-
-    def at(self, selected, batch, rest, *args):
-        """The same function, to be called at these arguments, too."""
-        fn = self.fn.at(self.selection.merge(selected, rest), batch, *args)
-        return PartFunction(fn, self.selection)
-
-    def __call__(self, selected, batch, rest, *args):
-        return self.fn(self.selection.merge(selected, rest), batch, *args)
-
-
-@operator
-class Restricted(Operator):
-    """``R A R^T`` with ``R`` the choice of some leaves, for any operator A.
-
-    Attributes:
-      op: the operator A.
-      selection: the choice.
-    """
-
-    op: Operator
-    selection: Selection = static()
-
-    @property
-    def host_driven(self):
-        return self.op.host_driven
-
-    @property
-    def structure(self):
-        return self.selection.select(self.op.structure)
-
-    def mv(self, v):
-        trees.check(v, self.structure)
-        zeros = trees.zeros(self.selection.rest(self.op.structure))
-        return self.selection.select(self.op.mv(self.selection.merge(v, zeros)))
-
-    def linearize(self):
-        return Restricted(self.op.linearize(), self.selection)
 
 
 def restrict(op: Operator, where: Where) -> Operator:
@@ -113,31 +50,7 @@ def restrict(op: Operator, where: Where) -> Operator:
     """
     if not isinstance(op, Operator):
         raise TypeError(f"op must be an operator, got {type(op).__name__}: see as_operator.")
-    return _restrict(op, selection(op.structure, where))
-
-
-def _restrict(op: Any, chosen: Selection) -> Any:
-    # By the chain rule where there is one: a restricted derivative is cheaper than a product with
-    # a vector of zeros, and is itself an operator over data that streams and chunks.
-    match op:
-        case Hessian() | GradientCovariance():
-            part: dict[str, Any] = {"loss_fn": PartFunction(op.loss_fn, chosen)}
-        case GaussNewton():
-            part = {"model_fn": PartFunction(op.model_fn, chosen)}
-        case SumOperator():
-            return SumOperator(tuple(_restrict(term, chosen) for term in op.ops))
-        case ScaledOperator():
-            return ScaledOperator(op.factor, _restrict(op.op, chosen))
-        case Preconditioned():
-            return Preconditioned(_restrict(op.op, chosen), chosen.select(op.inverse_root))
-        case Chunked():
-            return Chunked(_restrict(op.op, chosen), op.chunk_size)
-        case Stream():
-            return op.map(lambda term: _restrict(term, chosen))
-        case _:
-            return Restricted(op, chosen)
-    args = (chosen.rest(op.params), *op.args)
-    return dataclasses.replace(op, params=chosen.select(op.params), args=args, **part)
+    return op.restrict(selection(op.structure, where))
 
 
 def blocks(op: Operator, by: By = "layer") -> dict[str, Operator]:
@@ -167,7 +80,7 @@ def blocks(op: Operator, by: By = "layer") -> dict[str, Operator]:
         raise TypeError(f"op must be an operator, got {type(op).__name__}: see as_operator.")
     treedef, names = jax.tree.structure(op.structure), group_names(op.structure, by)
     return {
-        str(name): _restrict(op, Selection(treedef, tuple(n == name for n in names)))
+        str(name): op.restrict(Selection(treedef, tuple(n == name for n in names)))
         for name in dict.fromkeys(names)
     }
 

@@ -1,5 +1,6 @@
 """The user's functions at the door of an operator: followed, with hints where they raise."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,8 @@ from flatjax import _functions as functions
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax.operators._arguments import looks_like_batches, matmul_precision
+from flatjax.operators._base import operator, static
+from flatjax.operators._selection import Selection
 
 
 def check_function(fn: Any, name: str, params: Any = None) -> None:
@@ -17,6 +20,47 @@ def check_function(fn: Any, name: str, params: Any = None) -> None:
     if not callable(fn):
         swapped = ": the order is (loss_fn, params, batch)" if callable(params) else ""
         raise TypeError(f"{name} must be a function, got {type(fn).__name__}{swapped}.")
+
+
+@operator
+class PartFunction:
+    """A followed function of params as one of a part of them."""
+
+    fn: Any
+    selection: Selection = static()
+
+    @property
+    def original(self):
+        """The user's function in the same way; ``None`` where it is lost."""
+        return None if self.fn.original is None else PartFunction(self.fn.original, self.selection)
+
+    def takes(self, selected, batch, rest, *args):
+        """Whether it was followed at arguments like these."""
+        return self.fn.takes(self.selection.merge(selected, rest), batch, *args)
+
+    def at(self, selected, batch, rest, *args):
+        """The same function, to be called at these arguments, too."""
+        fn = self.fn.at(self.selection.merge(selected, rest), batch, *args)
+        return PartFunction(fn, self.selection)
+
+    def __call__(self, selected, batch, rest, *args):
+        return self.fn(self.selection.merge(selected, rest), batch, *args)
+
+
+def of_part(op: Any, name: str, selection: Selection) -> Any:
+    """An operator over some of its params: the others become arguments of its function.
+
+    By the chain rule: a restricted derivative is cheaper than a product with a vector of zeros, and
+    is itself an operator over data that streams and chunks.
+
+    Args:
+      op: an operator with ``params`` and ``args``.
+      name: the field of its function.
+      selection: the params that are left.
+    """
+    fn = PartFunction(getattr(op, name), selection)
+    args = (selection.rest(op.params), *op.args)
+    return dataclasses.replace(op, params=selection.select(op.params), args=args, **{name: fn})
 
 
 def follow(

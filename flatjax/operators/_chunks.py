@@ -1,7 +1,7 @@
 """Operators over a batch on the device that is too large for one pass: chunk by chunk."""
 
 import functools
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +58,10 @@ class Chunked(Operator):
         # The output of the first chunk tells whether we are traced.
         count = -(-self.examples // self.chunk_size)
         return _mean(self.op, loops.fori(count - 1, add, first))
+
+    def restrict(self, selection):
+        op: Any = self.op.restrict(selection)  # over the same examples
+        return Chunked(op, self.chunk_size)
 
     @property
     def examples(self) -> int:

@@ -25,7 +25,7 @@ from flatjax.operators import _derivatives as derivatives
 from flatjax.operators import _weights as weighting
 from flatjax.operators._arguments import as_arrays, check_arguments, matmul_precision, split_batch
 from flatjax.operators._base import operator, static
-from flatjax.operators._callables import first_examples, follow, for_examples
+from flatjax.operators._callables import first_examples, follow, for_examples, of_part
 from flatjax.operators._chunks import Chunked, chunked
 from flatjax.operators._data import DataOperator, sliced, sliced_weights
 from flatjax.operators._output_product import OutputProduct, loss_of
@@ -114,6 +114,9 @@ class GaussNewton(DataOperator):
             draws=sliced(self.draws, start * rows, size * rows, axis=1),
             outputs=((size, *shape[1:]), dtype),
         )
+
+    def restrict(self, selection):
+        return of_part(self, "model_fn", selection)
 
     @property
     def way(self):

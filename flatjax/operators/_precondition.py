@@ -37,6 +37,9 @@ class Preconditioned(Operator):
     def linearize(self):
         return Preconditioned(self.op.linearize(), self.inverse_root)
 
+    def restrict(self, selection):
+        return Preconditioned(self.op.restrict(selection), selection.select(self.inverse_root))
+
     def _scaled(self, v):
         return jax.tree.map(lambda d, a: d * a.astype(d.dtype), self.inverse_root, v)
 

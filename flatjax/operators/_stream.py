@@ -49,9 +49,11 @@ class Stream(Operator):
     def structure(self):
         return self._structure
 
-    def map(self, fn: Callable[[DataOperator], DataOperator]) -> "Stream":
-        """The stream of ``fn`` of every batch's operator."""
-        return Stream(lambda batch: fn(self._make(batch)), self._batches, check=self._check)
+    def restrict(self, selection):
+        def make(batch) -> Any:
+            return self._make(batch).restrict(selection)
+
+        return Stream(make, self._batches, check=self._check)
 
     def _operators(self):
         first: Any = None

@@ -13,7 +13,7 @@ from flatjax import _trees as trees
 from flatjax.losses import Mean
 from flatjax.operators import _weights as weighting
 from flatjax.operators._arguments import Checked
-from flatjax.operators._callables import for_examples
+from flatjax.operators._callables import for_examples, of_part
 from flatjax.operators._data import DataOperator, sliced, sliced_weights
 
 # The forms: the mean over the examples, one loss an example, and a `Mean` of scalars or of rows.
@@ -101,6 +101,9 @@ class LossOperator(DataOperator):
         params = collectives.varying(self.params, self.axis_name)
         fn = for_examples(self.loss_fn, params, self.batch, self.args, size, self.precision)
         return dataclasses.replace(self, loss_fn=fn)  # type: ignore[type-var]
+
+    def restrict(self, selection):
+        return of_part(self, "loss_fn", selection)
 
     def _call(self, params, batch):
         return self.loss_fn(params, batch, *self.args)

@@ -7,8 +7,6 @@ import pytest
 from scipy.stats import wasserstein_distance
 
 from flatjax import linalg
-from flatjax.linalg.probing._estimate import student
-from flatjax.linalg.probing._quadrature import density_from_quadrature, weighted
 
 N = 300
 BULK = np.random.default_rng(0).uniform(0.1, 1.0, N - 5)
@@ -83,105 +81,6 @@ def test_smoothed_density_has_mass_one_on_both_axes(density):
     # Two roundings of the axis, to float32, in every difference.
     rounding = 2 * float(jnp.finfo(jnp.float32).eps) * np.abs(axis).max()
     np.testing.assert_allclose(np.diff(axis), axis[1] - axis[0], atol=2 * rounding)
-
-
-def test_band_is_the_jackknife_over_probes():
-    nodes = np.array([[0.0, 1.0], [0.2, 1.1], [0.1, 0.9]])
-    weights = np.array([[0.5, 0.5], [0.4, 0.6], [0.6, 0.4]])
-    options = {"sigma": 0.1, "num_points": 64}
-    none = np.zeros(0)
-    d = density_from_quadrature(none, none, nodes, weights, **options)
-    grid = d.grid
-
-    def smooth(i):
-        peak = np.exp(-(((grid[:, None] - nodes[i]) / 0.1) ** 2) / 2) / (0.1 * np.sqrt(2 * np.pi))
-        return (peak * weights[i]).sum(axis=1)
-
-    left_out = [np.mean([smooth(j) for j in range(3) if j != i], axis=0) for i in range(3)]
-    error = np.sqrt(2 / 3 * np.sum((left_out - np.mean(left_out, axis=0)) ** 2, axis=0))
-    t = 4.302653  # Student's t, 2 degrees of freedom, 95 %
-    np.testing.assert_allclose(d.band[1], d.density + t * error, rtol=1e-5, atol=1e-12)
-    single = density_from_quadrature(none, none, nodes[:1], weights[:1], **options)
-    assert np.all(np.isinf(single.band[1]))
-
-
-@pytest.mark.parametrize("shares", [[0.25] * 4, [0.7, 0.1, 0.1, 0.1]])
-def test_the_error_of_a_weighted_mean_is_its_own_deviation(shares):
-    shares = np.asarray(shares)
-    samples = np.random.default_rng(0).normal(2.0, 3.0, size=(4, 20000))
-    mean, error, degrees = weighted(samples, shares)
-    # 20,000 draws know a variance to 1 %, and a mean of such variances better.
-    np.testing.assert_allclose(np.mean(error**2), np.var(mean), rtol=0.05)
-    # Six standard errors of 3 sqrt(0.52 / 20,000), the larger of the two.
-    np.testing.assert_allclose(np.mean(mean), 2.0, atol=0.1)
-    assert degrees == {0.25: 3, 0.7: 1}[shares[0]]
-    # The interval covers: exactly so for equal weights, and no less with the fewer degrees.
-    inside = np.abs(mean - 2.0) <= student(degrees) * error
-    assert inside.mean() > 0.94
-    assert shares[0] > 0.25 or inside.mean() < 0.96
-
-
-def test_rows_of_other_lengths_are_the_same_atoms():
-    exact, own = np.array([4.0]), np.array([0.2])
-    nodes, weights = np.array([[0.0, 1.0], [0.3, 0.9]]), np.array([[0.5, 0.3], [0.4, 0.4]])
-    more = np.array([0.1, 0.5, 1.2]), np.array([0.3, 0.3, 0.2])
-    d = density_from_quadrature(exact, own, [*nodes, more[0]], [*weights, more[1]])
-    np.testing.assert_allclose(d.weights.sum(), 1)
-    assert len(d.atoms) == len(d.sigma) == 8
-    # The shorter rows repeat their last node, with no weight.
-    np.testing.assert_array_equal(d.nodes[:2, 2], nodes[:, 1])
-    np.testing.assert_array_equal(d.node_weights[:2, 2], 0)
-    np.testing.assert_allclose(d.node_weights.sum(axis=1), 0.8)
-    equal = density_from_quadrature(exact, own, list(nodes), list(weights))
-    whole = density_from_quadrature(exact, own, nodes, weights)
-    jax.tree.map(np.testing.assert_array_equal, equal, whole)
-
-
-class TestStartVectorOfTheDeflation:
-    """Its run is a quadrature too, of the law of a probe's, where no eigenvalue is multiple."""
-
-    def density(self, values, seed=0, **options):
-        op = jax.tree_util.Partial(jnp.matmul, jnp.asarray(rotated(values), jnp.float32))
-        key, structure = jax.random.key(seed), jnp.zeros(len(values))
-        return linalg.spectral_density(op, key=key, structure=structure, **options)
-
-    def test_is_one_more_row(self):
-        found = self.density(VALUES, num_probes=2, num_steps=16, deflation_steps=48)
-        assert found.nodes.shape == (3, 48 - found.num_exact)
-        left = 1 - found.num_exact / N
-        np.testing.assert_allclose(found.node_weights.sum(axis=1), left, rtol=1e-6)
-
-    def test_weighs_as_the_square_of_its_nodes(self):
-        found = self.density(VALUES, num_probes=2, num_steps=24, deflation_steps=16)
-        squares = np.square([24.0, 24.0, 16.0 - found.num_exact])
-        np.testing.assert_allclose(found.shares, squares / squares.sum())
-        rest = found.weights[found.num_exact :]
-        ends = np.cumsum([24, 24, 16 - found.num_exact])
-        sums = [part.sum() for part in np.split(rest, ends[:-1])]
-        np.testing.assert_allclose(sums, found.shares * (1 - found.num_exact / N), rtol=1e-6)
-
-    def test_of_a_multiple_eigenvalue_is_left_out(self):
-        # The one copy that the run sees has the weight of all thirty.
-        values = np.concatenate([np.full(30, 20.0), VALUES[:270]])
-        found = self.density(values, num_probes=2, num_steps=16, deflation_steps=48)
-        assert found.nodes.shape[0] == 2
-        near = np.abs(found.atoms - 20) < 0.01
-        # Of 300 eigenvalues 30, by two probes: each sees the share to sqrt(2 * 0.1 * 0.9 / 300).
-        assert abs(found.weights[near].sum() - 0.1) < 4 * np.sqrt(0.18 / 300 / 2)
-
-    def test_is_unbiased(self):
-        means, truths = [], []
-        for seed in range(30):
-            found = self.density(VALUES, seed, num_probes=1, num_steps=8, deflation_steps=32)
-            weights, nodes = found.node_weights[1], found.nodes[1]
-            means.append(weights @ nodes)
-            truths.append((VALUES.sum() - found.atoms[: found.num_exact].sum()) / N)
-        error = np.subtract(means, truths)
-        # The mean of 30 differs from zero by its standard error, 3.7 of which Student's law with 29
-        # degrees of freedom exceeds once in a thousand times.
-        assert abs(error.mean()) < 3.7 * error.std(ddof=1) / np.sqrt(30)
-        # And it is as far off as a probe: the bulk's deviation over sqrt(n / 2) and weights of it.
-        assert 0.3 < error.std() / (np.std(BULK) * np.sqrt(2 / N)) < 3
 
 
 @pytest.mark.parametrize(
@@ -286,18 +185,3 @@ def test_intervals_cover_the_truth(estimator):
 def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"scale": "cubic"}, "scale must be"),
-        ({"num_points": 1}, "num_points must be"),
-        ({"sigma": 0.0}, "sigma must be positive"),
-        ({"linear_width": -1.0}, "linear_width must be positive"),
-    ],
-)
-def test_bad_axes(options, message):
-    one = np.ones((1, 1))
-    with pytest.raises(ValueError, match=message):
-        density_from_quadrature(np.zeros(0), np.zeros(0), one, one, **options)

@@ -7,7 +7,6 @@ import pytest
 
 import flatjax
 from flatjax.linalg.krylov import _ritz as ritz
-from flatjax.linalg.probing import _quadrature as quadrature
 
 KEY, N = jax.random.key(0), 400
 POWERS = np.arange(1, N + 1) ** -0.5
@@ -71,18 +70,3 @@ def test_weights_below_rounding_are_none():
     s = np.array([[1.0, 255 * eps, 257 * eps]])
     np.testing.assert_array_equal(ritz.masses(s, jnp.float32) > 0, [True, False, True])
     np.testing.assert_array_equal(ritz.masses(s, jnp.float64) > 0, [True, True, True])
-
-
-def test_values_within_the_noise():
-    value, spread = quadrature.evaluated(np.square, np.array([3.0]), jnp.float32, 0.5)
-    np.testing.assert_allclose([value, spread], [[9.0], [3.0]], rtol=1e-6)  # (3.5^2 - 2.5^2) / 2
-    _, spread = quadrature.evaluated(jnp.log, np.array([0.1, 1.0]), jnp.float32, 0.06)
-    assert np.isinf(spread[0])  # zero is within twice the noise
-    assert np.isfinite(spread[1])
-
-
-def test_nothing_is_added_for_what_has_no_weight():
-    weights, values = np.array([0.5, 0.0, 0.5]), np.array([1.0, np.nan, 2.0])
-    assert quadrature.products(weights, values).sum() == 1.5
-    weights = np.array([0.5, 0.1])
-    assert np.isnan(quadrature.products(weights, values[:2]).sum())

@@ -119,7 +119,7 @@ def probe(
     op, nothing = given.op, np.zeros(0)
     limit = num_runs + (0 if rtol is None else most)
     # One size of block for all probes: one set of programs.
-    together = min(sampling.together(op.size), limit)
+    together = min(sampling.probe_block(op.size), limit)
     total = trees.zeros(op.structure) if diagonal else None
     sums = Sums(nothing, nothing, np.zeros((0, len(given.found.values))), (), (), (), total)
     spent = 0
@@ -309,10 +309,9 @@ def density(given: Setting, sums: Sums, scale: str, num_points: int) -> Spectral
 
 def _density(given, exact_weights, nodes, weights, scale, num_points):
     exact, dtype = given.found.exact_values, given.run.alphas.dtype
-    found = density_from_quadrature(
-        exact, exact_weights, nodes, weights, scale=scale, num_points=num_points
+    return density_from_quadrature(
+        exact, exact_weights, nodes, weights, dtype=dtype, scale=scale, num_points=num_points
     )
-    return found.as_arrays(dtype)
 
 
 def diagonal(given: Setting, sums: Sums) -> Tree | None:

@@ -34,13 +34,13 @@ def xtrace(
     # Singular values at the level of rounding belong to directions of no weight in A.
     floor = np.maximum(singular, eps * singular[0])
     inverse = left @ (right / np.where(floor > 0, floor, 1)[:, None])
-    lengths = np.sqrt(np.sum(inverse**2, axis=0))
-    normals = inverse / np.where(lengths > 0, lengths, 1)[None, :]
+    norms = np.sqrt(np.sum(inverse**2, axis=0))
+    normals = inverse / np.where(norms > 0, norms, 1)[None, :]
     x = overlaps - normals * np.sum(normals * overlaps, axis=0)[None, :]
     trace = np.trace(projected) - np.sum(normals * (projected @ normals), axis=0)
     form = np.sum((overlaps - 2 * x) * triangle + x * (projected @ x), axis=0)
     # Given the others, the rest of a probe is uniform on a sphere of known dimension, so its
-    # length is noise that can be taken out (Epperly, Tropp and Webber 2024, section 2.3).
+    # norm is noise that can be taken out (Epperly, Tropp and Webber 2024, section 2.3).
     rest = size - np.sum(x**2, axis=0)
     scale = np.where(rest > 1e-6 * size, (size - s + 1) / np.where(rest > 0, rest, 1), 1.0)
     return trace + form * scale
@@ -49,7 +49,7 @@ def xtrace(
 def xnystrace(
     triangle: np.ndarray,
     overlaps: np.ndarray,
-    probes: np.ndarray,
+    gram: np.ndarray,
     size: int,
     shift: float,
     eps: float,
@@ -64,7 +64,7 @@ def xnystrace(
     Args:
       triangle: R of the QR factorisation of Y, ``(s, s)``.
       overlaps: $Q^\top\Omega$.
-      probes: $\Omega^\top\Omega$. The probes have norm $\sqrt n$.
+      gram: $\Omega^\top\Omega$. The probes have norm $\sqrt n$.
       size: the dimension n.
       shift: the shift $\nu$, which keeps H regular; its trace is taken off.
       eps: the unit of rounding.
@@ -82,9 +82,9 @@ def xnystrace(
     image = triangle @ inverse
     trace = np.sum(image * triangle)
     d = np.diagonal(inverse)
-    values_k, vectors_k = ritz.eigh(probes)
+    gram_values, gram_vectors = ritz.eigh(gram)
     # Given the others, the rest of a probe is uniform on a sphere of known dimension.
-    rest = np.sum(vectors_k**2 / np.maximum(values_k, eps * size)[None, :], axis=1)
+    rest = np.sum(gram_vectors**2 / np.maximum(gram_values, eps * size)[None, :], axis=1)
     scale = (size - s + 1) * rest
     samples = trace - np.sum(image**2, axis=0) / d + scale / d - shift * size
     return np.where(largest == 0, 0, samples), np.min(values) / safe

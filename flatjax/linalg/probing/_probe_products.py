@@ -20,9 +20,9 @@ LEAST = 16  # a stopping rule that looks at a standard error from fewer samples 
 # Probes that share the passes over a basis, and the numbers up to which they are that many. Their
 # products stay one at a time: each has intermediate values of the model's size, and a CPU gains
 # nothing by several at once.
-_TOGETHER, _SMALL = 8, 1 << 24
+_BLOCK, _SMALL = 8, 1 << 24
 
-
+row = jax.jit(bases.row)
 unstack = jax.jit(bases.unstack)
 keys = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))
 
@@ -33,9 +33,25 @@ def project_block(basis: Tree, block: Tree) -> Tree:
     return bases.subtract(block, bases.combine(basis, bases.gram(basis, block)))
 
 
-def together(size: int) -> int:
+def probe_block(size: int) -> int:
     """How many probes of a dimension share the passes over a basis."""
-    return _TOGETHER if _TOGETHER * size <= _SMALL else 2
+    return _BLOCK if _BLOCK * size <= _SMALL else 2
+
+
+def drawn(
+    key: jax.Array,
+    structure: Tree,
+    first: int,
+    count: int,
+    kind: str = "rademacher",
+    basis: Tree = None,
+) -> Tree:
+    """The probes from number ``first`` on, stacked; number i is drawn from ``fold_in(key, i)``.
+
+    They have no components along the orthonormal or zero vectors of ``basis``.
+    """
+    z = probes.block(keys(key, np.arange(first, first + count, dtype=np.int32)), structure, kind)
+    return z if basis is None else project_block(basis, z)
 
 
 def products(product: Callable[[Tree], Tree], vectors: Sequence[Tree], count: int) -> list[Tree]:
@@ -78,15 +94,12 @@ def quadratic_forms(
     if loops.is_traced(op, key, jnp.zeros(())):
         return _traced_forms(op, key, first, count, block)
     if block == 1:
-        return by_rows(op, key, first, count, _forms_of_lists, basis)
+        return sample(op, key, first, count, _forms_of_lists, basis)
 
-    def some(start, size):
-        z = probes.block(keys(key, np.arange(start, start + size, dtype=np.int32)), op.structure)
-        z = z if basis is None else project_block(basis, z)
-        return _forms(z, arguments.block_product(op, z))
-
-    end = first + count
-    rows = [some(start, min(block, end - start)) for start in range(first, end, block)]
+    rows, end = [], first + count
+    for start in range(first, end, block):
+        z = drawn(key, op.structure, start, min(block, end - start), basis=basis)
+        rows.append(_forms(z, arguments.block_product(op, z)))
     return jax.tree.map(_concatenate, *rows)
 
 
@@ -115,7 +128,7 @@ def _traced_forms(op, key, first, count, block):
     return put(out, jnp.int32(whole * block), rest) if rest else out
 
 
-def by_rows(
+def sample(
     op: Operator,
     key: jax.Array,
     first: int,
@@ -136,15 +149,13 @@ def by_rows(
     Returns:
       The measurements with a leading axis ``count``: NumPy, floating ones in float64.
     """
-    size = together(op.size)
-    if basis is None and size < _TOGETHER:
+    size = probe_block(op.size)
+    if basis is None and size < _BLOCK:
         size = 1  # alone, probes need the least memory, which decides where they are large
     product, rows = loops.product(op), []
     for start in range(first, first + count, size):
         real = min(size, first + count - start)
-        numbers = np.arange(start, start + size, dtype=np.int32)
-        z = probes.block(keys(key, numbers), op.structure)
-        z = unstack(z if basis is None else project_block(basis, z))
+        z = unstack(drawn(key, op.structure, start, size, basis=basis))
         found = measure(z, products(product, z, real))
         rows.append(jax.tree.map(lambda a, real=real: a[:real], found))
     return jax.tree.map(_concatenate, *rows)
@@ -155,22 +166,22 @@ def _concatenate(*rows):
     return host.astype(np.float64) if host.dtype.kind == "f" else host
 
 
-def less_length(forms: np.ndarray, lengths: np.ndarray, expected: float) -> np.ndarray:
-    r"""Quadratic forms less what the lengths of their probes make them vary by.
+def less_norms(forms: np.ndarray, norms: np.ndarray, expected: float) -> np.ndarray:
+    r"""Quadratic forms less what the norms of their probes make them vary by.
 
-    $q_i - c_i(\|z_i\|^2 - E\|z\|^2)$ with $c_i$ the ratio of forms to lengths over all
+    $q_i - c_i(\|z_i\|^2 - E\|z\|^2)$ with $c_i$ the ratio of forms to squared norms over all
     other probes: independent of probe i, so that nothing is biased. A multiple of the identity then
-    has no variance, as it has none under plain Rademacher probes, whose length is fixed.
+    has no variance, as it has none under plain Rademacher probes, whose norm is fixed.
 
     Args:
       forms: ``(n,)``, n >= 2.
-      lengths: ``(n,)``, the squared norms of the probes.
+      norms: ``(n,)``, the squared norms of the probes.
       expected: their expectation.
 
     Returns:
       ``(n,)``.
     """
-    others = lengths.sum() - lengths
+    others = norms.sum() - norms
     some = others > 0
     ratio = np.where(some, (forms.sum() - forms) / np.where(some, others, 1), 0)
-    return forms - ratio * (lengths - expected)
+    return forms - ratio * (norms - expected)

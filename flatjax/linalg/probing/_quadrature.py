@@ -8,42 +8,44 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flatjax.linalg.probing._estimate import student
+from flatjax.linalg.probing._estimate import cast, student
 
 
 class SpectralDensity(NamedTuple):
-    r"""The distribution of the eigenvalues, of total mass 1.
+    r"""The distribution of the eigenvalues, of total mass 1; JAX arrays in the working dtype.
 
     Attributes:
-      atoms: the nodes: first the ``num_exact`` converged eigenvalues, then those of all probes.
-      weights: their weights; ``1 / n`` for a converged eigenvalue.
+      atoms: ``(a,)``, the nodes: first the ``num_exact`` converged eigenvalues, then those of all
+        probes.
+      weights: ``(a,)``, their weights; ``1 / n`` for a converged eigenvalue.
       num_exact: how many atoms are converged eigenvalues.
-      grid: where the functions below are given.
-      density: the atoms smoothed by Gaussians of width ``sigma``, per unit of the axis (of
-        $\mathrm{asinh}(\lambda / w)$ on the logarithmic axis of linear width $w$).
-      band: ``(2, grid)``, a pointwise 95 % confidence band of the density over the probes, by the
+      grid: ``(g,)``, where the functions below are given.
+      density: ``(g,)``, the atoms smoothed by Gaussians of width ``sigma``, per unit of the axis
+        (of $\mathrm{asinh}(\lambda / w)$ on the logarithmic axis of linear width $w$).
+      band: ``(2, g)``, a pointwise 95 % confidence band of the density over the probes, by the
         jackknife; infinite for a single probe.
-      cdf: the share of eigenvalues below the grid points; no bandwidth enters.
-      cdf_band: ``(2, grid)``, its band.
-      sigma: the width given to every atom.
-      nodes: the nodes, one row per probe; a row of fewer nodes repeats its last one.
-      node_weights: their weights, of the mass that the exact atoms leave; zero for such a repeat.
-      shares: the share of every row in the density, as the square of its number of nodes: the more
-        there are, the finer is what a row resolves.
+      cdf: ``(g,)``, the share of eigenvalues below the grid points; no bandwidth enters.
+      cdf_band: ``(2, g)``, its band.
+      sigma: ``(a,)``, the width given to every atom.
+      nodes: ``(p, s)``, the nodes, one row per probe; a row of fewer nodes repeats its last one.
+      node_weights: ``(p, s)``, their weights, of the mass that the exact atoms leave; zero for such
+        a repeat.
+      row_weights: ``(p,)``, the weight of every row in the density, of sum 1, as the square of its
+        number of nodes: the more there are, the finer is what a row resolves.
     """
 
-    atoms: Any
-    weights: Any
+    atoms: jax.Array
+    weights: jax.Array
     num_exact: int
-    grid: Any
-    density: Any
-    band: Any
-    cdf: Any
-    cdf_band: Any
-    sigma: Any
-    nodes: Any
-    node_weights: Any
-    shares: Any
+    grid: jax.Array
+    density: jax.Array
+    band: jax.Array
+    cdf: jax.Array
+    cdf_band: jax.Array
+    sigma: jax.Array
+    nodes: jax.Array
+    node_weights: jax.Array
+    row_weights: jax.Array
 
     def mean_of(self, f: Callable[[jax.Array], jax.Array]) -> jax.Array:
         """The mean of ``f`` over the eigenvalues: ``tr f(A) / n``."""
@@ -52,15 +54,6 @@ class SpectralDensity(NamedTuple):
         points = jnp.asarray(np.where(weights != 0, atoms, atoms[(weights != 0).argmax()]))
         mean = products(weights, np.asarray(f(points), np.float64)).sum()
         return jnp.asarray(mean)
-
-    def as_arrays(self, dtype: Any) -> "SpectralDensity":
-        """The density in JAX arrays of this dtype."""
-        numbers: dict[str, Any] = {
-            name: jnp.asarray(value, dtype)
-            for name, value in self._asdict().items()
-            if name != "num_exact"
-        }
-        return self._replace(**numbers)
 
 
 def products(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -111,6 +104,7 @@ def density_from_quadrature(
     nodes: Any,
     node_weights: Any,
     *,
+    dtype: Any,
     num_points: int = 1024,
     scale: str = "linear",
     linear_width: float | None = None,
@@ -124,6 +118,7 @@ def density_from_quadrature(
       exact_weights: ``(e,)`` their weights.
       nodes: ``(p, s)`` the nodes of ``p`` probes, or a list of ``p`` arrays of any lengths.
       node_weights: their weights alike, each row for the mass that the exact atoms leave.
+      dtype: the dtype of the result; the arithmetic is in float64.
       num_points: the size of the grid.
       scale: ``"linear"``, or ``"log"`` for an axis that is logarithmic on both sides of zero.
       linear_width: where the logarithmic axis becomes linear; default 1e-4 of the largest node.
@@ -132,14 +127,16 @@ def density_from_quadrature(
       margin: how far the grid reaches beyond the outermost atoms, in parts of their range.
 
     Returns:
-      A [`SpectralDensity`][] of NumPy arrays in float64; see its ``as_arrays``.
+      A [`SpectralDensity`][].
 
     Raises:
       ValueError: for another scale, or widths and sizes that are not positive.
 
     Example:
+      >>> import jax.numpy as jnp
       >>> from flatjax.linalg.probing._quadrature import density_from_quadrature
-      >>> d = density_from_quadrature([5.0], [0.1], [[0.0, 1.0]], [[0.45, 0.45]])
+      >>> exact, nodes, weights = [5.0], [[0.0, 1.0]], [[0.45, 0.45]]
+      >>> d = density_from_quadrature(exact, [0.1], nodes, weights, dtype=jnp.float32)
       >>> round(float(d.mean_of(lambda x: x)), 3)
       0.95
     """
@@ -157,8 +154,8 @@ def density_from_quadrature(
     )
     atoms = np.concatenate([exact, *nodes])
     squares = np.square([float(len(row)) for row in nodes])
-    shares = squares / squares.sum()
-    parts = (share * row for share, row in zip(shares, node_weights, strict=True))
+    row_weights = squares / squares.sum()
+    parts = (share * row for share, row in zip(row_weights, node_weights, strict=True))
     weights = np.concatenate([exact_weights, *parts])
     to_axis, from_axis = _axis(scale, linear_width, atoms)
 
@@ -180,23 +177,24 @@ def density_from_quadrature(
     known = _functions(grid, x_exact, exact_weights, exact_sigma)
     rows = zip(x_nodes, node_weights, node_sigma, strict=True)
     each = np.stack([_functions(grid, *row) for row in rows])
-    mean, error, degrees = weighted(each, shares)
+    mean, error, degrees = weighted(each, row_weights)
     value, half = known + mean, student(degrees) * error
     density, cdf = value[0], np.clip(value[1], 0, 1)  # a sum of weights is 1 up to rounding
-    return SpectralDensity(
-        atoms=atoms,
-        weights=weights,
-        num_exact=exact.shape[0],
-        grid=from_axis(grid),
-        density=density,
-        band=np.stack([np.maximum(density - half[0], 0), density + half[0]]),
-        cdf=cdf,
-        cdf_band=np.clip(np.stack([cdf - half[1], cdf + half[1]]), 0, 1),
-        sigma=np.concatenate([exact_sigma, *node_sigma]),
-        nodes=_rectangle(nodes, lambda row: row[-1]),
-        node_weights=_rectangle(node_weights, lambda row: 0.0),
-        shares=shares,
-    )
+    found: dict[str, Any] = {
+        "atoms": atoms,
+        "weights": weights,
+        "grid": from_axis(grid),
+        "density": density,
+        "band": np.stack([np.maximum(density - half[0], 0), density + half[0]]),
+        "cdf": cdf,
+        "cdf_band": np.clip(np.stack([cdf - half[1], cdf + half[1]]), 0, 1),
+        "sigma": np.concatenate([exact_sigma, *node_sigma]),
+        "nodes": _rectangle(nodes, lambda row: row[-1]),
+        "node_weights": _rectangle(node_weights, lambda row: 0.0),
+        "row_weights": row_weights,
+    }
+    arrays = {name: cast(value, dtype) for name, value in found.items()}
+    return SpectralDensity(num_exact=len(exact), **arrays)
 
 
 def _rectangle(rows, fill):
@@ -214,7 +212,7 @@ def _functions(grid, points, mass, width):
     return np.stack([(peak * mass[None, :]).sum(axis=1), (below * mass[None, :]).sum(axis=1)])
 
 
-def weighted(samples: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+def weighted(samples: np.ndarray, row_weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     r"""The mean of samples with weights of sum 1, its standard error and the degrees of freedom.
 
     With weights w the variance of a sample is $\sum w_i (x_i - \bar x)^2 / (1 - \sum w_i^2)$,
@@ -223,16 +221,16 @@ def weighted(samples: np.ndarray, shares: np.ndarray) -> tuple[np.ndarray, np.nd
 
     Args:
       samples: ``(p, ...)``.
-      shares: ``(p,)``.
+      row_weights: ``(p,)``.
 
     Returns:
       Two arrays ``(...)`` and a number; the standard error of a single sample is infinite.
     """
-    w = shares.reshape(-1, *(1,) * (samples.ndim - 1))
+    w = row_weights.reshape(-1, *(1,) * (samples.ndim - 1))
     mean = (w * samples).sum(axis=0)
-    if len(shares) == 1:
+    if len(row_weights) == 1:
         return mean, np.full_like(mean, np.inf), 1
-    squares = float(np.square(shares).sum())
+    squares = float(np.square(row_weights).sum())
     variance = (w * np.square(samples - mean[None])).sum(axis=0) * (squares / (1 - squares))
     return mean, np.sqrt(variance), max(1, int(1 / squares - 1 + 1e-6))
 

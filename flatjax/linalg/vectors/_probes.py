@@ -70,7 +70,7 @@ def _in_parts(key, kind, structure):
 
 
 def probe(key: jax.Array, structure: Tree, kind: str = "rademacher") -> Tree:
-    r"""A random vector :math:`z` with :math:`E[zz^\top] = I`.
+    r"""A random vector $z$ with $E[zz^\top] = I$.
 
     Args:
       key: a PRNG key.

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flatjax.linalg.probing._probe_products import together
 from flatjax.linalg.vectors import _orthonormal as orthonormal
 
 N, ROWS = 120, 14
@@ -80,8 +79,3 @@ def test_a_block_is_its_vectors(kind, size):
     # Such a direction is off by some units of rounding over 1e-4, and so are coefficients along it.
     atol = 8 * EPS / 1e-4 if kind == "nearly dependent" else 1e-5
     np.testing.assert_allclose(r / safe, triangle / safe, atol=atol)
-
-
-def test_few_share_a_pass_where_they_are_large():
-    assert together(1000) == 8
-    assert together(10**9) == 2
