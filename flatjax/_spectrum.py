@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatjax import _checks as checks
-from flatjax import _loops as loops
 from flatjax._trees import Tree
 from flatjax.linalg.krylov import _extremes as extremes
 from flatjax.linalg.krylov import _step as krylov
@@ -19,6 +18,7 @@ from flatjax.linalg.probing import _missing as missing
 from flatjax.linalg.probing._estimate import Estimate, from_spread, quiet
 from flatjax.linalg.probing._layers import LayerSpectrum
 from flatjax.linalg.probing._quadrature import SpectralDensity, evaluated, products, weighted
+from flatjax.linalg.vectors import _arguments as arguments
 from flatjax.linalg.vectors import _flat as packing
 from flatjax.operators._base import Operator, as_operator
 from flatjax.operators._selection import group_names
@@ -202,13 +202,12 @@ def spectrum(
     op = as_operator(op, structure)
     key = checks.check_key(key)
     _check(op, k, num_bottom, tol, num_steps, max_steps, num_probes, probe_steps, trace_rtol)
+    arguments.check_outside_jit("spectrum", op, key)
     groups = None if by is None else tuple(group_names(op.structure, by))
     dense = None
     if resume is None:
         least = max(k + num_bottom, ALONE) if num_steps is None else num_steps
         dense = exact.matrix(op, least + num_probes * (probe_steps or BESIDE))
-    if loops.is_traced(dense):
-        raise TypeError(extremes.NOT_TRACED)
     if dense is not None:
         op, num_steps, trace_rtol = exact.dense_operator(op, dense), op.size, None
     packed = packing.packed(op)

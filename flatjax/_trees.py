@@ -7,11 +7,11 @@ random probes. A *structure* is a pytree of arrays or ``jax.ShapeDtypeStruct``.
 import math
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import ArrayLike
 
 Tree = Any
 
@@ -239,12 +239,12 @@ def normalized(a: Tree) -> tuple[Tree, jax.Array]:
     return jax.tree.map(lambda x: x / safe.astype(x.dtype), a), length
 
 
-def scale(factor: chex.Numeric, a: Tree) -> Tree:
+def scale(factor: ArrayLike, a: Tree) -> Tree:
     """``factor * a``, every leaf keeping its dtype."""
     return jax.tree.map(lambda x: jnp.asarray(factor, x.dtype) * x, a)
 
 
-def axpy(factor: chex.Numeric, a: Tree, b: Tree) -> Tree:
+def axpy(factor: ArrayLike, a: Tree, b: Tree) -> Tree:
     """``factor * a + b``, every leaf keeping the dtype of ``b``."""
     return jax.tree.map(lambda x, y: jnp.asarray(factor, y.dtype) * x.astype(y.dtype) + y, a, b)
 

@@ -38,6 +38,7 @@ def test_nothing_of_the_extras_is_imported(fresh_import):
         "tensorflow",
         "tensorflow_datasets",
         "matplotlib",
+        "chex",
         "sklearn",
         "grain",
         "equinox",

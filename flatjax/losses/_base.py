@@ -4,7 +4,6 @@ import dataclasses
 import math
 from typing import Any, Literal
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -55,7 +54,7 @@ class OutputLoss:
         """The output-Hessian product of every position, shaped like ``outputs``."""
         raise NotImplementedError(f"{type(self).__name__} must implement `hessian_values`.")
 
-    def sample(self, key: chex.PRNGKey, outputs: jax.Array) -> jax.Array:
+    def sample(self, key: jax.Array, outputs: jax.Array) -> jax.Array:
         """Targets drawn from the predictive distribution that the outputs parametrise."""
         raise TypeError(
             f"{type(self).__name__} cannot sample targets: implement `sample(key, outputs)`."
@@ -188,7 +187,7 @@ class OutputLoss:
         axes = tuple(range(1, mask.ndim))
         return mask / jnp.maximum(mask.sum(axis=axes, keepdims=True), jnp.ones((), mask.dtype))
 
-    def resample(self, key: chex.PRNGKey, outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    def resample(self, key: jax.Array, outputs: jax.Array, targets: jax.Array) -> jax.Array:
         """Like ``sample``, keeping the padding of ``targets``."""
         del targets
         return self.sample(key, outputs)

@@ -5,7 +5,6 @@ import dataclasses
 from collections.abc import Hashable
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,7 +54,7 @@ class Checked:
     """
 
     n: int | None
-    weights: chex.Array | None
+    weights: jax.Array | None
 
 
 def check_arguments(

@@ -9,11 +9,11 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar, dataclass_transform
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
+from jax.typing import ArrayLike
 
 from flatjax import _functions as functions
 from flatjax import _loops as loops
@@ -109,7 +109,7 @@ class Operator:
     def __sub__(self, other: "Operator") -> "Operator":
         return NotImplemented if not isinstance(other, Operator) else self + (-1.0) * other
 
-    def __mul__(self, factor: chex.Numeric) -> "Operator":
+    def __mul__(self, factor: ArrayLike) -> "Operator":
         if isinstance(factor, Operator):
             raise TypeError("operators multiply vectors and scalars only: chain products by hand.")
         if jnp.ndim(factor) != 0:
@@ -118,7 +118,7 @@ class Operator:
 
     __rmul__ = __mul__
 
-    def __truediv__(self, divisor: chex.Numeric) -> "Operator":
+    def __truediv__(self, divisor: ArrayLike) -> "Operator":
         if isinstance(divisor, Operator) or jnp.ndim(divisor) != 0:
             raise TypeError("operators are divided by scalars only; see flatjax.inverse.")
         return ScaledOperator(1 / divisor, self)
@@ -129,7 +129,7 @@ class Operator:
     def __repr__(self) -> str:
         return f"{type(self).__name__}(size={self.size:,})"
 
-    def to_dense(self) -> chex.Array:
+    def to_dense(self) -> jax.Array:
         """The dense matrix in the order of ``jax.flatten_util.ravel_pytree``.
 
         Costs ``size`` products and ``size**2`` numbers; refused beyond 20,000.

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-import chex
+import jax
 import jax.numpy as jnp
 
 from flatjax import _collectives as collectives
@@ -66,7 +66,7 @@ class GradientCovariance(LossOperator):
     params: Any
     batch: Any
     args: tuple
-    weights: chex.Array | None
+    weights: jax.Array | None
     loss_fn: Any
     form: Any = static()
     n: Any = static()
@@ -96,7 +96,7 @@ def _method(op):
 
 
 def gradient_covariance(
-    loss_fn: Callable[..., chex.Array | losses.Mean],
+    loss_fn: Callable[..., jax.Array | losses.Mean],
     params: Any,
     batch: Any,
     *args: Any,

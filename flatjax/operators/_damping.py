@@ -2,8 +2,8 @@
 
 from typing import Any
 
-import chex
 import jax
+from jax.typing import ArrayLike
 
 from flatjax import _trees as trees
 from flatjax.operators._base import Operator, as_operator, operator, static
@@ -44,7 +44,7 @@ def identity(structure: Any) -> Identity:
     return Identity((tuple(leaves), treedef))
 
 
-def damped(op: Operator, damping: chex.Numeric) -> Operator:
+def damped(op: Operator, damping: ArrayLike) -> Operator:
     r"""$A + \lambda I$.
 
     Costs a product of ``op`` and one pass over the vector.

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 
 from flatjax import _collectives as collectives
@@ -31,12 +30,12 @@ class DataOperator(Operator):
         return trees.structure_of(self.params)
 
     @property
-    def example_weights(self) -> chex.Array:
+    def example_weights(self) -> jax.Array:
         """The weights of the terms of the mean on this device; one entry for a scalar loss."""
         raise NotImplementedError
 
     @property
-    def weight(self) -> chex.Array:
+    def weight(self) -> jax.Array:
         """The total weight of this device's examples: their number, or the sum of their weights."""
         return self.example_weights.sum()
 
@@ -82,7 +81,7 @@ class DataOperator(Operator):
         """The operator with the user's functions followed for chunks of this size, too."""
         raise NotImplementedError
 
-    def part(self, start: Any, size: int, keep: chex.Array | None) -> "DataOperator":
+    def part(self, start: Any, size: int, keep: jax.Array | None) -> "DataOperator":
         """The operator over some of the examples.
 
         Args:
@@ -105,7 +104,7 @@ class DataOperator(Operator):
         linear, aux = self.linear()
         return self.rule(linear, aux, v, self.axis_name)
 
-    def moments(self, v: Any) -> tuple[Any, chex.Array, Any]:
+    def moments(self, v: Any) -> tuple[Any, jax.Array, Any]:
         """Of a centred covariance, ``local_mean`` centred by this device's own mean gradient.
 
         Args:
@@ -152,7 +151,7 @@ class Linearized(DataOperator):
 
     linear_map: Any
     aux: Any
-    kept_weights: chex.Array
+    kept_weights: jax.Array
     kept_scale: Any
     linear_rule: Any
     shapes: Any = static()
@@ -204,8 +203,8 @@ def sliced(tree: Any, start: Any, size: int, axis: int = 0) -> Any:
 
 
 def sliced_weights(
-    weights: chex.Array | None, start: Any, size: int, keep: chex.Array | None
-) -> chex.Array | None:
+    weights: jax.Array | None, start: Any, size: int, keep: jax.Array | None
+) -> jax.Array | None:
     """The weights of some examples, times ``keep`` where it is given."""
     if weights is None:
         return keep

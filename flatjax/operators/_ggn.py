@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -39,7 +38,7 @@ class GaussNewton(DataOperator):
     inputs: Any
     targets: Any
     args: tuple
-    weights: chex.Array | None
+    weights: jax.Array | None
     draws: Any  # None for the output Hessian, else targets with a leading axis of draws
     model_fn: Any
     held_loss: Any
@@ -160,7 +159,7 @@ def _weights_of_examples(loss, outputs, targets, weights):
 
 
 def ggn(
-    model_fn: Callable[..., chex.Array],
+    model_fn: Callable[..., jax.Array],
     loss: losses.OutputLoss | Callable[[Any, Any], jax.Array],
     params: Any,
     batch: tuple[Any, Any],
@@ -221,13 +220,13 @@ def ggn(
 
 
 def fisher(
-    model_fn: Callable[..., chex.Array],
+    model_fn: Callable[..., jax.Array],
     loss: losses.OutputLoss | Callable[[Any, Any], jax.Array],
     params: Any,
     batch: tuple[Any, Any],
     *args: Any,
     kind: str = "exact",
-    key: chex.PRNGKey | None = None,
+    key: jax.Array | None = None,
     num_samples: int = 1,
     weights: Any = None,
     axis_name: collectives.AxisName = None,

@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -44,7 +43,7 @@ class GramSpectrum(NamedTuple):
 
 
 def gradient_gram(
-    loss_fn: Callable[..., chex.Array],
+    loss_fn: Callable[..., jax.Array],
     params: Any,
     batch: Any,
     *args: Any,
@@ -103,7 +102,7 @@ def gradient_gram(
 
 
 def gram_eigh(
-    loss_fn: Callable[..., chex.Array],
+    loss_fn: Callable[..., jax.Array],
     params: Any,
     batch: Any,
     *args: Any,

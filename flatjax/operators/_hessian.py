@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-import chex
+import jax
 
 from flatjax import _collectives as collectives
 from flatjax import losses
@@ -32,7 +32,7 @@ class Hessian(LossOperator):
     params: Any
     batch: Any
     args: tuple
-    weights: chex.Array | None
+    weights: jax.Array | None
     loss_fn: Any
     form: Any = static()
     n: Any = static()
@@ -74,7 +74,7 @@ def _method(op):
 
 
 def hessian(
-    loss_fn: Callable[..., chex.Array | losses.Mean],
+    loss_fn: Callable[..., jax.Array | losses.Mean],
     params: Any,
     batch: Any,
     *args: Any,

@@ -4,9 +4,9 @@ import contextlib
 import functools
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from flatjax import _checks as checks
 from flatjax import _loops as loops
@@ -174,7 +174,7 @@ class _Division(Operator):
 def inverse(
     op: Operator,
     *,
-    damping: chex.Numeric = 0.0,
+    damping: ArrayLike = 0.0,
     tol: float = 1e-5,
     max_iters: int = 1000,
     preconditioner: Any = None,

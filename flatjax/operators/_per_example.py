@@ -4,7 +4,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 
 from flatjax import _collectives as collectives
@@ -15,7 +14,7 @@ from flatjax.operators._callables import follow, for_examples
 
 
 def per_example_gradients(
-    loss_fn: Callable[..., chex.Array],
+    loss_fn: Callable[..., jax.Array],
     params: Any,
     batch: Any,
     *args: Any,

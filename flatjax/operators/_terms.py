@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 
@@ -73,7 +72,7 @@ class LossOperator(DataOperator):
 
     batch: Any
     args: tuple
-    weights: chex.Array | None
+    weights: jax.Array | None
     loss_fn: Any
     form: str
     n: int | None

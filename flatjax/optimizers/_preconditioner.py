@@ -3,10 +3,10 @@
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
-import chex
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from flatjax import _loops as loops
 from flatjax import _trees as trees
@@ -19,10 +19,10 @@ _MOMENTUM, _SCHEDULE = "TraceState", "ScaleByScheduleState"
 def preconditioner(
     opt_state: Any,
     *,
-    b1: chex.Numeric | None = None,
-    b2: chex.Numeric | None = None,
-    eps: chex.Numeric | None = None,
-    eps_root: chex.Numeric | None = None,
+    b1: ArrayLike | None = None,
+    b2: ArrayLike | None = None,
+    eps: ArrayLike | None = None,
+    eps_root: ArrayLike | None = None,
     eps_in_sqrt: bool = True,
     params: Any = None,
 ) -> Any:

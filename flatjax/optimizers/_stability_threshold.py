@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import chex
+from jax.typing import ArrayLike
 
 from flatjax import _checks as checks
 
@@ -20,11 +20,11 @@ _ALIASES = {
 
 def stability_threshold(
     kind: str,
-    learning_rate: chex.Numeric | None = None,
+    learning_rate: ArrayLike | None = None,
     *,
-    momentum: chex.Numeric | None = None,
-    b1: chex.Numeric | None = None,
-    weight_decay: chex.Numeric = 0.0,
+    momentum: ArrayLike | None = None,
+    b1: ArrayLike | None = None,
+    weight_decay: ArrayLike = 0.0,
     opt_state: Any = None,
 ) -> Any:
     r"""The eigenvalue above which full-batch training oscillates with growing amplitude.

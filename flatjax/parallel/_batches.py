@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,7 +23,7 @@ class ShardedBatch(NamedTuple):
     """
 
     batch: Tree
-    weights: chex.Array
+    weights: jax.Array
 
 
 def shard_batch(

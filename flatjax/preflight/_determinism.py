@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,7 +76,7 @@ def check_deterministic(
     op: Operator | Callable[..., Any],
     *,
     structure: Any = None,
-    key: chex.PRNGKey | None = None,
+    key: jax.Array | None = None,
     rtol: float = 5e-5,
 ) -> Determinism:
     """Look for what makes an operator another matrix at every product, and name it.

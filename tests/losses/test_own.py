@@ -123,7 +123,7 @@ class TestErrors:
     z = jnp.ones((2, 3))
 
     def test_per(self):
-        with pytest.raises(ValueError, match='per must be "example" or "token", got \'tokens\''):
+        with pytest.raises(ValueError, match="per must be one of 'example', 'token', got 'tokens'"):
             flatjax.softmax_cross_entropy(per="tokens")
 
     def test_logits_without_classes(self):

@@ -172,7 +172,7 @@ def test_a_network_and_a_stream():
 
 def test_bad_arguments_are_refused():
     op = hessian(lambda w, _: jnp.sum(w**2), jnp.ones(2), None)
-    with pytest.raises(ValueError, match="tol must be positive"):
+    with pytest.raises(ValueError, match="tol must be above 0"):
         inverse(op, tol=0.0)
     with pytest.raises(ValueError, match="max_iters"):
         inverse(op, max_iters=0)

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.linalg.krylov import _ritz as ritz
@@ -56,7 +55,7 @@ def deflate(op: Operator, key: jax.Array, depth: int, total: int) -> Deflation:
     Args:
       op: the operator.
       key: a PRNG key.
-      depth: the most vectors; traced, the number of them.
+      depth: the most vectors.
       total: the products to share out.
 
     Returns:
@@ -66,10 +65,6 @@ def deflate(op: Operator, key: jax.Array, depth: int, total: int) -> Deflation:
     start_key, key = jax.random.split(key)
     v0 = trees.normalized(probes.probe(start_key, op.structure, "normal"))[0]
     w = arguments.first_product(op, v0)
-    if loops.is_traced(w):
-        state = krylov.run(op, krylov.start(v0, depth, key), depth)
-        values, _ = ritz.eigh(ritz.tridiagonal(state.alphas, state.betas))
-        return Deflation(state.basis, values * state.scale, depth, depth)
     state = krylov.start(v0, krylov.first_rows(op.size, depth), key)
     done, inside, shares = 0, 0.0, total
     while True:

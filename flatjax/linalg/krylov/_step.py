@@ -10,10 +10,10 @@ zero off-diagonal.
 import functools
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import ArrayLike
 
 from flatjax import _loops as loops
 from flatjax import _trees as trees
@@ -247,7 +247,7 @@ def _before_injection(state: Krylov, before: jax.Array) -> tuple[Krylov, Tree]:
     return cleared, trees.zeros(vector)
 
 
-def inject(state: Krylov, index: chex.Numeric) -> Krylov:
+def inject(state: Krylov, index: ArrayLike) -> Krylov:
     """Continue from a random vector orthogonal to the basis, placed at row ``index`` > 0.
 
     It is the step after a product of the row before that is zero. The rows from ``index`` on must
