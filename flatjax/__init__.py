@@ -27,6 +27,8 @@ from flatjax.linalg._eigsh import eigsh as eigsh
 from flatjax.linalg._functions import frobenius_norm as frobenius_norm
 from flatjax.linalg._functions import logdet as logdet
 from flatjax.linalg._functions import trace_of_function as trace_of_function
+from flatjax.linalg._gram_eigh import GramSpectrum as GramSpectrum
+from flatjax.linalg._gram_eigh import gram_eigh as gram_eigh
 from flatjax.linalg._lanczos import Lanczos as Lanczos
 from flatjax.linalg._lanczos import lanczos as lanczos
 from flatjax.linalg._over_batches import SplitEstimate as SplitEstimate
@@ -85,14 +87,11 @@ from flatjax.operators._base import Operator as Operator
 from flatjax.operators._blocks import block_diagonal as block_diagonal
 from flatjax.operators._blocks import blocks as blocks
 from flatjax.operators._blocks import restrict as restrict
-from flatjax.operators._chunks import chunked as chunked
 from flatjax.operators._covariance import gradient_covariance as gradient_covariance
 from flatjax.operators._damping import damped as damped
 from flatjax.operators._ggn import fisher as fisher
 from flatjax.operators._ggn import ggn as ggn
-from flatjax.operators._gram import GramSpectrum as GramSpectrum
 from flatjax.operators._gram import gradient_gram as gradient_gram
-from flatjax.operators._gram import gram_eigh as gram_eigh
 from flatjax.operators._hessian import hessian as hessian
 from flatjax.operators._inverse import inverse as inverse
 from flatjax.operators._jacobian import jacobian as jacobian

@@ -181,7 +181,7 @@ ENTRIES = {
 }  # fmt: skip
 # They take an operator that another entry makes, or functions of names and shapes only.
 OPERATORS_ONLY = {
-    "block_diagonal", "blocks", "chunked", "damped", "inverse", "plan", "preconditioned",
+    "block_diagonal", "blocks", "damped", "inverse", "plan", "preconditioned",
     "restrict", "scale_invariant_sharpness", "select", "angular_update",
     "effective_learning_rate",
 }  # fmt: skip

@@ -6,6 +6,8 @@ from flatjax.linalg._eigsh import eigsh as eigsh
 from flatjax.linalg._functions import frobenius_norm as frobenius_norm
 from flatjax.linalg._functions import logdet as logdet
 from flatjax.linalg._functions import trace_of_function as trace_of_function
+from flatjax.linalg._gram_eigh import GramSpectrum as GramSpectrum
+from flatjax.linalg._gram_eigh import gram_eigh as gram_eigh
 from flatjax.linalg._lanczos import Lanczos as Lanczos
 from flatjax.linalg._lanczos import extend as extend
 from flatjax.linalg._lanczos import lanczos as lanczos

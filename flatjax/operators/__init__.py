@@ -5,15 +5,12 @@ from flatjax.operators._base import as_operator as as_operator
 from flatjax.operators._blocks import block_diagonal as block_diagonal
 from flatjax.operators._blocks import blocks as blocks
 from flatjax.operators._blocks import restrict as restrict
-from flatjax.operators._chunks import chunked as chunked
 from flatjax.operators._covariance import gradient_covariance as gradient_covariance
 from flatjax.operators._damping import damped as damped
 from flatjax.operators._damping import identity as identity
 from flatjax.operators._ggn import fisher as fisher
 from flatjax.operators._ggn import ggn as ggn
-from flatjax.operators._gram import GramSpectrum as GramSpectrum
 from flatjax.operators._gram import gradient_gram as gradient_gram
-from flatjax.operators._gram import gram_eigh as gram_eigh
 from flatjax.operators._hessian import hessian as hessian
 from flatjax.operators._inverse import Solution as Solution
 from flatjax.operators._inverse import inverse as inverse

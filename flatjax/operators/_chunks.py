@@ -19,7 +19,7 @@ Data = TypeVar("Data", bound=DataOperator)
 
 @operator
 class Chunked(Operator):
-    """An operator over a batch whose products go chunk by chunk; made by [`chunked`][].
+    """An operator over a batch whose products go chunk by chunk: ``chunk_size`` of [`hessian`][].
 
     Attributes:
       op: the operator over the whole batch.
@@ -105,9 +105,10 @@ def chunked(op: Data, chunk_size: int | None, *, check: bool = True) -> Data | C
     Example:
       >>> import jax.numpy as jnp
       >>> import flatjax
+      >>> from flatjax.operators._chunks import chunked
       >>> x = jnp.array([[1.0, 0.0], [0.0, 2.0], [3.0, 0.0]])
       >>> H = flatjax.hessian(lambda w, x: 0.5 * (x @ w) ** 2, jnp.zeros(2), x)
-      >>> (3 * (flatjax.chunked(H, 2) @ jnp.ones(2))).tolist()
+      >>> (3 * (chunked(H, 2) @ jnp.ones(2))).tolist()
       [10.0, 4.0]
     """
     if chunk_size is None:

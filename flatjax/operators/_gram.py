@@ -1,14 +1,12 @@
-"""The Gram matrix of per-example gradients, and exact spectra through it."""
+"""The Gram matrix of per-example gradients."""
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _loops as loops
 from flatjax import _trees as trees
@@ -20,26 +18,6 @@ from flatjax.operators._covariance import gradient_covariance
 from flatjax.operators._data import sliced
 
 _LIMIT = 20_000
-
-
-class GramSpectrum(NamedTuple):
-    """The exact non-zero spectrum of a gradient covariance or second moment.
-
-    Attributes:
-      values: the eigenvalues, descending, ``k`` of them.
-      vectors: the eigenvectors, trees like the params with a leading axis ``k``, of unit length; a
-        vector of zeros for an eigenvalue below the floor.
-      rank: how many of all ``n`` eigenvalues lie above the floor.
-      noise_floor: what rounding alone makes of an eigenvalue that is zero: eigenvalues below are
-        unresolved.
-      trace: the sum of all eigenvalues.
-    """
-
-    values: jax.Array
-    vectors: Any
-    rank: jax.Array
-    noise_floor: jax.Array
-    trace: jax.Array
 
 
 def gradient_gram(
@@ -95,93 +73,13 @@ def gradient_gram(
       >>> flatjax.gradient_gram(lambda w, x: x @ w, jnp.zeros(2), x).tolist()
       [[0.5, -0.5], [-0.5, 0.5]]
     """
-    op, mean, size = _prepared(
+    op, mean, size = prepared(
         loss_fn, params, batch, args, centered, weights, axis_name, chunk_size, precision
     )
-    return _gram(op, mean, size)
+    return matrix(op, mean, size)
 
 
-def gram_eigh(
-    loss_fn: Callable[..., jax.Array],
-    params: Any,
-    batch: Any,
-    *args: Any,
-    k: int | None = None,
-    centered: bool = True,
-    weights: Any = None,
-    axis_name: collectives.AxisName = None,
-    chunk_size: int | None = None,
-    precision: str | None = "highest",
-) -> GramSpectrum:
-    r"""The exact eigenvalues and eigenvectors of the gradient covariance, through the Gram matrix.
-
-    With $M = A A^\top = Q \Lambda Q^\top$ the eigenvectors of $K = A^\top A$ are
-    $A^\top q_i / \sqrt{\lambda_i}$. No iteration, no random start: the answer is exact up to the
-    rounding of $M$, about ``8 eps`` of the largest eigenvalue. Right for up to some thousand
-    examples; for more, see [`eigsh`][] on [`gradient_covariance`][].
-
-    Costs [`gradient_gram`][], an eigendecomposition of ``n x n`` (in float64 on the host when
-    eager), one more gradient an example, and ``k * P`` numbers.
-
-    Args:
-      loss_fn: ``loss_fn(params, batch, *args)``, the per-example losses, shape ``(n,)``.
-      params: a pytree of floating arrays.
-      batch: a pytree whose leaves share a leading axis of ``n`` examples.
-      *args: model state, dropout keys, anything else the loss takes.
-      k: how many pairs, from the largest; ``None`` for all ``min(n, P)``.
-      centered: whether the mean gradient is subtracted: the covariance or the second moment.
-      weights: per-example weights or a padding mask, shape ``(n,)``.
-      axis_name: the mesh axis over which the batch is split, inside ``shard_map`` or ``pmap``.
-      chunk_size: gradients formed at once; ``None`` for all, and with ``axis_name``.
-      precision: matmul precision of the gradients.
-
-    Returns:
-      The spectrum.
-
-    Raises:
-      TypeError: if ``params`` holds anything but real floating arrays.
-      ValueError: as [`gradient_gram`][], or for a ``k`` below 1 or above ``min(n, P)``.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> import flatjax
-      >>> x = jnp.array([[1.0, 0.0], [3.0, 0.0], [2.0, 3.0]])
-      >>> pairs = flatjax.gram_eigh(lambda w, x: x @ w, jnp.zeros(2), x)
-      >>> pairs.values.round(3).tolist(), int(pairs.rank)
-      ([2.0, 0.667], 2)
-    """
-    op, mean, size = _prepared(
-        loss_fn, params, batch, args, centered, weights, axis_name, chunk_size, precision
-    )
-    most = min(op.examples * collectives.axis_size(axis_name), op.size)
-    k = most if k is None else k
-    checks.check_count("k", k)
-    if k > most:
-        raise ValueError(f"k must lie between 1 and min(n, P) = {most}, got {k}.")
-    matrix = _gram(op, mean, size)
-    values, q = _eigh(matrix, k)
-    largest = jnp.maximum(values[0], jnp.zeros_like(values[0]))
-    # An entry of M is a sum with pairwise rounding of a few eps; a symmetric perturbation of that
-    # size moves an eigenvalue by at most its norm.
-    floor = 8 * jnp.finfo(values.dtype).eps * largest
-    vectors = _back_projected(op, mean, q[:, :k], size)
-    resolved = values[:k] > floor
-    lengths = jnp.sqrt(jnp.where(resolved, values[:k], jnp.ones_like(values[:k])))
-    factor = resolved.astype(values.dtype) / lengths
-
-    def scaled(a):
-        return a * trees.per_row(factor, a)
-
-    return GramSpectrum(
-        values[:k],
-        jax.tree.map(scaled, vectors),
-        (values > floor).sum(),
-        floor,
-        jnp.trace(matrix),
-    )
-
-
-def _prepared(loss_fn, params, batch, args, centered, weights, axis_name, chunk_size, precision):
+def prepared(loss_fn, params, batch, args, centered, weights, axis_name, chunk_size, precision):
     """The covariance as an operator (which checks its arguments), its mean, and the chunk size."""
     op: Any = gradient_covariance(
         loss_fn, params, batch, *args, centered=centered, weights=weights, axis_name=axis_name,
@@ -222,7 +120,7 @@ def _gradient_sum(op, index, size):
     return trees.scale(part.weight, part.gradient), part.weight
 
 
-def _gram(op, mean, size):
+def matrix(op, mean, size):
     n = op.examples
     starts = _starts(n, size)
     if len(starts) == 1:
@@ -238,7 +136,7 @@ def _gram(op, mean, size):
     return loops.fori(len(pairs) - 1, lambda p, m: add(p + 1, m), matrix)
 
 
-def _back_projected(op, mean, q, size):
+def back_projected(op, mean, q, size):
     """``A^T q``, chunk by chunk, with the examples that overlap counted once."""
     if op.axis_name is not None:
         own = q[collectives.example_index(op.examples, op.axis_name)]
@@ -319,17 +217,3 @@ def _project(op, mean, q, where, size):
         for r, s in zip(rows, shapes, strict=True)
     ]
     return treedef.unflatten(vectors)
-
-
-def _eigh(matrix, k):
-    """All eigenvalues, ``k`` eigenvectors, descending; eager, in float64 on the host."""
-    if loops.is_traced(matrix):
-        values, q = jnp.linalg.eigh(matrix)
-        return values[::-1], q[:, ::-1][:, :k]
-    host = np.asarray(matrix, np.float64)
-    if np.isfinite(host).all():
-        values, q = np.linalg.eigh(host)
-    else:  # as on the device; NumPy's decomposition raises
-        values, q = np.full(len(host), np.nan), np.full(host.shape, np.nan)
-    q = np.ascontiguousarray(q[:, ::-1][:, :k])
-    return jnp.asarray(values[::-1], matrix.dtype), jnp.asarray(q, matrix.dtype)

@@ -107,7 +107,9 @@ def hessian(
       weights: per-example weights or a padding mask, shape ``(n,)``; needs per-example losses.
       axis_name: the mesh axis over which the batch is split, inside ``shard_map`` or ``pmap``.
       precision: matmul precision of the products; ``None`` leaves the caller's default.
-      chunk_size: examples of the batch a pass, to bound the memory; see [`chunked`][].
+      chunk_size: examples per pass: the temporary memory of a product is that of one chunk, its
+        flops are those of the whole batch. The last chunk overlaps the one before it and counts
+        only what is left; ``linearize()`` keeps nothing. ``None`` for one pass.
       check: with ``chunk_size`` and a scalar loss, whether to look once that it is a mean over the
         examples; ``False`` for a loss that draws numbers or has batch statistics on purpose.
 

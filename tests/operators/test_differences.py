@@ -156,10 +156,11 @@ def test_weights_chunks_streams_and_parts(kind):
     whole = of_batch(((x, y), weights))
     scale = jax.tree.map(lambda a: 2.0 + jnp.square(a), params)
     root = jax.tree.map(jnp.sqrt, scale)
-    for op in (flatjax.chunked(whole, 3), flatjax.over_batches(of_batch, batches)):
+    cut = flatjax.operators._chunks.chunked(whole, 3)
+    for op in (cut, flatjax.over_batches(of_batch, batches)):
         assert product_error(op @ v, matrix, v) < MOST
-    assert flatjax.chunked(whole, 3).method == "central-difference"
-    assert flatjax.chunked(whole, 3).relative_noise == pytest.approx(NOISE)
+    assert cut.method == "central-difference"
+    assert cut.relative_noise == pytest.approx(NOISE)
     P = flatjax.preconditioned(whole.linearize(), scale)
     scaled = jax.tree.map(jnp.multiply, P @ jax.tree.map(jnp.multiply, v, root), root)
     # The vector is scaled down and the error up again, at most by the largest entry.

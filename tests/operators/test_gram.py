@@ -11,7 +11,8 @@ from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
 import flatjax
-from flatjax.operators._gram import gradient_gram, gram_eigh
+from flatjax.linalg import gram_eigh
+from flatjax.operators._gram import gradient_gram
 from tests.models import NETWORKS
 from tests.operators import references
 

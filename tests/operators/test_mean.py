@@ -272,7 +272,7 @@ class TestPlainScalars:
         with pytest.raises(ValueError, match=self.text):
             flatjax.hessian(token_mean, w, batch, chunk_size=3)
         with pytest.raises(ValueError, match=self.text):
-            flatjax.chunked(flatjax.hessian(token_mean, w, batch), 2)
+            flatjax.operators._chunks.chunked(flatjax.hessian(token_mean, w, batch), 2)
         # The three sequences of the first batch are of one length: seen by the last batch.
         stream = batches(token_mean)
         with pytest.raises(ValueError, match=self.text):
@@ -313,7 +313,7 @@ class TestPlainScalars:
         for seed in range(8):
             x = jnp.asarray(np.random.default_rng(seed).normal(size=(96, 33)), jnp.float32)
             w = jnp.asarray(rng.normal(size=(33, 7)), jnp.float32)
-            flatjax.chunked(flatjax.hessian(loss, w, x), 8)
+            flatjax.operators._chunks.chunked(flatjax.hessian(loss, w, x), 8)
 
     def test_traced_it_is_not_looked_at(self):
         w, batch = data()
