@@ -60,7 +60,7 @@ def select(mask: Tree, tree: Tree) -> Tree:
 class Ascent:
     r"""How a gradient becomes a perturbation: the ball and what of the params moves in it.
 
-    With $T = |w| + $ ``offset`` where ``adaptive``, and $T = 1$ elsewhere, the ball is
+    With $T = |w| + o$ for the ``offset`` $o$ where ``adaptive``, $T = 1$ elsewhere, the ball is
     $\lVert T^{-1} \epsilon \rVert_p \le \rho$, and $\epsilon$ the point where
     $\langle g, \epsilon \rangle$ is largest; for $p = 2$, $\rho\, T^2 g / \lVert T g \rVert_2$.
 
