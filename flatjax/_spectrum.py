@@ -19,7 +19,7 @@ from flatjax.linalg.probing._estimate import Estimate, from_spread, quiet
 from flatjax.linalg.probing._layers import LayerSpectrum
 from flatjax.linalg.probing._quadrature import SpectralDensity, evaluated, products, weighted
 from flatjax.linalg.vectors import _arguments as arguments
-from flatjax.linalg.vectors import _flat as packing
+from flatjax.linalg.vectors import _flat as flat
 from flatjax.operators._base import Operator, as_operator
 from flatjax.operators._selection import group_names
 
@@ -210,7 +210,7 @@ def spectrum(
         dense = exact.matrix(op, least + num_probes * (probe_steps or BESIDE))
     if dense is not None:
         op, num_steps, trace_rtol = exact.dense_operator(op, dense), op.size, None
-    packed = packing.packed(op)
+    packed = flat.packed(op)
     start_key, probe_key = _keys(key)
     state, spent = extremes.converged(
         packed, start_key, k, num_bottom, tol, num_steps, max_steps, resume
@@ -231,7 +231,7 @@ def spectrum(
     floor, noise = accumulate.noise(given, sums)
     # It was measured for the run's own vectors; for others the largest stands.
     noise = noise if pairs is found else noise.max()
-    layout = packing.layout(packed)
+    layout = flat.layout(packed)
     top, bottom = extremes.certified(pairs, floor, noise, tol, spent, complete, layout)
     result = Spectrum(
         top=top,

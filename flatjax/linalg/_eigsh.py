@@ -10,7 +10,7 @@ from flatjax import _checks as checks
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
-from flatjax.linalg.krylov import _block as block_lanczos
+from flatjax.linalg.krylov import _block as block
 from flatjax.linalg.krylov import _certificates as certificates
 from flatjax.linalg.krylov import _ritz as ritz
 from flatjax.linalg.krylov import _step as krylov
@@ -18,7 +18,7 @@ from flatjax.linalg.krylov import _thick_restart as thick_restart
 from flatjax.linalg.krylov._certificates import Eigenpairs
 from flatjax.linalg.vectors import _arguments as arguments
 from flatjax.linalg.vectors import _basis as bases
-from flatjax.linalg.vectors import _flat as packing
+from flatjax.linalg.vectors import _flat as flat
 from flatjax.operators._base import Operator, as_operator
 
 _CYCLES = 10  # restarts' worth of products spent by default before giving up
@@ -121,12 +121,12 @@ def eigsh(
                 f"max_products={max_products} is too small: {k} pairs need at least "
                 f"{least - 1} products and one for their certificate, {least} in all."
             )
-    plain, op, given = op, packing.packed(op), v0 is not None
+    plain, op, given = op, flat.packed(op), v0 is not None
     if v0 is None:
         v0, key = arguments.start(op, key, v0)
     else:
         v0, key = arguments.start(plain, key, v0)
-        v0 = packing.pack(op, v0)
+        v0 = flat.pack(op, v0)
     v0 = trees.normalized(v0)[0]
     w = arguments.first_product(op, v0)
     restarts = jax.random.fold_in(key, 3)
@@ -142,7 +142,7 @@ def eigsh(
     if block_size > 1:
         # The product above has served to ask whether we are traced.
         key = jax.random.fold_in(key, 2)
-        found = block_lanczos.solve(op, k, which, v0, key, block_size, capacity, tol, budget - 1)
+        found = block.solve(op, k, which, v0, key, block_size, capacity, tol, budget - 1)
         found = found._replace(num_products=found.num_products + 1)
     else:
         state = krylov.start(v0, capacity, restarts)
@@ -152,7 +152,7 @@ def eigsh(
     values, residuals, norm, noise = (np.asarray(a, dtype) for a in numbers)
     floor = certificates.noise_floor(norm, noise, certificates.underflow(op.size, dtype))
     vectors, values, residuals = (
-        packing.unpack(op, found.vectors),
+        flat.unpack(op, found.vectors),
         *map(jnp.asarray, (values, residuals)),
     )
     spent, complete = found.num_products, found.complete

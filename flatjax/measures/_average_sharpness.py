@@ -45,7 +45,7 @@ def average_sharpness(
     key: jax.Array,
     num_samples: int = 32,
     adaptive: bool = False,
-    eta: ArrayLike = 0.0,
+    offset: ArrayLike = 0.0,
     antithetic: bool = True,
     weights: Any = None,
     axis_name: collectives.AxisName = None,
@@ -57,12 +57,13 @@ def average_sharpness(
     = \tfrac{\sigma^2}{2} \mathrm{tr}(T H T) + O(\sigma^4),$$
 
     with $T = 1$ (the average-case sharpness of Foret et al. 2021 and of PAC-Bayes bounds), or
-    $T = |w| + \eta$ entry by entry with ``adaptive=True`` (Andriushchenko et al. 2023). Antithetic
+    $T = |w| + o$ entry by entry, $o$ the ``offset``, with ``adaptive=True`` (Andriushchenko et al.
+    2023). Antithetic
     pairs $\pm \epsilon$ cancel the gradient's part of every sample, which dominates the variance
     away from a minimum.
 
-    Invariances: with ``adaptive=True`` and ``eta=0`` to any rescaling of single weights that leaves
-    the function as it is; plain, to rotations of the params.
+    Invariances: with ``adaptive=True`` and ``offset=0`` to any rescaling of single weights that
+    leaves the function as it is; plain, to rotations of the params.
 
     Cost: ``num_samples`` forward passes, twice that with antithetic pairs, and one more; no
     gradient. Memory of a forward pass and two vectors.
@@ -76,8 +77,8 @@ def average_sharpness(
       sigma: the standard deviation of the perturbation (of its ratio to T).
       key: a PRNG key.
       num_samples: perturbations, or antithetic pairs of them.
-      adaptive: scale the perturbation by ``|w| + eta``.
-      eta: the offset of that scale.
+      adaptive: scale the perturbation by ``|w| + offset``.
+      offset: what is added to the magnitudes.
       antithetic: evaluate every perturbation with both signs.
       weights: per-example weights or a padding mask, shape ``(n,)``; needs per-example losses.
       axis_name: the mesh axis over which the batch is split, inside ``shard_map`` or ``pmap``;
@@ -89,7 +90,7 @@ def average_sharpness(
 
     Raises:
       TypeError: if ``params`` holds anything but real floating arrays.
-      ValueError: for ``sigma <= 0``, a negative ``eta``, no sample, or data that do not fit.
+      ValueError: for ``sigma <= 0``, a negative ``offset``, no sample, or data that do not fit.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -108,12 +109,12 @@ def average_sharpness(
       2023, arXiv:2302.07011.
     """
     checks.check_scalar("sigma", sigma, above=0.0)
-    checks.check_scalar("eta", eta, minimum=0.0)
+    checks.check_scalar("offset", offset, minimum=0.0)
     checks.check_count("num_samples", num_samples)
     op = objective.mean_loss(
         loss_fn, params, batch, args, weights=weights, axis_name=axis_name, precision=precision
     )
-    scale = objective.magnitudes(op.params, eta) if adaptive else None
+    scale = objective.magnitudes(op.params, offset) if adaptive else None
     loss = objective.loss_at(op, op.params)
     samples = perturbed_losses(op, sigma, scale, key, num_samples, antithetic) - loss
     value, error = mean_and_error(samples)

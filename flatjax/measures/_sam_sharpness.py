@@ -23,7 +23,7 @@ def sam_sharpness(
     p: float = 2.0,
     ascent_steps: int = 1,
     adaptive: bool = False,
-    eta: ArrayLike = 0.01,
+    offset: ArrayLike = 0.01,
     num_starts: int = 1,
     key: jax.Array | None = None,
     weights: Any = None,
@@ -34,8 +34,8 @@ def sam_sharpness(
 
     $$S_\rho = \max_{\lVert T^{-1} \epsilon \rVert_p \le \rho} L(w + \epsilon) - L(w),$$
 
-    with $T = 1$ (Foret et al. 2021), or $T = |w| + \eta$ entry by entry with ``adaptive=True``
-    (ASAM: Kwon et al. 2021). Found by ascent: one step is SAM's own first-order perturbation; more
+    with $T = 1$ (Foret et al. 2021), or $T = |w| + o$ entry by entry, $o$ the ``offset``, with
+    ``adaptive=True`` (ASAM: Kwon et al. 2021). Found by ascent: one step is SAM's own first-order perturbation; more
     steps are conditional gradients with backtracking, which never lower the loss and stay in the
     ball. ``value`` is a lower bound of the maximum.
 
@@ -43,8 +43,8 @@ def sam_sharpness(
     maximum by a factor of a hundred, where 10 to 20 steps come within some per cent. At an exact
     critical point the first start does not move at all; give ``num_starts=2`` and a key.
 
-    Invariances: with ``adaptive=True`` and ``eta=0`` to any rescaling of single weights that leaves
-    the function as it is (so to the neuron-wise rescaling of ReLU networks); plain, with p = 2, to
+    Invariances: with ``adaptive=True`` and ``offset=0`` to any rescaling of single weights that
+    leaves the function as it is (so to the neuron-wise rescaling of ReLU networks); plain, with p = 2, to
     rotations of the params.
 
     Cost: ``1 + num_starts * ascent_steps`` gradients, and the memory of a gradient and five
@@ -59,8 +59,8 @@ def sam_sharpness(
       rho: the radius of the ball.
       p: the norm of the ball, in [1, inf].
       ascent_steps: ascent steps from every start.
-      adaptive: scale the ball by ``|w| + eta``.
-      eta: the offset of that scale.
+      adaptive: scale the ball by ``|w| + offset``.
+      offset: what is added to the magnitudes.
       num_starts: ascents; the first starts at the params, the others at random points of the
         boundary.
       key: a PRNG key, needed by ``num_starts > 1``.
@@ -74,8 +74,8 @@ def sam_sharpness(
 
     Raises:
       TypeError: if ``params`` holds anything but real floating arrays, or ``p`` is traced.
-      ValueError: for ``p < 1``, ``rho <= 0``, a negative ``eta``, no step, a missing key, or data
-        that do not fit.
+      ValueError: for ``p < 1``, ``rho <= 0``, a negative ``offset``, no step, a missing key, or
+        data that do not fit.
 
     Example:
       >>> import jax.numpy as jnp
@@ -95,11 +95,11 @@ def sam_sharpness(
     """
     p = worst_case.check_p(p)
     checks.check_scalar("rho", rho, above=0.0)
-    checks.check_scalar("eta", eta, minimum=0.0)
+    checks.check_scalar("offset", offset, minimum=0.0)
     worst_case.check_ascents(ascent_steps, num_starts, key)
     op = objective.mean_loss(
         loss_fn, params, batch, args, weights=weights, axis_name=axis_name, precision=precision
     )
-    ball = worst_case.scaled_ball(op.params, rho, eta if adaptive else None)
+    ball = worst_case.scaled_ball(op.params, rho, offset if adaptive else None)
     evaluate = partial(worst_case.loss_and_gradient, op, ball)
     return worst_case.search(evaluate, ball, p, ascent_steps, num_starts, key)

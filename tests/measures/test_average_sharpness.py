@@ -25,7 +25,7 @@ def test_standard_error_is_honest_on_a_quadratic(adaptive):
     def measured(key):
         result = average_sharpness(
             networks.quadratic, jnp.asarray(w), batch, sigma=SIGMA, key=key, num_samples=32,
-            adaptive=adaptive, eta=0.1,
+            adaptive=adaptive, offset=0.1,
         )  # fmt: skip
         return result.value, result.standard_error
 

@@ -42,7 +42,14 @@ def test_is_the_adaptive_sam_sharpness_of_the_box():
     params, batch = networks.relu_params(), networks.data()
     result = eps_sharpness(networks.relu_loss, params, batch, epsilon=EPS, ascent_steps=4)
     sam = sam_sharpness(
-        networks.relu_loss, params, batch, rho=EPS, p=np.inf, adaptive=True, eta=1.0, ascent_steps=4
+        networks.relu_loss,
+        params,
+        batch,
+        rho=EPS,
+        p=np.inf,
+        adaptive=True,
+        offset=1.0,
+        ascent_steps=4,
     )
     expected = 100 * sam.value / (1 + sam.loss)
     np.testing.assert_allclose(result.value, expected, rtol=1e-12)  # the same arithmetic

@@ -104,7 +104,9 @@ def test_adaptive_form_ignores_the_rescaling_of_nodes():
     other = networks.rescaled(params)
     options = {"rho": 0.3, "ascent_steps": 3}
     adaptive = [
-        float(sam_sharpness(networks.relu_loss, w, batch, adaptive=True, eta=0.0, **options).value)
+        float(
+            sam_sharpness(networks.relu_loss, w, batch, adaptive=True, offset=0.0, **options).value
+        )
         for w in (params, other)
     ]
     # Equal in exact arithmetic, step by step; scales up to 50 leave rounding of the network.

@@ -2,7 +2,7 @@ r"""Block Lanczos with thick restarts: several products at once, several copies 
 
 The basis holds, from row 0 on, the rows that have been multiplied, and after them the block to be
 multiplied next. Every product is orthogonalised against the whole basis, and its coefficients are
-kept: column j of H has :math:`A q_j = \sum_i H_{ij} q_i` over all rows, so that the projected
+kept: column j of H has $A q_j = \sum_i H_{ij} q_i$ over all rows, so that the projected
 matrix, the residuals of its Ritz pairs and their couplings after a restart are all read from H.
 A product that is a combination of the rows before leaves a zero row, which is left out.
 """

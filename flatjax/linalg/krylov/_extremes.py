@@ -14,7 +14,7 @@ from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.krylov._certificates import Eigenpairs
 from flatjax.linalg.vectors import _arguments as arguments
 from flatjax.linalg.vectors import _basis as bases
-from flatjax.linalg.vectors import _flat as packing
+from flatjax.linalg.vectors import _flat as flat
 from flatjax.linalg.vectors import _probes as probes
 from flatjax.operators._base import Operator
 
@@ -221,7 +221,7 @@ def certified(
     tol: float,
     spent: int,
     complete: tuple,
-    layout: packing.Packed | None = None,
+    layout: flat.Packed | None = None,
 ) -> tuple[Eigenpairs, Eigenpairs]:
     """The wanted pairs at the top and at the bottom, with their certificates.
 
@@ -263,5 +263,5 @@ def certified(
 
 @functools.partial(jax.jit, static_argnums=2)
 def _halves(layout, vectors, k):
-    vectors = packing.unpack(layout, vectors)
+    vectors = flat.unpack(layout, vectors)
     return jax.tree.map(lambda a: a[:k], vectors), jax.tree.map(lambda a: a[k:], vectors)

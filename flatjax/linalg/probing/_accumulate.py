@@ -20,12 +20,12 @@ from flatjax.linalg.krylov._ritz import masses
 from flatjax.linalg.probing import _complement as complement
 from flatjax.linalg.probing import _layers as layers
 from flatjax.linalg.probing import _missing as missing
-from flatjax.linalg.probing import _probe_products as sampling
+from flatjax.linalg.probing import _probe_products as probe_products
 from flatjax.linalg.probing._estimate import DEFAULT_RTOL, Estimate, cast, from_samples, resolved
 from flatjax.linalg.probing._gauss import solved
 from flatjax.linalg.probing._quadrature import SpectralDensity, density_from_quadrature
 from flatjax.linalg.vectors import _basis as bases
-from flatjax.linalg.vectors import _flat as packing
+from flatjax.linalg.vectors import _flat as flat
 from flatjax.linalg.vectors import _probes as probes
 from flatjax.operators._base import Operator
 
@@ -119,12 +119,12 @@ def probe(
     op, nothing = given.op, np.zeros(0)
     limit = num_runs + (0 if rtol is None else most)
     # One size of block for all probes: one set of programs.
-    together = min(sampling.probe_block(op.size), limit)
+    together = min(probe_products.probe_block(op.size), limit)
     total = trees.zeros(op.structure) if diagonal else None
     sums = Sums(nothing, nothing, np.zeros((0, len(given.found.values))), (), (), (), total)
     spent = 0
     while (done := len(sums.traces)) < limit:
-        enough = done >= max(num_runs, sampling.LEAST)
+        enough = done >= max(num_runs, probe_products.LEAST)
         if enough and bool(trace(given, sums, 0, rtol).converged):
             break
         count = min(together, limit - done)
@@ -142,20 +142,20 @@ def _with_block(given, sums, numbers, count, num_runs, steps):
     vectors = given.found.exact_vectors
     whole = sums.diagonal is not None or given.groups is not None
     y, z = _drawn(given.key, numbers, probes.static(given.op.structure), vectors, whole)
-    images = sampling.products(loops.product(given.op), y, count)
+    images = probe_products.products(loops.product(given.op), y, count)
     unit = np.asarray(given.known[2], given.run.alphas.dtype)
     moments, rest = _moments(given.run, y, images, given.found.vectors, given.coupled, unit)
     first = max(0, min(count, num_runs))
     runs = [_run(given, steps, *pair) for pair in zip(y[:first], images[:first], strict=True)]
     total, parts = sums.diagonal, []
     if whole:
-        rest = sampling.unstack(complement.rest(given.run, rest))
+        rest = probe_products.unstack(complement.rest(given.run, rest))
         rows = [run.basis for run in runs] + [None] * (count - len(runs))
-        for basis, x, r in zip(rows, sampling.unstack(z), rest, strict=False):
+        for basis, x, r in zip(rows, probe_products.unstack(z), rest, strict=False):
             if total is not None:
                 total = _add_product(total, x, r)
             if given.groups is not None:
-                layout = packing.layout(given.op)
+                layout = flat.layout(given.op)
                 parts.append(layers.moments(layout, basis, x, r, given.groups))
     traces, squares, gaps = (np.asarray(a, np.float64)[:count] for a in jax.device_get(moments))
     ran = [run for run in runs if run.quadrature is not None]
@@ -215,7 +215,7 @@ def _drawn(key, numbers, static, vectors, keep):
     """Probes less their parts along some vectors, in a list; and as they were, stacked, to keep."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
     z = probes.block(keys, jax.tree.unflatten(static[1], static[0]))
-    y = z if vectors is None else sampling.project_block(vectors, z)
+    y = z if vectors is None else probe_products.project_block(vectors, z)
     return bases.unstack(y), z if keep else None
 
 
@@ -318,7 +318,7 @@ def diagonal(given: Setting, sums: Sums) -> Tree | None:
     """The diagonal: what the run knows, and the mean over the probes of the rest."""
     if sums.diagonal is None:
         return None
-    return packing.unpack(given.op, _diagonal(given.run, sums.diagonal, len(sums.traces)))
+    return flat.unpack(given.op, _diagonal(given.run, sums.diagonal, len(sums.traces)))
 
 
 @jax.jit
@@ -330,7 +330,7 @@ def by_group(
     given: Setting, sums: Sums, spent: int, rtol: float | None, scale: str, num_points: int
 ) -> dict[Any, layers.LayerSpectrum] | None:
     """Trace and local density of every group."""
-    groups, layout = given.groups, packing.layout(given.op)
+    groups, layout = given.groups, flat.layout(given.op)
     if groups is None:
         return None
     exact = given.found.exact_vectors

@@ -14,7 +14,7 @@ from flatjax.linalg.krylov._relation import Relation
 from flatjax.linalg.probing._estimate import Estimate
 from flatjax.linalg.probing._quadrature import SpectralDensity
 from flatjax.linalg.vectors import _basis as bases
-from flatjax.linalg.vectors import _flat as packing
+from flatjax.linalg.vectors import _flat as flat
 
 
 class LayerSpectrum(NamedTuple):
@@ -48,7 +48,7 @@ def moments(
     """Per group of leaves: ``z^T rest``, and ``<z, v_j>`` for every vector of a basis.
 
     Args:
-      layout: how the vectors are packed, of `packing.layout`; so below.
+      layout: how the vectors are packed, of `flat.layout`; so below.
       basis: the basis of a quadrature run, leading axis p; ``None``: no run.
       z: the probe.
       rest: the part of the probe's image in the complement, of `complement.rest`.
@@ -57,11 +57,11 @@ def moments(
     Returns:
       Two dictionaries by group: scalars, and arrays ``(p,)``, empty without a basis.
     """
-    xs, rs = (jax.tree.leaves(packing.unpack(layout, t)) for t in (z, rest))
+    xs, rs = (jax.tree.leaves(flat.unpack(layout, t)) for t in (z, rest))
     forms = by_group(groups, [trees.vdot(x, r) for x, r in zip(xs, rs, strict=True)])
     if basis is None:
         return forms, {}
-    bs = jax.tree.leaves(packing.unpack(layout, basis))
+    bs = jax.tree.leaves(flat.unpack(layout, basis))
     inner = [bases.coefficients(b, x)[0] for b, x in zip(bs, xs, strict=True)]
     return forms, by_group(groups, inner)
 
@@ -69,7 +69,7 @@ def moments(
 @functools.partial(jax.jit, static_argnums=2)
 def known_traces(layout: Any, run: Relation, groups: tuple) -> dict:
     """Per group of leaves: the trace that a Lanczos run knows without any probe."""
-    diagonal = jax.tree.leaves(packing.unpack(layout, relations.diagonal(run)))
+    diagonal = jax.tree.leaves(flat.unpack(layout, relations.diagonal(run)))
     return by_group(groups, [leaf.sum() for leaf in diagonal])
 
 
@@ -81,7 +81,7 @@ def squared_norms(layout: Any, vectors: Tree, groups: tuple) -> dict:
         rows = a.reshape(a.shape[0], -1).astype(trees.compute_dtype(a.dtype))
         return jnp.square(rows).sum(axis=1)
 
-    return by_group(groups, map(leaf, jax.tree.leaves(packing.unpack(layout, vectors))))
+    return by_group(groups, map(leaf, jax.tree.leaves(flat.unpack(layout, vectors))))
 
 
 def local_weights(rows: list, s: np.ndarray, lengths: np.ndarray, size: int) -> np.ndarray:
