@@ -35,17 +35,17 @@ def sam_sharpness(
     $$S_\rho = \max_{\lVert T^{-1} \epsilon \rVert_p \le \rho} L(w + \epsilon) - L(w),$$
 
     with $T = 1$ (Foret et al. 2021), or $T = |w| + o$ entry by entry, $o$ the ``offset``, with
-    ``adaptive=True`` (ASAM: Kwon et al. 2021). Found by ascent: one step is SAM's own first-order perturbation; more
-    steps are conditional gradients with backtracking, which never lower the loss and stay in the
-    ball. ``value`` is a lower bound of the maximum.
+    ``adaptive=True`` (ASAM: Kwon et al. 2021). Found by ascent: one step is SAM's own
+    first-order perturbation; more steps are conditional gradients with backtracking, which never
+    lower the loss and stay in the ball. ``value`` is a lower bound of the maximum.
 
     One step measures the gradient more than the curvature: near a minimum it can fall short of the
     maximum by a factor of a hundred, where 10 to 20 steps come within some per cent. At an exact
     critical point the first start does not move at all; give ``num_starts=2`` and a key.
 
     Invariances: with ``adaptive=True`` and ``offset=0`` to any rescaling of single weights that
-    leaves the function as it is (so to the neuron-wise rescaling of ReLU networks); plain, with p = 2, to
-    rotations of the params.
+    leaves the function as it is (so to the neuron-wise rescaling of ReLU networks); plain,
+    with p = 2, to rotations of the params.
 
     Cost: ``1 + num_starts * ascent_steps`` gradients, and the memory of a gradient and five
     vectors.

@@ -86,7 +86,7 @@ def test_one_sample_has_no_standard_error():
     ("options", "message"),
     [
         ({"sigma": 0.0}, "sigma must be above 0"),
-        ({"sigma": 0.1, "eta": -1.0}, "eta must be at least 0"),
+        ({"sigma": 0.1, "offset": -1.0}, "offset must be at least 0"),
         ({"sigma": 0.1, "num_samples": 0}, "num_samples must be at least 1"),
     ],
 )

@@ -139,7 +139,7 @@ def test_a_loss_that_overflows_is_stepped_back_from():
     [
         ({"rho": 0.0}, "rho must be above 0"),
         ({"p": 0.5}, "p must be at least 1"),
-        ({"eta": -1.0}, "eta must be at least 0"),
+        ({"offset": -1.0}, "offset must be at least 0"),
         ({"ascent_steps": 0}, "ascent_steps must be at least 1"),
         ({"num_starts": 2}, "pass key="),
         ({"rho": float("nan")}, "rho must be finite"),
