@@ -33,9 +33,7 @@ def expand_mask(mask: Mask | None, params: Tree) -> Tree:
     if mask is None:
         return jax.tree.map(lambda _: True, params)
     tree = mask(params) if callable(mask) else mask
-    for leaf in jax.tree.leaves(tree):
-        if not isinstance(leaf, bool) and getattr(leaf, "dtype", None) != jnp.bool_:
-            raise TypeError(f"mask must hold booleans, got {leaf!r}.")
+    _check_booleans("mask", tree)
     try:
         return jax.tree.map(lambda m, sub: jax.tree.map(lambda _: m, sub), tree, params)
     except ValueError as error:
@@ -43,6 +41,12 @@ def expand_mask(mask: Mask | None, params: Tree) -> Tree:
             "mask must be a pytree prefix of the params.\n"
             f"  mask:   {jax.tree.structure(tree)}\n  params: {jax.tree.structure(params)}"
         ) from error
+
+
+def _check_booleans(name: str, tree: Tree) -> None:
+    for leaf in jax.tree.leaves(tree):
+        if not isinstance(leaf, bool) and getattr(leaf, "dtype", None) != jnp.bool_:
+            raise TypeError(f"{name} must hold booleans, got {leaf!r}.")
 
 
 def select(mask: Tree, tree: Tree) -> Tree:
@@ -73,6 +77,7 @@ class Ascent:
         ``None`` for all. The gradient that SAM hands on is still that of all leaves.
 
     Raises:
+      TypeError: if ``normalize`` is no boolean, or ``adaptive`` or ``mask`` hold anything else.
       ValueError: for ``p`` < 1 or a negative ``offset``.
 
     Example:
@@ -96,6 +101,11 @@ class Ascent:
     def __post_init__(self):
         checks.check_scalar("p", self.p, minimum=1.0, infinite=True)
         checks.check_scalar("offset", self.offset, minimum=0.0)
+        if not isinstance(self.normalize, bool):
+            raise TypeError(f"normalize must be True or False, got {self.normalize!r}.")
+        for name, mask in (("adaptive", self.adaptive), ("mask", self.mask)):
+            if not callable(mask):
+                _check_booleans(name, mask)
 
     def scales(self, params: Tree) -> Tree | None:
         """``T``, or ``None`` where nothing is scaled."""
@@ -134,3 +144,9 @@ class Ascent:
 
 
 EUCLIDEAN = Ascent()
+
+
+def check_ascent(ascent: Any) -> None:
+    """Raise unless this is an [`Ascent`][]."""
+    if not isinstance(ascent, Ascent):
+        raise TypeError(f"ascent must be a flatjax.Ascent, got {type(ascent).__name__}.")

@@ -15,7 +15,7 @@ from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.transforms import _base as base
-from flatjax.transforms._ascent import EUCLIDEAN, Ascent
+from flatjax.transforms._ascent import EUCLIDEAN, Ascent, check_ascent
 from flatjax.transforms._incoming import check_is_gradient
 from flatjax.transforms._perturbed import (
     gap_function,
@@ -49,6 +49,7 @@ def pair_transform(
     check: bool,
 ) -> optax.GradientTransformationExtraArgs:
     """A head-of-chain transform ``combine(gradient, perturbed gradient, count)``."""
+    check_ascent(ascent)
     checks.check_scalar("rho", rho, minimum=0.0, schedule=True)
 
     def init(params):

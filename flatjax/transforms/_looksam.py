@@ -13,7 +13,7 @@ from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.transforms import _base as base
-from flatjax.transforms._ascent import EUCLIDEAN, Ascent
+from flatjax.transforms._ascent import EUCLIDEAN, Ascent, check_ascent
 from flatjax.transforms._incoming import check_is_gradient
 from flatjax.transforms._perturbed import (
     gap_function,
@@ -86,6 +86,7 @@ def looksam(
       >>> out.round(2).tolist()
       [3.70, 3.40]
     """
+    check_ascent(ascent)
     checks.check_scalar("rho", rho, minimum=0.0, schedule=True)
     checks.check_scalar("alpha", alpha, schedule=True)
     base.check_every(every)
@@ -183,6 +184,7 @@ def friendly_sam(
       >>> out.round(2).tolist()
       [3.30, 4.40]
     """
+    check_ascent(ascent)
     checks.check_scalar("rho", rho, minimum=0.0, schedule=True)
     checks.check_scalar("sigma", sigma, schedule=True)
     checks.check_scalar("decay", decay, minimum=0.0, below=1.0, schedule=True)

@@ -16,7 +16,7 @@ from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.transforms import _base as base
-from flatjax.transforms._ascent import EUCLIDEAN, Ascent, Mask
+from flatjax.transforms._ascent import EUCLIDEAN, Ascent, Mask, check_ascent
 from flatjax.transforms._oracle import Oracle
 from flatjax.transforms._penalty import Mode, check_mode, hessian_product
 from flatjax.transforms._perturbed import perturbed_gradient
@@ -90,6 +90,7 @@ def sam_value_and_grad(
       >>> float(value), grads.tolist()
       (0.25, [0.75, 0.0])
     """
+    check_ascent(ascent)
     checks.check_scalar("rho", rho, minimum=0.0)
     checks.check_scalar("alpha", alpha)
     steps = base.static_int("ascent_steps", ascent_steps, 1)

@@ -21,7 +21,7 @@ from flatjax._trees import Tree
 from flatjax.transforms import _base as base
 from flatjax.transforms import _callables as callables
 from flatjax.transforms import _prng as prng
-from flatjax.transforms._ascent import EUCLIDEAN, Ascent
+from flatjax.transforms._ascent import EUCLIDEAN, Ascent, check_ascent
 from flatjax.transforms._groups import GroupMode, check_group_mode, mean_over_groups
 from flatjax.transforms._incoming import check_is_gradient
 from flatjax.transforms._perturbed import (
@@ -120,6 +120,7 @@ def sam(
       >>> updates.round(2).tolist()
       [-0.33, -0.56]
     """
+    check_ascent(ascent)
     checks.check_scalar("rho", rho, minimum=0.0, schedule=True)
     base.check_every(every)
     check_group_mode(group_mode)
