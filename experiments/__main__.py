@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from experiments import registry
-from experiments.lib import distributed
+from experiments.lib.runs import distributed
 
 _USAGE = """\
 usage: python -m experiments --list
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     name, *options = arguments
     if name == "report":
-        from experiments.lib import gallery
+        from experiments.lib.verdicts import gallery
 
         return gallery.main(options)
     try:
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(experiment: registry.Experiment, config: registry.ExperimentConfig) -> int:
-    from experiments.lib.errors import ExperimentError
+    from experiments.lib.runs.errors import ExperimentError
 
     if config.data_dir is not None:
         os.environ["FLATJAX_DATA_DIR"] = config.data_dir

@@ -31,13 +31,14 @@ import numpy as np
 import optax
 
 import flatjax
-from experiments.lib import losses, minibatch
-from experiments.lib.arms import train_settings
-from experiments.lib.claims import Claim, Figure, run_folder, write_summary
-from experiments.lib.curves import curve
-from experiments.lib.figures import figure
-from experiments.lib.judged import by_name, judge_all
-from experiments.lib.minibatch import Recipe
+from experiments.lib.nets import losses
+from experiments.lib.training import minibatch
+from experiments.lib.training.minibatch import Recipe
+from experiments.lib.training.settings import train_settings
+from experiments.lib.verdicts.claims import Claim, by_name, judge_all
+from experiments.lib.verdicts.curves import curve
+from experiments.lib.verdicts.figures import figure
+from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
 from experiments.registry import Experiment, ExperimentConfig
 
 

@@ -41,16 +41,17 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.lib import minibatch, penalty_arms
-from experiments.lib.arms import train_settings
-from experiments.lib.claims import Claim, Figure, run_folder, write_summary
-from experiments.lib.curves import curve, rank_correlation
-from experiments.lib.figures import figure, style
-from experiments.lib.judged import by_name, judge_all
-from experiments.lib.minibatch import Recipe
-from experiments.lib.progress import say
-from experiments.lib.report import print_table
-from experiments.lib.sharing import shared
+from experiments.lib.runs.progress import say
+from experiments.lib.runs.shares import shared
+from experiments.lib.training import minibatch, penalties
+from experiments.lib.training.minibatch import Recipe
+from experiments.lib.training.settings import train_settings
+from experiments.lib.verdicts.claims import Claim, by_name, judge_all
+from experiments.lib.verdicts.curves import curve, points
+from experiments.lib.verdicts.figures import figure, style
+from experiments.lib.verdicts.report import print_table
+from experiments.lib.verdicts.statistics import accuracy_table, rank_correlation
+from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
 from experiments.registry import Experiment, ExperimentConfig
 
 Runs = dict[str, dict[str, np.ndarray]]
@@ -222,9 +223,9 @@ def run(config: Config, out: Path) -> Runs:
             config.recipe,
             data,
             seeds,
-            penalty_arms.optimizer(kind, config.recipe),
+            penalties.optimizer(kind, config.recipe),
             settings[kind],
-            measure=penalty_arms.measure(config.recipe),
+            measure=penalties.measure(config.recipe),
             quiet=config.quiet,
         )
         return {arm: runs.records for arm, runs in found.items()}
@@ -278,7 +279,7 @@ def draw_table(path: Path, runs: Runs, early_epochs: int) -> None:
     """The table of the paper as points, and final accuracy against early tr F."""
     with figure(path, 1, 2, panel=(4.6, 3.2), dpi=90) as (left, right):
         finals = [runs[arm]["test_accuracy"][:, -1] for arm in COLUMNS]
-        penalty_arms.points(left, COLUMNS, finals, 0)
+        points(left, COLUMNS, finals, 0)
         left.set(title="final test accuracy")
         for number, (arm, records) in enumerate(runs.items()):
             x, y = early_trace(records, early_epochs), records["test_accuracy"][:, -1]
@@ -298,7 +299,7 @@ def main(config: Config) -> None:
             "final test accuracy": [runs[a]["test_accuracy"][:, -1] for a in COLUMNS],
             "best on the way": [runs[a]["test_accuracy"].max(1) for a in COLUMNS],
         }
-        print_table(penalty_arms.table(COLUMNS, rows, "Per cent, mean and standard error."))
+        print_table(accuracy_table(COLUMNS, rows, "Per cent, mean and standard error."))
         write_summary(
             out,
             config,

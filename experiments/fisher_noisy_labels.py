@@ -43,17 +43,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.lib import minibatch, penalty_arms
-from experiments.lib.claims import Claim, Figure, run_folder, write_summary
-from experiments.lib.curves import curve
-from experiments.lib.figures import figure
-from experiments.lib.judged import judge_all
-from experiments.lib.minibatch import Recipe
-from experiments.lib.penalty_arms import NAMES
-from experiments.lib.progress import say
-from experiments.lib.report import print_table
-from experiments.lib.sharing import shared
-from experiments.lib.small import stack_seeds
+from experiments.lib.data.small import stack_seeds
+from experiments.lib.runs.progress import say
+from experiments.lib.runs.shares import shared
+from experiments.lib.training import minibatch, penalties
+from experiments.lib.training.minibatch import Recipe
+from experiments.lib.training.penalties import NAMES
+from experiments.lib.verdicts.claims import Claim, judge_all
+from experiments.lib.verdicts.curves import curve, points
+from experiments.lib.verdicts.figures import figure
+from experiments.lib.verdicts.report import print_table
+from experiments.lib.verdicts.statistics import accuracy_table
+from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
 from experiments.registry import Experiment, ExperimentConfig
 
 Runs = dict[tuple[str, float], dict[str, np.ndarray]]
@@ -177,7 +178,7 @@ def measure(recipe: Recipe, params: Any, data: Any, key: Any) -> dict[str, jax.A
     logits = minibatch.model_of(recipe)(params, data.test_inputs)
     hits = logits.argmax(-1) == data.test_targets
     half = len(hits) // 2
-    found = penalty_arms.measure(recipe)(params, data, key)
+    found = penalties.measure(recipe)(params, data, key)
     return {**found, "validation_accuracy": hits[:half].mean(), "half_accuracy": hits[half:].mean()}
 
 
@@ -196,7 +197,7 @@ def run(config: Config, out: Path) -> Runs:
             recipe,
             data,
             np.repeat(seeds, count),
-            penalty_arms.optimizer(arm, recipe),
+            penalties.optimizer(arm, recipe),
             hyper={
                 "rate": np.full(len(seeds) * count, config.rate),
                 "coef": np.full(len(seeds) * count, coefs.get(arm, 0.0)),
@@ -279,7 +280,7 @@ def draw(path: Path, runs: Runs, noises: tuple[float, ...]) -> None:
             for number, noise in enumerate(noises):
                 values = [of(runs[arm, noise]) for arm in ARMS]
                 label = f"{100 * noise:g} % wrong"
-                penalty_arms.points(axes[row][-1], names, values, number, label)
+                points(axes[row][-1], names, values, number, label)
             axes[row][-1].set(title=title)
         axes[0][-1].legend(fontsize=8)
 
@@ -296,7 +297,7 @@ def main(config: Config) -> None:
             rows[f"{part} final"] = [runs[a, noise]["test_accuracy"][:, -1] for a in ARMS]
             rows[f"{part} best epoch"] = [at_best_epoch(runs[a, noise]) for a in ARMS]
         columns = [NAMES[arm] for arm in ARMS]
-        print_table(penalty_arms.table(columns, rows, "Per cent, mean and standard error."))
+        print_table(accuracy_table(columns, rows, "Per cent, mean and standard error."))
         caption = "Labels fitted along training and test accuracies; mean, two standard errors."
         write_summary(
             out,

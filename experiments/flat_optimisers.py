@@ -42,18 +42,21 @@ import numpy as np
 import optax
 
 import flatjax
-from experiments.lib import distributed, losses, rundir
-from experiments.lib.config import OptimizerConfig, RunConfig, TrainConfig, identity
-from experiments.lib.data import DataConfig, load_data
-from experiments.lib.figures import band, figure, style
-from experiments.lib.measurements import Measurement
-from experiments.lib.metrics import jsonable
-from experiments.lib.models import ModelConfig, make_model
-from experiments.lib.paths import as_path
-from experiments.lib.progress import say
-from experiments.lib.report import Picture, Table, Text, print_table, write_report
-from experiments.lib.sharing import shared
-from experiments.lib.train import train
+from experiments.lib.data.images import DataConfig, load_data
+from experiments.lib.nets import losses
+from experiments.lib.nets.config import ModelConfig
+from experiments.lib.nets.models import make_model
+from experiments.lib.runs import distributed, rundir
+from experiments.lib.runs.identity import identity
+from experiments.lib.runs.metrics import jsonable
+from experiments.lib.runs.paths import as_path
+from experiments.lib.runs.progress import say
+from experiments.lib.runs.shares import shared
+from experiments.lib.training.config import OptimizerConfig, RunConfig, TrainConfig
+from experiments.lib.training.measurements import Measurement
+from experiments.lib.training.train import train
+from experiments.lib.verdicts.figures import band, figure, style
+from experiments.lib.verdicts.report import Picture, Table, Text, print_table, write_report
 from experiments.registry import Experiment, ExperimentConfig
 
 COST = {"SGD": 1.0, "SAM": 2.0, "FP": 4 / 3, "GP": 3.0, "IGR": 3.0}

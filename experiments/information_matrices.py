@@ -26,13 +26,14 @@ import numpy as np
 import scipy.linalg
 
 import flatjax
-from experiments.lib import distributed
-from experiments.lib.claims import Claim, Figure, run_folder, write_summary
-from experiments.lib.figures import figure, style
-from experiments.lib.judged import JudgedConfig, by_name, claims_of, judge_all
-from experiments.lib.metrics import MetricsLog
-from experiments.lib.seeds import each_seed, kept_arrays
-from experiments.lib.small import FlatMlp, small_data
+from experiments.lib.data.small import small_data
+from experiments.lib.nets.mlp import FlatMlp
+from experiments.lib.runs import distributed
+from experiments.lib.runs.kept import each_seed, kept_arrays
+from experiments.lib.runs.metrics import MetricsLog
+from experiments.lib.verdicts.claims import Claim, JudgedConfig, by_name, claims_of, judge_all
+from experiments.lib.verdicts.figures import figure, style
+from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
 from experiments.registry import Experiment
 from flatjax import loops
 

@@ -25,11 +25,12 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.lib.claims import Figure, run_folder, write_summary
-from experiments.lib.figures import figure, style
-from experiments.lib.judged import JudgedConfig, by_name, claims_of, judge_all
-from experiments.lib.small import FlatMlp, SmallData, small_data, stack_seeds
-from experiments.lib.trajectory import run_chunks
+from experiments.lib.data.small import SmallData, small_data, stack_seeds
+from experiments.lib.nets.mlp import FlatMlp
+from experiments.lib.runs.trajectory import run_chunks
+from experiments.lib.verdicts.claims import JudgedConfig, by_name, claims_of, judge_all
+from experiments.lib.verdicts.figures import figure, style
+from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
 from experiments.registry import Experiment
 from flatjax import loops
 

@@ -31,14 +31,15 @@ from pathlib import Path
 import numpy as np
 import optax
 
-from experiments.lib import endpoint, minibatch
-from experiments.lib.claims import Claim, Figure, run_folder, write_summary
-from experiments.lib.curves import curve, rank_correlation
-from experiments.lib.figures import figure, style
-from experiments.lib.judged import by_name, judge_all
-from experiments.lib.minibatch import Recipe
-from experiments.lib.seeds import kept_arrays
-from experiments.lib.small import SmallData, stack_seeds
+from experiments.lib.data.small import SmallData, stack_seeds
+from experiments.lib.runs.kept import kept_arrays
+from experiments.lib.training import curvature, minibatch
+from experiments.lib.training.minibatch import Recipe
+from experiments.lib.verdicts.claims import Claim, by_name, judge_all
+from experiments.lib.verdicts.curves import curve
+from experiments.lib.verdicts.figures import figure, style
+from experiments.lib.verdicts.statistics import rank_correlation
+from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
 from experiments.registry import Experiment, ExperimentConfig
 
 Found = dict[str, np.ndarray]
@@ -190,7 +191,8 @@ def run(config: Config, out: Path) -> Found:
         quiet=config.quiet,
     )
     found = kept_arrays(
-        out / "curvature.npz", lambda: endpoint.curvature(config.recipe, trained.params, data)
+        out / "curvature.npz",
+        lambda: curvature.curvature_of_runs(config.recipe, trained.params, data),
     )
     names = ("train_accuracy", "test_accuracy", "train_loss", "norm", "epoch")
     found |= {name: trained.records[name][:, -1] for name in names}

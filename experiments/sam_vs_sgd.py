@@ -28,16 +28,17 @@ import numpy as np
 import optax
 
 import flatjax
-from experiments.lib import endpoint, minibatch, penalty_arms
-from experiments.lib.claims import Claim, Figure, run_folder, write_summary
-from experiments.lib.curves import curve, rank_correlation
-from experiments.lib.figures import figure
-from experiments.lib.judged import judge_all
-from experiments.lib.minibatch import Recipe
-from experiments.lib.progress import say
-from experiments.lib.seeds import kept_arrays
-from experiments.lib.sharing import shared
-from experiments.lib.small import SmallData, stack_seeds
+from experiments.lib.data.small import SmallData, stack_seeds
+from experiments.lib.runs.kept import kept_arrays
+from experiments.lib.runs.progress import say
+from experiments.lib.runs.shares import shared
+from experiments.lib.training import curvature, minibatch
+from experiments.lib.training.minibatch import Recipe
+from experiments.lib.verdicts.claims import Claim, judge_all
+from experiments.lib.verdicts.curves import curve, points
+from experiments.lib.verdicts.figures import figure
+from experiments.lib.verdicts.statistics import rank_correlation
+from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
 from experiments.registry import Experiment, ExperimentConfig
 
 Found = dict[str, dict[str, np.ndarray]]
@@ -226,11 +227,11 @@ def ends(config: Config, params: dict, data: SmallData) -> dict[str, np.ndarray]
     """Curvature, SAM sharpness and a line through the loss surface, where the runs end."""
     recipe = config.recipe
     losses_fn = minibatch.losses_fn(recipe.activation, recipe.loss)
-    found = endpoint.curvature(recipe, params, data)
+    found = curvature.curvature_of_runs(recipe, params, data)
     rises, lines = [], []
     for index in range(len(data.targets)):
-        point = endpoint.run_of(params, index)
-        batch = minibatch.training_batch(recipe, endpoint.run_of(data, index))
+        point = curvature.run_of(params, index)
+        batch = minibatch.training_batch(recipe, curvature.run_of(data, index))
         rise = flatjax.sam_sharpness(
             losses_fn, point, batch, rho=config.measured_rho, ascent_steps=10
         )
@@ -279,7 +280,7 @@ def draw_measures(path: Path, config: Config, found: Found) -> None:
             for number, noise in enumerate(config.noises):
                 values = [r[name][number] for r in found.values()]
                 label = f"{100 * noise:g} % wrong"
-                penalty_arms.points(panel, list(found), values, number, label)
+                points(panel, list(found), values, number, label)
             panel.set(title=MEASURES.get(name, "test accuracy"))
             panel.tick_params(axis="x", rotation=45)
         axes[1].set_yscale("log")

@@ -28,11 +28,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import flatjax
-from experiments.lib.claims import Figure, run_folder, write_summary
-from experiments.lib.figures import figure, reference, style
-from experiments.lib.judged import JudgedConfig, by_name, claims_of, judge_all
-from experiments.lib.small import FlatMlp, small_data, stack_seeds
-from experiments.lib.trajectory import run_chunks
+from experiments.lib.data.small import small_data, stack_seeds
+from experiments.lib.nets.mlp import FlatMlp
+from experiments.lib.runs.trajectory import run_chunks
+from experiments.lib.verdicts.claims import JudgedConfig, by_name, claims_of, judge_all
+from experiments.lib.verdicts.figures import figure, reference, style
+from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
 from experiments.registry import Experiment
 from flatjax import loops
 

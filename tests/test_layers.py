@@ -7,7 +7,7 @@ import pathlib
 
 import pytest
 
-from tests.repository import PACKAGE
+from tests.repository import PACKAGE, ROOT
 
 FLOORS = {
     "_checks": 0,
@@ -151,3 +151,40 @@ def test_no_cycles():
     graph = {module: internal_imports(module) - {module} for module in INSIDE}
     order = list(graphlib.TopologicalSorter(graph).static_order())
     assert set(INSIDE) <= set(order)
+
+
+# The laboratory of the experiments: each wing imports from itself and from the wings named here.
+LABORATORY = {
+    "runs": set(),
+    "nets": set(),
+    "data": {"runs"},
+    "training": {"data", "nets", "runs"},
+    "verdicts": {"runs"},
+}
+LAB_FILES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for path in (ROOT / "experiments" / "lib").glob("*/*.py")
+}
+
+
+def lab_imports(module: str) -> set[str]:
+    """The modules of the laboratory that one of them imports."""
+    found = set()
+    for name in imports(LAB_FILES[module]):
+        if name.startswith("experiments.lib."):
+            found.add(name if name in LAB_FILES else name.rpartition(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("module", sorted(LAB_FILES))
+def test_the_wings_of_the_laboratory_know_only_those_below(module):
+    wing = module.split(".")[2]
+    for target in lab_imports(module):
+        assert target in LAB_FILES, f"{module} imports {target}, which is no module of a wing"
+        assert target.split(".")[2] in {wing} | LABORATORY[wing], f"{module} imports {target}"
+
+
+def test_the_laboratory_has_no_cycles():
+    graph = {module: lab_imports(module) - {module} for module in LAB_FILES}
+    order = list(graphlib.TopologicalSorter(graph).static_order())
+    assert set(LAB_FILES) == set(order)

@@ -42,10 +42,10 @@ import jax.numpy as jnp
 from experiments.break_even_point.conjectures import CLAIMS, measure
 from experiments.break_even_point.pictures import draw_growth, draw_norm, draw_paths
 from experiments.break_even_point.training import arms, run_arm
-from experiments.lib.claims import Figure, run_folder, write_summary
-from experiments.lib.judged import JudgedConfig, judge_all
-from experiments.lib.sharing import shared
-from experiments.lib.small import SmallData, small_data, stack_seeds
+from experiments.lib.data.small import SmallData, small_data, stack_seeds
+from experiments.lib.runs.shares import shared
+from experiments.lib.verdicts.claims import JudgedConfig, judge_all
+from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
 from experiments.registry import Experiment
 
 

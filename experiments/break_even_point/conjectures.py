@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from experiments.break_even_point.training import SHOWN, Records
-from experiments.lib.claims import Claim
-from experiments.lib.judged import by_name, claims_of
+from experiments.lib.verdicts.claims import Claim, by_name, claims_of
 
 if TYPE_CHECKING:
     from experiments.break_even_point import Config

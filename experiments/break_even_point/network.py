@@ -8,7 +8,7 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 
-from experiments.lib.small import FlatMlp, init_mlp
+from experiments.lib.nets.mlp import FlatMlp, init_mlp
 
 EPSILON = 1e-5
 

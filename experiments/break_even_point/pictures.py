@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.break_even_point.conjectures import LEARNED, QUANTITIES, break_even, roles, smooth
 from experiments.break_even_point.training import Records, arms
-from experiments.lib.figures import figure, style
+from experiments.lib.verdicts.figures import figure, style
 
 if TYPE_CHECKING:
     from experiments.break_even_point import Config

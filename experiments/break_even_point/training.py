@@ -15,9 +15,9 @@ import numpy as np
 
 import flatjax
 from experiments.break_even_point.network import BatchNormMlp, losses_of, network
-from experiments.lib.progress import say
-from experiments.lib.small import SmallData
-from experiments.lib.trajectory import run_chunks
+from experiments.lib.data.small import SmallData
+from experiments.lib.runs.progress import say
+from experiments.lib.runs.trajectory import run_chunks
 from flatjax import loops
 
 if TYPE_CHECKING:

@@ -32,9 +32,9 @@ from experiments.edge_of_stability.training import (
     run_flow,
     run_models,
 )
-from experiments.lib.claims import Figure, run_folder, write_summary
-from experiments.lib.judged import JudgedConfig, judge_all
-from experiments.lib.sharing import shared
+from experiments.lib.runs.shares import shared
+from experiments.lib.verdicts.claims import JudgedConfig, judge_all
+from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
 from experiments.registry import Experiment
 
 

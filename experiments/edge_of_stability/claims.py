@@ -16,8 +16,7 @@ from experiments.edge_of_stability.training import (
     SLOWER,
     crossing,
 )
-from experiments.lib.claims import Claim
-from experiments.lib.judged import by_name, claims_of
+from experiments.lib.verdicts.claims import Claim, by_name, claims_of
 
 if TYPE_CHECKING:
     from experiments.edge_of_stability import Config

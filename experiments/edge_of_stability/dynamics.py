@@ -16,8 +16,8 @@ import numpy as np
 import optax
 
 import flatjax
-from experiments.lib.small import SmallData
-from experiments.lib.trajectory import run_chunks
+from experiments.lib.data.small import SmallData
+from experiments.lib.runs.trajectory import run_chunks
 from flatjax import _trees as trees
 from flatjax import loops
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.lib.figures import COLORS, figure, reference, style
+from experiments.lib.verdicts.figures import COLORS, figure, reference, style
 
 LABELS = {
     "gd": "gradient descent",

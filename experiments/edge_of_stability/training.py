@@ -12,10 +12,11 @@ import optax
 
 import flatjax
 from experiments.edge_of_stability import dynamics
-from experiments.lib.errors import ExperimentError
-from experiments.lib.progress import say
-from experiments.lib.seeds import kept_arrays
-from experiments.lib.small import FlatMlp, SmallData, small_data, stack_seeds
+from experiments.lib.data.small import SmallData, small_data, stack_seeds
+from experiments.lib.nets.mlp import FlatMlp
+from experiments.lib.runs.errors import ExperimentError
+from experiments.lib.runs.kept import kept_arrays
+from experiments.lib.runs.progress import say
 
 if TYPE_CHECKING:
     from experiments.edge_of_stability import Config

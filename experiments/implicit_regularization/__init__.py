@@ -34,13 +34,13 @@ import numpy as np
 from experiments.implicit_regularization.claims import CLAIMS, numbers
 from experiments.implicit_regularization.flows import orders
 from experiments.implicit_regularization.training import train
-from experiments.lib.claims import Figure, run_folder, write_summary
-from experiments.lib.curves import curve
-from experiments.lib.figures import figure, style
-from experiments.lib.judged import judge_all
-from experiments.lib.minibatch import Recipe
-from experiments.lib.progress import say
-from experiments.lib.seeds import each_seed
+from experiments.lib.runs.kept import each_seed
+from experiments.lib.runs.progress import say
+from experiments.lib.training.minibatch import Recipe
+from experiments.lib.verdicts.claims import judge_all
+from experiments.lib.verdicts.curves import curve
+from experiments.lib.verdicts.figures import figure, style
+from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
 from experiments.registry import Experiment, ExperimentConfig
 
 

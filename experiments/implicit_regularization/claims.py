@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from experiments.lib.claims import Claim
-from experiments.lib.judged import by_name
+from experiments.lib.verdicts.claims import Claim, by_name
 
 _BARRETT = "Barrett & Dherin 2021"
 _SMITH = "Smith et al. 2021"

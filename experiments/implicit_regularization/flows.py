@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import optax
 
 import flatjax
-from experiments.lib import endpoint, minibatch
-from experiments.lib.minibatch import Recipe
+from experiments.lib.training import curvature, minibatch
+from experiments.lib.training.minibatch import Recipe
 from flatjax import loops
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def orders(config: Config, seed: int) -> dict[str, list[float]]:
         )
         stacked = minibatch.stack_seeds([data])
         start = minibatch.init_runs(recipe, stacked, jnp.array([seed], jnp.uint32))
-        start = jax.tree.map(lambda a: a.astype(jnp.float64), endpoint.run_of(start, 0))
+        start = jax.tree.map(lambda a: a.astype(jnp.float64), curvature.run_of(start, 0))
         return {k: [float(x) for x in v] for k, v in _distances(config, recipe, start, batch)}
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import optax
 
 import flatjax
-from experiments.lib import minibatch, penalty_arms
-from experiments.lib.minibatch import Recipe
-from experiments.lib.progress import say
-from experiments.lib.sharing import shared
+from experiments.lib.runs.progress import say
+from experiments.lib.runs.shares import shared
+from experiments.lib.training import minibatch, penalties
+from experiments.lib.training.minibatch import Recipe
 
 if TYPE_CHECKING:
     from experiments.implicit_regularization import Config
@@ -30,7 +30,7 @@ def measure(recipe: Recipe, params: Any, data: Any, key: Any) -> dict[str, jax.A
     gradient = jax.grad(functools.partial(minibatch.mean_loss, recipe))
     each = jax.vmap(gradient, in_axes=(None, 0))(params, (part(inputs), part(targets)))
     squares = optax.tree.norm(each, squared=True) / count
-    return {**penalty_arms.measure(recipe)(params, data, key), "squared_gradients": squares}
+    return {**penalties.measure(recipe)(params, data, key), "squared_gradients": squares}
 
 
 def train(config: Config, out: Path) -> dict[str, dict[str, np.ndarray]]:

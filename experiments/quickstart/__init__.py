@@ -22,10 +22,11 @@ from typing import Annotated, Literal
 
 import tyro
 
-from experiments.lib.config import OptimizerConfig, RunConfig, TrainConfig, identity, to_dict
-from experiments.lib.data import DataConfig
-from experiments.lib.measure import CurvatureConfig
-from experiments.lib.models import ModelConfig
+from experiments.lib.data.images import DataConfig
+from experiments.lib.nets.config import ModelConfig
+from experiments.lib.runs.identity import identity, to_dict
+from experiments.lib.training.config import OptimizerConfig, RunConfig, TrainConfig
+from experiments.lib.training.curvature import CurvatureConfig
 from experiments.registry import Experiment, ExperimentConfig
 
 ARMS = ("sgd", "sam")
@@ -148,8 +149,8 @@ PRESETS = {
 
 def main(config: Config) -> None:
     """Runs the experiment, or shows the finished run."""
-    from experiments.lib import rundir
-    from experiments.lib.paths import as_path
+    from experiments.lib.runs import rundir
+    from experiments.lib.runs.paths import as_path
     from experiments.quickstart import outcome
 
     if config.checkpoint is not None:

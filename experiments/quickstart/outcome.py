@@ -7,9 +7,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.lib import distributed, rundir
-from experiments.lib.progress import say
-from experiments.lib.report import Details, Heading, Picture, Text, print_table, write_report
+from experiments.lib.runs import distributed, rundir
+from experiments.lib.runs.progress import say
+from experiments.lib.verdicts.report import (
+    Details,
+    Heading,
+    Picture,
+    Text,
+    print_table,
+    write_report,
+)
 from experiments.quickstart import table
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments.lib import figures
+from experiments.lib.verdicts import figures
 from experiments.quickstart.table import NAMES, Run
 
 CAPTIONS = {

@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from experiments.lib import rundir
-from experiments.lib.config import RunConfig, identity, to_dict
-from experiments.lib.contents import checksum
-from experiments.lib.data import load_data
-from experiments.lib.errors import CheckpointMismatch
-from experiments.lib.evaluate import Evaluator
-from experiments.lib.load import Loaded, load_checkpoint
-from experiments.lib.measure import Curvature
-from experiments.lib.models import make_model
-from experiments.lib.paths import as_path
-from experiments.lib.progress import say
+from experiments.lib.data.images import load_data
+from experiments.lib.nets.models import make_model
+from experiments.lib.runs import rundir
+from experiments.lib.runs.arrays import checksum
+from experiments.lib.runs.errors import CheckpointMismatch
+from experiments.lib.runs.identity import identity, to_dict
+from experiments.lib.runs.paths import as_path
+from experiments.lib.runs.progress import say
+from experiments.lib.training.config import RunConfig
+from experiments.lib.training.curvature import Curvature
+from experiments.lib.training.evaluate import Evaluator
+from experiments.lib.training.load import Loaded, load_checkpoint
 from experiments.quickstart import outcome
 from experiments.quickstart.table import Run
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from experiments.lib.report import Table
+from experiments.lib.verdicts.report import Table
 
 
 class Run(NamedTuple):

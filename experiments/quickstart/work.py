@@ -6,15 +6,16 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments.lib import rundir
-from experiments.lib.config import to_dict
-from experiments.lib.data import load_data
-from experiments.lib.measure import Curvature, CurvatureConfig
-from experiments.lib.measurements import Measurement
-from experiments.lib.metrics import read_metrics
-from experiments.lib.models import ModelConfig, make_model
-from experiments.lib.progress import say
-from experiments.lib.train import train
+from experiments.lib.data.images import load_data
+from experiments.lib.nets.config import ModelConfig
+from experiments.lib.nets.models import make_model
+from experiments.lib.runs import rundir
+from experiments.lib.runs.identity import to_dict
+from experiments.lib.runs.metrics import read_metrics
+from experiments.lib.runs.progress import say
+from experiments.lib.training.curvature import Curvature, CurvatureConfig
+from experiments.lib.training.measurements import Measurement
+from experiments.lib.training.train import train
 from experiments.quickstart import ARMS, outcome
 from experiments.quickstart.table import Run
 

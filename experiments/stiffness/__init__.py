@@ -25,10 +25,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from experiments.lib.claims import Figure, run_folder, write_summary
-from experiments.lib.judged import judge_all
-from experiments.lib.minibatch import Recipe
-from experiments.lib.progress import say
+from experiments.lib.runs.progress import say
+from experiments.lib.training.minibatch import Recipe
+from experiments.lib.verdicts.claims import judge_all
+from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
 from experiments.registry import Experiment, ExperimentConfig
 from experiments.stiffness.claims import CLAIMS, numbers
 from experiments.stiffness.minima import one_dimension, run_minima

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from experiments.lib.claims import Claim
-from experiments.lib.curves import rank_correlation
-from experiments.lib.judged import by_name
+from experiments.lib.verdicts.claims import Claim, by_name
+from experiments.lib.verdicts.statistics import rank_correlation
 
 Found = dict[str, dict[str, np.ndarray]]
 

@@ -13,12 +13,12 @@ import numpy as np
 import optax
 
 import flatjax
-from experiments.lib import endpoint, minibatch
-from experiments.lib.arms import train_settings
-from experiments.lib.minibatch import Recipe, Trained
-from experiments.lib.progress import say
-from experiments.lib.seeds import kept_arrays
-from experiments.lib.sharing import shared
+from experiments.lib.runs.kept import kept_arrays
+from experiments.lib.runs.progress import say
+from experiments.lib.runs.shares import shared
+from experiments.lib.training import curvature, minibatch
+from experiments.lib.training.minibatch import Recipe, Trained
+from experiments.lib.training.settings import train_settings
 from flatjax import loops
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ def stability(recipe: Recipe, found: dict[float, Trained], data: Any, size: int)
         [
             flatjax.linear_stability(
                 losses_fn,
-                endpoint.run_of(runs.params, index),
-                minibatch.training_batch(recipe, endpoint.run_of(data, index)),
+                curvature.run_of(runs.params, index),
+                minibatch.training_batch(recipe, curvature.run_of(data, index)),
                 learning_rate=rate,
                 batch_size=size,
                 key=jax.random.key(0),

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments.lib.curves import curve
-from experiments.lib.figures import figure, style
+from experiments.lib.verdicts.curves import curve
+from experiments.lib.verdicts.figures import figure, style
 
 if TYPE_CHECKING:
     from experiments.stiffness import Config

@@ -12,9 +12,10 @@ import numpy as np
 import optax
 
 import flatjax
-from experiments.lib import losses, minibatch
-from experiments.lib.arms import train_settings
-from experiments.lib.minibatch import Recipe
+from experiments.lib.nets import losses
+from experiments.lib.training import minibatch
+from experiments.lib.training.minibatch import Recipe
+from experiments.lib.training.settings import train_settings
 
 if TYPE_CHECKING:
     from experiments.stiffness import Config

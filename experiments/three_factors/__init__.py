@@ -31,10 +31,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from experiments.lib import distributed
-from experiments.lib.claims import Figure, run_folder, write_summary
-from experiments.lib.judged import JudgedConfig, judge_all
-from experiments.lib.metrics import MetricsLog
+from experiments.lib.runs import distributed
+from experiments.lib.runs.metrics import MetricsLog
+from experiments.lib.verdicts.claims import JudgedConfig, judge_all
+from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
 from experiments.registry import Experiment
 from experiments.three_factors import memorisation, pairs
 

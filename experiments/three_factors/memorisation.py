@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 import optax
 
-from experiments.lib import minibatch
-from experiments.lib.arms import train_settings
-from experiments.lib.curves import curve, rank_correlation
-from experiments.lib.figures import figure, style
-from experiments.lib.judged import by_name, claims_of
-from experiments.lib.minibatch import Recipe
-from experiments.lib.progress import say
-from experiments.lib.sharing import shared
+from experiments.lib.runs.progress import say
+from experiments.lib.runs.shares import shared
+from experiments.lib.training import minibatch
+from experiments.lib.training.minibatch import Recipe
+from experiments.lib.training.settings import train_settings
+from experiments.lib.verdicts.claims import by_name, claims_of
+from experiments.lib.verdicts.curves import curve
+from experiments.lib.verdicts.figures import figure, style
+from experiments.lib.verdicts.statistics import rank_correlation
 from experiments.three_factors.pairs import ratios_of, spread
 
 if TYPE_CHECKING:

@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 
 import flatjax
-from experiments.lib.curves import rank_correlation
-from experiments.lib.figures import figure, style
-from experiments.lib.judged import by_name, claims_of
-from experiments.lib.progress import say
-from experiments.lib.seeds import kept_arrays
-from experiments.lib.sharing import shared
-from experiments.lib.small import FlatMlp, shuffled_batches, small_data, stack_seeds
+from experiments.lib.data.small import shuffled_batches, small_data, stack_seeds
+from experiments.lib.nets.mlp import FlatMlp
+from experiments.lib.runs.kept import kept_arrays
+from experiments.lib.runs.progress import say
+from experiments.lib.runs.shares import shared
+from experiments.lib.verdicts.claims import by_name, claims_of
+from experiments.lib.verdicts.figures import figure, style
+from experiments.lib.verdicts.statistics import rank_correlation
 from flatjax import loops
 
 if TYPE_CHECKING:

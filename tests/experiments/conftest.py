@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from experiments.lib.storage import DATA_DIR_VARIABLE, open_builder
+from experiments.lib.data.storage import DATA_DIR_VARIABLE, open_builder
 
 ROOT = Path(__file__).parents[2]
 

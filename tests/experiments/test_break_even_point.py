@@ -9,8 +9,8 @@ import pytest
 from experiments import break_even_point as experiment
 from experiments.break_even_point import conjectures
 from experiments.break_even_point.network import network
-from experiments.lib.claims import judge
-from experiments.lib.rundir import read_json
+from experiments.lib.runs.rundir import read_json
+from experiments.lib.verdicts.claims import judge
 
 
 @pytest.fixture(autouse=True)

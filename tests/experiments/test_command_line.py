@@ -7,7 +7,7 @@ import pytest
 
 from experiments import __main__ as command
 from experiments import registry
-from experiments.lib import errors
+from experiments.lib.runs import errors
 from tests.experiments import throwaway
 
 NAME = "tests.experiments.throwaway"

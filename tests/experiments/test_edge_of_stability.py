@@ -10,9 +10,9 @@ import scipy.sparse.linalg
 
 from experiments import edge_of_stability as experiment
 from experiments.edge_of_stability import dynamics, training
-from experiments.lib.claims import judge
-from experiments.lib.errors import ExperimentError
-from experiments.lib.rundir import read_json
+from experiments.lib.runs.errors import ExperimentError
+from experiments.lib.runs.rundir import read_json
+from experiments.lib.verdicts.claims import judge
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from experiments import epoch_double_descent as experiment
-from experiments.lib import rundir
-from experiments.lib.claims import judge
-from experiments.lib.curves import by_seed
+from experiments.lib.runs import rundir
+from experiments.lib.verdicts.claims import judge
+from experiments.lib.verdicts.statistics import by_seed
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from experiments import loss_change_allocation as experiment
-from experiments.lib.claims import judge
-from experiments.lib.rundir import read_json
-from experiments.lib.small import FlatMlp
-from experiments.lib.trajectory import load_arrays
+from experiments.lib.nets.mlp import FlatMlp
+from experiments.lib.runs.rundir import read_json
+from experiments.lib.runs.trajectory import load_arrays
+from experiments.lib.verdicts.claims import judge
 
 
 @pytest.fixture(scope="module")

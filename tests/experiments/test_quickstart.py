@@ -11,7 +11,7 @@ from flax import serialization
 
 from experiments import quickstart
 from experiments.__main__ import main
-from experiments.lib.load import load_checkpoint
+from experiments.lib.training.load import load_checkpoint
 from experiments.quickstart import work
 
 NETWORK = ["--model", "mlp", "--model.width", "8", "--model.depth", "1"]

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from experiments import random_labels as experiment
-from experiments.lib import rundir
-from experiments.lib.claims import judge
-from experiments.lib.curves import by_seed
-from experiments.lib.small import small_data
+from experiments.lib.data.small import small_data
+from experiments.lib.runs import rundir
+from experiments.lib.verdicts.claims import judge
+from experiments.lib.verdicts.statistics import by_seed
 
 CONFIG = experiment.Config()
 

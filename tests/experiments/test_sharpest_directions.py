@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from experiments import sharpest_directions as experiment
-from experiments.lib.claims import judge
-from experiments.lib.rundir import read_json
+from experiments.lib.runs.rundir import read_json
+from experiments.lib.verdicts.claims import judge
 
 
 @pytest.fixture(autouse=True)

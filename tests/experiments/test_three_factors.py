@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from experiments import three_factors as experiment
-from experiments.lib.claims import judge
-from experiments.lib.rundir import read_json
+from experiments.lib.runs.rundir import read_json
+from experiments.lib.verdicts.claims import judge
 from experiments.three_factors import memorisation
 from experiments.three_factors import pairs as of_pairs
 

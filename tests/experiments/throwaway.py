@@ -8,11 +8,11 @@ import signal
 import time
 from dataclasses import dataclass, field
 
-from experiments.lib.config import OptimizerConfig, RunConfig, TrainConfig
-from experiments.lib.data import DataConfig
-from experiments.lib.measurements import Measurement
-from experiments.lib.models import ModelConfig
-from experiments.lib.train import train
+from experiments.lib.data.images import DataConfig
+from experiments.lib.nets.config import ModelConfig
+from experiments.lib.training.config import OptimizerConfig, RunConfig, TrainConfig
+from experiments.lib.training.measurements import Measurement
+from experiments.lib.training.train import train
 from experiments.registry import Experiment, ExperimentConfig
 
 

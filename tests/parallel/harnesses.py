@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.lib.claims import Claim, Figure, judge, run_folder, write_summary
-from experiments.lib.figures import figure
-from experiments.lib.seeds import each_seed, kept_arrays
-from experiments.lib.sharing import shared
-from experiments.lib.trajectory import run_chunks
+from experiments.lib.runs.kept import each_seed, kept_arrays
+from experiments.lib.runs.shares import shared
+from experiments.lib.runs.trajectory import run_chunks
+from experiments.lib.verdicts.claims import Claim, judge
+from experiments.lib.verdicts.figures import figure
+from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
 from experiments.registry import Experiment, ExperimentConfig
 
 ARMS = ("slow", "fast", "faster")

@@ -8,9 +8,9 @@ import pytest
 
 from experiments import registry
 from experiments.__main__ import main
-from experiments.lib import distributed
-from experiments.lib.metrics import read_metrics
-from experiments.lib.storage import open_builder
+from experiments.lib.data.storage import open_builder
+from experiments.lib.runs import distributed
+from experiments.lib.runs.metrics import read_metrics
 from tests.experiments.bucket import buckets
 from tests.parallel import harnesses
 from tests.parallel.processes import finish, free_port, start

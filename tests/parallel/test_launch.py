@@ -15,7 +15,7 @@ import yaml
 
 from experiments import registry
 from experiments.__main__ import _parse
-from experiments.lib import distributed
+from experiments.lib.runs import distributed
 from tests.repository import ROOT
 
 LAUNCH = ROOT / "experiments" / "launch"

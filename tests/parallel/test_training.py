@@ -9,11 +9,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.lib import distributed
-from experiments.lib.load import load_checkpoint
-from experiments.lib.metrics import read_metrics
-from experiments.lib.rundir import read_json
-from experiments.lib.storage import open_builder
+from experiments.lib.data.storage import open_builder
+from experiments.lib.runs import distributed
+from experiments.lib.runs.metrics import read_metrics
+from experiments.lib.runs.rundir import read_json
+from experiments.lib.training.load import load_checkpoint
 from tests.parallel.processes import finish, free_port, start
 from tests.parallel.training import STEPS
 

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import flatjax
-from experiments.lib.config import OptimizerConfig, RunConfig, TrainConfig
-from experiments.lib.data import DataConfig, load_data
-from experiments.lib.measurements import Measurement
-from experiments.lib.models import ModelConfig, make_model
-from experiments.lib.train import train
+from experiments.lib.data.images import DataConfig, load_data
+from experiments.lib.nets.config import ModelConfig
+from experiments.lib.nets.models import make_model
+from experiments.lib.training.config import OptimizerConfig, RunConfig, TrainConfig
+from experiments.lib.training.measurements import Measurement
+from experiments.lib.training.train import train
 from experiments.registry import Experiment, ExperimentConfig
 from flatjax import parallel
 

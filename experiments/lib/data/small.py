@@ -1,0 +1,128 @@
+"""Data in memory, for trajectories inside compiled loops.
+
+    data = small_data("digits", seed=0, train_size=300)
+
+Inputs are divided by one standard deviation and centred at each pixel's training mean: without the
+centring the largest eigenvalue at the start belongs to the mean image and falls in training, and
+progressive sharpening is not seen.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.flatten_util
+import numpy as np
+
+
+class SmallData(NamedTuple):
+    """Flattened examples; with a leading axis of seeds if stacked.
+
+    Attributes:
+      inputs: (n, d) float32.
+      targets: (n,) int32, the labels trained on.
+      clean_targets: (n,) int32, the true ones.
+      test_inputs: (m, d) float32.
+      test_targets: (m,) int32.
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    clean_targets: np.ndarray
+    test_inputs: np.ndarray
+    test_targets: np.ndarray
+
+    @property
+    def noisy(self) -> np.ndarray:
+        """(n,) bool: which labels are wrong."""
+        return self.targets != self.clean_targets
+
+
+def small_data(
+    name: str,
+    *,
+    seed: int,
+    train_size: int,
+    label_noise: float = 0.0,
+    test_size: int | None = None,
+    num_classes: int = 10,
+) -> SmallData:
+    """Draws a subset and wrong labels by the seed.
+
+    Args:
+      name: `digits`, read from scikit-learn without a data directory, or a TFDS set that is
+        prepared in the data directory.
+      seed: of subset, order and wrong labels.
+      train_size: n.
+      label_noise: exactly this fraction of the labels is wrong.
+      test_size: m; default all that are not trained on.
+      num_classes: of `digits`.
+
+    Returns:
+      The data as NumPy arrays.
+    """
+    if name != "digits":
+        return _prepared(name, seed, train_size, label_noise, test_size)
+    images, labels = _all_digits()
+    if train_size >= len(labels):
+        raise ValueError(f"digits has {len(labels)} examples, {train_size} leave none to test on")
+    rng = np.random.RandomState(seed)
+    order = rng.permutation(len(labels))
+    train, test = order[:train_size], order[train_size:][:test_size]
+    shift = np.zeros(train_size, np.int32)
+    wrong = rng.permutation(train_size)[: round(label_noise * train_size)]
+    shift[wrong] = rng.randint(1, num_classes, size=len(wrong))
+    mean = images[train].mean(0)
+    clean = labels[train]
+    return SmallData(
+        images[train] - mean,
+        (clean + shift) % num_classes,
+        clean,
+        images[test] - mean,
+        labels[test],
+    )
+
+
+@functools.cache
+def _all_digits() -> tuple[np.ndarray, np.ndarray]:
+    from experiments.lib.data.digits import digits_arrays
+
+    images, labels = digits_arrays()
+    pixels = images.reshape(len(images), -1).astype(np.float32)
+    return pixels / pixels.std(), labels.astype(np.int32)
+
+
+def _prepared(name, seed, train_size, label_noise, test_size) -> SmallData:
+    from experiments.lib.data.images import DataConfig, load_data
+
+    data = load_data(
+        DataConfig(
+            name=name,
+            train_size=train_size,
+            test_size=test_size,
+            label_noise=label_noise,
+            data_seed=seed,
+        )
+    )
+    train, test = data.train.arrays(), data.test.arrays()
+    return SmallData(
+        train.inputs.reshape(len(train.inputs), -1),
+        train.targets,
+        train.clean_targets,
+        test.inputs.reshape(len(test.inputs), -1),
+        test.targets,
+    )
+
+
+def stack_seeds(each: Sequence[SmallData]) -> SmallData:
+    """The data of several seeds with a leading axis for `jax.vmap`."""
+    return SmallData(*(np.stack(leaves) for leaves in zip(*each, strict=True)))
+
+
+def shuffled_batches(key: jax.Array, size: int, batch_size: int) -> jax.Array:
+    """One epoch of minibatches without replacement: indices (size // batch_size, batch_size)."""
+    count = size // batch_size
+    return jax.random.permutation(key, size)[: count * batch_size].reshape(count, batch_size)

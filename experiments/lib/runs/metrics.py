@@ -1,0 +1,169 @@
+"""`metrics.jsonl`: one JSON object a line, each with `step` and `event`; and TensorBoard.
+
+TensorBoard gets every number of a row, and of a list of numbers, such as one a seed, each.
+
+The file is the record that figures are made from. It survives kills: rows beyond the step a run
+resumes from are cut off, they come again, and a half-written last line is dropped.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments.lib.runs.paths import as_path, is_remote, remove_tree, write_text
+
+CLOCK_FIELDS = frozenset({"time", "seconds", "steps_per_second"})
+"""The fields that differ between two identical runs."""
+
+
+def read_metrics(path: str | os.PathLike[str], *, event: str | None = None, clock: bool = True):
+    """Returns the rows of a `metrics.jsonl` as dicts, without a half-written last line.
+
+    Args:
+      path: the file, or the run's folder.
+      event: only rows of this event: `train`, `eval` or a measurement's name.
+      clock: keep the clock fields; without them the rows of identical runs are equal.
+    """
+    path = as_path(path)
+    rows = _parse(path / "metrics.jsonl" if path.is_dir() else path)
+    kept = [row for row in rows if event is None or row["event"] == event]
+    if clock:
+        return kept
+    return [{k: v for k, v in row.items() if k not in CLOCK_FIELDS} for row in kept]
+
+
+def _parse(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    if path.exists():
+        for line in path.read_bytes().decode("utf-8", errors="replace").splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:
+                continue
+            if isinstance(row, dict) and "step" in row and "event" in row:
+                rows.append(row)
+    return rows
+
+
+def jsonable(value: Any) -> Any:
+    """Returns a value as JSON knows it: arrays as lists, what is not finite as null."""
+    if isinstance(value, Mapping):
+        return {str(k): jsonable(v) for k, v in value.items()}
+    if hasattr(value, "_asdict"):
+        return jsonable(value._asdict())
+    if isinstance(value, (list, tuple)):
+        return [jsonable(v) for v in value]
+    if isinstance(value, (bool, str, int)) or value is None:
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return jsonable(np.asarray(value).tolist())
+
+
+class MetricsLog:
+    """Appends rows to `metrics.jsonl` and scalars to TensorBoard; only in the first process.
+
+    A context manager, which closes the files.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        keep: Iterable[Mapping[str, Any]] = (),
+        resume_step: int = 0,
+        tensorboard: bool = True,
+        primary: bool = True,
+    ):
+        """Opens the log.
+
+        Args:
+          folder: the run's folder.
+          keep: the rows to begin with; all others in the file are dropped.
+          resume_step: TensorBoard forgets events at this step and later; at 0 all there are.
+          tensorboard: whether to write TensorBoard events too; not into a bucket.
+          primary: whether this process writes at all.
+        """
+        self._file = self._board = self._remote = None
+        if not primary:
+            return
+        path = folder / "metrics.jsonl"
+        kept = "".join(_line(row) for row in keep)
+        write_text(path, kept)
+        if is_remote(path):  # nothing can be appended there: rows are kept, and written at `sync`
+            self._remote, self._file = path, io.StringIO()
+            self._file.write(kept)
+            return
+        self._file = path.open("a", encoding="utf-8")
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            if not resume_step and (folder / "tensorboard").exists():
+                remove_tree(folder / "tensorboard")
+            # purge_step makes TensorBoard drop what a killed run wrote beyond the resumed step.
+            # The suffix keeps apart the files of two starts within a second.
+            self._board = SummaryWriter(
+                str(folder / "tensorboard"),
+                purge_step=resume_step or None,
+                filename_suffix=f".{time.time_ns()}",
+            )
+
+    def __enter__(self) -> MetricsLog:
+        """Returns the log."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Closes the files."""
+        self.close()
+
+    def write(self, step: int, event: str, values: Mapping[str, Any], *, clock=None) -> None:
+        """Writes one row; `clock` holds its clock fields, and `time` is added."""
+        if self._file is None:
+            return
+        row = {"step": step, "event": event, **jsonable(values)}
+        row |= {**(clock or {}), "time": round(time.time(), 3)}
+        self._file.write(_line(row))
+        self._file.flush()
+        if self._board is not None:
+            for name, value in row.items():
+                if name not in ("step", "time"):
+                    for suffix, number in _numbers(value):
+                        self._board.add_scalar(f"{event}/{name}{suffix}", number, step)
+
+    def sync(self) -> None:
+        """Brings all rows to disk: before a checkpoint that counts on them."""
+        if self._remote is not None:
+            write_text(self._remote, self._file.getvalue())
+        elif self._file is not None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        if self._board is not None:
+            self._board.flush()
+
+    def close(self) -> None:
+        """Closes the files."""
+        self.sync()
+        if self._file is not None:
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _numbers(value: Any) -> list[tuple[str, float]]:
+    """A number, or those in a list of numbers with their places."""
+    if isinstance(value, list):
+        return [(f"/{i}", v) for i, v in enumerate(value) if isinstance(v, (int, float))]
+    return [("", value)] if isinstance(value, (int, float)) else []
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, allow_nan=False) + "\n"

@@ -1,0 +1,87 @@
+"""Where arrays live: one device, or the batch spread over all devices of all processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from experiments.lib.runs import distributed
+from experiments.lib.runs.errors import ExperimentError
+from flatjax import parallel
+
+
+class Placement:
+    """Puts the state and the batches in place; the step itself is written for global arrays.
+
+    On one device nothing is done. Data parallel, the state is replicated over a mesh with Auto
+    axes and a batch is split along its leading axis, every process bringing its own rows; the
+    compiler places the reductions.
+    """
+
+    def __init__(self, *, data_parallel: bool | None = None):
+        """Uses all devices if `data_parallel`, else the first one.
+
+        By default all of them in a distributed run and where there are several accelerators; the
+        devices of one CPU share its cores.
+        """
+        self.process = distributed.position()
+        self.primary = distributed.is_first()
+        together = distributed.is_distributed()
+        devices = jax.devices() if together else jax.local_devices()
+        if data_parallel is None:
+            accelerators = jax.default_backend() != "cpu" and len(devices) > 1
+            data_parallel = together or accelerators
+        self._mesh = parallel.make_mesh(devices=devices) if data_parallel else None
+
+    @property
+    def devices(self) -> int:
+        """How many devices share a batch."""
+        return 1 if self._mesh is None else self._mesh.size
+
+    @property
+    def replicated(self) -> jax.sharding.Sharding:
+        """The sharding of the state."""
+        if self._mesh is None:
+            return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        return jax.sharding.NamedSharding(self._mesh, jax.P())
+
+    def batch(self, batch: Any) -> Any:
+        """Moves this process's rows of a batch to the devices, without waiting."""
+        if self._mesh is None:
+            return jax.device_put(batch)
+        sharding = jax.sharding.NamedSharding(self._mesh, jax.P("data"))
+        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+    def check_batch_size(self, size: int) -> None:
+        """Raises an `ExperimentError` unless a batch splits evenly over the devices."""
+        if size % self.devices:
+            raise ExperimentError(
+                f"a batch of {size} examples does not split over {self.devices} devices: choose a "
+                "multiple as batch size (or as train size, for full batches), or fewer devices"
+            )
+
+    def spread(self, tree: Any) -> Any:
+        """Inside a compiled function: rows that all processes have, split over the devices."""
+        return self._constrained(tree, jax.P("data"))
+
+    def collected(self, tree: Any) -> Any:
+        """Inside a compiled function: the opposite of `spread`."""
+        return self._constrained(tree, jax.P())
+
+    def _constrained(self, tree: Any, spec: jax.P) -> Any:
+        if self._mesh is None:
+            return tree
+        sharding = jax.sharding.NamedSharding(self._mesh, spec)
+        return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, sharding), tree)
+
+    def everywhere(self, tree: Any) -> Any:
+        """A state that this process has on one device, as the training step takes it."""
+        return tree if self._mesh is None else parallel.replicate(tree, self._mesh)
+
+    def abstract(self, tree: Any) -> Any:
+        """The shapes and dtypes of a state, to be read by each process to one of its devices."""
+        sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+        )

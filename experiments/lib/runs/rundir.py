@@ -1,0 +1,135 @@
+"""A run's folder: its lock, `config.json`, `env.json` and `status.json`.
+
+Of several processes the first one reads and writes them, and all must call alike: all see what it
+sees, and a file that is written is there for all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from experiments.lib.runs import distributed
+from experiments.lib.runs.errors import ConfigMismatch, RunLocked
+from experiments.lib.runs.identity import differences
+from experiments.lib.runs.paths import is_remote, write_text
+
+_PACKAGES = ("flatjax", "jax", "jaxlib", "optax", "flax", "orbax-checkpoint", "grain", "numpy")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a file at once or not at all."""
+    text = json.dumps(value, indent=2) + "\n"
+    distributed.on_primary(lambda: write_text(path, text))
+
+
+def read_json(path: Path) -> Any:
+    """Reads a file, or None if there is none."""
+
+    def read() -> Any:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+    return distributed.on_primary(read)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Holds the folder for this run; the system frees it when the process dies.
+
+    Of several processes the first one holds it.
+
+    Raises:
+      RunLocked: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # There are no locks in a bucket: trust the user.
+    if is_remote(folder) or not distributed.is_first():
+        yield
+        return
+    with open(folder / ".lock", "a") as handle:
+        try:
+            import fcntl
+
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunLocked(
+                f"another process is running in {folder}; wait for it or choose another folder"
+            ) from None
+        except (ImportError, OSError):
+            pass  # no locks on this system or file system: trust the user
+        yield
+
+
+def check_config(folder: Path, config: dict[str, Any], identity: dict[str, Any]) -> None:
+    """Writes `config.json`, or compares with the one there.
+
+    Args:
+      folder: the run's folder.
+      config: the whole configuration.
+      identity: the part of it that decides the result.
+
+    Raises:
+      ConfigMismatch: the folder holds a run with another identity.
+    """
+    found = read_json(folder / "config.json")
+    if found is not None:
+        changes = differences(found["identity"], identity)
+        if changes:
+            raise ConfigMismatch(
+                f"{folder} holds a run of another configuration ({'; '.join(changes)}); choose "
+                "another folder with --out, or delete this one"
+            )
+    write_json(folder / "config.json", {"config": config, "identity": identity})
+
+
+def record_environment(folder: Path) -> None:
+    """Adds this start to `env.json`: versions, devices, command, revision of the code."""
+    import jax
+
+    starts = (read_json(folder / "env.json") or {"starts": []})["starts"]
+    versions = {}
+    for package in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    starts.append(
+        {
+            "started": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "command": sys.argv,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "versions": versions,
+            "backend": jax.default_backend(),
+            "devices": [d.device_kind for d in jax.devices()],
+            "processes": jax.process_count(),
+            "xla_flags": os.environ.get("XLA_FLAGS", ""),
+            "git": _git_revision(),
+        }
+    )
+    write_json(folder / "env.json", {"starts": starts})
+
+
+def _git_revision() -> str | None:
+    """The commit of this code, with `+` if the tree has changed; None outside a repository."""
+    here = Path(__file__).resolve().parent
+    try:
+        commit = _git("rev-parse", "HEAD", cwd=here)
+        changed = _git("status", "--porcelain", "--untracked-files=no", cwd=here)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return commit + ("+" if changed else "")
+
+
+def _git(*arguments: str, cwd: Path) -> str:
+    done = subprocess.run(
+        ["git", *arguments], cwd=cwd, capture_output=True, text=True, check=True, timeout=10
+    )
+    return done.stdout.strip()

@@ -1,0 +1,139 @@
+"""Trajectories of small networks inside compiled loops, in chunks that survive a kill.
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def advance(state, steps):
+        return loops.scan(step, state, length=steps)          # records: a dict of arrays
+
+    state, records = run_chunks(out / "gd", state, advance, num_steps=3000, chunk=500)
+
+What a kill can cost is the chunk that it interrupts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.lib.runs import distributed
+from experiments.lib.runs.checkpoint import Checkpoints
+from experiments.lib.runs.errors import Preempted
+from experiments.lib.runs.kept import load_arrays, save_arrays
+from experiments.lib.runs.metrics import MetricsLog, read_metrics
+from experiments.lib.runs.progress import Progress
+from experiments.lib.runs.signals import Interrupted, Signals
+
+MOST_ROWS = 500
+"""In `metrics.jsonl`: of longer trajectories every second step, every third, and so on."""
+
+Advance = Callable[[Any, int], tuple[Any, Mapping[str, Any]]]
+
+
+def run_chunks(
+    folder: Path,
+    state: Any,
+    advance: Advance,
+    num_steps: int,
+    chunk: int,
+    *,
+    axis: int = 0,
+    logged: int | None = None,
+    quiet: bool = True,
+) -> tuple[Any, dict[str, np.ndarray]]:
+    """Advances a state and collects what is recorded; continues where an earlier start stopped.
+
+    After every chunk the records and then the state are saved; a kill at any moment costs the
+    chunk it interrupts, and the same call ends with the same bits. The numbers among the records
+    are written to `metrics.jsonl` and TensorBoard too, as lists over seeds if these come first.
+    Several processes at work together all compute the whole, and the first one writes it.
+
+    Args:
+      folder: a folder of its own.
+      state: the first state, a tree of arrays (PRNG keys as their `jax.random.key_data`).
+      advance: `advance(state, steps) -> (state, records)`, jitted with `steps` static; records is
+        a dict of arrays of `steps` entries.
+      num_steps: how many steps in all.
+      chunk: steps between two saves; a last, shorter chunk is compiled anew.
+      axis: the axis of the steps in the records: 1 behind a leading axis of vmapped seeds.
+      logged: the steps that get rows, where those at the end only fill up a chunk; default all.
+      quiet: no progress bar.
+
+    Returns:
+      The last state, and the records of all steps.
+
+    Raises:
+      Preempted: a signal asked to stop; what was done is saved.
+      ValueError: `num_steps` or `chunk` is below 1.
+    """
+    if num_steps < 1 or chunk < 1:
+        raise ValueError(f"num_steps and chunk must be at least 1, got {num_steps}, {chunk}")
+    parts = folder / "records"
+    primary = distributed.is_first()
+    if primary:
+        parts.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(folder / "checkpoints", keep_last=2, keep_best=0, primary=primary)
+    state = jax.tree.map(jax.numpy.asarray, state)
+    abstract = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state
+    )
+    restored = checkpoints.restore(abstract)
+    done = 0
+    if restored is not None:
+        done, state = restored.step, restored.state
+    if done >= num_steps:
+        return state, _joined(parts, num_steps, axis)
+    bar = Progress(folder.name, num_steps, done, enabled=not quiet)
+    signals = Signals()
+    try:
+        with signals.installed(), _open_log(folder, done) as log:
+            while done < num_steps:
+                signals.check()
+                steps = min(chunk, num_steps - done)
+                state, found = advance(state, steps)
+                records = {name: np.asarray(values) for name, values in found.items()}
+                # The records first: a checkpoint without its records could not be continued.
+                save_arrays(parts / f"{done + steps}.npz", **records)
+                _write_rows(log, records, range(done, done + steps), logged or num_steps, axis)
+                done += steps
+                checkpoints.save(done, state, {})
+                bar.update(done)
+            checkpoints.wait()
+    except Interrupted:
+        raise Preempted(
+            f"stopped at step {done} of {num_steps} in {folder}; the same command continues",
+            signals.exit_status or 75,
+        ) from None
+    finally:
+        bar.close()
+        checkpoints.close()
+    return state, _joined(parts, num_steps, axis)
+
+
+def _open_log(folder: Path, done: int) -> MetricsLog:
+    """`metrics.jsonl`, cut back to the steps that the restored state has behind it."""
+    primary = distributed.is_first()
+    keep = [row for row in read_metrics(folder) if row["step"] < done] if primary else ()
+    return MetricsLog(folder, keep=keep, resume_step=done, primary=primary)
+
+
+def _write_rows(
+    log: MetricsLog, records: Mapping[str, np.ndarray], steps: range, end: int, axis: int
+) -> None:
+    """A row for each step that gets one, with every record that has one number a step and seed."""
+    stride = -(-end // MOST_ROWS)
+    numbers = {name: values for name, values in records.items() if values.ndim == axis + 1}
+    for place, step in enumerate(steps):
+        if step < end and step % stride == 0:
+            log.write(step, "trajectory", {k: v.take(place, axis) for k, v in numbers.items()})
+    log.sync()
+
+
+def _joined(parts: Path, num_steps: int, axis: int) -> dict[str, np.ndarray]:
+    # The first process's list: others may see a shared file system a little later.
+    found = distributed.on_primary(lambda: [int(path.stem) for path in parts.glob("*.npz")])
+    ends = sorted(end for end in found if end <= num_steps)
+    pieces = [load_arrays(parts / f"{end}.npz") for end in ends]
+    return {name: np.concatenate([p[name] for p in pieces], axis) for name in pieces[0]}

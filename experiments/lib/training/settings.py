@@ -1,0 +1,64 @@
+"""All seeds with several settings of one optimiser, trained side by side as one program.
+
+    rates = {rate: rate for rate in (0.03, 0.3)}
+    found = train_settings(out, recipe, data, seeds, lambda seed, rate: optax.sgd(rate), rates)
+    found[0.3].records["test_accuracy"]                              # (seeds, records)
+
+Settings of different shapes, another optimiser say, are arms of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from experiments.lib.data.small import SmallData
+from experiments.lib.training import minibatch
+from experiments.lib.training.minibatch import MakeOptimizer, Recipe, Trained
+
+K = TypeVar("K")
+
+
+def train_settings(
+    folder: Path,
+    recipe: Recipe,
+    data: SmallData,
+    seeds: Sequence[int],
+    make_optimizer: MakeOptimizer,
+    settings: Mapping[K, Any],
+    **options: Any,
+) -> dict[K, Trained]:
+    """Trains every seed with every setting.
+
+    Args:
+      folder: a folder of its own.
+      recipe: network and training.
+      data: with a leading axis of seeds.
+      seeds: the seeds.
+      make_optimizer: `make_optimizer(seed, setting)`, see `minibatch.train_arm`.
+      settings: trees of numbers of one structure, by name.
+      **options: more for `minibatch.train_arm`.
+
+    Returns:
+      For each setting its runs, with a leading axis of seeds.
+    """
+    count = len(settings)
+    hyper = jax.tree.map(
+        lambda *numbers: np.tile(np.array(numbers, np.float32), len(seeds)), *settings.values()
+    )
+    trained = minibatch.train_arm(
+        folder,
+        recipe,
+        minibatch.repeat(data, count),
+        np.repeat(seeds, count),
+        make_optimizer,
+        hyper=hyper,
+        **options,
+    )
+    return {
+        name: jax.tree.map(lambda a, i=i: a[i::count], trained) for i, name in enumerate(settings)
+    }

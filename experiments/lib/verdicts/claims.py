@@ -1,0 +1,178 @@
+"""Claims of papers, judged by code: a measured number, the accepted range, the verdict.
+
+    _claim = claims_of("Cohen et al. 2021", "0.98 to 1.03 on seeds 0-4")
+    CLAIMS = by_name(_claim("settles", "Sharpness settles at 2/eta.", 0.97, 1.05), ...)
+    verdicts = judge_all(CLAIMS, numbers, config.seed_range())
+
+Accepted ranges stand in code and are set on other seeds than those that are judged.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+
+from experiments.lib.verdicts.statistics import by_seed
+from experiments.registry import ExperimentConfig
+
+Judgement = Literal["reproduced", "not reproduced", "inconclusive"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """What a paper says, as a range of one measured number."""
+
+    name: str
+    """A short name, words joined by hyphens."""
+
+    statement: str
+    """One sentence; it says what is measured."""
+
+    paper: str
+    """Where it is claimed."""
+
+    low: float | None = None
+    """The least accepted value; None for no bound ..."""
+
+    high: float | None = None
+    """... and the largest."""
+
+    reason: str
+    """Where the range comes from, and on which seeds it was set."""
+
+    def __post_init__(self):
+        if self.low is None and self.high is None:
+            raise ValueError(f"claim {self.name!r} accepts every number: give low or high")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f"claim {self.name!r} accepts no number: low is above high")
+
+
+class Verdict(NamedTuple):
+    """A claim beside its measurement.
+
+    Attributes:
+      claim: the claim.
+      values: the measured number of each seed; None where it is missing.
+      mean: their mean; None unless all are there and finite.
+      standard_error: of the mean; None with a single seed.
+      verdict: see `judge`.
+    """
+
+    claim: Claim
+    values: dict[int, float | None]
+    mean: float | None
+    standard_error: float | None
+    verdict: Judgement
+
+
+def judge(claim: Claim, values: Mapping[int, Any]) -> Verdict:
+    """Compares the numbers of all seeds with the accepted range.
+
+    Args:
+      claim: the claim.
+      values: its number for each seed.
+
+    Returns:
+      `inconclusive` if a number is missing or not finite, or if the interval of two standard
+      errors about the mean reaches over a bound; `reproduced` if that interval lies in the range;
+      else `not reproduced`. A single seed has no standard error and counts by its value alone.
+    """
+    numbers = {int(s): None if v is None else float(v) for s, v in values.items()}
+    known = [v for v in numbers.values() if v is not None and math.isfinite(v)]
+    if not known or len(known) < len(numbers):
+        return Verdict(claim, numbers, None, None, "inconclusive")
+    mean = float(np.mean(known))
+    error = float(np.std(known, ddof=1) / math.sqrt(len(known))) if len(known) > 1 else None
+    reach = 2 * (error or 0.0)
+    low = -math.inf if claim.low is None else claim.low
+    high = math.inf if claim.high is None else claim.high
+    verdict: Judgement = "not reproduced"
+    if low <= mean - reach and mean + reach <= high:
+        verdict = "reproduced"
+    elif mean + reach >= low and mean - reach <= high:
+        verdict = "inconclusive"
+    return Verdict(claim, numbers, mean, error, verdict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgedConfig(ExperimentConfig):
+    """The options of an experiment with the judged seeds and a small data set as its defaults."""
+
+    seeds: int = 3
+    """How many seeds to run."""
+
+    first_seed: int = 100
+    """The first seed; the others follow it."""
+
+    data: str = "digits"
+    """The data set."""
+
+
+class MakeClaim(Protocol):
+    """`make(name, statement, low, high)`, with another reason if one is given."""
+
+    def __call__(
+        self,
+        name: str,
+        statement: str,
+        low: float | None = None,
+        high: float | None = None,
+        *,
+        reason: str | None = None,
+    ) -> Claim:
+        """Returns the claim."""
+
+
+def claims_of(paper: str, reason: str) -> MakeClaim:
+    """Makes claims of one paper, with one reason for their ranges unless another is given."""
+    given = reason
+
+    def make(name, statement, low=None, high=None, *, reason=None) -> Claim:
+        return Claim(
+            name=name,
+            statement=statement,
+            paper=paper,
+            low=low,
+            high=high,
+            reason=reason or given,
+        )
+
+    return make
+
+
+def by_name(*claims: Claim) -> dict[str, Claim]:
+    """The claims under their names.
+
+    Raises:
+      ValueError: two have the same name.
+    """
+    found = {claim.name: claim for claim in claims}
+    if len(found) < len(claims):
+        names = [claim.name for claim in claims]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"two claims of one name: {', '.join(twice)}")
+    return found
+
+
+def judge_all(
+    claims: Mapping[str, Claim], numbers: Mapping[str, Any], seeds: Sequence[int]
+) -> list[Verdict]:
+    """Judges every claim by its number for every seed.
+
+    Args:
+      claims: by name.
+      numbers: for the name of each claim its number by seed, or one number a seed in their order.
+      seeds: the seeds.
+
+    Returns:
+      The verdicts in the order of the claims.
+    """
+
+    def of_seeds(values: Any) -> Mapping[int, Any]:
+        return values if isinstance(values, Mapping) else by_seed(seeds, values)
+
+    return [judge(claim, of_seeds(numbers[name])) for name, claim in claims.items()]

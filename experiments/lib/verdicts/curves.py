@@ -1,0 +1,33 @@
+"""Curves and points over seeds: the mean, with two standard errors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from experiments.lib.verdicts.figures import band, style
+from experiments.lib.verdicts.statistics import mean_and_error
+
+
+def curve(axes: Any, x: Any, values: Any, number: int, label: str = "", **options: Any) -> None:
+    """Draws the mean of `values` (seeds, points) over `x`."""
+    values = np.asarray(values, float)
+    options = {**style(number, markers=False), **options}
+    axes.plot(x, values.mean(0), label=label or None, **options)
+    if len(values) > 1:
+        band(axes, x, values.mean(0), values.std(0, ddof=1) / np.sqrt(len(values)), number)
+
+
+def points(axes: Any, labels: Sequence[str], values: Sequence[Any], number: int, name: str = ""):
+    """One point an arm with two standard errors, and every seed beside it."""
+    chosen = style(number)
+    for i, v in enumerate(values):
+        mean, error = mean_and_error(v)
+        axes.errorbar(
+            i, mean, yerr=2 * (error or 0.0), capsize=4, color=chosen["color"],
+            marker=chosen["marker"], linestyle="none", label=name if i == 0 and name else None,
+        )  # fmt: skip
+        axes.plot(np.full(len(v), i + 0.2), v, ".", color=chosen["color"], alpha=0.5)
+    axes.set_xticks(range(len(labels)), labels)

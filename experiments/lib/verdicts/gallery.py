@@ -1,0 +1,194 @@
+"""All finished runs on one page, and the pages of the documentation.
+
+    python -m experiments report                        # runs/gallery.html, and the table of claims
+    python -m experiments report --docs docs/gallery    # from the runs of the cpu presets
+
+With `--docs` the summaries of the cpu runs are copied to `experiments/results/`, their figures,
+made small, to the folder, and the pages are written from these summaries alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from experiments import registry
+from experiments.lib.runs import rundir
+from experiments.lib.verdicts import claims, report
+
+RESULTS = Path(__file__).parents[2] / "results"
+PIXELS = 1100
+COLORS = 48
+COLUMNS = ("claim", "measured", "accepted", "verdict")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command `report`; returns the exit status."""
+    parser = argparse.ArgumentParser("python -m experiments report", description=__doc__)
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the runs lie")
+    parser.add_argument("--docs", type=Path, help="write the documentation's pages here")
+    parser.add_argument("--names", action="store_true", help="print the experiments with claims")
+    options = parser.parse_args(arguments)
+    if options.names:
+        print("\n".join(with_claims()))
+        return 0
+    runs = finished(options.runs)
+    if options.docs is not None:
+        options.docs.mkdir(parents=True, exist_ok=True)
+        keep_results(runs, RESULTS, options.docs)
+        write_pages(RESULTS, options.docs)
+        return 0
+    if not runs:
+        print(f"no finished run with claims in {options.runs}; make experiments runs them all")
+        return 1
+    report.print_table(overview(summary for _, summary in runs))
+    write_gallery(options.runs / "gallery.html", runs)
+    print(options.runs / "gallery.html")
+    return 0
+
+
+def with_claims() -> list[str]:
+    """The experiments that judge claims, found without importing any."""
+    folder = Path(registry.__file__).parent
+    found = []
+    for name in registry.summaries():
+        package = folder / name
+        sources = package.glob("*.py") if package.is_dir() else [folder / f"{name}.py"]
+        if any("lib.verdicts.summary import" in s.read_text(encoding="utf-8") for s in sources):
+            found.append(name)
+    return found
+
+
+def finished(runs: Path) -> list[tuple[Path, dict[str, Any]]]:
+    """The finished runs with claims in `runs/NAME/PRESET`, with their summaries."""
+    found = []
+    for path in sorted(runs.glob("*/*/summary.json")):
+        summary = rundir.read_json(path)
+        known = isinstance(summary, dict) and "claims" in summary
+        if known and summary["experiment"] == path.parent.parent.name:
+            found.append((path.parent, summary))
+    return found
+
+
+def overview(summaries: Iterable[Mapping[str, Any]]) -> report.Table:
+    """Every claim of every run, and its verdict."""
+    rows = [
+        (
+            summary["experiment"],
+            summary["preset"],
+            claim["name"],
+            claims.measured(claim),
+            claims.accepted(claim["accepted"]),
+            claim["verdict"],
+        )
+        for summary in summaries
+        for claim in summary["claims"]
+    ]
+    count = {v: sum(row[-1] == v for row in rows) for v in dict.fromkeys(row[-1] for row in rows)}
+    return report.Table(
+        ("experiment", "preset", *COLUMNS),
+        rows,
+        ", ".join(f"{number} {verdict}" for verdict, number in sorted(count.items())),
+    )
+
+
+def write_gallery(path: Path, runs: Sequence[tuple[Path, dict[str, Any]]]) -> None:
+    """One page with the claims, verdicts and figures of all runs."""
+    items: list[report.Item] = [overview(summary for _, summary in runs)]
+    for folder, summary in runs:
+        items.append(report.Heading(summary["title"]))
+        items.append(report.Text(f"{summary['command']}, {summary['seconds']:.0f} s"))
+        items.append(claims.table(summary))
+        items += [report.Text(f"{c['name']}: {c['statement']}") for c in summary["claims"]]
+        items += [
+            report.Picture(folder / f["file"], f["caption"])
+            for f in summary["figures"]
+            if (folder / f["file"]).exists()
+        ]
+    report.write_report(path, "Experiments: claims and verdicts", items)
+
+
+def keep_results(runs: Sequence[tuple[Path, dict[str, Any]]], results: Path, docs: Path) -> None:
+    """Copies the summaries of the cpu runs, and their figures made small."""
+    results.mkdir(exist_ok=True)
+    for folder, summary in runs:
+        if summary["preset"] != "cpu" or folder.name != "cpu":
+            continue
+        rundir.write_json(results / f"{summary['experiment']}.json", summary)
+        for picture in summary["figures"]:
+            shrink(folder / picture["file"], docs / figure_name(summary, picture))
+
+
+def figure_name(summary: Mapping[str, Any], picture: Mapping[str, str]) -> str:
+    """The file of a figure in the documentation."""
+    return f"{summary['experiment']}-{picture['file']}"
+
+
+def shrink(source: Path, target: Path) -> None:
+    """Writes a picture with few colours and of moderate width."""
+    from PIL import Image
+
+    with Image.open(source) as image:
+        small = image.convert("RGB")
+        if small.width > PIXELS:
+            height = round(small.height * PIXELS / small.width)
+            small = small.resize((PIXELS, height), Image.Resampling.LANCZOS)
+        small.quantize(COLORS).save(target, format="PNG", optimize=True)
+
+
+def write_pages(results: Path, docs: Path) -> None:
+    """Writes the page of every kept summary, and the index."""
+    for name, text in pages(results).items():
+        (docs / name).write_text(text, encoding="utf-8")
+
+
+def pages(results: Path) -> dict[str, str]:
+    """The documentation's pages by file name, from the kept summaries alone."""
+    summaries = [rundir.read_json(path) for path in sorted(results.glob("*.json"))]
+    summaries = [s for s in summaries if s["preset"] == "cpu"]
+    found = {f"{s['experiment']}.md": page(s) for s in summaries}
+    return found | {"index.md": index(summaries)}
+
+
+def index(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """The page that lists all experiments and their verdicts."""
+    lines = [
+        "# Gallery",
+        "",
+        "Claims of papers, each measured on a small network and judged by code. The accepted "
+        "ranges were fixed on other seeds before the judged seeds were run, once; what was not "
+        "reproduced stands here too. `make experiments` runs them all. Seconds are by the clock, "
+        "on a machine at work on other things too.",
+        "",
+        "| experiment | reproduced | not reproduced | inconclusive | seconds |",
+        "|---|---|---|---|---|",
+    ]
+    for s in summaries:
+        verdicts = [c["verdict"] for c in s["claims"]]
+        counts = [str(verdicts.count(v)) for v in ("reproduced", "not reproduced", "inconclusive")]
+        name = s["experiment"]
+        lines.append(f"| [{name}]({name}.md) | {' | '.join(counts)} | {s['seconds']:.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+def page(summary: Mapping[str, Any]) -> str:
+    """The page of one experiment."""
+    title, text = claims.documentation(summary["experiment"])
+    seeds = ", ".join(map(str, summary["seeds"]))
+    lines = [f"# {title.rstrip('.')}", "", text, ""]
+    lines += ["## Claims", "", f"Seeds {seeds}; {summary['seconds']:.0f} s:", ""]
+    lines += ["```text", summary["command"], "```", ""]
+    lines += [f"| {' | '.join(COLUMNS)} |", "|---|---|---|---|"]
+    for c in summary["claims"]:
+        measured, accepted = claims.measured(c), claims.accepted(c["accepted"])
+        lines.append(f"| {c['name']} | {measured} | {accepted} | **{c['verdict']}** |")
+    lines.append("")
+    for c in summary["claims"]:
+        lines.append(f"- *{c['name']}*: {c['statement']} ({c['paper']}; range {c['reason']}.)")
+    lines.append("")
+    for picture in summary["figures"]:
+        lines += [f"![{picture['caption']}]({figure_name(summary, picture)})", ""]
+        lines += [f"*{picture['caption']}*", ""]
+    return "\n".join(lines).rstrip() + "\n"

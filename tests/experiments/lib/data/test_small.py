@@ -1,0 +1,43 @@
+"""The small data sets: exactly so many wrong labels, disjoint splits, minibatches."""
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.lib.data.small import shuffled_batches, small_data, stack_seeds
+
+
+def test_exactly_so_many_labels_are_wrong_and_nothing_else_moves():
+    data = small_data("digits", seed=3, train_size=200, label_noise=0.23, test_size=50)
+    clean = small_data("digits", seed=3, train_size=200, test_size=50)
+    wrong = data.targets != data.clean_targets
+    assert wrong.sum() == data.noisy.sum() == 46
+    assert set(np.unique(data.targets)) <= set(range(10))
+    np.testing.assert_array_equal(data.clean_targets, clean.targets)
+    np.testing.assert_array_equal(data.inputs, clean.inputs)
+    np.testing.assert_array_equal(data.test_targets, clean.test_targets)
+    other = small_data("digits", seed=4, train_size=200, label_noise=0.23, test_size=50)
+    assert (other.inputs != data.inputs).any()
+
+
+def test_both_splits_are_centred_at_the_training_mean_and_share_no_image():
+    data = small_data("digits", seed=0, train_size=300)
+    assert len(data.inputs) + len(data.test_inputs) == 1797
+    # 1e-5: float32 means of 300 numbers of order one.
+    np.testing.assert_allclose(data.inputs.mean(0), 0, atol=1e-5)
+    # Nearly every pixel is blank in some image of each split, and blank is minus the mean.
+    blank = data.inputs.min(0)[data.inputs.min(0) < 0]
+    same = data.test_inputs.min(0)[data.inputs.min(0) < 0] == blank
+    assert same.mean() > 0.9
+    both = np.concatenate([data.inputs, data.test_inputs])
+    assert len(np.unique(both.round(4), axis=0)) == 1797
+    assert stack_seeds([data, data]).inputs.shape == (2, 300, 64)
+    with pytest.raises(ValueError, match="leave none to test on"):
+        small_data("digits", seed=0, train_size=1797)
+
+
+def test_an_epoch_of_minibatches_has_no_example_twice():
+    index = np.asarray(shuffled_batches(jax.random.key(0), 11, 4))
+    assert index.shape == (2, 4)
+    assert len(np.unique(index)) == 8
+    assert index.max() < 11

@@ -1,0 +1,126 @@
+"""The networks: shapes, state, initialisation, errors."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.lib.nets.config import ModelConfig
+from experiments.lib.nets.models import make_model
+
+IMAGES = jax.ShapeDtypeStruct((4, 8, 8, 1), jnp.float32)
+
+
+def shapes(config, inputs=IMAGES, classes=10):
+    """Traces a network without computing: parameters, model state, logits, new model state."""
+    model = make_model(config, classes)
+    params, state = jax.eval_shape(model.init, jax.random.key(0), inputs)
+
+    def call(params, state, inputs, key):
+        return model.apply(params, state, inputs, train=True, key=key)
+
+    logits, new_state = jax.eval_shape(call, params, state, inputs, jax.random.key(1))
+    return params, state, logits, new_state
+
+
+@pytest.mark.parametrize("norm", ["none", "batch", "group", "layer"])
+@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet", "wide_resnet", "transformer"])
+def test_every_network_has_logits_and_keeps_its_state(name, norm):
+    _, state, logits, new_state = shapes(ModelConfig(name=name, norm=norm, dropout=0.1))
+    assert logits.shape == (4, 10)
+    assert jax.tree.structure(state) == jax.tree.structure(new_state)
+    assert bool(state) == (norm == "batch")
+
+
+def size(config, **options):
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes(config, **options)[0]))
+
+
+def test_parameter_counts_are_those_of_the_papers():
+    colour = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    # He et al. 2016, table 6: ResNet-20 has 0.27M parameters, ResNet-56 0.85M. Ours has
+    # projection shortcuts where theirs pads, a few thousand more.
+    assert size(ModelConfig(name="resnet", depth=20), inputs=colour) == pytest.approx(
+        0.27e6, rel=0.03
+    )
+    # Zagoruyko and Komodakis 2016, table 4: WRN-16-4 has 2.75M (their 2.7M), WRN-40-1 0.6M.
+    assert size(ModelConfig(name="wide_resnet", depth=16, width=4), inputs=colour) == pytest.approx(
+        2.75e6, rel=0.01
+    )
+    # ResNet-18 with 64 channels for 32 x 32 images: 11.17M (Nakkiran et al. 2020 use this one).
+    assert size(ModelConfig(name="resnet", depth=18, width=64), inputs=colour) == pytest.approx(
+        11.17e6, rel=0.01
+    )
+
+
+def test_width_and_depth_make_an_mlp():
+    assert size(ModelConfig(name="mlp", width=5, depth=3)) == (64 * 5 + 5) + 2 * 30 + 60
+
+
+def test_weights_have_the_stated_variance_and_biases_are_zero():
+    model = make_model(ModelConfig(name="mlp", width=400, depth=1, activation="tanh"), 10)
+    params, _ = model.init(jax.random.key(0), jnp.zeros((1, 100)))
+    kernel = np.asarray(params["Dense_0"]["kernel"])
+    # 40,000 normal draws: the standard deviation has a relative standard error of 0.35 %.
+    assert kernel.std() == pytest.approx(100**-0.5, rel=0.015)
+    assert not np.any(params["Dense_0"]["bias"])
+
+
+def test_batch_norm_trains_on_the_batch_and_evaluates_on_running_averages():
+    model = make_model(ModelConfig(name="mlp", width=6, depth=1, norm="batch"), 3)
+    inputs = jax.random.normal(jax.random.key(1), (64, 5)) * 3 + 2
+    params, state = model.init(jax.random.key(0), inputs)
+    hidden = inputs @ params["Dense_0"]["kernel"]
+    _, new_state = model.apply(params, state, inputs, train=True)
+    statistics = new_state["batch_stats"]["BatchNorm_0"]
+    # Momentum 0.9 from 0 and 1; float32 sums of 64 terms.
+    np.testing.assert_allclose(statistics["mean"], 0.1 * hidden.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(statistics["var"], 0.9 + 0.1 * hidden.var(0), rtol=1e-5)
+    logits, same = model.apply(params, new_state, inputs, train=False)
+    assert same is new_state
+    alone, _ = model.apply(params, new_state, inputs[:1], train=False)
+    # One example among others or alone: only the order of a dot product may differ.
+    np.testing.assert_allclose(alone, logits[:1], atol=1e-5)
+    np.testing.assert_array_equal(model.model_fn(params, inputs, new_state), logits)
+
+
+def test_dropout_follows_its_key_and_is_off_in_evaluation():
+    model = make_model(ModelConfig(name="mlp", dropout=0.5), 3)
+    inputs = jnp.ones((2, 4))
+    params, state = model.init(jax.random.key(0), inputs)
+    first, again, other = (
+        model.train_fn(params, inputs, state, jax.random.key(k)) for k in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+    off, _ = model.apply(params, state, inputs, train=False)
+    np.testing.assert_array_equal(off[0], off[1])
+
+
+def test_transformer_reads_tokens_and_a_causal_one_never_ahead():
+    config = ModelConfig(
+        name="transformer", width=8, heads=2, depth=1, vocabulary=7, causal=True, per_token=True
+    )
+    model = make_model(config, 7)
+    tokens = jnp.array([[1, 2, 3, 4], [1, 2, 5, 6]])
+    params, state = jax.jit(model.init)(jax.random.key(0), tokens)
+    logits = jax.jit(model.model_fn)(params, tokens, state)
+    assert logits.shape == (2, 4, 7)
+    # The same past gives the same logits, up to the order of sums.
+    np.testing.assert_allclose(logits[0, :2], logits[1, :2], atol=1e-5)
+    assert not np.allclose(logits[0, 2], logits[1, 2], atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"name": "lenet"}, "unknown model 'lenet'; choose from mlp, cnn"),
+        ({"name": "resnet", "depth": 9}, r"a resnet's depth is 6n \+ 2"),
+        ({"name": "wide_resnet", "depth": 12}, r"a wide_resnet's depth is 6n \+ 4"),
+        ({"name": "transformer", "heads": 3}, r"heads \(3\) must divide the model's width \(64\)"),
+        ({"name": "transformer", "patch": 3}, "do not cut into patches of 3"),
+    ],
+)
+def test_bad_configurations_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        shapes(ModelConfig(**options))

@@ -1,0 +1,127 @@
+"""Minibatch runs side by side: kills, stops at a loss, and the same as one by one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import flatjax
+from experiments.lib.nets import losses
+from experiments.lib.runs import trajectory
+from experiments.lib.training import minibatch
+
+SEEDS = [0, 1]
+RECIPE = minibatch.Recipe(hidden=(8,), epochs=6, record_every=2, batch_size=20)
+
+
+@pytest.fixture(autouse=True)
+def compile_quickly(quick_compilation):
+    """Equal bits are asked for, not these."""
+
+
+@pytest.fixture(scope="module")
+def data():
+    return minibatch.load_seeds("digits", SEEDS, train_size=40, label_noise=0.25)
+
+
+def penalised(seed, rate):
+    model_fn, loss = minibatch.model_of(RECIPE), losses.OUTPUT_LOSSES[RECIPE.loss]
+    head = flatjax.fisher_penalty(model_fn, loss, coef=0.1, every=3, seed=seed)
+    return optax.chain(head, optax.sgd(rate))
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+def test_killed_runs_continue_to_the_same_bits(tmp_path, data, monkeypatch):
+    def train(name):
+        rates = np.full(2, 0.1, np.float32)
+        return minibatch.train_arm(
+            tmp_path / name, RECIPE, data, SEEDS, penalised, hyper=rates, chunk=2
+        )
+
+    whole = train("whole")
+    assert whole.records["epoch"].tolist() == [[0, 2, 4, 6]] * 2
+
+    def save_and_die(path, **arrays):
+        save_arrays(path, **arrays)
+        if path.stem == "4":
+            raise Killed
+
+    save_arrays = trajectory.save_arrays
+    with monkeypatch.context() as patch:
+        patch.setattr(trajectory, "save_arrays", save_and_die)
+        with pytest.raises(Killed):
+            train("killed")
+    continued = train("killed")
+    for name, values in whole.records.items():
+        np.testing.assert_array_equal(continued.records[name], values, err_msg=name)
+    jax.tree.map(np.testing.assert_array_equal, whole.params, continued.params)
+    # The seeds differ in data, initialisation and draws.
+    assert whole.records["train_loss"][0, -1] != whole.records["train_loss"][1, -1]
+
+
+def test_shares_are_of_the_right_examples():
+    """A network that answers what its one-hot input says."""
+    eye = np.eye(10, dtype=np.float32)
+    data = minibatch.SmallData(
+        inputs=eye[[0, 1, 2, 3, 4]],
+        targets=np.array([0, 5, 9, 7, 4], np.int32),
+        clean_targets=np.array(
+            [0, 1, 9, 4, 6], np.int32
+        ),  # so the second and the last two are wrong
+        test_inputs=eye[[1, 2, 3, 4]],
+        test_targets=np.array([1, 3, 3, 3], np.int32),
+    )
+    params = {"layer_0": {"kernel": jnp.eye(10), "bias": jnp.zeros(10)}}
+    found = minibatch.accuracies(minibatch.Recipe(hidden=()), params, data)
+    expected = {
+        "train_accuracy": 2 / 5, "test_accuracy": 2 / 4, "clean_fit": 1 / 2, "noisy_fit": 1 / 3,
+        "noisy_recovered": 1 / 3, "norm": 10**0.5,
+        # The logit of the answer is 1, all others are 0.
+        "train_loss": np.log(np.e + 9) - 2 / 5, "test_loss": np.log(np.e + 9) - 2 / 4,
+    }  # fmt: skip
+    for name, value in expected.items():
+        assert float(found[name]) == pytest.approx(value, rel=1e-5), name
+    assert set(found) == set(expected)
+
+
+def test_every_epoch_has_batches_of_its_own(tmp_path, data, monkeypatch):
+    """The drawn batches of a run of three epochs, by the key that draws them."""
+    drawn = []
+
+    def watched(key, size, batch_size):
+        index = shuffled_batches(key, size, batch_size)
+        jax.debug.callback(lambda i: drawn.append(np.asarray(i)), index)
+        return index
+
+    shuffled_batches = minibatch.shuffled_batches
+    monkeypatch.setattr(minibatch, "shuffled_batches", watched)
+    recipe = minibatch.Recipe(hidden=(8,), epochs=3, record_every=3, batch_size=20)
+    one = jax.tree.map(lambda a: a[:1], data)
+    minibatch.train_arm(tmp_path, recipe, one, [0], lambda seed, rate: optax.sgd(0.1))
+    jax.effects_barrier()
+    orders = {tuple(np.ravel(index)) for index in drawn}
+    assert len(orders) == len(drawn) == 3
+    assert all(sorted(order) == list(range(40)) for order in orders)
+
+
+def test_runs_stand_still_at_the_loss_they_stop_at(tmp_path, data):
+    recipe = minibatch.Recipe(hidden=(8,), epochs=60, record_every=20, stop_loss=1.5, batch_size=20)
+    found = minibatch.train_arm(
+        tmp_path, recipe, data, SEEDS, lambda seed, rate: optax.sgd(rate), hyper=np.array([1.0, 0])
+    )
+    assert found.reached.tolist() == [True, False]
+    epochs = found.records["epoch"]
+    assert epochs[1].tolist() == [0, 20, 40, 60]
+    assert 0 < epochs[0, -1] < 60
+    loss = found.records["train_loss"]
+    assert loss[0, -1] <= 1.5
+    assert loss[1, 0] == loss[1, -1]
+    # Where it stands is where the parameters are.
+    one = jax.tree.map(lambda a: a[0], found.params)
+    batch = minibatch.training_batch(recipe, jax.tree.map(lambda a: jnp.asarray(a[0]), data))
+    # Two programs round the same sum differently: some units in the last place of float32.
+    assert minibatch.mean_loss(recipe, one, batch) == pytest.approx(loss[0, -1], rel=1e-5)

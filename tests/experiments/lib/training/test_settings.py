@@ -1,0 +1,30 @@
+"""Settings side by side are the runs they are alone."""
+
+import numpy as np
+import optax
+import pytest
+
+from experiments.lib.training import minibatch
+from experiments.lib.training.minibatch import Recipe
+from experiments.lib.training.settings import train_settings
+
+
+@pytest.fixture(autouse=True)
+def compile_quickly(quick_compilation):
+    """The numbers only have to be the same."""
+
+
+def test_every_setting_has_its_seeds_and_its_number(tmp_path):
+    recipe, seeds = Recipe(hidden=(3,), batch_size=None, epochs=2), [3, 4]
+    data = minibatch.load_seeds("digits", seeds, train_size=12)
+    make = lambda seed, setting: optax.sgd(setting["rate"])  # noqa: E731
+    settings = {"none": {"rate": 0.0}, "some": {"rate": 0.5}}
+    found = train_settings(tmp_path, recipe, data, seeds, make, settings)
+    assert list(found) == ["none", "some"]
+    still, moved = found["none"].records["train_loss"], found["some"].records["train_loss"]
+    assert still.shape == moved.shape == (2, 3)
+    np.testing.assert_array_equal(still, still[:, :1].repeat(3, 1))
+    assert (moved[:, -1] < moved[:, 0]).all()
+    # The seeds are not mixed up: both settings start from the same networks and data.
+    np.testing.assert_array_equal(still[:, 0], moved[:, 0])
+    assert still[0, 0] != still[1, 0]

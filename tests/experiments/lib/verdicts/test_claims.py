@@ -1,0 +1,90 @@
+"""Verdicts are decided by the numbers: made-up ones get what they deserve."""
+
+import math
+
+import numpy as np
+import pytest
+
+from experiments.lib.verdicts.claims import Claim, by_name, claims_of, judge, judge_all
+
+CLAIM = Claim(name="c", statement="S.", paper="P", low=1.0, high=2.0, reason="made up")
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ({0: 1.5, 1: 1.6, 2: 1.4}, "reproduced"),
+        ({0: 0.5, 1: 0.6, 2: 0.4}, "not reproduced"),
+        ({0: 2.5, 1: 2.6, 2: 2.4}, "not reproduced"),
+        ({0: 1.0, 1: 1.1, 2: 0.9}, "inconclusive"),  # the mean is on the bound
+        ({0: 0.1, 1: 4.0, 2: 0.4}, "inconclusive"),  # the mean is inside, its error is not
+        ({0: 1.5, 1: None, 2: 1.4}, "inconclusive"),
+        ({0: 1.5, 1: math.nan, 2: 1.4}, "inconclusive"),
+        ({0: math.inf, 1: 1.5, 2: 1.4}, "inconclusive"),
+        ({}, "inconclusive"),
+        ({0: 1.5}, "reproduced"),
+        ({0: 2.5}, "not reproduced"),
+    ],
+)
+def test_a_verdict_follows_from_the_numbers(values, verdict):
+    assert judge(CLAIM, values).verdict == verdict
+
+
+@pytest.mark.parametrize("bound", ["low", "high"])
+@pytest.mark.parametrize(
+    ("errors_inside", "verdict"),
+    [
+        (2.2, "reproduced"),
+        (1.8, "inconclusive"),  # 2.2 standard errors if these were taken of n, not of n - 1
+        (1.5, "inconclusive"),
+        (-1.8, "inconclusive"),
+        (-2.2, "not reproduced"),
+    ],
+)
+def test_two_standard_errors_decide(bound, errors_inside, verdict):
+    """Three seeds whose mean lies so many standard errors inside the only bound."""
+    claim = Claim(name="c", statement="S.", paper="P", reason="made up", **{bound: 5.0})
+    error = 0.1
+    mean = 5.0 + (1 if bound == "low" else -1) * errors_inside * error
+    spread = error * math.sqrt(3)  # the standard deviation, with n - 1, of -spread, 0, spread
+    found = judge(claim, {0: mean - spread, 1: mean, 2: mean + spread})
+    assert found.standard_error == pytest.approx(error)
+    assert found.verdict == verdict
+
+
+def test_a_single_seed_has_no_standard_error():
+    assert judge(CLAIM, {7: 1.5}).standard_error is None
+
+
+def test_the_standard_error_is_that_of_the_mean():
+    found = judge(CLAIM, {0: 1.0, 1: 2.0, 2: 3.0})
+    assert found.mean == 2.0
+    assert found.standard_error == pytest.approx(1 / math.sqrt(3))
+
+
+@pytest.mark.parametrize("bounds", [{}, {"low": 2.0, "high": 1.0}])
+def test_a_claim_must_accept_some_and_refuse_some(bounds):
+    with pytest.raises(ValueError, match="accepts"):
+        Claim(name="c", statement="S.", paper="P", reason="r", **bounds)
+
+
+claim = claims_of("Nobody 2021", "made up")
+
+
+def test_claims_of_a_paper_share_its_name_and_a_reason():
+    rises, falls = claim("rises", "It rises.", 1.0), claim("falls", "It falls.", high=0, reason="x")
+    assert (rises.paper, rises.low, rises.high, rises.reason) == ("Nobody 2021", 1, None, "made up")
+    assert (falls.low, falls.high, falls.reason) == (None, 0, "x")
+
+
+def test_two_claims_of_one_name_are_refused():
+    with pytest.raises(ValueError, match="rises"):
+        by_name(claim("rises", "It rises.", 1.0), claim("rises", "Again.", 2.0))
+
+
+def test_numbers_come_by_seed_or_in_the_order_of_the_seeds():
+    claims = by_name(claim("rises", "It rises.", 1.0), claim("falls", "It falls.", None, 0.0))
+    numbers = {"falls": {7: 1.0, 8: 1.1}, "rises": np.array([2.0, 2.1])}
+    rises, falls = judge_all(claims, numbers, range(7, 9))
+    assert rises.values == {7: 2.0, 8: 2.1}
+    assert (rises.verdict, falls.verdict) == ("reproduced", "not reproduced")

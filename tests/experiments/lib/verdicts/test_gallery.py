@@ -1,0 +1,98 @@
+"""The gallery: all finished runs on one page, and committed pages that agree with the results."""
+
+import pytest
+
+from experiments.lib.runs import rundir
+from experiments.lib.verdicts import gallery
+from experiments.lib.verdicts.figures import figure
+from tests.repository import ROOT
+
+DOCS = ROOT / "docs" / "gallery"
+NAMES = sorted(path.stem for path in gallery.RESULTS.glob("*.json"))
+FIGURE_BYTES = 60_000
+
+
+def summary(**changes):
+    claim = {
+        "name": "rises",
+        "statement": "It rises.",
+        "paper": "Nobody 2021",
+        "measured": 1.25,
+        "standard_error": None,
+        "values": {"0": 1.25},
+        "accepted": [1.0, None],
+        "reason": "made up",
+        "verdict": "reproduced",
+    }
+    return {
+        "experiment": "made_up",
+        "title": "Made up.",
+        "preset": "cpu",
+        "seeds": [0],
+        "command": "python -m experiments made_up --preset cpu",
+        "seconds": 3.0,
+        "claims": [claim, claim | {"name": "falls", "verdict": "not reproduced"}],
+        "figures": [{"file": "a.png", "caption": "A."}],
+        "extra": {},
+    } | changes
+
+
+@pytest.fixture
+def runs(tmp_path):
+    for preset in ("cpu", "smoke"):
+        folder = tmp_path / "runs" / "made_up" / preset
+        folder.mkdir(parents=True)
+        rundir.write_json(folder / "summary.json", summary(preset=preset))
+        with figure(folder / "a.png") as axes:
+            axes.plot([0, 1])
+    other = tmp_path / "runs" / "elsewhere" / "cpu"
+    other.mkdir(parents=True)
+    rundir.write_json(other / "summary.json", {"table": []})  # of an experiment without claims
+    return tmp_path / "runs"
+
+
+def test_the_report_joins_all_finished_runs(runs, capsys):
+    assert gallery.main(["--runs", str(runs)]) == 0
+    page = (runs / "gallery.html").read_text()
+    assert page.count("<h2>Made up.</h2>") == 2
+    assert page.count("data:image/png") == 2
+    assert "2 not reproduced, 2 reproduced" in capsys.readouterr().out
+
+
+def test_a_folder_without_runs_says_so(tmp_path, capsys):
+    assert gallery.main(["--runs", str(tmp_path)]) == 1
+    assert "no finished run" in capsys.readouterr().out
+
+
+def test_the_pages_are_made_of_the_cpu_runs(runs, tmp_path):
+    docs, results = tmp_path / "docs", tmp_path / "results"
+    docs.mkdir()
+    gallery.keep_results(gallery.finished(runs), results, docs)
+    gallery.write_pages(results, docs)
+    assert sorted(p.name for p in docs.iterdir()) == ["index.md", "made_up-a.png", "made_up.md"]
+    assert (docs / "made_up-a.png").stat().st_size < FIGURE_BYTES
+    page = (docs / "made_up.md").read_text()
+    assert "| falls | 1.25 | at least 1 | **not reproduced** |" in page
+    assert "| [made_up](made_up.md) | 1 | 1 | 0 | 3 |" in (docs / "index.md").read_text()
+
+
+def test_experiments_with_claims_are_found_by_their_source():
+    names = gallery.with_claims()
+    assert "quickstart" not in names
+    assert set(NAMES) <= set(names)
+
+
+def test_the_committed_pages_are_those_of_the_committed_results():
+    for name, text in gallery.pages(gallery.RESULTS).items():
+        assert (DOCS / name).read_text() == text, (
+            f"docs/gallery/{name} differs: python -m experiments report --docs docs/gallery"
+        )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_committed_result_is_of_the_judged_seeds_and_has_its_figures(name):
+    kept = rundir.read_json(gallery.RESULTS / f"{name}.json")
+    assert kept["seeds"] == [100, 101, 102]
+    assert kept["claims"]
+    for picture in kept["figures"]:
+        assert (DOCS / gallery.figure_name(kept, picture)).stat().st_size <= FIGURE_BYTES

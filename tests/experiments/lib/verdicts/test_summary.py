@@ -1,0 +1,53 @@
+"""What a judged run leaves, and the folder it leaves it in."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from experiments.lib.runs.errors import ConfigMismatch
+from experiments.lib.runs.rundir import read_json, write_json
+from experiments.lib.verdicts.claims import Claim, judge
+from experiments.lib.verdicts.figures import figure
+from experiments.lib.verdicts.summary import Figure, command, run_folder, table, write_summary
+from experiments.registry import ExperimentConfig
+
+CLAIM = Claim(name="c", statement="S.", paper="P", low=1.0, high=2.0, reason="made up")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(ExperimentConfig):
+    seeds: int = 3
+    rates: tuple[float, ...] = (0.1, 0.2)
+
+
+PRESETS = {"smoke": Config(preset="smoke")}
+
+
+def test_the_summary_holds_claims_figures_and_command(tmp_path, capsys):
+    config = Config(preset="smoke", out=tmp_path / "run", rates=(0.5, 1.0))
+    with run_folder(config) as out:
+        with figure(out / "a.png") as axes:
+            axes.plot([0, 1])
+        write_summary(out, config, [judge(CLAIM, {0: 1.5, 1: 9.0})], [Figure("a.png", "A.")])
+    summary = read_json(out / "summary.json")
+    assert summary["claims"][0]["verdict"] == "inconclusive"
+    assert summary["claims"][0]["accepted"] == [1.0, 2.0]
+    assert summary["figures"] == [{"file": "a.png", "caption": "A."}]
+    assert summary["command"].endswith("--preset smoke --rates 0.5 1.0")
+    assert "inconclusive" in capsys.readouterr().out
+    assert "data:image/png" in (out / "report.html").read_text()
+    assert table(summary).rows[0][2] == "1 to 2"
+    # A finished run that is shown again took as long as it did.
+    write_json(out / "summary.json", summary | {"seconds": 1e6})
+    assert write_summary(out, config, [judge(CLAIM, {0: 1.5})])["seconds"] == 1e6
+
+
+def test_a_folder_of_another_configuration_is_refused(tmp_path):
+    with run_folder(Config(out=tmp_path)):
+        pass
+    with pytest.raises(ConfigMismatch), run_folder(Config(out=tmp_path, seeds=2)):
+        pass
+
+
+def test_the_command_of_a_preset_is_short():
+    assert command("x", PRESETS["smoke"]) == "python -m experiments x --preset smoke"
