@@ -9,7 +9,8 @@ import sys
 from collections.abc import Sequence
 
 from experiments import registry
-from experiments.lib.runs import distributed
+from experiments.lib.runs import distributed, shares
+from experiments.lib.runs.errors import BadShare, ExperimentError
 
 _USAGE = """\
 usage: python -m experiments --list
@@ -49,6 +50,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{error}{f' (did you mean {close[0]}?)' if close else ''}", file=sys.stderr)
         return 2
     config = registry.with_folder(_parse(name, experiment, documentation, options), name)
+    try:
+        share = shares.parse(config.share)
+        _check_spreading(name, experiment, share is not None, distributed_options is not None)
+    except ExperimentError as error:
+        print(error, file=sys.stderr)
+        return error.exit_status
     if distributed_options is None:
         return _run(experiment, config)
     try:
@@ -60,19 +67,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(experiment: registry.Experiment, config: registry.ExperimentConfig) -> int:
-    from experiments.lib.runs.errors import ExperimentError
-
     if config.data_dir is not None:
         os.environ["FLATJAX_DATA_DIR"] = config.data_dir
     if config.deterministic:  # read when the first array is made
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
     try:
-        experiment.main(config)
+        shares.run(experiment.main, config)
     except ExperimentError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_status
     return 0
+
+
+def _check_spreading(
+    name: str, experiment: registry.Experiment, share: bool, distributed: bool
+) -> None:
+    """Refuses to spread an experiment over processes in a way that it does not know."""
+    if share and distributed:
+        raise BadShare("--share is for processes that have not joined: leave out --distributed")
+    if share and not experiment.shares:
+        raise BadShare(
+            f"{name} is one piece of work and takes no --share; run its seeds apart, with "
+            "--first-seed and --out"
+        )
+    if distributed and not experiment.data_parallel:
+        instead = "; spread it with --share I/N" if experiment.shares else ""
+        raise BadShare(f"{name} does not share its batches and takes no --distributed{instead}")
 
 
 def _parse(

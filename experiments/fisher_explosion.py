@@ -230,7 +230,7 @@ def run(config: Config, out: Path) -> Runs:
         )
         return {arm: runs.records for arm, runs in found.items()}
 
-    found = shared({kind: functools.partial(train, kind) for kind in settings})
+    found = shared(config, {kind: functools.partial(train, kind) for kind in settings})
     return {arm: records for arms in found.values() for arm, records in arms.items()}
 
 
@@ -322,4 +322,4 @@ def main(config: Config) -> None:
         )
 
 
-EXPERIMENT = Experiment(main=main, presets=PRESETS)
+EXPERIMENT = Experiment(main=main, presets=PRESETS, shares=True)

@@ -206,7 +206,7 @@ def run(config: Config, out: Path) -> Runs:
             quiet=config.quiet,
         ).records
 
-    found = shared({arm: functools.partial(train, arm) for arm in ARMS})
+    found = shared(config, {arm: functools.partial(train, arm) for arm in ARMS})
     return {
         (arm, noise): {k: v[i::count] for k, v in records.items()}
         for arm, records in found.items()
@@ -318,4 +318,4 @@ def main(config: Config) -> None:
         )
 
 
-EXPERIMENT = Experiment(main=main, presets=PRESETS)
+EXPERIMENT = Experiment(main=main, presets=PRESETS, shares=True)

@@ -49,7 +49,6 @@ from experiments.lib.nets.models import make_model
 from experiments.lib.runs import distributed, rundir
 from experiments.lib.runs.identity import identity
 from experiments.lib.runs.metrics import jsonable
-from experiments.lib.runs.paths import as_path
 from experiments.lib.runs.progress import say
 from experiments.lib.runs.shares import shared
 from experiments.lib.training.config import OptimizerConfig, RunConfig, TrainConfig
@@ -57,6 +56,7 @@ from experiments.lib.training.measurements import Measurement
 from experiments.lib.training.train import train
 from experiments.lib.verdicts.figures import band, figure, style
 from experiments.lib.verdicts.report import Picture, Table, Text, print_table, write_report
+from experiments.lib.verdicts.summary import run_folder
 from experiments.registry import Experiment, ExperimentConfig
 
 COST = {"SGD": 1.0, "SAM": 2.0, "FP": 4 / 3, "GP": 3.0, "IGR": 3.0}
@@ -323,14 +323,19 @@ def draw_bars(path: Path, summary: dict[str, Any]) -> None:
 
 def main(config: Config) -> None:
     """Runs the experiment, or shows the finished runs."""
-    assert config.out is not None
-    out = as_path(config.out)
-    out.mkdir(parents=True, exist_ok=True)
-    rundir.record_environment(out)
+    with run_folder(config) as out:
+        seeds = list(config.seed_range())
+        work = {
+            (arm, seed): functools.partial(run_arm, config, out, arm, seed)
+            for seed in seeds
+            for arm in COST
+        }
+        report(config, out, shared(config, work))
+
+
+def report(config: Config, out: Path, found: dict[tuple[str, int], dict[int, dict]]) -> None:
+    """Writes summary, figures and report of all runs, by arm and seed."""
     seeds = list(config.seed_range())
-    found = shared(
-        {(a, s): functools.partial(run_arm, config, out, a, s) for s in seeds for a in COST}
-    )
     runs = {arm: [found[arm, seed] for seed in seeds] for arm in COST}
     summary = summarise(config, runs)
     rundir.write_json(
@@ -355,4 +360,4 @@ def main(config: Config) -> None:
         print(f"{out / 'report.html'}")
 
 
-EXPERIMENT = Experiment(main=main, presets=PRESETS)
+EXPERIMENT = Experiment(main=main, presets=PRESETS, shares=True, data_parallel=True)

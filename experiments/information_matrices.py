@@ -28,9 +28,9 @@ import scipy.linalg
 import flatjax
 from experiments.lib.data.small import small_data
 from experiments.lib.nets.mlp import FlatMlp
-from experiments.lib.runs import distributed
 from experiments.lib.runs.kept import each_seed, kept_arrays
 from experiments.lib.runs.metrics import MetricsLog
+from experiments.lib.runs.shares import shared
 from experiments.lib.verdicts.claims import Claim, JudgedConfig, by_name, claims_of, judge_all
 from experiments.lib.verdicts.figures import figure, style
 from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
@@ -139,7 +139,7 @@ def run_seed(config: Config, net: FlatMlp, losses_fn: Any, seed: int, folder: Pa
         return {"params": np.stack(kept)}
 
     kept = kept_arrays(folder / "params.npz", trained)["params"]
-    with MetricsLog(folder, primary=distributed.is_first()) as log:
+    with MetricsLog(folder) as log:
         for step, params in zip(config.steps, jnp.asarray(kept), strict=True):
             row: dict[str, Any] = dict(compare(matrices(net, losses_fn, params, batch)))
             row["loss"] = float(losses_fn(params, batch).mean())
@@ -214,7 +214,8 @@ def main(config: Config) -> None:
         inputs = small_data(config.data, seed=0, train_size=config.train_size).inputs.shape[-1]
         net = FlatMlp((inputs, config.width, 10))
         losses_fn = net.losses("cross_entropy")
-        results = each_seed(config, functools.partial(run_seed, config, net, losses_fn))
+        work = each_seed(config, functools.partial(run_seed, config, net, losses_fn))
+        results = shared(config, work)
         draw(out / "matrices.png", results)
         write_summary(
             out,
@@ -225,4 +226,4 @@ def main(config: Config) -> None:
         )
 
 
-EXPERIMENT = Experiment(main=main, presets=PRESETS)
+EXPERIMENT = Experiment(main=main, presets=PRESETS, shares=True)

@@ -36,6 +36,10 @@ class ExperimentConfig:
     first_seed: int = 0
     """The first seed; the others follow it."""
 
+    share: str | None = field(default=None, metadata={"identity": False})
+    """I/N: do only every N-th of the independent pieces of work, from the I-th. The process that
+    finds all of them done judges; so does the same command without this option."""
+
     data_dir: str | None = field(default=None, metadata={"identity": False})
     """Sets $FLATJAX_DATA_DIR, where prepared data sets lie; without either, `data`."""
 
@@ -57,10 +61,14 @@ class Experiment(NamedTuple):
     Attributes:
       main: runs it, given its configuration with `out` filled in.
       presets: its configurations by preset.
+      shares: whether its work is in pieces (see `experiments.lib.runs.shares`): it takes `--share`.
+      data_parallel: whether processes can share its batches: it takes `--distributed`.
     """
 
     main: Callable[[Any], Any]
     presets: Mapping[str, ExperimentConfig]
+    shares: bool = False
+    data_parallel: bool = False
 
 
 class UnknownExperiment(LookupError):

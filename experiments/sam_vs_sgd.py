@@ -209,7 +209,7 @@ def run(config: Config, out: Path) -> Found:
         names = ("test_accuracy", "train_loss", "noisy_fit", "epoch")
         return end | {name: trained.records[name][:, -1] for name in names}
 
-    ended = shared({kind: functools.partial(train, kind) for kind in kinds})
+    ended = shared(config, {kind: functools.partial(train, kind) for kind in kinds})
     found: Found = {}
     for kind, (_, settings) in kinds.items():
         for i, (name, _) in enumerate(settings):
@@ -319,4 +319,4 @@ def main(config: Config) -> None:
         )
 
 
-EXPERIMENT = Experiment(main=main, presets=PRESETS)
+EXPERIMENT = Experiment(main=main, presets=PRESETS, shares=True)

@@ -125,9 +125,8 @@ def main(config: Config) -> None:
             [small_data(config.data, seed=seed, **options) for seed in config.seed_range()]
         )
         data = SmallData(*map(jnp.asarray, data))
-        records = shared(
-            {name: functools.partial(run_arm, config, out, name, data) for name in arms(config)}
-        )
+        work = {name: functools.partial(run_arm, config, out, name, data) for name in arms(config)}
+        records = shared(config, work)
         numbers = measure(config, records)
         draw_growth(out / "growth.png", config, records)
         draw_paths(out / "paths.png", config, records)
@@ -151,4 +150,4 @@ def main(config: Config) -> None:
         )
 
 
-EXPERIMENT = Experiment(main=main, presets=PRESETS)
+EXPERIMENT = Experiment(main=main, presets=PRESETS, shares=True)

@@ -116,7 +116,7 @@ def main(config: Config) -> None:
     with run_folder(config) as out:
         chosen = arms(config)
         work = {name: lambda arm=arm: run_arm(config, out, arm)[1] for name, arm in chosen.items()}
-        records = shared(work | {"flow": lambda: run_flow(config, out)})
+        records = shared(config, work | {"flow": lambda: run_flow(config, out)})
         flow = records.pop("flow")
         ratios = {name: records[name]["sharpness"] / chosen[name].threshold for name in records}
         models = run_models(config, out, ratios[GD])
@@ -135,4 +135,4 @@ def main(config: Config) -> None:
         write_summary(out, config, judge_all(CLAIMS, numbers, config.seed_range()), figures)
 
 
-EXPERIMENT = Experiment(main=main, presets=PRESETS)
+EXPERIMENT = Experiment(main=main, presets=PRESETS, shares=True)

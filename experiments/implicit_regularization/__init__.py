@@ -28,14 +28,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from experiments.implicit_regularization.claims import CLAIMS, numbers
 from experiments.implicit_regularization.flows import orders
-from experiments.implicit_regularization.training import train
+from experiments.implicit_regularization.training import arms
 from experiments.lib.runs.kept import each_seed
-from experiments.lib.runs.progress import say
+from experiments.lib.runs.shares import shared
 from experiments.lib.training.minibatch import Recipe
 from experiments.lib.verdicts.claims import judge_all
 from experiments.lib.verdicts.curves import curve
@@ -136,10 +137,11 @@ def main(config: Config) -> None:
     """Runs the experiment, or shows the finished run."""
     with run_folder(config) as out:
         seeds = list(config.seed_range())
-        say("orders", enabled=not config.quiet)
-        found = each_seed(config, lambda seed, folder: orders(config, seed))
+        by_seed = each_seed(config, lambda seed, folder: orders(config, seed))
+        training = arms(config, out)
+        found: dict[Any, Any] = shared(config, {**by_seed, **training})
         distances = [found[seed] for seed in seeds]
-        runs = train(config, out)
+        runs = {arm: found[arm] for arm in training}
         values = numbers(distances, runs)
         draw(out / "orders.png", config, distances, runs)
         caption = "Distances from the flows, mean over seeds; training at equal time."
@@ -160,4 +162,4 @@ def main(config: Config) -> None:
         )
 
 
-EXPERIMENT = Experiment(main=main, presets=PRESETS)
+EXPERIMENT = Experiment(main=main, presets=PRESETS, shares=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,6 @@ import optax
 
 import flatjax
 from experiments.lib.runs.progress import say
-from experiments.lib.runs.shares import shared
 from experiments.lib.training import minibatch, penalties
 from experiments.lib.training.minibatch import Recipe
 
@@ -33,8 +33,11 @@ def measure(recipe: Recipe, params: Any, data: Any, key: Any) -> dict[str, jax.A
     return {**penalties.measure(recipe)(params, data, key), "squared_gradients": squares}
 
 
-def train(config: Config, out: Path) -> dict[str, dict[str, np.ndarray]]:
-    """The records of the three arms, at the same times: steps times step length."""
+def arms(config: Config, out: Path) -> dict[str, Callable[[], dict[str, np.ndarray]]]:
+    """The three arms as pieces of work; each returns its records.
+
+    They are at the same times: steps times step length.
+    """
     seeds = list(config.seed_range())
     data = minibatch.load_seeds(
         config.data, seeds, train_size=config.train_size, label_noise=config.label_noise
@@ -69,4 +72,4 @@ def train(config: Config, out: Path) -> dict[str, dict[str, np.ndarray]]:
             quiet=config.quiet,
         ).records
 
-    return shared({arm: functools.partial(one, arm) for arm in optimizers})
+    return {arm: functools.partial(one, arm) for arm in optimizers}

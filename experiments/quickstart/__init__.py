@@ -170,4 +170,4 @@ def main(config: Config) -> None:
         outcome.show(out)
 
 
-EXPERIMENT = Experiment(main=main, presets=PRESETS)
+EXPERIMENT = Experiment(main=main, presets=PRESETS, data_parallel=True)

@@ -23,15 +23,17 @@ total variance, is in the summary, without a claim: it hardly moves at this size
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
+from typing import Any
 
-from experiments.lib.runs.progress import say
+from experiments.lib.runs.shares import shared
 from experiments.lib.training.minibatch import Recipe
 from experiments.lib.verdicts.claims import judge_all
 from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
 from experiments.registry import Experiment, ExperimentConfig
 from experiments.stiffness.claims import CLAIMS, numbers
-from experiments.stiffness.minima import one_dimension, run_minima
+from experiments.stiffness.minima import one_dimension, sgd_ends
 from experiments.stiffness.pictures import draw_minima, draw_stiffness
 from experiments.stiffness.training import run_training
 
@@ -99,14 +101,14 @@ def main(config: Config) -> None:
     """Runs the experiment, or shows the finished run."""
     with run_folder(config) as out:
         seeds = list(config.seed_range())
-        say("stiffness along training", enabled=not config.quiet)
-        training = run_training(config, out)
-        minima = run_minima(config, out)
+        work = {"training": functools.partial(run_training, config, out)} | sgd_ends(config, out)
+        found: dict[str, Any] = shared(config, work)
+        training = found.pop("training")
         lines = [one_dimension(seed, config.walkers) for seed in seeds]
-        values = {k: v.tolist() for k, v in numbers(training, minima).items()}
+        values = {k: v.tolist() for k, v in numbers(training, found).items()}
         values |= {name: [line[name] for line in lines] for name in lines[0]}
         draw_stiffness(out / "stiffness.png", config, training)
-        draw_minima(out / "minima.png", config, minima)
+        draw_minima(out / "minima.png", config, found)
         write_summary(
             out,
             config,
@@ -119,7 +121,7 @@ def main(config: Config) -> None:
                 ),
             ],
             {
-                "minima": minima,
+                "minima": found,
                 "rates": {
                     f"{rate:g}": {k: v[:, -1] for k, v in records.items() if k != "classes"}
                     for rate, records in zip(config.rates, training, strict=True)
@@ -128,4 +130,4 @@ def main(config: Config) -> None:
         )
 
 
-EXPERIMENT = Experiment(main=main, presets=PRESETS)
+EXPERIMENT = Experiment(main=main, presets=PRESETS, shares=True)

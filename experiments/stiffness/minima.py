@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,6 @@ import optax
 import flatjax
 from experiments.lib.runs.kept import kept_arrays
 from experiments.lib.runs.progress import say
-from experiments.lib.runs.shares import shared
 from experiments.lib.training import curvature, minibatch
 from experiments.lib.training.minibatch import Recipe, Trained
 from experiments.lib.training.settings import train_settings
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 Found = dict[str, dict[str, np.ndarray]]
 
 
-def run_minima(config: Config, out: Path) -> Found:
-    """Where SGD ends, by batch size: arrays (seeds, learning rates)."""
+def sgd_ends(config: Config, out: Path) -> dict[str, Callable[[], dict[str, np.ndarray]]]:
+    """The batch sizes as pieces of work; each returns where SGD ends: (seeds, learning rates)."""
     seeds = list(config.seed_range())
     data = minibatch.load_seeds(config.data, seeds, train_size=config.stable_size)
 
@@ -56,7 +56,7 @@ def run_minima(config: Config, out: Path) -> Found:
             end[name] = np.stack([runs.records[name][:, -1] for runs in found.values()], axis=1)
         return end
 
-    return shared({str(size): functools.partial(ends, size) for size in config.batch_sizes})
+    return {str(size): functools.partial(ends, size) for size in config.batch_sizes}
 
 
 def stability(recipe: Recipe, found: dict[float, Trained], data: Any, size: int):

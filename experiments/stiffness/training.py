@@ -13,6 +13,7 @@ import optax
 
 import flatjax
 from experiments.lib.nets import losses
+from experiments.lib.runs.progress import say
 from experiments.lib.training import minibatch
 from experiments.lib.training.minibatch import Recipe
 from experiments.lib.training.settings import train_settings
@@ -51,6 +52,7 @@ def measure(recipe: Recipe, count: int, params: Any, data: Any, key: Any) -> dic
 
 def run_training(config: Config, out: Path) -> list[dict[str, np.ndarray]]:
     """The records of both learning rates, by seed and point."""
+    say("stiffness along training", enabled=not config.quiet)
     seeds = list(config.seed_range())
     data = minibatch.load_seeds(config.data, seeds, train_size=config.train_size)
     found = train_settings(

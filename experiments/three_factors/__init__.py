@@ -30,9 +30,10 @@ per cent where they have 69 and 70.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from experiments.lib.runs import distributed
 from experiments.lib.runs.metrics import MetricsLog
+from experiments.lib.runs.shares import shared
 from experiments.lib.verdicts.claims import JudgedConfig, judge_all
 from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
 from experiments.registry import Experiment
@@ -112,9 +113,12 @@ CLAIMS = pairs.CLAIMS | memorisation.CLAIMS
 def main(config: Config) -> None:
     """Runs the experiment, or shows the finished run."""
     with run_folder(config) as out:
-        found = pairs.run(config, out)
-        curves = memorisation.run(config, out)
-        with MetricsLog(out, primary=distributed.is_first()) as log:
+        work = pairs.pieces(config, out)
+        done: dict[Any, Any] = shared(config, {**work, **memorisation.pieces(config, out)})
+        found = {pair: done[pair] for pair in work}
+        sizes = config.memorising_batch_sizes
+        curves = {pair: curve for size in sizes for pair, curve in done[size].items()}
+        with MetricsLog(out) as log:
             for step, ((rate, size), row) in enumerate(found.items()):
                 log.write(step, "pair", {"rate": rate, "batch_size": size, **row})
         numbers = pairs.measure(config, found) | memorisation.measure(config, curves)
@@ -139,4 +143,4 @@ def main(config: Config) -> None:
         )
 
 
-EXPERIMENT = Experiment(main=main, presets=PRESETS)
+EXPERIMENT = Experiment(main=main, presets=PRESETS, shares=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,6 @@ import numpy as np
 import optax
 
 from experiments.lib.runs.progress import say
-from experiments.lib.runs.shares import shared
 from experiments.lib.training import minibatch
 from experiments.lib.training.minibatch import Recipe
 from experiments.lib.training.settings import train_settings
@@ -54,8 +54,8 @@ CLAIMS = by_name(
 )
 
 
-def run(config: Config, out: Path) -> Curves:
-    """The records of all pairs of the extreme learning rates and some batch sizes, by seed."""
+def pieces(config: Config, out: Path) -> dict[int, Callable[[], Curves]]:
+    """Some batch sizes as pieces of work; each returns the records of the extreme rates."""
     seeds, rates = list(config.seed_range()), (config.rates[0], config.rates[-1])
     data = minibatch.load_seeds(
         config.data, seeds, train_size=config.train_size, label_noise=config.wrong_labels
@@ -81,8 +81,7 @@ def run(config: Config, out: Path) -> Curves:
         )
         return {(rate, size): runs.records for rate, runs in found.items()}
 
-    found = shared({size: functools.partial(one, size) for size in config.memorising_batch_sizes})
-    return {pair: records for pairs in found.values() for pair, records in pairs.items()}
+    return {size: functools.partial(one, size) for size in config.memorising_batch_sizes}
 
 
 def at(level: float, rising: np.ndarray, *others: np.ndarray) -> list[float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,6 @@ from experiments.lib.data.small import shuffled_batches, small_data, stack_seeds
 from experiments.lib.nets.mlp import FlatMlp
 from experiments.lib.runs.kept import kept_arrays
 from experiments.lib.runs.progress import say
-from experiments.lib.runs.shares import shared
 from experiments.lib.verdicts.claims import by_name, claims_of
 from experiments.lib.verdicts.figures import figure, style
 from experiments.lib.verdicts.statistics import rank_correlation
@@ -99,8 +98,10 @@ def run_pair(
     return kept_arrays(out / f"rate_{rate:g}_batch_{batch_size}.npz", made)
 
 
-def run(config: Config, out: Path) -> Pairs:
-    """What was measured at the end of all pairs."""
+def pieces(
+    config: Config, out: Path
+) -> dict[tuple[float, int], Callable[[], dict[str, np.ndarray]]]:
+    """The pairs as pieces of work; each returns what was measured at its end."""
     data = stack_seeds(
         [
             small_data(config.data, seed=seed, train_size=config.train_size)
@@ -109,13 +110,11 @@ def run(config: Config, out: Path) -> Pairs:
     )
     net = FlatMlp((data.inputs.shape[-1], config.width, config.width, 10))
     losses_fn = net.losses("squared_error")
-    return shared(
-        {
-            (rate, size): functools.partial(run_pair, config, out, rate, size, net, losses_fn, data)
-            for size in config.batch_sizes
-            for rate in config.rates
-        }
-    )
+    return {
+        (rate, size): functools.partial(run_pair, config, out, rate, size, net, losses_fn, data)
+        for size in config.batch_sizes
+        for rate in config.rates
+    }
 
 
 _claim = claims_of("Jastrzebski et al. 2017", "set on seeds 0-4")

@@ -1,4 +1,4 @@
-"""Several processes at work on one run: how they join, agree, stop and leave.
+"""Several processes that share the batches of one run: how they join, agree, stop and leave.
 
     python -m experiments NAME --distributed                      # SLURM, Cloud TPU, GKE, Open MPI
     python -m experiments NAME --distributed --coordinator HOST:PORT --processes 2 --process 0
@@ -6,21 +6,19 @@
 Every process runs the same program on its own rows of the data; the first one writes. What only the
 first one can know (a file, a lock) is told to the others, so that all take the same way. A process
 that dies without a word is missed after `HEARTBEAT_SECONDS`, and the others end with an error that
-names it.
+names it. Independent pieces of work need none of this, see `experiments.lib.runs.shares`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
-from unittest import mock
 
 from experiments.lib.runs import errors
 from experiments.lib.runs.errors import ExperimentError
@@ -38,6 +36,8 @@ _FLAGS = {
     "--join-timeout": ("join_timeout", int),
     "--heartbeat": ("heartbeat", int),
 }
+
+_LOCAL = {"127.0.0.1", "localhost", "[::1]"}
 
 USAGE = """\
 distributed runs:
@@ -115,19 +115,19 @@ def join(options: Options) -> None:
     Raises:
       CannotJoin: the others were not found.
     """
-    global _client
     import jax
-    from jax._src import distributed as jax_runtime
 
     given = (options.coordinator, options.processes, options.process)
+    host = (options.coordinator or "").rpartition(":")[0]
     try:
         jax.distributed.initialize(
             *given,
             initialization_timeout=options.join_timeout,
             heartbeat_timeout_seconds=options.heartbeat,
             shutdown_timeout_seconds=options.heartbeat,
+            # By default the first process listens on all interfaces.
+            coordinator_bind_address=options.coordinator if host in _LOCAL else None,
         )
-        _client = jax_runtime.global_state.client
     except (ValueError, TypeError) as error:
         missing = [
             flag
@@ -145,47 +145,11 @@ def join(options: Options) -> None:
         ) from error
 
 
-_by_itself = False
-_client: Any = None  # of the runtime's notes; `by_itself` hides it from others
-
-
-@contextlib.contextmanager
-def by_itself() -> Iterator[None]:
-    """Within it this process works and writes as if it had joined none; see `sharing`.
-
-    No computation may reach over the processes, and what was begun within must end within.
-    """
-    global _by_itself
-    import jax
-    from jax._src import distributed
-    from orbax.checkpoint._src.futures.signaling_client import get_signaling_client
-
-    jax.devices()  # the processes tell each other their devices at the first question
-    before, _by_itself = _by_itself, True
-    # Orbax has no option for a process that saves what the others do not know of: it numbers its
-    # operations alike everywhere, leaves notes about them for all, and has arrays on the host
-    # written by the first process only. So it is shown a process that is alone.
-    alone = {"process_index": lambda *_: 0, "process_count": lambda *_: 1}
-    hidden = mock.patch.object(distributed.global_state, "client", None)
-    get_signaling_client.cache_clear()
-    try:
-        with mock.patch.multiple(jax, **alone), hidden:
-            yield
-    finally:
-        get_signaling_client.cache_clear()
-        _by_itself = before
-
-
 def is_distributed() -> bool:
-    """Whether this process works with others that it has joined (even if it is the only one)."""
+    """Whether this process has joined others (even if it is the only one)."""
     import jax
 
-    return not _by_itself and jax.distributed.is_initialized()
-
-
-def has_joined() -> bool:
-    """Whether this process has joined others, at work with them or by itself."""
-    return _by_itself or is_distributed()
+    return jax.distributed.is_initialized()
 
 
 def position() -> tuple[int, int]:
@@ -294,18 +258,3 @@ def _broadcast(value: Any) -> Any:
     padded = np.zeros(size, np.uint8)
     padded[: min(size, text.size)] = text[:size]
     return json.loads(bytes(np.asarray(multihost_utils.broadcast_one_to_all(padded))))
-
-
-def leave_note(name: str, text: str) -> None:
-    """Leaves a note for all processes."""
-    _client.key_value_set(name, text, allow_overwrite=True)
-
-
-def read_note(name: str) -> str | None:
-    """The note of this name, or None if there is none."""
-    try:
-        return _client.key_value_try_get(name)
-    except Exception as error:  # the runtime's own class, not public
-        if "NOT_FOUND" not in str(error):
-            raise
-        return None

@@ -17,6 +17,12 @@ class RunLocked(ExperimentError):
     """Another process is working in the run's folder."""
 
 
+class BadShare(ExperimentError):
+    """The option `--share` has no meaning here; the message says what to pass."""
+
+    exit_status = 2
+
+
 class CheckpointNotWritten(ExperimentError):
     """A checkpoint could not be written; those before it are sound."""
 

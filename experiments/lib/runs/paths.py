@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import secrets
 import shutil
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ def write_bytes(path: Any, data: bytes) -> None:
     if is_remote(path):
         path.write_bytes(data)
         return
-    temporary = path.with_name(path.name + ".tmp")
+    # A name of its own: the shares of a run may write the same file at the same time.
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
     temporary.write_bytes(data)
     os.replace(temporary, path)

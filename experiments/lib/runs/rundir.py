@@ -1,7 +1,7 @@
 """A run's folder: its lock, `config.json`, `env.json` and `status.json`.
 
-Of several processes the first one reads and writes them, and all must call alike: all see what it
-sees, and a file that is written is there for all.
+Of several joined processes the first one reads and writes them, and all must call alike: all see
+what it sees, and a file that is written is there for all.
 """
 
 from __future__ import annotations
@@ -42,10 +42,14 @@ def read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
     """Holds the folder for this run; the system frees it when the process dies.
 
-    Of several processes the first one holds it.
+    Of several joined processes the first one holds it.
+
+    Args:
+      folder: the folder, made if absent.
+      shared: hold it beside others that do the same, and beside no other.
 
     Raises:
       RunLocked: another process holds it.
@@ -59,7 +63,8 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             import fcntl
 
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+            fcntl.flock(handle, kind | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunLocked(
                 f"another process is running in {folder}; wait for it or choose another folder"

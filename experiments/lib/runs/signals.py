@@ -9,7 +9,6 @@ import contextlib
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from typing import ClassVar
 
@@ -35,7 +34,7 @@ class Signals:
         """Takes the way of several processes where there are any."""
         self.exit_status: int | None = None
         self._interruptible = False
-        self._notice = StopNotice() if distributed.has_joined() else None
+        self._notice = StopNotice() if distributed.is_distributed() else None
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[Signals]:
@@ -86,15 +85,10 @@ class StopNotice:
 
     JAX's runtime catches SIGTERM, tells the other processes and finds the first question that none
     of them has asked yet; an interrupt from the keyboard is treated likewise. Python's own handler
-    of SIGTERM must not be installed, or the runtime would not see it. A process by itself (see
-    `distributed.by_itself`) has no questions in step with the others': it obeys when it has heard.
+    of SIGTERM must not be installed, or the runtime would not see it.
     """
 
     _asked: ClassVar[int] = 0  # over all runs of this process: the runtime compares these numbers
-    _LISTEN_EVERY = 1.0  # seconds between two looks by a process by itself
-
-    def __init__(self):
-        self._last_look = 0.0
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
@@ -114,16 +108,5 @@ class StopNotice:
         """Whether to stop now; all processes must ask equally often, and get the same answer."""
         from jax.experimental import multihost_utils
 
-        if not distributed.is_distributed():
-            if time.monotonic() - self._last_look < self._LISTEN_EVERY:
-                return False
-            self._last_look = time.monotonic()
-            return was_told_to_stop()
         StopNotice._asked += 1
         return multihost_utils.reached_preemption_sync_point(StopNotice._asked)
-
-
-def was_told_to_stop() -> bool:
-    """Whether a SIGTERM has reached any of the processes; the answers may differ for a moment."""
-    # The runtime's own note. There is no public way to read it without the others.
-    return distributed.read_note("RECEIVED_PREEMPTION_NOTICE") is not None

@@ -18,7 +18,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.lib.runs import distributed
 from experiments.lib.runs.checkpoint import Checkpoints
 from experiments.lib.runs.errors import Preempted
 from experiments.lib.runs.kept import load_arrays, save_arrays
@@ -48,7 +47,6 @@ def run_chunks(
     After every chunk the records and then the state are saved; a kill at any moment costs the
     chunk it interrupts, and the same call ends with the same bits. The numbers among the records
     are written to `metrics.jsonl` and TensorBoard too, as lists over seeds if these come first.
-    Several processes at work together all compute the whole, and the first one writes it.
 
     Args:
       folder: a folder of its own.
@@ -71,10 +69,8 @@ def run_chunks(
     if num_steps < 1 or chunk < 1:
         raise ValueError(f"num_steps and chunk must be at least 1, got {num_steps}, {chunk}")
     parts = folder / "records"
-    primary = distributed.is_first()
-    if primary:
-        parts.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(folder / "checkpoints", keep_last=2, keep_best=0, primary=primary)
+    parts.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(folder / "checkpoints", keep_last=2, keep_best=0)
     state = jax.tree.map(jax.numpy.asarray, state)
     abstract = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state
@@ -114,9 +110,8 @@ def run_chunks(
 
 def _open_log(folder: Path, done: int) -> MetricsLog:
     """`metrics.jsonl`, cut back to the steps that the restored state has behind it."""
-    primary = distributed.is_first()
-    keep = [row for row in read_metrics(folder) if row["step"] < done] if primary else ()
-    return MetricsLog(folder, keep=keep, resume_step=done, primary=primary)
+    keep = [row for row in read_metrics(folder) if row["step"] < done]
+    return MetricsLog(folder, keep=keep, resume_step=done)
 
 
 def _write_rows(
@@ -132,8 +127,6 @@ def _write_rows(
 
 
 def _joined(parts: Path, num_steps: int, axis: int) -> dict[str, np.ndarray]:
-    # The first process's list: others may see a shared file system a little later.
-    found = distributed.on_primary(lambda: [int(path.stem) for path in parts.glob("*.npz")])
-    ends = sorted(end for end in found if end <= num_steps)
+    ends = sorted(end for path in parts.glob("*.npz") if (end := int(path.stem)) <= num_steps)
     pieces = [load_arrays(parts / f"{end}.npz") for end in ends]
     return {name: np.concatenate([p[name] for p in pieces], axis) for name in pieces[0]}

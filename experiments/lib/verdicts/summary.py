@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from experiments.lib.runs import distributed, rundir
+from experiments.lib.runs import distributed, rundir, shares
 from experiments.lib.runs.identity import identity
 from experiments.lib.runs.metrics import jsonable
 from experiments.lib.runs.paths import as_path
@@ -42,15 +42,22 @@ def run_folder(config: ExperimentConfig) -> Iterator[Path]:
 
     Raises:
       ConfigMismatch: it holds a run of another configuration.
-      RunLocked: another process works in it.
+      RunLocked: another process works in it, or on the same share.
     """
     if config.out is None:
         raise ValueError("the configuration names no folder; see experiments.registry.with_folder")
     folder = as_path(config.out)
     with contextlib.ExitStack() as stack:
-        distributed.on_primary(lambda: stack.enter_context(rundir.locked(folder)))
+        share = shares.parse(config.share)
+        distributed.on_primary(
+            lambda: stack.enter_context(rundir.locked(folder, shared=share is not None))
+        )
+        own = folder
+        if share is not None:
+            own = shares.folder(folder, share)
+            stack.enter_context(rundir.locked(own))
         rundir.check_config(folder, identity(config), identity(config))
-        rundir.record_environment(folder)
+        rundir.record_environment(own)
         # A path in a bucket has the methods of a `Path`.
         yield folder
 
@@ -123,12 +130,12 @@ def _as_json(verdict: Verdict) -> dict[str, Any]:
 
 
 def _seconds(folder: Path) -> float:
-    """The longest start: showing a finished run again does not count."""
+    """The longest start, or the shares: showing a finished run again does not count."""
     started = datetime.strptime(
         rundir.read_json(folder / "env.json")["starts"][-1]["started"], "%Y-%m-%dT%H:%M:%SZ"
     ).replace(tzinfo=UTC)
     before = (rundir.read_json(folder / "summary.json") or {}).get("seconds", 0.0)
-    return max(before, time.time() - started.timestamp(), 0.0)
+    return max(before, time.time() - started.timestamp(), shares.seconds(folder))
 
 
 def table(summary: Mapping[str, Any]) -> report.Table:

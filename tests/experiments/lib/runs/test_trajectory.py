@@ -1,4 +1,4 @@
-"""Chunks of a trajectory, results of seeds: a stop at any point, and the same bits."""
+"""Chunks of a trajectory: a stop at any point, and the same bits."""
 
 import functools
 
@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 
 from experiments.lib.runs import trajectory
-from experiments.lib.runs.kept import each_seed, load_arrays, save_arrays
 from experiments.lib.runs.metrics import read_metrics
 from experiments.lib.runs.trajectory import run_chunks
-from experiments.registry import ExperimentConfig
 
 
 class Stop(Exception):
@@ -105,27 +103,3 @@ def test_seeds_may_come_first(tmp_path):
     assert [row["step"] for row in rows] == list(range(5))
     np.testing.assert_allclose(rows[3]["norm"], records["norm"][:, 3], rtol=1e-6)
     assert "x" not in rows[3]
-
-
-def test_a_seed_with_a_result_is_not_run_again(tmp_path):
-    config = ExperimentConfig(out=tmp_path, seeds=3, first_seed=4, quiet=True)
-    ran = []
-
-    def run_seed(seed, folder):
-        ran.append(seed)
-        if len(ran) == 2:
-            raise Stop
-        return {"seed": seed, "bad": float("nan")}
-
-    with pytest.raises(Stop):
-        each_seed(config, run_seed)
-    results = each_seed(config, run_seed)
-    assert ran == [4, 5, 5, 6]
-    assert results[6] == {"seed": 6, "bad": None}
-
-
-def test_arrays_come_back(tmp_path):
-    save_arrays(tmp_path / "a.npz", a=np.arange(3), b=np.eye(2))
-    found = load_arrays(tmp_path / "a.npz")
-    np.testing.assert_array_equal(found["a"], [0, 1, 2])
-    np.testing.assert_array_equal(found["b"], np.eye(2))

@@ -1,8 +1,7 @@
-"""One of each thing that experiments do besides `train`, for one process or several to share."""
+"""One of each thing that experiments do besides `train`, as pieces of work."""
 
 import functools
-import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -27,9 +26,6 @@ class Config(ExperimentConfig):
 
     seeds: int = 3
 
-    slow_at: str = field(default="", metadata={"identity": False})
-    """The folder where every chunk takes a second, for others to disturb this process meanwhile."""
-
 
 @functools.partial(jax.jit, static_argnums=1)
 def _descend(state, steps):
@@ -40,35 +36,29 @@ def _descend(state, steps):
     return jax.lax.scan(step, state, length=steps)
 
 
-def run_arm(config, folder, rate):
-    def advance(state, steps):
-        time.sleep(folder.name == config.slow_at)
-        return _descend(state, steps)
-
+def run_arm(folder, rate):
     state = {"x": jnp.arange(3.0), "rate": jnp.float32(rate)}
-    return run_chunks(folder, state, advance, STEPS, 2)[1]["loss"]
+    return run_chunks(folder, state, _descend, STEPS, 2)[1]["loss"]
 
 
 def main(config):
     with run_folder(config) as out:
-        seeds = each_seed(
-            config, lambda seed, folder: {"value": run_arm(config, folder, 0.1)[seed]}
-        )
-        arms = shared(
-            {
-                arm: functools.partial(run_arm, config, out / arm, 0.1 * number)
-                for number, arm in enumerate(ARMS)
-            }
-        )
-        last = run_arm(config, out / "together", 0.05)
+        seeds = each_seed(config, lambda seed, folder: {"value": run_arm(folder, 0.1)[seed]})
+        arms = {
+            arm: functools.partial(run_arm, out / arm, 0.1 * number)
+            for number, arm in enumerate(ARMS)
+        }
+        found = shared(config, {**seeds, **arms})
+        last = run_arm(out / "together", 0.05)
+        losses = {arm: found[arm] for arm in ARMS}
         kept = kept_arrays(
-            out / "kept.npz", lambda: {"last": last[-1:], "arms": np.stack([*arms.values()])}
+            out / "kept.npz", lambda: {"last": last[-1:], "arms": np.stack([*losses.values()])}
         )
         with figure(out / "losses.png") as axes:
             axes.plot(kept["arms"].T)
-        values = {seed: result["value"] for seed, result in seeds.items()}
-        extra = {"last": kept["last"], "arms": arms}
+        values = {seed: found[seed]["value"] for seed in seeds}
+        extra = {"last": kept["last"], "arms": losses}
         write_summary(out, config, [judge(CLAIM, values)], [Figure("losses.png", "Loss.")], extra)
 
 
-EXPERIMENT = Experiment(main=main, presets={"smoke": Config()})
+EXPERIMENT = Experiment(main=main, presets={"smoke": Config()}, shares=True)
