@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-Preset = Literal["smoke", "cpu", "gpu", "paper"]
+Preset = Literal["smoke", "cpu", "gpu", "real", "paper"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,12 +14,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
-import numpy as np
-
-from experiments.lib.verdicts.statistics import by_seed
+from experiments.lib.verdicts.statistics import by_seed, mean_and_error, student
 from experiments.registry import ExperimentConfig
 
-Judgement = Literal["reproduced", "not reproduced", "inconclusive"]
+Judgement = Literal["reproduced", "not reproduced", "inconclusive", "void", "not judged"]
+Source = Literal["paper", "theory", "sign", "seeds"]
+"""Where a range comes from: the paper's number, theory, the sign of an effect; or other seeds than
+those that are judged, the weakest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +42,11 @@ class Claim:
     high: float | None = None
     """... and the largest."""
 
-    reason: str
-    """Where the range comes from, and on which seeds it was set."""
+    source: Source = "seeds"
+    """Where the range comes from ..."""
+
+    reason: str = ""
+    """... and more about that."""
 
     def __post_init__(self):
         if self.low is None and self.high is None:
@@ -60,6 +64,7 @@ class Verdict(NamedTuple):
       mean: their mean; None unless all are there and finite.
       standard_error: of the mean; None with a single seed.
       verdict: see `judge`.
+      null: the mean of what must not pass; None where there is nothing of the kind.
     """
 
     claim: Claim
@@ -67,27 +72,40 @@ class Verdict(NamedTuple):
     mean: float | None
     standard_error: float | None
     verdict: Judgement
+    null: float | None = None
 
 
-def judge(claim: Claim, values: Mapping[int, Any]) -> Verdict:
+def judge(
+    claim: Claim, values: Mapping[int, Any], null: Mapping[int, Any] | None = None
+) -> Verdict:
     """Compares the numbers of all seeds with the accepted range.
 
     Args:
       claim: the claim.
       values: its number for each seed.
+      null: the same number of something for which the claim must fail.
 
     Returns:
-      `inconclusive` if a number is missing or not finite, or if the interval of two standard
-      errors about the mean reaches over a bound; `reproduced` if that interval lies in the range;
-      else `not reproduced`. A single seed has no standard error and counts by its value alone.
+      `void` if the null lies in the range as well, so that the claim says nothing; `inconclusive`
+      if a number is missing or not finite, or if the 95 % interval of the mean (Student's t)
+      reaches over a bound; `reproduced` if that interval lies in the range; else `not reproduced`.
+      A single seed has no interval and counts by its value alone.
     """
+    found = _compared(claim, values)
+    if null is None:
+        return found
+    other = _compared(claim, null)
+    found = found._replace(null=other.mean)
+    return found._replace(verdict="void") if other.verdict == "reproduced" else found
+
+
+def _compared(claim: Claim, values: Mapping[int, Any]) -> Verdict:
     numbers = {int(s): None if v is None else float(v) for s, v in values.items()}
     known = [v for v in numbers.values() if v is not None and math.isfinite(v)]
     if not known or len(known) < len(numbers):
         return Verdict(claim, numbers, None, None, "inconclusive")
-    mean = float(np.mean(known))
-    error = float(np.std(known, ddof=1) / math.sqrt(len(known))) if len(known) > 1 else None
-    reach = 2 * (error or 0.0)
+    mean, error = mean_and_error(known)
+    reach = 0.0 if error is None else student(len(known)) * error
     low = -math.inf if claim.low is None else claim.low
     high = math.inf if claim.high is None else claim.high
     verdict: Judgement = "not reproduced"
@@ -102,7 +120,7 @@ def judge(claim: Claim, values: Mapping[int, Any]) -> Verdict:
 class JudgedConfig(ExperimentConfig):
     """The options of an experiment with the judged seeds and a small data set as its defaults."""
 
-    seeds: int = 3
+    seeds: int = 5
     """How many seeds to run."""
 
     first_seed: int = 100

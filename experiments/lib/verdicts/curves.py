@@ -10,6 +10,24 @@ import numpy as np
 from experiments.lib.verdicts.figures import band, style
 from experiments.lib.verdicts.statistics import mean_and_error
 
+_WORDS = {
+    "hessian_eigenvalue": r"$\lambda_1(H)$",
+    "sharpness": r"$\lambda_1(H)$",
+    "trace": r"tr $H$",
+    "trace_fisher": r"tr $F$",
+    "noisy_fit": "wrong labels fitted",
+    "clean_fit": "right labels fitted",
+    "noisy_recovered": "wrong labels corrected",
+    "norm": r"$|w|$",
+    "train_loss": "training loss",
+    "train_accuracy": "training accuracy",
+}
+
+
+def words(record: str) -> str:
+    """What the axis of a record says."""
+    return _WORDS.get(record, record.replace("_", " "))
+
 
 def curve(axes: Any, x: Any, values: Any, number: int, label: str = "", **options: Any) -> None:
     """Draws the mean of `values` (seeds, points) over `x`."""

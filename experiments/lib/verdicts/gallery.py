@@ -16,12 +16,14 @@ from typing import Any
 
 from experiments import registry
 from experiments.lib.runs import rundir
-from experiments.lib.verdicts import claims, report
+from experiments.lib.verdicts import report
+from experiments.lib.verdicts.summary import accepted, documentation, measured, table
 
 RESULTS = Path(__file__).parents[2] / "results"
 PIXELS = 1100
 COLORS = 48
 COLUMNS = ("claim", "measured", "accepted", "verdict")
+VERDICTS = ("reproduced", "not reproduced", "inconclusive", "void")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -56,7 +58,8 @@ def with_claims() -> list[str]:
     for name in registry.summaries():
         package = folder / name
         sources = package.glob("*.py") if package.is_dir() else [folder / f"{name}.py"]
-        if any("lib.verdicts.summary import" in s.read_text(encoding="utf-8") for s in sources):
+        texts = [s.read_text(encoding="utf-8") for s in sources]
+        if any("lib.verdicts.summary import" in t or "lib.lab import" in t for t in texts):
             found.append(name)
     return found
 
@@ -79,8 +82,8 @@ def overview(summaries: Iterable[Mapping[str, Any]]) -> report.Table:
             summary["experiment"],
             summary["preset"],
             claim["name"],
-            claims.measured(claim),
-            claims.accepted(claim["accepted"]),
+            measured(claim),
+            accepted(claim["accepted"]),
             claim["verdict"],
         )
         for summary in summaries
@@ -100,7 +103,7 @@ def write_gallery(path: Path, runs: Sequence[tuple[Path, dict[str, Any]]]) -> No
     for folder, summary in runs:
         items.append(report.Heading(summary["title"]))
         items.append(report.Text(f"{summary['command']}, {summary['seconds']:.0f} s"))
-        items.append(claims.table(summary))
+        items.append(table(summary))
         items += [report.Text(f"{c['name']}: {c['statement']}") for c in summary["claims"]]
         items += [
             report.Picture(folder / f["file"], f["caption"])
@@ -152,6 +155,15 @@ def pages(results: Path) -> dict[str, str]:
     return found | {"index.md": index(summaries)}
 
 
+def _origin(claim: Mapping[str, Any]) -> str:
+    """Where the range of a claim of a summary comes from."""
+    sources = {"paper": "the paper's", "theory": "by theory", "sign": "a sign", "seeds": ""}
+    source = sources[claim.get("source", "seeds")]
+    reason = (": " if source and claim["reason"] else "") + claim["reason"]
+    null = f"; what must not pass: {claim['null']:.4g}" if claim.get("null") is not None else ""
+    return source + reason + null
+
+
 def index(summaries: Sequence[Mapping[str, Any]]) -> str:
     """The page that lists all experiments and their verdicts."""
     lines = [
@@ -162,12 +174,12 @@ def index(summaries: Sequence[Mapping[str, Any]]) -> str:
         "reproduced stands here too. `make experiments` runs them all. Seconds are by the clock, "
         "on a machine at work on other things too.",
         "",
-        "| experiment | reproduced | not reproduced | inconclusive | seconds |",
-        "|---|---|---|---|---|",
+        f"| experiment | {' | '.join(VERDICTS)} | seconds |",
+        "|---|---|---|---|---|---|",
     ]
     for s in summaries:
         verdicts = [c["verdict"] for c in s["claims"]]
-        counts = [str(verdicts.count(v)) for v in ("reproduced", "not reproduced", "inconclusive")]
+        counts = [str(verdicts.count(v)) for v in VERDICTS]
         name = s["experiment"]
         lines.append(f"| [{name}]({name}.md) | {' | '.join(counts)} | {s['seconds']:.0f} |")
     return "\n".join(lines) + "\n"
@@ -175,18 +187,18 @@ def index(summaries: Sequence[Mapping[str, Any]]) -> str:
 
 def page(summary: Mapping[str, Any]) -> str:
     """The page of one experiment."""
-    title, text = claims.documentation(summary["experiment"])
+    title, text = documentation(summary["experiment"])
     seeds = ", ".join(map(str, summary["seeds"]))
     lines = [f"# {title.rstrip('.')}", "", text, ""]
     lines += ["## Claims", "", f"Seeds {seeds}; {summary['seconds']:.0f} s:", ""]
     lines += ["```text", summary["command"], "```", ""]
     lines += [f"| {' | '.join(COLUMNS)} |", "|---|---|---|---|"]
     for c in summary["claims"]:
-        measured, accepted = claims.measured(c), claims.accepted(c["accepted"])
-        lines.append(f"| {c['name']} | {measured} | {accepted} | **{c['verdict']}** |")
+        row = c["name"], measured(c), accepted(c["accepted"]), f"**{c['verdict']}**"
+        lines.append(f"| {' | '.join(row)} |")
     lines.append("")
     for c in summary["claims"]:
-        lines.append(f"- *{c['name']}*: {c['statement']} ({c['paper']}; range {c['reason']}.)")
+        lines.append(f"- *{c['name']}*: {c['statement']} ({c['paper']}; range {_origin(c)}.)")
     lines.append("")
     for picture in summary["figures"]:
         lines += [f"![{picture['caption']}]({figure_name(summary, picture)})", ""]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from scipy.special import stdtrit
 from scipy.stats import spearmanr
 
 from experiments.lib.verdicts.report import Table
@@ -21,6 +22,11 @@ def mean_and_error(values: Any) -> tuple[float, float | None]:
     values = np.asarray(values, float)
     error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else None
     return float(values.mean()), None if error is None else float(error)
+
+
+def student(count: int) -> float:
+    """The standard errors from the mean of so many seeds to an end of its 95 % interval."""
+    return float(stdtrit(count - 1, 0.975))
 
 
 def rank_correlation(x: Any, y: Any) -> float:

@@ -1,8 +1,8 @@
 """What a judged run leaves: `summary.json`, `report.html`, and the table of its claims.
 
 with run_folder(config) as out:
-values = {seed: measure(seed) for seed in config.seed_range()}
-write_summary(out, config, [judge(rises, values)])
+    values = {seed: measure(seed) for seed in config.seed_range()}
+    write_summary(out, config, [judge(rises, values)])
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ def write_summary(
     verdicts: Sequence[Verdict],
     figures: Sequence[Figure] = (),
     extra: Mapping[str, Any] | None = None,
+    tables: Sequence[report.Table] = (),
 ) -> dict[str, Any]:
     """Writes `summary.json` and `report.html`, and prints the table of claims.
 
@@ -77,6 +78,7 @@ def write_summary(
       verdicts: what was found.
       figures: the pictures.
       extra: more numbers.
+      tables: more tables for the report.
 
     Returns:
       The summary.
@@ -102,6 +104,7 @@ def write_summary(
         [
             report.Text(f"{summary['command']}, {summary['seconds']:.0f} s"),
             shown,
+            *tables,
             *(report.Text(f"{v.claim.name}: {v.claim.statement}") for v in verdicts),
             *(report.Picture(folder / figure.file, figure.caption) for figure in figures),
             report.Details("All numbers", summary),
@@ -123,7 +126,9 @@ def _as_json(verdict: Verdict) -> dict[str, Any]:
             "standard_error": verdict.standard_error,
             "values": verdict.values,
             "accepted": [claim.low, claim.high],
+            "source": claim.source,
             "reason": claim.reason,
+            "null": verdict.null,
             "verdict": verdict.verdict,
         }
     )
@@ -190,8 +195,8 @@ def command(name: str, config: ExperimentConfig) -> str:
     """The command line that makes this run: the preset and what differs from it."""
     words = ["python -m experiments", name, "--preset", config.preset]
     try:
-        presets = importlib.import_module(type(config).__module__).PRESETS
-        default = identity(presets[config.preset])
+        experiment = importlib.import_module(type(config).__module__).EXPERIMENT
+        default = identity(experiment.presets[config.preset])
     except (AttributeError, KeyError):
         default = identity(config)
     for path, value in _changes(default, identity(config)):

@@ -34,15 +34,14 @@ def test_a_verdict_follows_from_the_numbers(values, verdict):
 @pytest.mark.parametrize(
     ("errors_inside", "verdict"),
     [
-        (2.2, "reproduced"),
-        (1.8, "inconclusive"),  # 2.2 standard errors if these were taken of n, not of n - 1
-        (1.5, "inconclusive"),
-        (-1.8, "inconclusive"),
-        (-2.2, "not reproduced"),
+        (4.31, "reproduced"),  # the quantile of Student's t at two degrees of freedom is 4.303
+        (4.29, "inconclusive"),  # more than that if the errors were taken of n, not of n - 1
+        (-4.29, "inconclusive"),
+        (-4.31, "not reproduced"),
     ],
 )
-def test_two_standard_errors_decide(bound, errors_inside, verdict):
-    """Three seeds whose mean lies so many standard errors inside the only bound."""
+def test_the_interval_of_three_seeds_decides(bound, errors_inside, verdict):
+    """Their mean lies so many standard errors inside the only bound."""
     claim = Claim(name="c", statement="S.", paper="P", reason="made up", **{bound: 5.0})
     error = 0.1
     mean = 5.0 + (1 if bound == "low" else -1) * errors_inside * error
@@ -50,6 +49,21 @@ def test_two_standard_errors_decide(bound, errors_inside, verdict):
     found = judge(claim, {0: mean - spread, 1: mean, 2: mean + spread})
     assert found.standard_error == pytest.approx(error)
     assert found.verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("null", "verdict", "mean"),
+    [
+        ({0: 1.5, 1: 1.6, 2: 1.4}, "void", 1.5),
+        ({0: 0.5, 1: 0.6, 2: 0.4}, "reproduced", 0.5),
+        ({0: 1.0, 1: 1.1, 2: 0.9}, "reproduced", 1.0),  # it does not pass: it may be either
+        ({0: 1.5, 1: None, 2: 1.5}, "reproduced", None),
+    ],
+)
+def test_a_claim_that_its_null_passes_is_void(null, verdict, mean):
+    found = judge(CLAIM, {0: 1.5, 1: 1.6, 2: 1.4}, null)
+    assert (found.verdict, found.null and round(found.null, 6)) == (verdict, mean)
+    assert found.mean == pytest.approx(1.5)
 
 
 def test_a_single_seed_has_no_standard_error():

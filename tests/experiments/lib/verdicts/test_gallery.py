@@ -73,7 +73,7 @@ def test_the_pages_are_made_of_the_cpu_runs(runs, tmp_path):
     assert (docs / "made_up-a.png").stat().st_size < FIGURE_BYTES
     page = (docs / "made_up.md").read_text()
     assert "| falls | 1.25 | at least 1 | **not reproduced** |" in page
-    assert "| [made_up](made_up.md) | 1 | 1 | 0 | 3 |" in (docs / "index.md").read_text()
+    assert "| [made_up](made_up.md) | 1 | 1 | 0 | 0 | 3 |" in (docs / "index.md").read_text()
 
 
 def test_experiments_with_claims_are_found_by_their_source():

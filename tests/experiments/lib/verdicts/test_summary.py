@@ -9,7 +9,7 @@ from experiments.lib.runs.rundir import read_json, write_json
 from experiments.lib.verdicts.claims import Claim, judge
 from experiments.lib.verdicts.figures import figure
 from experiments.lib.verdicts.summary import Figure, command, run_folder, table, write_summary
-from experiments.registry import ExperimentConfig
+from experiments.registry import Experiment, ExperimentConfig
 
 CLAIM = Claim(name="c", statement="S.", paper="P", low=1.0, high=2.0, reason="made up")
 
@@ -20,7 +20,7 @@ class Config(ExperimentConfig):
     rates: tuple[float, ...] = (0.1, 0.2)
 
 
-PRESETS = {"smoke": Config(preset="smoke")}
+EXPERIMENT = Experiment(print, {"smoke": Config(preset="smoke")})
 
 
 def test_the_summary_holds_claims_figures_and_command(tmp_path, capsys):
@@ -50,4 +50,4 @@ def test_a_folder_of_another_configuration_is_refused(tmp_path):
 
 
 def test_the_command_of_a_preset_is_short():
-    assert command("x", PRESETS["smoke"]) == "python -m experiments x --preset smoke"
+    assert command("x", EXPERIMENT.presets["smoke"]) == "python -m experiments x --preset smoke"

@@ -1,0 +1,94 @@
+"""The contract of an experiment, on one that trains nothing."""
+
+import dataclasses
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from experiments.lib.lab import Lab, Options, changed
+from experiments.lib.runs import rundir
+from experiments.lib.verdicts.report import Table
+
+
+@dataclass(frozen=True)
+class Inner:
+    depth: int = 2
+    width: int = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(Options):
+    rate: float = 0.5
+    inner: Inner = Inner()
+
+
+def _lab(**presets):
+    lab = Lab(Config, "Nobody 2021", **presets)
+
+    @lab.run
+    def run(config, out):
+        rows = np.arange(config.seeds)[:, None] + np.linspace(0, config.rate, 3)
+        epochs = np.tile(np.arange(3), (config.seeds, 1))
+        return {"arm": {"epoch": epochs, "height": rows}}
+
+    lab.claim("rises", "It rises.", lambda runs, config: np.ptp(runs["arm"]["height"], axis=1),
+              low=0.4, source="sign", null=lambda runs, config: np.zeros(config.seeds))  # fmt: skip
+    lab.claim("is-void", "It is at least itself.", lambda runs, config: np.ones(config.seeds),
+              low=0.0, source="theory", paper="Somebody 2020",
+              null=lambda runs, config: dict.fromkeys(config.seed_range(), 2.0))  # fmt: skip
+    lab.curves("height", log=("height",))
+
+    @lab.figure("Two panels.", columns=2)
+    def panels(axes, runs, config):
+        axes[0].plot(runs["arm"]["height"][0])
+        axes[1].set(title=f"rate {config.rate}")
+
+    @lab.table
+    def heights(runs, config):
+        return Table(("arm", "height"), [("arm", "1.25")])
+
+    @lab.extra
+    def more(runs, config):
+        return {"seeds": config.seeds}
+
+    return lab
+
+
+def test_one_call_runs_judges_draws_and_reports(tmp_path, capsys):
+    lab = _lab()
+    lab.main(dataclasses.replace(lab.presets["cpu"], out=tmp_path, quiet=True))
+    summary = rundir.read_json(tmp_path / "summary.json")
+    keys = ("name", "verdict", "null", "source", "paper")
+    assert [tuple(map(c.get, keys)) for c in summary["claims"]] == [
+        ("rises", "reproduced", 0.0, "sign", "Nobody 2021"),
+        ("is-void", "void", 2.0, "theory", "Somebody 2020"),
+    ]  # fmt: skip
+    assert [f["file"] for f in summary["figures"]] == ["training.png", "panels.png"]
+    assert all((tmp_path / f["file"]).exists() for f in summary["figures"])
+    assert summary["extra"] == {"seeds": 5}
+    assert "1.25" in capsys.readouterr().out
+    assert "1.25" in (tmp_path / "report.html").read_text()
+
+
+def test_presets_are_changes_to_the_default():
+    lab = _lab(smoke={"rate": 0.1, "inner": {"width": 3}}, paper={"data": "mnist"})
+    assert lab.presets["cpu"] == Config()
+    assert lab.presets["smoke"] == Config(preset="smoke", rate=0.1, inner=Inner(2, 3))
+    assert lab.presets["paper"] == Config(preset="paper", data="mnist")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'ratio'"):
+        changed(Config(), {"ratio": 1})
+
+
+def test_smoke_is_not_judged():
+    lab = _lab(smoke={"seeds": 1})
+    runs = lab._run(lab.presets["smoke"], None)
+    assert [v.verdict for v in lab.judged(runs, lab.presets["smoke"])] == ["not judged"] * 2
+
+
+def test_what_is_wrong_is_said(tmp_path):
+    lab = _lab()
+    with pytest.raises(ValueError, match="two claims of the name 'rises'"):
+        lab.claim("rises", "Again.", lambda runs, config: 0, low=0, source="sign")
+    with pytest.raises(TypeError, match=r"no @lab\.run"):
+        Lab(Config, "Nobody 2021").main(Config(out=tmp_path))
