@@ -10,8 +10,8 @@ from typing import Literal
 class ModelConfig:
     """Which network, how large, how initialised. `None` stands for the network's own default."""
 
-    name: Literal["mlp", "cnn", "resnet", "wide_resnet", "transformer"] = "cnn"
-    """mlp; cnn: VGG-like, convolutions and max pooling; resnet: He et al. 2016; wide_resnet:
+    name: Literal["mlp", "s2cnn", "cnn", "resnet", "wide_resnet", "transformer"] = "cnn"
+    """mlp; s2cnn: two convolutions of stride 2 and a dense layer; cnn: VGG-like, convolutions and max pooling; resnet: He et al. 2016; wide_resnet:
     Zagoruyko and Komodakis 2016; transformer: pre-norm encoder over image patches or tokens."""
 
     width: int | None = None

@@ -46,12 +46,12 @@ class Model(NamedTuple):
     Attributes:
       init: `(key, inputs) -> (params, model_state)`; `inputs` may be one example long.
       apply: see `Apply`.
-      module: the flax module.
+      module: the flax module; None where there is none.
     """
 
     init: Callable[[jax.Array, jax.Array], tuple[Params, ModelState]]
     apply: Apply
-    module: nn.Module
+    module: nn.Module | None
 
     def model_fn(self, params: Params, inputs: jax.Array, model_state: ModelState) -> jax.Array:
         """The logits as evaluated: `model_fn(params, inputs, *args)` of flatjax's operators.
@@ -73,7 +73,11 @@ def make_model(config: ModelConfig, num_classes: int) -> Model:
     Raises:
       ValueError: the configuration makes no network of this kind.
     """
-    module = networks.build(config, num_classes)
+    return of_module(networks.build(config, num_classes))
+
+
+def of_module(module: nn.Module) -> Model:
+    """The pure functions of a flax module whose `__call__` takes `(x, train=False)`."""
 
     def init(key, inputs):
         variables = dict(module.init({"params": key}, inputs, train=False))

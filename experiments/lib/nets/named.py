@@ -1,0 +1,76 @@
+"""Networks by a short name: what `--recipe.network` takes.
+
+    model("s2cnn-16", 10)            two convolutions of stride 2, of 16 and 32 channels, and a dense layer
+    model("resnet-20-group", 10)     20 layers, group norm
+    model("mlp-256-batch", 10)       two hidden layers of 256 units, batch norm
+    model("my_nets:tiny", 10)        a user's own, see `experiments.lib.nets.user`
+
+A number is the width; of a resnet the depth. Words are a norm or an activation.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from experiments.lib.nets.config import ModelConfig
+from experiments.lib.nets.mlp import apply_mlp, init_mlp
+from experiments.lib.nets.models import Model, make_model, of_module
+from experiments.lib.nets.user import user_network
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"tanh": jnp.tanh, "relu": jax.nn.relu}
+
+
+def plain_mlp(hidden: Sequence[int], activation: str, init_scale: float, classes: int) -> Model:
+    """The MLP of `experiments.lib.nets.mlp`; it has no batch statistics."""
+    act = ACTIVATIONS[activation]
+
+    def init(key, inputs):
+        return init_mlp(key, (inputs.shape[-1], *hidden, classes), scale=init_scale), {}
+
+    def apply(params, model_state, inputs, *, train, key=None):
+        del train, key
+        return apply_mlp(params, inputs, activation=act), model_state
+
+    return Model(init, apply, None)
+
+
+def model(name: str, classes: int) -> Model:
+    """The network of a name.
+
+    Raises:
+      ValueError: there is none of that name.
+      BadNetwork: a user's own cannot be had.
+    """
+    if ":" in name:
+        return of_module(user_network(name, classes))
+    return make_model(parsed(name), classes)
+
+
+def parsed(name: str) -> ModelConfig:
+    """The configuration of a name."""
+    hints = typing.get_type_hints(ModelConfig)
+    options = {key: typing.get_args(hints[key]) for key in ("name", "norm", "activation")}
+    values = {
+        key: tuple(v for part in found for v in (typing.get_args(part) or (part,)))
+        for key, found in options.items()
+    }
+    kind, *words = name.split("-")
+    if kind not in values["name"]:
+        kinds = ", ".join(values["name"])
+        raise ValueError(f"no network {name!r}; there are {kinds}, and package.module:make")
+    found: dict[str, typing.Any] = {"name": kind}
+    for word in words:
+        if word.isdecimal():
+            found["depth" if kind == "resnet" else "width"] = int(word)
+        elif word in values["norm"]:
+            found["norm"] = word
+        elif word in values["activation"]:
+            found["activation"] = word
+        else:
+            known = ", ".join(v for v in (*values["norm"], *values["activation"]) if isinstance(v, str))
+            raise ValueError(f"network {name!r}: {word!r} is no number and none of {known}")
+    return ModelConfig(**found)
