@@ -22,13 +22,13 @@ from experiments.lib.runs.errors import BadData
 
 
 class SmallData(NamedTuple):
-    """Flattened examples; with a leading axis of seeds if stacked.
+    """Examples; with a leading axis of seeds if stacked.
 
     Attributes:
-      inputs: (n, d) float32.
+      inputs: (n, d) float32, or images (n, height, width, channels).
       targets: (n,) int32, the labels trained on.
       clean_targets: (n,) int32, the true ones.
-      test_inputs: (m, d) float32.
+      test_inputs: (m, ...) float32.
       test_targets: (m,) int32.
     """
 
@@ -52,6 +52,7 @@ def small_data(
     label_noise: float = 0.0,
     test_size: int | None = None,
     num_classes: int = 10,
+    flat: bool = True,
 ) -> SmallData:
     """Draws a subset and wrong labels by the seed.
 
@@ -64,14 +65,27 @@ def small_data(
       label_noise: exactly this fraction of the labels is wrong.
       test_size: m; default all that are not trained on.
       num_classes: of `digits`; a user's own data may have no more.
+      flat: whether images become vectors.
 
     Returns:
       The data as NumPy arrays.
     """
     if is_own(name):
-        return _own(name, seed, train_size, label_noise, test_size, num_classes)
-    if name != "digits":
-        return _prepared(name, seed, train_size, label_noise, test_size)
+        data = _own(name, seed, train_size, label_noise, test_size, num_classes)
+    elif name == "digits":
+        data = _digits(seed, train_size, label_noise, test_size, num_classes)
+    else:
+        data = _prepared(name, seed, train_size, label_noise, test_size)
+    if not flat:
+        return data
+
+    def vectors(inputs):
+        return inputs.reshape(len(inputs), -1)
+
+    return data._replace(inputs=vectors(data.inputs), test_inputs=vectors(data.test_inputs))
+
+
+def _digits(seed, train_size, label_noise, test_size, num_classes) -> SmallData:
     images, labels = _all_digits()
     if train_size >= len(labels):
         raise ValueError(f"digits has {len(labels)} examples, {train_size} leave none to test on")
@@ -102,7 +116,7 @@ def _all_digits() -> tuple[np.ndarray, np.ndarray]:
     from experiments.lib.data.digits import digits_arrays
 
     images, labels = digits_arrays()
-    pixels = images.reshape(len(images), -1).astype(np.float32)
+    pixels = images.reshape(len(images), 8, 8, 1).astype(np.float32)
     return pixels / pixels.std(), labels.astype(np.int32)
 
 
@@ -119,13 +133,7 @@ def _prepared(name, seed, train_size, label_noise, test_size) -> SmallData:
         )
     )
     train, test = data.train.arrays(), data.test.arrays()
-    return SmallData(
-        train.inputs.reshape(len(train.inputs), -1),
-        train.targets,
-        train.clean_targets,
-        test.inputs.reshape(len(test.inputs), -1),
-        test.targets,
-    )
+    return SmallData(train.inputs, train.targets, train.clean_targets, test.inputs, test.targets)
 
 
 def _own(path, seed, train_size, label_noise, test_size, num_classes) -> SmallData:
@@ -137,12 +145,11 @@ def _own(path, seed, train_size, label_noise, test_size, num_classes) -> SmallDa
     rng = np.random.RandomState(seed)
     train = rng.permutation(len(own.targets))[:train_size]
     clean = own.targets[train]
-    test_inputs = own.test_inputs[:test_size]
     return SmallData(
-        own.inputs[train].reshape(train_size, -1),
+        own.inputs[train],
         _with_wrong(rng, clean, label_noise, own.num_classes),
         clean,
-        test_inputs.reshape(len(test_inputs), -1),
+        own.test_inputs[:test_size],
         own.test_targets[:test_size],
     )
 

@@ -11,8 +11,9 @@ class ModelConfig:
     """Which network, how large, how initialised. `None` stands for the network's own default."""
 
     name: Literal["mlp", "s2cnn", "cnn", "resnet", "wide_resnet", "transformer"] = "cnn"
-    """mlp; s2cnn: two convolutions of stride 2 and a dense layer; cnn: VGG-like, convolutions and max pooling; resnet: He et al. 2016; wide_resnet:
-    Zagoruyko and Komodakis 2016; transformer: pre-norm encoder over image patches or tokens."""
+    """mlp; s2cnn: two convolutions of stride 2 and a dense layer; cnn: VGG-like, convolutions and
+    max pooling; resnet: He et al. 2016; wide_resnet: Zagoruyko and Komodakis 2016; transformer:
+    pre-norm encoder over image patches or tokens."""
 
     width: int | None = None
     """mlp: hidden units (128); cnn, resnet: channels of the first stage (16); wide_resnet:

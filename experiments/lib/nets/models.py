@@ -53,12 +53,14 @@ class Model(NamedTuple):
     apply: Apply
     module: nn.Module | None
 
-    def model_fn(self, params: Params, inputs: jax.Array, model_state: ModelState) -> jax.Array:
+    def model_fn(
+        self, params: Params, inputs: jax.Array, model_state: ModelState | None = None
+    ) -> jax.Array:
         """The logits as evaluated: `model_fn(params, inputs, *args)` of flatjax's operators.
 
         Batch norm uses its running averages, dropout is off. Pass `model_state` as `args`.
         """
-        return self.apply(params, model_state, inputs, train=False)[0]
+        return self.apply(params, model_state or {}, inputs, train=False)[0]
 
     def train_fn(
         self, params: Params, inputs: jax.Array, model_state: ModelState, key: jax.Array

@@ -1,6 +1,6 @@
 """Networks by a short name: what `--recipe.network` takes.
 
-    model("s2cnn-16", 10)            two convolutions of stride 2, of 16 and 32 channels, and a dense layer
+    model("s2cnn-16", 10)            two convolutions of stride 2, 16 and 32 channels
     model("resnet-20-group", 10)     20 layers, group norm
     model("mlp-256-batch", 10)       two hidden layers of 256 units, batch norm
     model("my_nets:tiny", 10)        a user's own, see `experiments.lib.nets.user`
@@ -71,6 +71,8 @@ def parsed(name: str) -> ModelConfig:
         elif word in values["activation"]:
             found["activation"] = word
         else:
-            known = ", ".join(v for v in (*values["norm"], *values["activation"]) if isinstance(v, str))
+            known = ", ".join(
+                v for v in (*values["norm"], *values["activation"]) if isinstance(v, str)
+            )
             raise ValueError(f"network {name!r}: {word!r} is no number and none of {known}")
     return ModelConfig(**found)

@@ -102,8 +102,7 @@ class MLP(nn.Module):
 
 
 class StridedCNN(nn.Module):
-    """Two convolutions of stride 2 in place of pooling, and a dense layer of 64 units: small, and
-    fast on a CPU."""
+    """Two convolutions of stride 2 and a dense layer of 64 units: small, and fast on a CPU."""
 
     style: Style
     width: int
@@ -289,8 +288,8 @@ def _patches(images: jax.Array, side: int) -> jax.Array:
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(n, -1, side * side * channels)
 
 
-_WIDTHS = {"mlp": 128, "cnn": 16, "resnet": 16, "wide_resnet": 2, "transformer": 64}
-_DEPTHS = {"mlp": 2, "cnn": 2, "resnet": 8, "wide_resnet": 10, "transformer": 2}
+_WIDTHS = {"mlp": 128, "s2cnn": 16, "cnn": 16, "resnet": 16, "wide_resnet": 2, "transformer": 64}
+_DEPTHS = {"mlp": 2, "s2cnn": 2, "cnn": 2, "resnet": 8, "wide_resnet": 10, "transformer": 2}
 _NORMS = {"resnet": "batch", "wide_resnet": "batch", "transformer": "layer"}
 
 

@@ -26,7 +26,7 @@ from experiments.lib.nets import losses
 from experiments.lib.nets.models import Model
 from experiments.lib.runs.metrics import jsonable
 from experiments.lib.training import minibatch
-from experiments.lib.training.minibatch import Recipe
+from experiments.lib.training.minibatch import Recipe, Trained
 from flatjax import _trees as trees
 from flatjax._spectrum import Spectrum, spectrum
 from flatjax.landscape import filter_normalized_direction, loss_along
@@ -217,13 +217,13 @@ def run_of(tree: Any, index: int) -> Any:
 
 
 def curvature_of_runs(
-    recipe: Recipe, params: Any, data: SmallData, *, products: int = 40
+    recipe: Recipe, trained: Trained, data: SmallData, *, products: int = 40
 ) -> dict[str, np.ndarray]:
     """Largest eigenvalue and trace of the training loss's Hessian, and the trace's error.
 
     Args:
       recipe: the network and its loss.
-      params: with a leading axis of runs.
+      trained: with a leading axis of runs.
       data: likewise.
       products: of the trace estimate.
 
@@ -233,8 +233,8 @@ def curvature_of_runs(
     found: dict[str, list[float]] = {"sharpness": [], "trace": [], "trace_error": []}
     for index in range(len(data.targets)):
         batch = minibatch.training_batch(recipe, run_of(data, index))
-        losses_fn = minibatch.losses_fn(recipe.activation, recipe.loss)
-        hessian = flatjax.hessian(losses_fn, run_of(params, index), batch)
+        params, model_state = run_of((trained.params, trained.model_state), index)
+        hessian = flatjax.hessian(minibatch.losses_fn(recipe), params, batch, model_state)
         trace = flatjax.trace(hessian, key=jax.random.key(1), num_products=products)
         found["sharpness"].append(
             float(flatjax.sharpness(hessian, key=jax.random.key(0), max_products=100).value)

@@ -5,9 +5,9 @@
                       lambda seed, rate: optax.sgd(rate), hyper=jnp.full(len(seeds), 0.1))
     found.records["test_accuracy"]                                  # (seeds, records)
 
-Everything has a leading axis of runs (one a seed, or seeds times settings). Fully connected networks
-are trained side by side under `jax.vmap`; others one run after the other by one compiled program,
-since on a CPU convolutions with a kernel for each run are slower than one after the other.
+Everything has a leading axis of runs (one a seed, or seeds times settings). Fully connected
+networks are trained side by side under `jax.vmap`; others one run after the other by one compiled
+program, since on a CPU convolutions with a kernel for each run are slower.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def model_of(recipe: Recipe) -> Callable[..., jax.Array]:
 def _losses_fn(model: Model, loss: str) -> Callable[..., jax.Array]:
     output_loss = losses.OUTPUT_LOSSES[loss]
 
-    def losses_fn(params, batch, model_state):
+    def losses_fn(params, batch, model_state=None):
         return output_loss(model.model_fn(params, batch[0], model_state), batch[1])
 
     return losses_fn
@@ -161,6 +161,11 @@ def _losses_fn(model: Model, loss: str) -> Callable[..., jax.Array]:
 def losses_fn(recipe: Recipe) -> Callable[..., jax.Array]:
     """`losses_fn(params, (inputs, targets), model_state)`: the loss of every example."""
     return _losses_fn(network(recipe), recipe.loss)
+
+
+def mean_loss(recipe: Recipe, params: Any, batch: Any, model_state: Any = None) -> jax.Array:
+    """The mean loss of a batch `(inputs, targets)`."""
+    return losses_fn(recipe)(params, batch, model_state).mean()
 
 
 def training_batch(recipe: Recipe, data: SmallData, size: int | None = None) -> tuple[Any, Any]:
@@ -304,9 +309,7 @@ class _Engine:
         )
         runs = state["runs"]
         records = {k: v[:, :count] for k, v in records.items()}
-        return Trained(
-            runs["params"], runs["model_state"], records, np.asarray(runs["reached"])
-        )
+        return Trained(runs["params"], runs["model_state"], records, np.asarray(runs["reached"]))
 
     def _first(self, data, seeds, hyper, start):
         params, model_state = init_runs(self.recipe, data, seeds) if start is None else start

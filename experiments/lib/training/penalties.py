@@ -58,11 +58,12 @@ def measure(recipe: Recipe, products: int = 6) -> minibatch.Measure:
     return functools.partial(_measure, recipe, products)
 
 
-def _measure(recipe, products, params, data, key) -> dict[str, jax.Array]:
+def _measure(recipe, products, params, model_state, data, key) -> dict[str, jax.Array]:
     fisher = flatjax.fisher(
         minibatch.model_of(recipe),
         losses.OUTPUT_LOSSES[recipe.loss],
         params,
         minibatch.training_batch(recipe, data),
+        model_state,
     )
     return {"trace_fisher": flatjax.trace(fisher, key=key, num_products=products).value}

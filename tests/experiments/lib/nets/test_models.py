@@ -114,7 +114,7 @@ def test_transformer_reads_tokens_and_a_causal_one_never_ahead():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "lenet"}, "unknown model 'lenet'; choose from mlp, cnn"),
+        ({"name": "lenet"}, "unknown model 'lenet'; choose from mlp, s2cnn, cnn"),
         ({"name": "resnet", "depth": 9}, r"a resnet's depth is 6n \+ 2"),
         ({"name": "wide_resnet", "depth": 12}, r"a wide_resnet's depth is 6n \+ 4"),
         ({"name": "transformer", "heads": 3}, r"heads \(3\) must divide the model's width \(64\)"),

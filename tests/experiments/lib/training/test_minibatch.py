@@ -63,6 +63,89 @@ def test_killed_runs_continue_to_the_same_bits(tmp_path, data, monkeypatch):
     assert whole.records["train_loss"][0, -1] != whole.records["train_loss"][1, -1]
 
 
+def test_a_convolutional_network_with_batch_statistics(tmp_path, monkeypatch):
+    """One run after the other by one program, on moved images; killed, it ends the same."""
+    recipe = minibatch.Recipe(
+        network="s2cnn-2-batch", batch_size=8, epochs=2, flip=True, crop=1, stop_loss=0.01
+    )
+    data = minibatch.load_seeds("digits", SEEDS, train_size=16, test_size=20, flat=False)
+    assert data.inputs.shape == (2, 16, 8, 8, 1)
+
+    def train(name):
+        return minibatch.train_arm(
+            tmp_path / name, recipe, data, SEEDS, lambda seed, rate: optax.sgd(0.1), chunk=2
+        )
+
+    whole = train("whole")
+    assert whole.records["train_loss"].shape == (2, 3)
+    moved = jax.tree.leaves(whole.model_state)
+    assert moved[0].shape[0] == 2
+    assert all(np.isfinite(a).all() and np.ptp(a) > 0 for a in moved)
+
+    def save_and_die(path, **arrays):
+        save_arrays(path, **arrays)
+        if path.parts[-3:] == ("run_1", "records", "2.npz"):
+            raise Killed
+
+    save_arrays = trajectory.save_arrays
+    with monkeypatch.context() as patch:
+        patch.setattr(trajectory, "save_arrays", save_and_die)
+        with pytest.raises(Killed):
+            train("killed")
+    jax.tree.map(np.testing.assert_array_equal, whole, train("killed"))
+
+
+def test_evaluated_in_parts(monkeypatch):
+    recipe = minibatch.Recipe(network="s2cnn-2", classes=3)
+    images = np.random.RandomState(0).randn(11, 8, 8, 1).astype(np.float32)
+    params, state = minibatch.network(recipe).init(jax.random.key(0), images[:1])
+    whole = minibatch.logits(recipe, params, state, images)
+    monkeypatch.setattr(minibatch, "EVALUATED", 4)
+    # Batches of another size add up in another order: some units in the last place of float32.
+    np.testing.assert_allclose(
+        minibatch.logits(recipe, params, state, images), whole, rtol=1e-5, atol=1e-6
+    )
+
+
+def test_noisy_targets_move_every_update(tmp_path, data):
+    """Without a gradient that would vanish: at a rate of zero nothing moves, else runs differ."""
+    common = dict(hidden=(), epochs=1, batch_size=None, loss="squared_error")
+    one = jax.tree.map(lambda a: a[:1], data)
+
+    def moved(noise):
+        recipe = minibatch.Recipe(target_noise=noise, **common)
+        found = minibatch.train_arm(
+            tmp_path / str(noise), recipe, one, [0], lambda seed, rate: optax.sgd(1.0)
+        )
+        return found.params["layer_0"]["bias"][0]
+
+    # The bias of a linear network moves by the mean over 40 examples of the noise.
+    difference = moved(2.0) - moved(0.0)
+    key = jax.random.wrap_key_data(jax.random.key_data(jax.random.fold_in(jax.random.key(0), 1)))
+    update = jax.random.split(jax.random.fold_in(jax.random.fold_in(key, 0), 1), 1)[0]
+    noise = 2.0 * jax.random.normal(jax.random.fold_in(update, 3), (40, 10))
+    np.testing.assert_allclose(difference, noise.mean(0), rtol=1e-4, atol=1e-6)  # float32 sums
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"flip": True}, "name a network"),
+        ({"crop": 2}, "name a network"),
+        ({"target_noise": 0.1}, "squared_error"),
+    ],
+)
+def test_what_does_not_go_together(options, message):
+    with pytest.raises(ValueError, match=message):
+        minibatch.Recipe(**options)
+
+
+def test_labels_without_an_output(tmp_path, data):
+    recipe = minibatch.Recipe(hidden=(), classes=9)
+    with pytest.raises(ValueError, match=r"--recipe\.classes 10"):
+        minibatch.train_arm(tmp_path, recipe, data, SEEDS, penalised)
+
+
 def test_shares_are_of_the_right_examples():
     """A network that answers what its one-hot input says."""
     eye = np.eye(10, dtype=np.float32)
@@ -76,7 +159,7 @@ def test_shares_are_of_the_right_examples():
         test_targets=np.array([1, 3, 3, 3], np.int32),
     )
     params = {"layer_0": {"kernel": jnp.eye(10), "bias": jnp.zeros(10)}}
-    found = minibatch.accuracies(minibatch.Recipe(hidden=()), params, data)
+    found = minibatch.accuracies(minibatch.Recipe(hidden=()), params, {}, data)
     expected = {
         "train_accuracy": 2 / 5, "test_accuracy": 2 / 4, "clean_fit": 1 / 2, "noisy_fit": 1 / 3,
         "noisy_recovered": 1 / 3, "norm": 10**0.5,

@@ -1,0 +1,43 @@
+"""Networks by their names."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from experiments.lib.nets import named
+from experiments.lib.nets.config import ModelConfig
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("s2cnn-8", {"name": "s2cnn", "width": 8}),
+        ("s2cnn-8-tanh", {"name": "s2cnn", "width": 8, "activation": "tanh"}),
+        ("resnet-20-group", {"name": "resnet", "depth": 20, "norm": "group"}),
+        ("mlp-256-batch", {"name": "mlp", "width": 256, "norm": "batch"}),
+        ("wide_resnet", {"name": "wide_resnet"}),
+    ],
+)
+def test_names(name, options):
+    assert named.parsed(name) == ModelConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("vit", "there are mlp, s2cnn"),
+        ("cnn-8-swish", "'swish' is no number and none of none, batch"),
+    ],
+)
+def test_unknown_names(name, message):
+    with pytest.raises(ValueError, match=message):
+        named.parsed(name)
+
+
+def test_the_strided_network():
+    """The parameters of two convolutions and two dense layers, and a quarter of the pixels."""
+    model = named.model("s2cnn-8", 10)
+    params, state = model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
+    sizes = [25 * 8 + 8, 9 * 8 * 16 + 16, 7 * 7 * 16 * 64 + 64, 64 * 10 + 10]
+    assert sum(a.size for a in jax.tree.leaves(params)) == sum(sizes)
+    assert state == {}
