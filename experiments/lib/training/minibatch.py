@@ -335,7 +335,7 @@ class _Engine:
 
 
 def _single(fn):
-    """`fn` of the one run that there is, as `jax.vmap` would return it, without a batched kernel."""
+    """What `jax.vmap` returns of the one run that there is, without a batched kernel."""
 
     def over(*args):
         out = fn(*jax.tree.map(lambda a: a[0], args))
