@@ -108,7 +108,7 @@ def test_evaluated_in_parts(monkeypatch):
 
 
 def test_noisy_targets_move_every_update(tmp_path, data):
-        common = {"hidden": (), "epochs": 1, "batch_size": None, "loss": "squared_error"}
+    common = {"hidden": (), "epochs": 1, "batch_size": None, "loss": "squared_error"}
     one = jax.tree.map(lambda a: a[:1], data)
 
     def moved(noise):
