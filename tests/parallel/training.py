@@ -98,4 +98,4 @@ def main(config: Config) -> None:
     assert result.step == STEPS
 
 
-EXPERIMENT = Experiment(main=main, presets={"smoke": Config()})
+EXPERIMENT = Experiment(main=main, presets={"smoke": Config()}, data_parallel=True)
