@@ -36,7 +36,7 @@ authors' networks are convolutional; on a CPU those do not train inside a compil
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -52,13 +52,13 @@ from experiments.lib.verdicts.figures import figure, style
 from experiments.lib.verdicts.report import print_table
 from experiments.lib.verdicts.statistics import accuracy_table, rank_correlation
 from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
-from experiments.registry import Experiment, ExperimentConfig
+from experiments.registry import Experiment, Options
 
 Runs = dict[str, dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ExperimentConfig):
+class Config(Options):
     """The options."""
 
     data: str = "digits"
@@ -70,9 +70,7 @@ class Config(ExperimentConfig):
     label_noise: float = 0.25
     """The fraction of wrong labels."""
 
-    recipe: Recipe = field(
-        default_factory=lambda: Recipe(init_scale=0.6, epochs=400, record_every=5)
-    )
+    recipe: Recipe = Recipe(init_scale=0.6, epochs=400, record_every=5)
     """Network and training."""
 
     best_rate: float = 1.0
@@ -104,18 +102,17 @@ _LARGE = Recipe(hidden=(512, 512, 512), init_scale=0.6, batch_size=128, epochs=2
 
 PRESETS = {
     "smoke": Config(
-        preset="smoke", train_size=24,
+        seeds=1, first_seed=0, train_size=24,
         recipe=Recipe(hidden=(6,), batch_size=12, epochs=2, record_every=1), early_epochs=1,
     ),
-    "cpu": Config(preset="cpu", seeds=3, first_seed=100),
+    "cpu": Config(),
     "gpu": Config(
-        preset="gpu", seeds=3, first_seed=100, data="cifar10", train_size=10_000, recipe=_LARGE,
+        data="cifar10", train_size=10_000, recipe=_LARGE,
         best_rate=0.3, middle_rate=0.1, small_rate=0.01, early_epochs=20,
     ),
     "paper": Config(
-        preset="paper", seeds=3, first_seed=100, data="cifar100", train_size=50_000,
-        label_noise=0.0, recipe=_LARGE, best_rate=0.3, middle_rate=0.1, small_rate=0.01,
-        early_epochs=20,
+        data="cifar100", train_size=50_000, label_noise=0.0, recipe=_LARGE,
+        best_rate=0.3, middle_rate=0.1, small_rate=0.01, early_epochs=20,
     ),
 }  # fmt: skip
 

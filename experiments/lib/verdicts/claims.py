@@ -17,7 +17,6 @@ from typing import Any, Literal, NamedTuple, Protocol
 import numpy as np
 
 from experiments.lib.verdicts.statistics import by_seed
-from experiments.registry import ExperimentConfig
 
 Judgement = Literal["reproduced", "not reproduced", "inconclusive"]
 
@@ -96,20 +95,6 @@ def judge(claim: Claim, values: Mapping[int, Any]) -> Verdict:
     elif mean + reach >= low and mean - reach <= high:
         verdict = "inconclusive"
     return Verdict(claim, numbers, mean, error, verdict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class JudgedConfig(ExperimentConfig):
-    """The options of an experiment with the judged seeds and a small data set as its defaults."""
-
-    seeds: int = 3
-    """How many seeds to run."""
-
-    first_seed: int = 100
-    """The first seed; the others follow it."""
-
-    data: str = "digits"
-    """The data set."""
 
 
 class MakeClaim(Protocol):
