@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return distributed.run(lambda: _run(experiment, config))
 
 
-def _run(experiment: registry.Experiment, config: registry.ExperimentConfig) -> int:
+def _run(experiment: registry.Experiment, config: registry.Options) -> int:
     if config.data_dir is not None:
         os.environ["FLATJAX_DATA_DIR"] = config.data_dir
     if config.deterministic:  # read when the first array is made
@@ -103,7 +103,7 @@ def _check_spreading(
 
 def _parse(
     name: str, experiment: registry.Experiment, documentation: str, options: list[str]
-) -> registry.ExperimentConfig:
+) -> registry.Options:
     """Reads the options over the preset's values; leaves by SystemExit on help and errors."""
     import tyro
 

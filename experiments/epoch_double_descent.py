@@ -21,7 +21,7 @@ gpu and paper: larger fully connected networks on CIFAR-10, when it is prepared.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +39,11 @@ from experiments.lib.verdicts.claims import Claim, by_name, judge_all
 from experiments.lib.verdicts.curves import curve
 from experiments.lib.verdicts.figures import figure
 from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
-from experiments.registry import Experiment, ExperimentConfig
+from experiments.registry import Experiment, Options
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ExperimentConfig):
+class Config(Options):
     """The options."""
 
     data: str = "digits"
@@ -64,11 +64,9 @@ class Config(ExperimentConfig):
     fit_epochs: int = 400
     """The first phase: fit the labels, the wrong ones too."""
 
-    network: Recipe = field(
-        default_factory=lambda: Recipe(
-            hidden=(64, 64), activation="relu", init_scale=float(np.sqrt(2.0)),
-            loss="squared_error", batch_size=20, epochs=4400, record_every=20,
-        )
+    network: Recipe = Recipe(
+        hidden=(64, 64), activation="relu", init_scale=float(np.sqrt(2.0)),
+        loss="squared_error", batch_size=20, epochs=4400, record_every=20,
     )  # fmt: skip
     """Network, and epochs of both phases together."""
 
@@ -80,21 +78,19 @@ _LARGE = Recipe(
 
 PRESETS = {
     "smoke": Config(
-        preset="smoke",
-        train_size=40,
-        fit_epochs=4,
+        seeds=1, first_seed=0, train_size=40, fit_epochs=4,
         network=Recipe(
             hidden=(8,), activation="relu", loss="squared_error", batch_size=20, epochs=8,
             record_every=2,
         ),
     ),
-    "cpu": Config(preset="cpu", seeds=3, first_seed=100),
+    "cpu": Config(),
     "gpu": Config(
-        preset="gpu", seeds=3, first_seed=100, data="cifar10", train_size=5000,
+        data="cifar10", train_size=5000,
         learning_rate=0.01, fit_epochs=200, network=_LARGE,
     ),
     "paper": Config(
-        preset="paper", seeds=3, first_seed=100, data="cifar10", train_size=50_000,
+        data="cifar10", train_size=50_000,
         learning_rate=0.01, fit_epochs=200, network=_LARGE,
     ),
 }  # fmt: skip

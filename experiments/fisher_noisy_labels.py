@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +55,13 @@ from experiments.lib.verdicts.figures import figure
 from experiments.lib.verdicts.report import print_table
 from experiments.lib.verdicts.statistics import accuracy_table
 from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
-from experiments.registry import Experiment, ExperimentConfig
+from experiments.registry import Experiment, Options
 
 Runs = dict[tuple[str, float], dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ExperimentConfig):
+class Config(Options):
     """The options."""
 
     data: str = "digits"
@@ -73,9 +73,7 @@ class Config(ExperimentConfig):
     noises: tuple[float, float] = (0.25, 0.5)
     """Fractions of wrong labels."""
 
-    recipe: Recipe = field(
-        default_factory=lambda: Recipe(init_scale=0.6, epochs=400, record_every=5)
-    )
+    recipe: Recipe = Recipe(init_scale=0.6, epochs=400, record_every=5)
     """Network and training."""
 
     rate: float = 0.05
@@ -98,18 +96,12 @@ _LARGE = Recipe(hidden=(512, 512, 512), init_scale=0.6, batch_size=128, epochs=2
 
 PRESETS = {
     "smoke": Config(
-        preset="smoke", train_size=24,
+        seeds=1, first_seed=0, train_size=24,
         recipe=Recipe(hidden=(6,), batch_size=12, epochs=2, record_every=1),
     ),
-    "cpu": Config(preset="cpu", seeds=3, first_seed=100),
-    "gpu": Config(
-        preset="gpu", seeds=3, first_seed=100, data="cifar10", train_size=10_000, recipe=_LARGE,
-        rate=0.01,
-    ),
-    "paper": Config(
-        preset="paper", seeds=3, first_seed=100, data="cifar100", train_size=50_000, recipe=_LARGE,
-        rate=0.01,
-    ),
+    "cpu": Config(),
+    "gpu": Config(data="cifar10", train_size=10_000, recipe=_LARGE, rate=0.01),
+    "paper": Config(data="cifar100", train_size=50_000, recipe=_LARGE, rate=0.01),
 }  # fmt: skip
 
 ARMS = ("sgd", "mixup", "gp_x", "fp", "gp_r")

@@ -57,7 +57,7 @@ from experiments.lib.training.train import train
 from experiments.lib.verdicts.figures import band, figure, style
 from experiments.lib.verdicts.report import Picture, Table, Text, print_table, write_report
 from experiments.lib.verdicts.summary import run_folder
-from experiments.registry import Experiment, ExperimentConfig
+from experiments.registry import Experiment, Options
 
 COST = {"SGD": 1.0, "SAM": 2.0, "FP": 4 / 3, "GP": 3.0, "IGR": 3.0}
 """Gradient evaluations a step. A refresh of FP is a forward pass, a third of a gradient, and 3."""
@@ -71,11 +71,14 @@ QUANTITIES = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ExperimentConfig):
+class Config(Options):
     """The options."""
 
     seeds: int = 5
     """How many seeds to run."""
+
+    first_seed: int = 0
+    """The first seed; the others follow it."""
 
     rho: float = 1.0
     """SAM's radius."""

@@ -31,10 +31,10 @@ from experiments.lib.nets.mlp import FlatMlp
 from experiments.lib.runs.kept import each_seed, kept_arrays
 from experiments.lib.runs.metrics import MetricsLog
 from experiments.lib.runs.shares import shared
-from experiments.lib.verdicts.claims import Claim, JudgedConfig, by_name, claims_of, judge_all
+from experiments.lib.verdicts.claims import Claim, by_name, claims_of, judge_all
 from experiments.lib.verdicts.figures import figure, style
 from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
-from experiments.registry import Experiment
+from experiments.registry import Experiment, Options
 from flatjax import loops
 
 PAIRS = (("H", "C"), ("C", "F"), ("F", "H"))
@@ -45,8 +45,11 @@ DISTANCES = (1e-1, 1e-2, 1e-3)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(JudgedConfig):
+class Config(Options):
     """The options."""
+
+    data: str = "digits"
+    """The data set."""
 
     train_size: int = 200
     """Training examples, all of them in every batch."""

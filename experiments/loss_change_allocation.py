@@ -28,18 +28,21 @@ import numpy as np
 from experiments.lib.data.small import SmallData, small_data, stack_seeds
 from experiments.lib.nets.mlp import FlatMlp
 from experiments.lib.runs.trajectory import run_chunks
-from experiments.lib.verdicts.claims import JudgedConfig, by_name, claims_of, judge_all
+from experiments.lib.verdicts.claims import by_name, claims_of, judge_all
 from experiments.lib.verdicts.figures import figure, style
 from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
-from experiments.registry import Experiment
+from experiments.registry import Experiment, Options
 from flatjax import loops
 
 ARMS = ("sgd", "gd")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(JudgedConfig):
+class Config(Options):
     """The options."""
+
+    data: str = "digits"
+    """The data set."""
 
     train_size: int = 300
     """Training examples: all of them in every allocation."""

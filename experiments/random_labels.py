@@ -25,7 +25,7 @@ gpu and paper: a fully connected network on CIFAR-10, when prepared.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -40,13 +40,13 @@ from experiments.lib.verdicts.curves import curve
 from experiments.lib.verdicts.figures import figure, style
 from experiments.lib.verdicts.statistics import rank_correlation
 from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
-from experiments.registry import Experiment, ExperimentConfig
+from experiments.registry import Experiment, Options
 
 Found = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ExperimentConfig):
+class Config(Options):
     """The options."""
 
     data: str = "digits"
@@ -61,34 +61,31 @@ class Config(ExperimentConfig):
     learning_rate: float = 2e-3
     """Adam's."""
 
-    recipe: Recipe = field(
-        default_factory=lambda: Recipe(
-            hidden=(256,), activation="relu", init_scale=float(np.sqrt(2.0)), batch_size=None,
-            epochs=600, record_every=5, stop_loss=0.05,
-        )
+    recipe: Recipe = Recipe(
+        hidden=(256,), activation="relu", init_scale=float(np.sqrt(2.0)), batch_size=None,
+        epochs=600, record_every=5, stop_loss=0.05,
     )  # fmt: skip
     """Network and training; an epoch is one step on the full batch."""
 
 
 PRESETS = {
     "smoke": Config(
-        preset="smoke", train_size=30, fractions=(0.0, 1.0),
+        seeds=1, first_seed=0, train_size=30, fractions=(0.0, 1.0),
         recipe=Recipe(
             hidden=(16,), activation="relu", batch_size=None, epochs=12, record_every=4,
             stop_loss=0.05,
         ),
     ),
-    "cpu": Config(preset="cpu", seeds=3, first_seed=100),
+    "cpu": Config(),
     "gpu": Config(
-        preset="gpu", seeds=3, first_seed=100, data="cifar10", train_size=5000,
+        data="cifar10", train_size=5000,
         recipe=Recipe(
             hidden=(1024,), activation="relu", init_scale=float(np.sqrt(2.0)), batch_size=None,
             epochs=5000, record_every=20, stop_loss=0.05,
         ),
     ),
     "paper": Config(
-        preset="paper", seeds=3, first_seed=100, data="cifar10", train_size=50_000,
-        learning_rate=1e-3,
+        data="cifar10", train_size=50_000, learning_rate=1e-3,
         recipe=Recipe(
             hidden=(512, 512, 512), activation="relu", init_scale=float(np.sqrt(2.0)),
             batch_size=128, epochs=500, record_every=5, stop_loss=0.05,

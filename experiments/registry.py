@@ -20,8 +20,8 @@ Preset = Literal["smoke", "cpu", "gpu", "real", "paper"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExperimentConfig:
-    """What every experiment's configuration has; the experiment's own fields are added to it."""
+class Options:
+    """The options of every experiment, to which each adds its own."""
 
     preset: Preset = "cpu"
     """What to start from: smoke, seconds; cpu, minutes on two cores; gpu; paper, the paper's own
@@ -30,11 +30,11 @@ class ExperimentConfig:
     out: Path | None = field(default=None, metadata={"identity": False})
     """The folder of the run. Default runs/NAME/PRESET."""
 
-    seeds: int = 1
+    seeds: int = 5
     """How many seeds to run."""
 
-    first_seed: int = 0
-    """The first seed; the others follow it."""
+    first_seed: int = 100
+    """The first seed; the others follow it. Ranges of claims are set on smaller ones."""
 
     share: str | None = field(default=None, metadata={"identity": False})
     """I/N: do only every N-th of the independent pieces of work, from the I-th. The process that
@@ -66,7 +66,7 @@ class Experiment(NamedTuple):
     """
 
     main: Callable[[Any], Any]
-    presets: Mapping[str, ExperimentConfig]
+    presets: Mapping[str, Options]
     shares: bool = False
     data_parallel: bool = False
 
@@ -124,7 +124,7 @@ def _importable(module_name: str) -> bool:
         return False
 
 
-def with_folder(config: ExperimentConfig, name: str) -> ExperimentConfig:
+def with_folder(config: Options, name: str) -> Options:
     """Fills in the default folder."""
     if config.out is not None:
         return config

@@ -20,7 +20,7 @@ gpu and paper: a fully connected network on CIFAR-10 and CIFAR-100, when prepare
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -39,13 +39,13 @@ from experiments.lib.verdicts.curves import curve, points
 from experiments.lib.verdicts.figures import figure
 from experiments.lib.verdicts.statistics import rank_correlation
 from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
-from experiments.registry import Experiment, ExperimentConfig
+from experiments.registry import Experiment, Options
 
 Found = dict[str, dict[str, np.ndarray]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ExperimentConfig):
+class Config(Options):
     """The options."""
 
     data: str = "digits"
@@ -73,11 +73,9 @@ class Config(ExperimentConfig):
     measured_rho: float = 0.2
     """SAM sharpness is measured in this radius, by ten ascent steps."""
 
-    recipe: Recipe = field(
-        default_factory=lambda: Recipe(
-            hidden=(64, 64), loss="squared_error", batch_size=32, epochs=2000, record_every=25,
-            stop_loss=0.02,
-        )
+    recipe: Recipe = Recipe(
+        hidden=(64, 64), loss="squared_error", batch_size=32, epochs=2000, record_every=25,
+        stop_loss=0.02,
     )  # fmt: skip
     """Network and training."""
 
@@ -89,21 +87,15 @@ _LARGE = Recipe(
 
 PRESETS = {
     "smoke": Config(
-        preset="smoke", train_size=32,
+        seeds=1, first_seed=0, train_size=32,
         recipe=Recipe(
             hidden=(6,), loss="squared_error", batch_size=16, epochs=4, record_every=2,
             stop_loss=0.02,
         ),
     ),
-    "cpu": Config(preset="cpu", seeds=3, first_seed=100),
-    "gpu": Config(
-        preset="gpu", seeds=3, first_seed=100, data="cifar10", train_size=5000,
-        learning_rate=0.02, recipe=_LARGE,
-    ),
-    "paper": Config(
-        preset="paper", seeds=3, first_seed=100, data="cifar100", train_size=50_000,
-        learning_rate=0.02, recipe=_LARGE,
-    ),
+    "cpu": Config(),
+    "gpu": Config(data="cifar10", train_size=5000, learning_rate=0.02, recipe=_LARGE),
+    "paper": Config(data="cifar100", train_size=50_000, learning_rate=0.02, recipe=_LARGE),
 }  # fmt: skip
 
 _PAPER = "Foret et al. 2021"

@@ -31,10 +31,10 @@ import flatjax
 from experiments.lib.data.small import small_data, stack_seeds
 from experiments.lib.nets.mlp import FlatMlp
 from experiments.lib.runs.trajectory import run_chunks
-from experiments.lib.verdicts.claims import JudgedConfig, by_name, claims_of, judge_all
+from experiments.lib.verdicts.claims import by_name, claims_of, judge_all
 from experiments.lib.verdicts.figures import figure, reference, style
 from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
-from experiments.registry import Experiment
+from experiments.registry import Experiment, Options
 from flatjax import loops
 
 ARMS = {"large": 1.0, "small": 1.0, "gamma_0.1": 0.1, "gamma_0.01": 0.01}
@@ -42,8 +42,11 @@ ARMS = {"large": 1.0, "small": 1.0, "gamma_0.1": 0.1, "gamma_0.01": 0.01}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(JudgedConfig):
+class Config(Options):
     """The options."""
+
+    data: str = "digits"
+    """The data set."""
 
     train_size: int = 300
     """Examples, all of them in every batch."""

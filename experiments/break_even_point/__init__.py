@@ -44,14 +44,17 @@ from experiments.break_even_point.pictures import draw_growth, draw_norm, draw_p
 from experiments.break_even_point.training import arms, run_arm
 from experiments.lib.data.small import SmallData, small_data, stack_seeds
 from experiments.lib.runs.shares import shared
-from experiments.lib.verdicts.claims import JudgedConfig, judge_all
+from experiments.lib.verdicts.claims import judge_all
 from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
-from experiments.registry import Experiment
+from experiments.registry import Experiment, Options
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(JudgedConfig):
+class Config(Options):
     """The options."""
+
+    data: str = "digits"
+    """The data set."""
 
     train_size: int = 400
     """Training examples."""

@@ -33,14 +33,17 @@ from experiments.edge_of_stability.training import (
     run_models,
 )
 from experiments.lib.runs.shares import shared
-from experiments.lib.verdicts.claims import JudgedConfig, judge_all
+from experiments.lib.verdicts.claims import judge_all
 from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
-from experiments.registry import Experiment
+from experiments.registry import Experiment, Options
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(JudgedConfig):
+class Config(Options):
     """The options."""
+
+    data: str = "digits"
+    """The data set."""
 
     train_size: int = 300
     """Examples, all of them in every batch."""

@@ -26,7 +26,7 @@ gpu and paper: the training part by a fully connected network on CIFAR-10, when 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,11 @@ from experiments.lib.verdicts.claims import judge_all
 from experiments.lib.verdicts.curves import curve
 from experiments.lib.verdicts.figures import figure, style
 from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
-from experiments.registry import Experiment, ExperimentConfig
+from experiments.registry import Experiment, Options
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ExperimentConfig):
+class Config(Options):
     """The options."""
 
     data: str = "digits"
@@ -58,9 +58,7 @@ class Config(ExperimentConfig):
     label_noise: float = 0.25
     """The fraction of wrong labels there."""
 
-    recipe: Recipe = field(
-        default_factory=lambda: Recipe(init_scale=0.6, epochs=120, record_every=3)
-    )
+    recipe: Recipe = Recipe(init_scale=0.6, epochs=120, record_every=3)
     """Network there, and training with the large step."""
 
     large_rate: float = 0.5
@@ -89,17 +87,14 @@ _LARGE = Recipe(hidden=(512, 512, 512), init_scale=0.6, batch_size=128, epochs=6
 
 PRESETS = {
     "smoke": Config(
-        preset="smoke", train_size=24, order_size=16, hidden=4, steps=(0.02, 0.01),
+        seeds=1, first_seed=0, train_size=24, order_size=16, hidden=4, steps=(0.02, 0.01),
         epoch_steps=(0.02, 0.01), horizon=0.2, factor=2,
         recipe=Recipe(hidden=(6,), batch_size=12, epochs=2, record_every=1),
     ),
-    "cpu": Config(preset="cpu", seeds=3, first_seed=100),
-    "gpu": Config(
-        preset="gpu", seeds=3, first_seed=100, data="cifar10", train_size=10_000, recipe=_LARGE,
-        large_rate=0.2,
-    ),
+    "cpu": Config(),
+    "gpu": Config(data="cifar10", train_size=10_000, recipe=_LARGE, large_rate=0.2),
     "paper": Config(
-        preset="paper", seeds=3, first_seed=100, data="cifar10", train_size=50_000,
+        data="cifar10", train_size=50_000,
         label_noise=0.0, recipe=_LARGE, large_rate=0.2,
     ),
 }  # fmt: skip

@@ -20,14 +20,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
+from experiments import registry
+from experiments.lib.runs.errors import BadNetwork
 from experiments.lib.runs.shares import shared
 from experiments.lib.verdicts.claims import Claim, Source, Verdict, judge
-from experiments.lib.verdicts.claims import JudgedConfig as Options
 from experiments.lib.verdicts.curves import curve, words
 from experiments.lib.verdicts.figures import PANEL, figure
 from experiments.lib.verdicts.report import Table, print_table
@@ -36,6 +38,19 @@ from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
 from experiments.registry import Experiment
 
 __all__ = ["Lab", "Options", "Runs", "shared"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(registry.Options):
+    """The options of every experiment, and those of the ones that train networks."""
+
+    data: str = "digits"
+    """digits, a prepared TFDS set such as fashion_mnist, or a file or folder of one's own; see
+    `experiments.lib.data.small`."""
+
+    network: str | None = None
+    """In place of the network of the recipe; see `Recipe.network`."""
+
 
 C = TypeVar("C", bound=Options)
 F = TypeVar("F", bound=Callable[..., Any])
@@ -226,6 +241,7 @@ class Lab(Generic[C]):
         """Runs the experiment, or shows the finished run."""
         if self._run is None:
             raise TypeError("the experiment has no @lab.run: say what it runs")
+        config = _with_network(config)
         with run_folder(config) as out:
             runs = self._run(config, out)
             for drawing in self._drawings:
@@ -242,6 +258,16 @@ class Lab(Generic[C]):
                 self._extra(runs, config) if self._extra else None,
                 tables=tables,
             )
+
+
+def _with_network(config: Any) -> Any:
+    """The options with the network of `--network` in their recipe."""
+    network = getattr(config, "network", None)
+    if network is None:
+        return config
+    if not hasattr(config, "recipe"):
+        raise BadNetwork("the experiment is about a network of its own: leave out --network")
+    return changed(config, {"network": None, "recipe": {"network": network}})
 
 
 def changed(config: C, changes: Mapping[str, Any]) -> C:

@@ -27,7 +27,7 @@ from experiments.lib.nets.config import ModelConfig
 from experiments.lib.runs.identity import identity, to_dict
 from experiments.lib.training.config import OptimizerConfig, RunConfig, TrainConfig
 from experiments.lib.training.curvature import CurvatureConfig
-from experiments.registry import Experiment, ExperimentConfig
+from experiments.registry import Experiment, Options
 
 ARMS = ("sgd", "sam")
 DEFAULT_LABEL_NOISE = 0.2
@@ -53,8 +53,14 @@ class Data(DataConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ExperimentConfig):
+class Config(Options):
     """The quickstart's options."""
+
+    seeds: int = 1
+    """How many seeds to run."""
+
+    first_seed: int = 0
+    """The first seed; the others follow it."""
 
     checkpoint: str | None = field(default=None, metadata={"identity": False})
     """Measure this checkpoint instead of training: a run's folder, an orbax checkpoint or a flax

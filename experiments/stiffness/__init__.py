@@ -24,14 +24,14 @@ total variance, is in the summary, without a claim: it hardly moves at this size
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from experiments.lib.runs.shares import shared
 from experiments.lib.training.minibatch import Recipe
 from experiments.lib.verdicts.claims import judge_all
 from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
-from experiments.registry import Experiment, ExperimentConfig
+from experiments.registry import Experiment, Options
 from experiments.stiffness.claims import CLAIMS, numbers
 from experiments.stiffness.minima import one_dimension, sgd_ends
 from experiments.stiffness.pictures import draw_minima, draw_stiffness
@@ -39,7 +39,7 @@ from experiments.stiffness.training import run_training
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ExperimentConfig):
+class Config(Options):
     """The options."""
 
     data: str = "digits"
@@ -54,7 +54,7 @@ class Config(ExperimentConfig):
     rates: tuple[float, float] = (0.03, 0.3)
     """Learning rates of the first part; the claims are about the first."""
 
-    recipe: Recipe = field(default_factory=lambda: Recipe(batch_size=50, epochs=60, record_every=5))
+    recipe: Recipe = Recipe(batch_size=50, epochs=60, record_every=5)
     """Network and training of the first part."""
 
     stable_size: int = 200
@@ -69,9 +69,7 @@ class Config(ExperimentConfig):
     stable_steps: int = 16_000
     """Updates in the second part, at most."""
 
-    stable: Recipe = field(
-        default_factory=lambda: Recipe(hidden=(32, 32), loss="squared_error", stop_loss=0.005)
-    )
+    stable: Recipe = Recipe(hidden=(32, 32), loss="squared_error", stop_loss=0.005)
     """Network and loss of the second part; its epochs follow from the number of updates."""
 
     walkers: int = 500
@@ -80,18 +78,18 @@ class Config(ExperimentConfig):
 
 PRESETS = {
     "smoke": Config(
-        preset="smoke", train_size=40, pairs=20, walkers=20, stable_size=20,
+        seeds=1, first_seed=0, train_size=40, pairs=20, walkers=20, stable_size=20,
         batch_sizes=(4, 20, 20),
         recipe=Recipe(hidden=(6,), batch_size=20, epochs=4, record_every=2),
         stable=Recipe(hidden=(6,), loss="squared_error", stop_loss=0.45), stable_steps=20,
     ),
-    "cpu": Config(preset="cpu", seeds=3, first_seed=100),
+    "cpu": Config(),
     "gpu": Config(
-        preset="gpu", seeds=3, first_seed=100, data="cifar10", train_size=5000, pairs=500,
+        data="cifar10", train_size=5000, pairs=500,
         recipe=Recipe(hidden=(512, 512), batch_size=100, epochs=100, record_every=5),
     ),
     "paper": Config(
-        preset="paper", seeds=3, first_seed=100, data="mnist", train_size=10_000, pairs=500,
+        data="mnist", train_size=10_000, pairs=500,
         recipe=Recipe(hidden=(500, 300, 100), activation="relu", batch_size=32, epochs=50),
     ),
 }  # fmt: skip

@@ -34,15 +34,18 @@ from typing import Any
 
 from experiments.lib.runs.metrics import MetricsLog
 from experiments.lib.runs.shares import shared
-from experiments.lib.verdicts.claims import JudgedConfig, judge_all
+from experiments.lib.verdicts.claims import judge_all
 from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
-from experiments.registry import Experiment
+from experiments.registry import Experiment, Options
 from experiments.three_factors import memorisation, pairs
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(JudgedConfig):
+class Config(Options):
     """The options."""
+
+    data: str = "digits"
+    """The data set."""
 
     train_size: int = 320
     """Training examples."""

@@ -13,7 +13,7 @@ from experiments.lib.runs.trajectory import run_chunks
 from experiments.lib.verdicts.claims import Claim, judge
 from experiments.lib.verdicts.figures import figure
 from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
-from experiments.registry import Experiment, ExperimentConfig
+from experiments.registry import Experiment, Options
 
 ARMS = ("slow", "fast", "faster")
 STEPS = 8
@@ -21,10 +21,11 @@ CLAIM = Claim(name="falls", statement="Falls.", paper="None", high=1.0, reason="
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ExperimentConfig):
+class Config(Options):
     """A descent on a quadratic, several times over."""
 
     seeds: int = 3
+    first_seed: int = 0
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -52,7 +52,7 @@ def test_options_change_single_values_of_the_preset(given):
     (config,) = given
     assert config.run.train.steps == 5
     assert config.run.train.batch_size == throwaway.small().train.batch_size
-    assert list(config.seed_range()) == [0, 1, 2]
+    assert list(config.seed_range()) == [100, 101, 102]
     assert str(config.out) == "runs/throwaway/smoke"
     assert config.preset == "smoke"
 

@@ -13,7 +13,7 @@ from experiments.lib.nets.config import ModelConfig
 from experiments.lib.training.config import OptimizerConfig, RunConfig, TrainConfig
 from experiments.lib.training.measurements import Measurement
 from experiments.lib.training.train import train
-from experiments.registry import Experiment, ExperimentConfig
+from experiments.registry import Experiment, Options
 
 
 def small(**train_options) -> RunConfig:
@@ -51,7 +51,7 @@ def tracker(every: int, action=lambda step: None) -> Measurement:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ExperimentConfig):
+class Config(Options):
     """A tiny training run."""
 
     run: RunConfig = field(default_factory=small)

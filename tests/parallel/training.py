@@ -15,7 +15,7 @@ from experiments.lib.nets.models import make_model
 from experiments.lib.training.config import OptimizerConfig, RunConfig, TrainConfig
 from experiments.lib.training.measurements import Measurement
 from experiments.lib.training.train import train
-from experiments.registry import Experiment, ExperimentConfig
+from experiments.registry import Experiment, Options
 from flatjax import parallel
 
 STEPS = 24
@@ -72,7 +72,7 @@ def curvature(config: RunConfig) -> Measurement:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ExperimentConfig):
+class Config(Options):
     """A small training run."""
 
     run: RunConfig = field(default_factory=small)
@@ -98,4 +98,4 @@ def main(config: Config) -> None:
     assert result.step == STEPS
 
 
-EXPERIMENT = Experiment(main=main, presets={"smoke": Config()})
+EXPERIMENT = Experiment(main=main, presets={"smoke": Config()}, data_parallel=True)

@@ -10,6 +10,7 @@ import json
 import warnings
 import zlib
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as writing
 from orbax.checkpoint import v1 as ocp
 
-from experiments.lib.runs import arrays, distributed, orbax_alone
+from experiments.lib.runs import arrays, distributed, orbax_alone, seals
 from experiments.lib.runs.errors import CheckpointMismatch, CheckpointNotWritten
 from experiments.lib.runs.paths import absolute, is_remote, remove_tree
 
@@ -62,7 +63,8 @@ class Checkpoints:
         self._keep_last, self._keep_best, self._best = keep_last, keep_best, best_metric
         self._primary = primary
         self._writer: Any = None
-        self._in_flight = False
+        self._thread: Any = None
+        self._in_flight: Future[None] | None = None
 
     def save(
         self,
@@ -98,7 +100,7 @@ class Checkpoints:
     def _save(self, step: int, state: Any, described: dict[str, Any]) -> None:
         self._finish()
         if self._writer is None:
-            self._writer = orbax_alone.writer()
+            self._writer, self._thread = orbax_alone.writer(), ThreadPoolExecutor(1)
             self.folder.mkdir(parents=True, exist_ok=True)
             for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
                 remove_tree(unfinished)
@@ -106,15 +108,20 @@ class Checkpoints:
         state = {**state, "checksum": np.asarray(state["checksum"])}
         args = writing.args
         items = args.Composite(state=args.StandardSave(state), meta=args.JsonSave(meta))
-        self._writer.save(self.folder / str(step), items, force=True)
-        self._in_flight = True
+        # In a thread of ours, which can seal what is written; orbax's own could not.
+        self._in_flight = self._thread.submit(self._write, self.folder / str(step), items)
+
+    def _write(self, path: Path, items: Any) -> None:
+        with orbax_alone.failures_unlogged():
+            self._writer.save(path, items, force=True)
+        seals.seal(path)
 
     def _finish(self) -> None:
         """Waits for the save in the background and removes the checkpoints it supersedes."""
-        if not self._in_flight:
+        if self._in_flight is None:
             return
-        self._in_flight = False
-        self._writer.wait_until_finished()
+        saved, self._in_flight = self._in_flight, None
+        saved.result()
         steps = list_steps(self.folder)
         kept = {*steps[-self._keep_last :], *_ranked(steps, self._best)[: self._keep_best]}
         for path in steps:
@@ -172,6 +179,7 @@ class Checkpoints:
         return found
 
     def _read(self, path: Path, abstract: Any, iterator: Any) -> Restored:
+        seals.check(path)
         meta = read_meta(path)
         if meta["step"] != int(path.name):
             raise ValueError(f"it was saved at step {meta['step']}")
@@ -183,7 +191,6 @@ class Checkpoints:
             )
         stored = jax.tree.map(arrays.plain_abstract, abstract)
         items = {"state": {"state": stored, "checksum": arrays.like_checksum(abstract)}}
-        orbax_alone.leave_abandoned_unreported()
         with orbax_alone.context():
             loaded = ocp.load_checkpointables(path, items)
         state = jax.tree.map(arrays.typed, loaded["state"]["state"], abstract)
@@ -227,8 +234,9 @@ class Checkpoints:
             self._finish()
         finally:
             if self._writer is not None:
+                self._thread.shutdown()
                 self._writer.close()
-            self._writer = None
+            self._writer = self._thread = None
 
 
 def list_steps(folder: Path) -> list[Path]:

@@ -20,11 +20,11 @@ from experiments.lib.runs.metrics import jsonable
 from experiments.lib.runs.paths import as_path, write_bytes
 from experiments.lib.runs.progress import say
 from experiments.lib.runs.signals import Interrupted, Signals
-from experiments.registry import ExperimentConfig
+from experiments.registry import Options
 
 
 def each_seed(
-    config: ExperimentConfig, run_seed: Callable[[int, Path], dict[str, Any]]
+    config: Options, run_seed: Callable[[int, Path], dict[str, Any]]
 ) -> dict[int, Callable[[], dict[str, Any]]]:
     """One piece of work a seed, for `experiments.lib.runs.shares.shared`; kept in a file.
 

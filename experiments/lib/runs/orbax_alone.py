@@ -6,9 +6,9 @@ in a barrier.
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import logging
-import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -17,12 +17,11 @@ from orbax.checkpoint import v1 as ocp
 
 
 def writer() -> Any:
-    """Orbax's writer, for one process alone.
+    """Orbax's writer, for one process alone; it returns when all is written.
 
     Of orbax's first interface: in the second one (v1) all processes of a run must save together,
     and when one cannot, the others wait for it in a barrier.
     """
-    leave_abandoned_unreported()
     options = writing.options.MultiprocessingOptions()
     if jax.process_count() > 1:
         me = jax.process_index()
@@ -34,7 +33,7 @@ def writer() -> Any:
         meta=writing.JsonCheckpointHandler(multiprocessing_options=options),
         composite_options=writing.CompositeOptions(multiprocessing_options=options),
     )
-    return writing.AsyncCheckpointer(handler, multiprocessing_options=options)
+    return writing.Checkpointer(handler, multiprocessing_options=options)
 
 
 def context() -> ocp.Context:
@@ -51,28 +50,19 @@ def context() -> ocp.Context:
     return context
 
 
-@functools.cache
-def leave_abandoned_unreported() -> None:
-    """Keeps quiet about reads and writes that orbax leaves in flight when one of many fails.
+@contextlib.contextmanager
+def failures_unlogged() -> Iterator[None]:
+    """Within it orbax logs nothing about a failed save, which it raises as well.
 
-    Each of them reports its own failure, or a closed event loop, pages of them and possibly much
-    later; the failure itself is raised in the ordinary way.
+    Its log has a page for each of its threads.
     """
-    before = sys.unraisablehook
-
-    def hook(unraisable):
-        error = unraisable.exc_value
-        if not (isinstance(error, RuntimeError) and "Event loop is closed" in str(error)):
-            before(unraisable)
-
-    def not_abandoned(record):
-        return "async_deserialize" not in record.getMessage()
-
-    sys.unraisablehook = hook
-    logging.getLogger("asyncio").addFilter(not_abandoned)
-    logging.getLogger("absl").addFilter(_raised_anyway)
+    logger = logging.getLogger("absl")
+    logger.addFilter(_is_no_failure)
+    try:
+        yield
+    finally:
+        logger.removeFilter(_is_no_failure)
 
 
-def _raised_anyway(record: logging.LogRecord) -> bool:
-    """Drops the pages that orbax logs, thread by thread, of a failed save that `wait` raises."""
+def _is_no_failure(record: logging.LogRecord) -> bool:
     return "raised an exception" not in record.getMessage() and not record.exc_info

@@ -25,7 +25,7 @@ from experiments.lib.runs import rundir
 from experiments.lib.runs.errors import BadShare, RunLocked
 from experiments.lib.runs.paths import as_path
 from experiments.lib.runs.progress import say
-from experiments.registry import ExperimentConfig
+from experiments.registry import Options
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -77,7 +77,7 @@ def folder(out: Path, share: Share | None = None) -> Path:
     return out / ".shares" / (f"{share.index}-of-{share.count}" if share else "")
 
 
-def shared(config: ExperimentConfig, work: Mapping[K, Callable[[], T]]) -> dict[K, T]:
+def shared(config: Options, work: Mapping[K, Callable[[], T]]) -> dict[K, T]:
     """The results of all pieces of work, in order; to be called once in an experiment.
 
     Args:
@@ -114,7 +114,7 @@ def seconds(out: Path) -> float:
     return sum(rundir.read_json(path)["seconds"] for path in folder(out).glob("piece_*/done.json"))
 
 
-def run(main: Callable[[Any], Any], config: ExperimentConfig) -> None:
+def run(main: Callable[[Any], Any], config: Options) -> None:
     """Runs an experiment, or its share and then, if that was the last one, the judgement."""
     try:
         main(config)

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from experiments.lib.runs import arrays, checkpoint
+from experiments.lib.runs import arrays, checkpoint, seals
 from experiments.lib.runs.errors import ExperimentError
 from experiments.lib.runs.identity import from_dict
 from experiments.lib.runs.paths import absolute, as_path
@@ -55,6 +55,7 @@ def load_checkpoint(
         return _from_msgpack(path)
     chosen = absolute(_choose(path, step))
     try:
+        seals.check(chosen)
         tree = _load_tree(chosen)
         own = "checksum" in tree and "state" in tree
         if not own:

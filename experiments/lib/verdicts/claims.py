@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Protocol
 
 from experiments.lib.verdicts.statistics import by_seed, mean_and_error, student
-from experiments.registry import ExperimentConfig
 
 Judgement = Literal["reproduced", "not reproduced", "inconclusive", "void", "not judged"]
 Source = Literal["paper", "theory", "sign", "seeds"]
@@ -114,20 +113,6 @@ def _compared(claim: Claim, values: Mapping[int, Any]) -> Verdict:
     elif mean + reach >= low and mean - reach <= high:
         verdict = "inconclusive"
     return Verdict(claim, numbers, mean, error, verdict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class JudgedConfig(ExperimentConfig):
-    """The options of an experiment with the judged seeds and a small data set as its defaults."""
-
-    seeds: int = 5
-    """How many seeds to run."""
-
-    first_seed: int = 100
-    """The first seed; the others follow it."""
-
-    data: str = "digits"
-    """The data set."""
 
 
 class MakeClaim(Protocol):

@@ -21,7 +21,7 @@ from experiments.lib.runs.metrics import jsonable
 from experiments.lib.runs.paths import as_path
 from experiments.lib.verdicts import report
 from experiments.lib.verdicts.claims import Verdict
-from experiments.registry import ExperimentConfig
+from experiments.registry import Options
 
 
 class Figure(NamedTuple):
@@ -37,7 +37,7 @@ class Figure(NamedTuple):
 
 
 @contextlib.contextmanager
-def run_folder(config: ExperimentConfig) -> Iterator[Path]:
+def run_folder(config: Options) -> Iterator[Path]:
     """Opens the run's folder: held for this process, its configuration checked and recorded.
 
     Raises:
@@ -64,7 +64,7 @@ def run_folder(config: ExperimentConfig) -> Iterator[Path]:
 
 def write_summary(
     folder: Path,
-    config: ExperimentConfig,
+    config: Options,
     verdicts: Sequence[Verdict],
     figures: Sequence[Figure] = (),
     extra: Mapping[str, Any] | None = None,
@@ -175,7 +175,7 @@ def accepted(bounds: Sequence[float | None]) -> str:
     return f"at least {low:g}" if high is None else f"{low:g} to {high:g}"
 
 
-def experiment_name(config: ExperimentConfig) -> str:
+def experiment_name(config: Options) -> str:
     """The experiment whose configuration this is."""
     parts = type(config).__module__.split(".")
     return parts[1] if parts[0] == "experiments" and len(parts) > 1 else parts[-1]
@@ -191,7 +191,7 @@ def documentation(name: str) -> tuple[str, str]:
     return first.strip(), rest.strip()
 
 
-def command(name: str, config: ExperimentConfig) -> str:
+def command(name: str, config: Options) -> str:
     """The command line that makes this run: the preset and what differs from it."""
     words = ["python -m experiments", name, "--preset", config.preset]
     try:

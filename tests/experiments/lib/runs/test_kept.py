@@ -5,7 +5,7 @@ import pytest
 
 from experiments.lib.runs.kept import each_seed, load_arrays, save_arrays
 from experiments.lib.runs.shares import shared
-from experiments.registry import ExperimentConfig
+from experiments.registry import Options
 
 
 class Stop(Exception):
@@ -13,7 +13,7 @@ class Stop(Exception):
 
 
 def test_a_seed_with_a_result_is_not_run_again(tmp_path):
-    config = ExperimentConfig(out=tmp_path, seeds=3, first_seed=4, quiet=True)
+    config = Options(out=tmp_path, seeds=3, first_seed=4, quiet=True)
     ran = []
 
     def run_seed(seed, folder):

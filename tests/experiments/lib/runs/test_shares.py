@@ -15,7 +15,7 @@ from experiments.lib.runs.rundir import read_json, write_json
 from experiments.lib.runs.shares import ShareDone, shared
 from experiments.lib.verdicts.claims import Claim, judge
 from experiments.lib.verdicts.summary import run_folder, write_summary
-from experiments.registry import Experiment, ExperimentConfig
+from experiments.registry import Experiment, Options
 
 NAME = "tests.experiments.lib.runs.test_shares"
 PIECES = 5
@@ -24,7 +24,7 @@ CLAIM = Claim(name="counts", statement="Counts.", paper="None", low=0.0, reason=
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ExperimentConfig):
+class Config(Options):
     """Five numbers, each in a file."""
 
     pause: float = field(default=0.0, metadata={"identity": False})

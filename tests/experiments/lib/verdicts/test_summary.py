@@ -9,13 +9,13 @@ from experiments.lib.runs.rundir import read_json, write_json
 from experiments.lib.verdicts.claims import Claim, judge
 from experiments.lib.verdicts.figures import figure
 from experiments.lib.verdicts.summary import Figure, command, run_folder, table, write_summary
-from experiments.registry import Experiment, ExperimentConfig
+from experiments.registry import Experiment, Options
 
 CLAIM = Claim(name="c", statement="S.", paper="P", low=1.0, high=2.0, reason="made up")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ExperimentConfig):
+class Config(Options):
     seeds: int = 3
     rates: tuple[float, ...] = (0.1, 0.2)
 
