@@ -89,7 +89,11 @@ def run(config: Config, out: Path) -> Runs:
     """The records of every arm, by seed and point."""
     seeds, small = list(config.seed_range()), config.small_rate
     data = minibatch.load_seeds(
-        config.data, seeds, train_size=config.train_size, label_noise=config.label_noise
+        config.data,
+        seeds,
+        train_size=config.train_size,
+        label_noise=config.label_noise,
+        flat=config.recipe.flat,
     )
     rates = {"eta*": config.best_rate, "middle": config.middle_rate, "baseline": small}
     settings = {"sgd": {arm: {"rate": rate, "coef": 0.0} for arm, rate in rates.items()}} | {
