@@ -17,6 +17,7 @@ usage: python -m experiments --list
        python -m experiments NAME --help
        python -m experiments NAME [--preset smoke|cpu|gpu|paper] [options]
        python -m experiments report [--docs FOLDER]
+       python -m experiments data fashion_mnist [--from FOLDER]
 
 NAME is one of the list, or the dotted name of a module of your own.
 """
@@ -38,6 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from experiments.lib.verdicts import gallery
 
         return gallery.main(options)
+    if name == "data":
+        from experiments.lib.data import command
+
+        return command.main(options)
     try:
         distributed_options, options = distributed.take_options(options)
     except distributed.CannotJoin as error:

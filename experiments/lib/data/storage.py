@@ -93,7 +93,7 @@ def _copied(bucket: Any, name: str, version: str) -> tuple[Path, str]:
                 with file.open("rb") as source, (work / file.name).open("wb") as target:
                     shutil.copyfileobj(source, target, 2**24)
 
-        _appear(place, place.parent, copy)
+        appear(place, place.parent, copy)
     return directory, found.name
 
 
@@ -115,6 +115,9 @@ def _not_about_opencv(record: logging.LogRecord) -> bool:
 
 
 def _how_to_prepare(name: str, directory: Path, found: str) -> str:
+    if name == "fashion_mnist":
+        command = f"python -m experiments data fashion_mnist --data_dir {str(directory)!r}"
+        return f"data set {name!r} {found} in {str(directory)!r}; run once: {command}"
     call = (
         f"import tensorflow_datasets as t; t.builder('{name}', data_dir='{directory}', "
         "file_format='array_record').download_and_prepare()"
@@ -130,10 +133,10 @@ def _ensure_digits(directory: Path) -> None:
     final = directory / "digits" / "1.0.0"
     if not final.exists():
         directory.mkdir(parents=True, exist_ok=True)
-        _appear(final, directory, _build_digits, "digits/1.0.0")
+        appear(final, directory, _build_digits, "digits/1.0.0")
 
 
-def _appear(final: Path, directory: Path, make: Callable[[Path], None], made: str = ".") -> None:
+def appear(final: Path, directory: Path, make: Callable[[Path], None], made: str = ".") -> None:
     """Makes a folder unless it is there; safe against kills and against company.
 
     The files are made in a temporary folder in `directory` and moved to their place by one rename,

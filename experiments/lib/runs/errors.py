@@ -13,6 +13,10 @@ class ConfigMismatch(ExperimentError):
     """The run's folder holds a run of another configuration."""
 
 
+class BadData(ExperimentError, ValueError):
+    """The data are not what their reader needs; the message says which and what to do."""
+
+
 class RunLocked(ExperimentError):
     """Another process is working in the run's folder."""
 
