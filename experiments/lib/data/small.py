@@ -17,6 +17,9 @@ import jax
 import jax.flatten_util
 import numpy as np
 
+from experiments.lib.data.own import is_own, load_own
+from experiments.lib.runs.errors import BadData
+
 
 class SmallData(NamedTuple):
     """Flattened examples; with a leading axis of seeds if stacked.
@@ -53,17 +56,20 @@ def small_data(
     """Draws a subset and wrong labels by the seed.
 
     Args:
-      name: `digits`, read from scikit-learn without a data directory, or a TFDS set that is
-        prepared in the data directory.
+      name: `digits`, read from scikit-learn without a data directory; a TFDS set that is
+        prepared in the data directory; or the path of a user's own data, whose inputs are taken as
+        `experiments.lib.data.own` describes.
       seed: of subset, order and wrong labels.
       train_size: n.
       label_noise: exactly this fraction of the labels is wrong.
       test_size: m; default all that are not trained on.
-      num_classes: of `digits`.
+      num_classes: of `digits`; a user's own data may have no more.
 
     Returns:
       The data as NumPy arrays.
     """
+    if is_own(name):
+        return _own(name, seed, train_size, label_noise, test_size, num_classes)
     if name != "digits":
         return _prepared(name, seed, train_size, label_noise, test_size)
     images, labels = _all_digits()
@@ -72,18 +78,23 @@ def small_data(
     rng = np.random.RandomState(seed)
     order = rng.permutation(len(labels))
     train, test = order[:train_size], order[train_size:][:test_size]
-    shift = np.zeros(train_size, np.int32)
-    wrong = rng.permutation(train_size)[: round(label_noise * train_size)]
-    shift[wrong] = rng.randint(1, num_classes, size=len(wrong))
     mean = images[train].mean(0)
     clean = labels[train]
     return SmallData(
         images[train] - mean,
-        (clean + shift) % num_classes,
+        _with_wrong(rng, clean, label_noise, num_classes),
         clean,
         images[test] - mean,
         labels[test],
     )
+
+
+def _with_wrong(rng, labels, label_noise, num_classes) -> np.ndarray:
+    """The labels, exactly the given fraction of them wrong."""
+    shift = np.zeros(len(labels), np.int32)
+    wrong = rng.permutation(len(labels))[: round(label_noise * len(labels))]
+    shift[wrong] = rng.randint(1, num_classes, size=len(wrong))
+    return (labels + shift) % num_classes
 
 
 @functools.cache
@@ -114,6 +125,25 @@ def _prepared(name, seed, train_size, label_noise, test_size) -> SmallData:
         train.clean_targets,
         test.inputs.reshape(len(test.inputs), -1),
         test.targets,
+    )
+
+
+def _own(path, seed, train_size, label_noise, test_size, num_classes) -> SmallData:
+    own = load_own(path)
+    if own.num_classes > num_classes:
+        raise BadData(f"{path} has {own.num_classes} classes, the network {num_classes}")
+    if train_size > len(own.targets):
+        raise BadData(f"{path} has {len(own.targets)} examples to train on, not {train_size}")
+    rng = np.random.RandomState(seed)
+    train = rng.permutation(len(own.targets))[:train_size]
+    clean = own.targets[train]
+    test_inputs = own.test_inputs[:test_size]
+    return SmallData(
+        own.inputs[train].reshape(train_size, -1),
+        _with_wrong(rng, clean, label_noise, own.num_classes),
+        clean,
+        test_inputs.reshape(len(test_inputs), -1),
+        own.test_targets[:test_size],
     )
 
 

@@ -1,0 +1,113 @@
+"""A user's own arrays: what is taken as it is, and what is refused at the door."""
+
+import numpy as np
+import pytest
+
+from experiments.lib.data.own import is_own, load_own, split_rows
+from experiments.lib.data.small import small_data
+from experiments.lib.runs.errors import BadData
+
+X = np.arange(60, dtype=np.uint8).reshape(10, 6)
+Y = np.arange(10) % 3
+
+
+@pytest.fixture
+def npz(tmp_path):
+    def write(**arrays):
+        np.savez(tmp_path / "mine.npz", **arrays)
+        return tmp_path / "mine.npz"
+
+    return write
+
+
+def test_bytes_are_divided_by_255_and_floats_taken_as_they_are(npz):
+    given = load_own(npz(inputs=X, targets=Y, test_inputs=X[:2] / 7.0, test_targets=Y[:2]))
+    np.testing.assert_array_equal(given.inputs, X.astype(np.float32) / np.float32(255))
+    np.testing.assert_array_equal(given.test_inputs, (X[:2] / 7.0).astype(np.float32))
+    np.testing.assert_array_equal(given.targets, Y)
+    assert (given.num_classes, given.inputs.dtype, given.targets.dtype) == (3, "float32", "int32")
+
+
+def test_without_test_arrays_a_part_is_held_back_by_the_seed(npz):
+    path = npz(inputs=X.reshape(10, 1, 2, 3), targets=Y)
+    split = load_own(path, test_fraction=0.3, seed=1)
+    assert (split.inputs.shape, split.test_inputs.shape) == ((7, 1, 2, 3), (3, 1, 2, 3))
+    both = np.concatenate([split.inputs, split.test_inputs])[:, 0, 0, 0] * 255
+    np.testing.assert_array_equal(np.sort(both.round()), X[:, 0])
+    # Inputs and targets stay together: the first pixel of example i is 6 i.
+    np.testing.assert_array_equal(split.targets, split.inputs[:, 0, 0, 0] * 255 / 6 % 3)
+    other = load_own(path, test_fraction=0.3, seed=2)
+    assert (other.test_inputs != split.test_inputs).any()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"inputs": X}, "lacks targets"),
+        ({"inputs": X, "targets": Y, "test_inputs": X}, "lacks test_targets"),
+        ({"inputs": X, "targets": Y, "test_input": X}, "has test_input too"),
+        ({"inputs": X.reshape(10, 2, 3), "targets": Y}, "add a last axis of channels"),
+        ({"inputs": X[0], "targets": Y}, r"must be \(n, d\) or"),
+        ({"inputs": X[:0], "targets": Y[:0]}, r"has shape \(0, 6\)"),
+        ({"inputs": X.astype(np.int32), "targets": Y}, "must be uint8 or floats, is int32"),
+        ({"inputs": X, "targets": Y + 0.0}, "must be integers, is float64"),
+        ({"inputs": X, "targets": Y[:9]}, r"must have shape \(10,\), .* has \(9,\)"),
+        ({"inputs": X, "targets": Y[:, None]}, r"has \(10, 1\)"),
+        ({"inputs": X, "targets": Y - 1}, "counted from 0, has -1"),
+        ({"inputs": X * [[np.nan]] * 10, "targets": Y}, "not finite .* in 10 examples, the first"),
+        ({"inputs": X * 1e300, "targets": Y}, "not finite"),
+        ({"inputs": X.astype(object), "targets": Y}, "cannot be read"),
+        (
+            {"inputs": X, "targets": Y, "test_inputs": X[:, :5], "test_targets": Y},
+            r"of test_inputs has shape \(5,\), of inputs \(6,\)",
+        ),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused(npz, arrays, message):
+    path = npz(**arrays)
+    with pytest.raises(BadData, match=message) as caught:
+        load_own(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_none_are_refused(tmp_path):
+    with pytest.raises(BadData, match="there is no file"):
+        load_own(tmp_path / "absent.npz")
+    (tmp_path / "text.npz").write_text("no archive")
+    with pytest.raises(BadData, match=r"is no \.npz file"):
+        load_own(tmp_path / "text.npz")
+    np.save(tmp_path / "one.npy", X)
+    (tmp_path / "one.npy").rename(tmp_path / "one.npz")
+    with pytest.raises(BadData, match=r"is no \.npz file"):
+        load_own(tmp_path / "one.npz")
+    np.savez_compressed(tmp_path / "cut.npz", inputs=X, targets=Y)
+    whole = (tmp_path / "cut.npz").read_bytes()
+    (tmp_path / "cut.npz").write_bytes(whole[:60] + b"damaged" + whole[67:])
+    with pytest.raises(BadData, match="cannot be read as plain arrays"):
+        load_own(tmp_path / "cut.npz")
+
+
+def test_a_split_needs_something_on_both_sides():
+    train, test = split_rows(5, 0.01, 0, "it")
+    assert (len(train), len(test)) == (4, 1)
+    with pytest.raises(BadData, match="it: 2 in all, 2 held back"):
+        split_rows(2, 0.9, 0, "it")
+    with pytest.raises(ValueError, match=r"in \(0, 1\), got 0"):
+        split_rows(5, 0, 0, "it")
+
+
+def test_own_data_enter_an_experiment_by_their_path(npz):
+    path = str(npz(inputs=X.reshape(10, 1, 2, 3), targets=Y, test_inputs=X.reshape(10, 1, 2, 3),
+                   test_targets=Y))  # fmt: skip
+    data = small_data(path, seed=1, train_size=8, label_noise=0.5, test_size=4)
+    assert (data.inputs.shape, data.test_inputs.shape) == ((8, 6), (4, 6))
+    assert data.noisy.sum() == 4
+    assert set(data.targets) <= {0, 1, 2}
+    np.testing.assert_array_equal(data.clean_targets, (data.inputs[:, 0] * 255 / 6).round() % 3)
+    with pytest.raises(BadData, match="has 10 examples to train on, not 11"):
+        small_data(path, seed=0, train_size=11)
+    with pytest.raises(BadData, match="has 3 classes, the network 2"):
+        small_data(path, seed=0, train_size=8, num_classes=2)
+    assert not is_own("digits")
+    assert not is_own("group/config")
