@@ -17,6 +17,10 @@ class BadData(ExperimentError, ValueError):
     """The data are not what their reader needs; the message says which and what to do."""
 
 
+class BadNetwork(ExperimentError, ValueError):
+    """A user's own network is not what the laboratory can train; the message says why."""
+
+
 class RunLocked(ExperimentError):
     """Another process is working in the run's folder."""
 
