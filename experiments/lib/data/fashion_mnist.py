@@ -31,16 +31,8 @@ FETCH = (
 SHAPE = (28, 28)
 SIZES = {"train": 60_000, "t10k": 10_000}
 CLASSES = (
-    "T-shirt/top",
-    "Trouser",
-    "Pullover",
-    "Dress",
-    "Coat",
-    "Sandal",
-    "Shirt",
-    "Sneaker",
-    "Bag",
-    "Ankle boot",
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
 # Of the files in Debian's dataset-fashion-mnist 0.0~git20200523.55506a9-1, unpacked.
 SHA256 = {

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from experiments.lib.data.held_back import split_rows
 from experiments.lib.runs.errors import BadData
 
 _TRAIN, _TEST = ("inputs", "targets"), ("test_inputs", "test_targets")
@@ -70,10 +71,10 @@ def load_own(
     inputs, targets = _checked(path, arrays, *_TRAIN)
     if _TEST[0] in arrays:
         test_inputs, test_targets = _checked(path, arrays, *_TEST)
-        if inputs.shape[1:] != test_inputs.shape[1:]:
+        if test_inputs.shape[1:] != inputs.shape[1:]:
             raise BadData(
-                f"{path}: an example of test_inputs has shape {test_inputs.shape[1:]}, "
-                f"of inputs {inputs.shape[1:]}"
+                f"{path}: examples have shape {test_inputs.shape[1:]} in test_inputs, "
+                f"{inputs.shape[1:]} in inputs"
             )
     else:
         train, test = split_rows(len(targets), test_fraction, seed, str(path))
@@ -81,25 +82,6 @@ def load_own(
         targets, test_targets = targets[train], targets[test]
     num_classes = int(max(targets.max(), test_targets.max())) + 1
     return Examples(inputs, targets, test_inputs, test_targets, num_classes)
-
-
-def split_rows(
-    count: int, test_fraction: float, seed: int, of: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Splits 0 .. count - 1, the test part `round(test_fraction * count)` but at least 1 long.
-
-    Raises:
-      ValueError: `test_fraction` is not in (0, 1).
-      BadData: fewer than two are there, or none is left to train on; the message names `of`.
-    """
-    if not 0 < test_fraction < 1:
-        raise ValueError(f"test_fraction lies in (0, 1), got {test_fraction}")
-    held_back = max(1, round(test_fraction * count))
-    if held_back >= count:
-        raise BadData(f"{of}: {count} in all, {held_back} held back to test on, none to train on")
-    # RandomState, not default_rng: its streams are frozen across NumPy versions (NEP 19).
-    order = np.random.RandomState(seed).permutation(count)
-    return np.sort(order[held_back:]), np.sort(order[:held_back])
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:

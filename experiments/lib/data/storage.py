@@ -115,7 +115,7 @@ def _not_about_opencv(record: logging.LogRecord) -> bool:
 
 
 def _how_to_prepare(name: str, directory: Path, found: str) -> str:
-    if name == "fashion_mnist":
+    if name == "fashion_mnist" and found == "is not prepared":
         command = f"python -m experiments data fashion_mnist --data_dir {str(directory)!r}"
         return f"data set {name!r} {found} in {str(directory)!r}; run once: {command}"
     call = (

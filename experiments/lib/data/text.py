@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.lib.data.own import split_rows
+from experiments.lib.data.held_back import split_rows
 from experiments.lib.data.windows import Windows, cut_windows, join
 from experiments.lib.runs.errors import BadData
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from experiments.lib.data.own import is_own, load_own, split_rows
+from experiments.lib.data.held_back import split_rows
+from experiments.lib.data.own import is_own, load_own
 from experiments.lib.data.small import small_data
 from experiments.lib.runs.errors import BadData
 
@@ -59,7 +60,7 @@ def test_without_test_arrays_a_part_is_held_back_by_the_seed(npz):
         ({"inputs": X.astype(object), "targets": Y}, "cannot be read"),
         (
             {"inputs": X, "targets": Y, "test_inputs": X[:, :5], "test_targets": Y},
-            r"of test_inputs has shape \(5,\), of inputs \(6,\)",
+            r"have shape \(5,\) in test_inputs, \(6,\) in inputs",
         ),
     ],
 )

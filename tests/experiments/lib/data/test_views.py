@@ -60,11 +60,11 @@ def test_the_first_view_is_a_gaussian_beyond_the_margin(data, directions):
 
 
 def test_other_keys_other_examples_and_shares_that_are_none(directions):
-    alone = draw_views(jax.random.key(2), directions, 10, shares=(1, 0, 0))
+    alone = draw_views(jax.random.key(2), directions, N, shares=(1, 0, 0))
     assert (alone.views == FIRST).all()
-    other = draw_views(jax.random.key(3), directions, 10, shares=(1, 0, 0))
+    other = draw_views(jax.random.key(3), directions, N, shares=(1, 0, 0))
     assert (alone.inputs != other.inputs).any()
-    assert (draw_views(jax.random.key(2), directions, 10, shares=(0, 0, 1)).views == BOTH).all()
+    assert (draw_views(jax.random.key(2), directions, N, shares=(0, 0, 1)).views == BOTH).all()
     for shares in ((0.5, 0.5), (0.5, 0.6, -0.1), (0.5, 0.6, 0.1)):
         with pytest.raises(ValueError, match="three fractions that add up to 1"):
             draw_views(jax.random.key(0), directions, 10, shares=shares)
