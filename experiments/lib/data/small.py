@@ -154,25 +154,6 @@ def _own(path, seed, train_size, label_noise, test_size, num_classes) -> SmallDa
     )
 
 
-def _own(path, seed, train_size, label_noise, test_size, num_classes) -> SmallData:
-    own = load_own(path)
-    if own.num_classes > num_classes:
-        raise BadData(f"{path} has {own.num_classes} classes, the network {num_classes}")
-    if train_size > len(own.targets):
-        raise BadData(f"{path} has {len(own.targets)} examples to train on, not {train_size}")
-    rng = np.random.RandomState(seed)
-    train = rng.permutation(len(own.targets))[:train_size]
-    clean = own.targets[train]
-    test_inputs = own.test_inputs[:test_size]
-    return SmallData(
-        own.inputs[train].reshape(train_size, -1),
-        _with_wrong(rng, clean, label_noise, own.num_classes),
-        clean,
-        test_inputs.reshape(len(test_inputs), -1),
-        own.test_targets[:test_size],
-    )
-
-
 def stack_seeds(each: Sequence[SmallData]) -> SmallData:
     """The data of several seeds with a leading axis for `jax.vmap`."""
     return SmallData(*(np.stack(leaves) for leaves in zip(*each, strict=True)))
