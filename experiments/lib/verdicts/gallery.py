@@ -16,7 +16,8 @@ from typing import Any
 
 from experiments import registry
 from experiments.lib.runs import rundir
-from experiments.lib.verdicts import claims, report
+from experiments.lib.verdicts import report
+from experiments.lib.verdicts import summary as judged
 
 RESULTS = Path(__file__).parents[2] / "results"
 PIXELS = 1100
@@ -56,7 +57,7 @@ def with_claims() -> list[str]:
     for name in registry.summaries():
         package = folder / name
         sources = package.glob("*.py") if package.is_dir() else [folder / f"{name}.py"]
-        if any("lib.verdicts.summary import" in s.read_text(encoding="utf-8") for s in sources):
+        if any("lib.verdicts.claims import" in s.read_text(encoding="utf-8") for s in sources):
             found.append(name)
     return found
 
@@ -79,8 +80,8 @@ def overview(summaries: Iterable[Mapping[str, Any]]) -> report.Table:
             summary["experiment"],
             summary["preset"],
             claim["name"],
-            claims.measured(claim),
-            claims.accepted(claim["accepted"]),
+            judged.measured(claim),
+            judged.accepted(claim["accepted"]),
             claim["verdict"],
         )
         for summary in summaries
@@ -100,7 +101,7 @@ def write_gallery(path: Path, runs: Sequence[tuple[Path, dict[str, Any]]]) -> No
     for folder, summary in runs:
         items.append(report.Heading(summary["title"]))
         items.append(report.Text(f"{summary['command']}, {summary['seconds']:.0f} s"))
-        items.append(claims.table(summary))
+        items.append(judged.table(summary))
         items += [report.Text(f"{c['name']}: {c['statement']}") for c in summary["claims"]]
         items += [
             report.Picture(folder / f["file"], f["caption"])
@@ -175,14 +176,14 @@ def index(summaries: Sequence[Mapping[str, Any]]) -> str:
 
 def page(summary: Mapping[str, Any]) -> str:
     """The page of one experiment."""
-    title, text = claims.documentation(summary["experiment"])
+    title, text = judged.documentation(summary["experiment"])
     seeds = ", ".join(map(str, summary["seeds"]))
     lines = [f"# {title.rstrip('.')}", "", text, ""]
     lines += ["## Claims", "", f"Seeds {seeds}; {summary['seconds']:.0f} s:", ""]
     lines += ["```text", summary["command"], "```", ""]
     lines += [f"| {' | '.join(COLUMNS)} |", "|---|---|---|---|"]
     for c in summary["claims"]:
-        measured, accepted = claims.measured(c), claims.accepted(c["accepted"])
+        measured, accepted = judged.measured(c), judged.accepted(c["accepted"])
         lines.append(f"| {c['name']} | {measured} | {accepted} | **{c['verdict']}** |")
     lines.append("")
     for c in summary["claims"]:
