@@ -1,5 +1,6 @@
 """Shares: each does its own pieces, the last one judges, and none gets in another's way."""
 
+import importlib
 import os
 import signal
 import time
@@ -31,9 +32,12 @@ class Config(Options):
     """Seconds before each number, for others to disturb this process meanwhile."""
 
 
+nap = time.sleep
+
+
 def piece(config, out, number):
     def make():
-        time.sleep(config.pause)
+        nap(config.pause)
         return {"value": [number]}
 
     return int(kept_arrays(out / f"{number}.npz", make)["value"][0])
@@ -131,7 +135,8 @@ def test_a_killed_share_goes_on_where_it_was(command_line, whole, tmp_path):
 
 def test_a_share_that_is_told_to_stop_says_so_and_goes_on(tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
-        patch.setattr(time, "sleep", lambda _: os.kill(os.getpid(), signal.SIGTERM))
+        module = importlib.import_module(NAME)  # that of the command line
+        patch.setattr(module, "nap", lambda _: os.kill(os.getpid(), signal.SIGTERM))
         assert run(tmp_path, "--share", "1/1") == distributed.PREEMPTED
     assert "the same command continues" in capsys.readouterr().err
     assert numbers(tmp_path) == []
