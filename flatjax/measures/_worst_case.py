@@ -229,7 +229,7 @@ def _best_of(ascents, origin, gradient, ball, p):
 
 def random_boundary(key: Any, index: int, structure: Tree, p: float) -> Tree:
     """A random point on the boundary of the unit p-ball, for the ascent number ``index``."""
-    return _direction(probes.probe(jax.random.fold_in(key, index), structure, "normal"), p)
+    return _direction(probes.probe(key, structure, "normal", number=index), p)
 
 
 _direction = partial(jax.jit, static_argnums=1)(dual_direction)

@@ -54,7 +54,7 @@ def _start(op: Operator, v0: Tree, key: jax.Array, block_size: int, capacity: in
     """The basis with the first block: ``v0`` and random vectors."""
     basis = trees.zeros(op.structure, (capacity,))
     for i in range(block_size):
-        v = v0 if i == 0 else probes.probe(jax.random.fold_in(key, i), op.structure, "normal")
+        v = v0 if i == 0 else probes.probe(key, op.structure, "normal", number=i)
         basis, _ = orthonormal.append(basis, jnp.int32(i), v)
     return basis
 

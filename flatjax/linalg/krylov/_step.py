@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
@@ -114,19 +115,10 @@ def with_room(state: Krylov, last: int) -> Krylov:
     if int(state.step) < rows:
         return state
     more = min(max(rows, FIRST), last - rows)
-    return _longer(state._replace(basis=None, vector=None), more)._replace(
-        basis=bases.grown(state.basis, more, state.vector), vector=state.vector
-    )
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _longer(state, more):
-    def longer(a):
-        return jnp.concatenate([a, jnp.zeros((more,), a.dtype)])
-
-    return state._replace(
-        alphas=longer(state.alphas), betas=longer(state.betas), breakdown=longer(state.breakdown)
-    )
+    numbers = jax.device_get((state.alphas, state.betas, state.breakdown))
+    alphas, betas, breakdown = (np.pad(a, (0, more)) for a in numbers)  # no program to compile
+    basis = bases.grown(state.basis, more, state.vector)
+    return state._replace(basis=basis, alphas=alphas, betas=betas, breakdown=breakdown)
 
 
 def power_of_two(x: jax.Array) -> jax.Array:

@@ -33,7 +33,7 @@ def start(op: Operator, key: jax.Array | None, v0: Tree) -> tuple[Tree, jax.Arra
         )
     if v0 is None:
         key = checks.check_key(key)
-        return probes.probe(jax.random.fold_in(key, 0), op.structure, "normal"), key
+        return probes.probe(key, op.structure, "normal", number=0), key
     return start_vector(op, v0), jax.random.key(0)
 
 
