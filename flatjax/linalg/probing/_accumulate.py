@@ -21,7 +21,7 @@ from flatjax.linalg.probing import _complement as complement
 from flatjax.linalg.probing import _layers as layers
 from flatjax.linalg.probing import _missing as missing
 from flatjax.linalg.probing import _probe_products as probe_products
-from flatjax.linalg.probing._estimate import DEFAULT_RTOL, Estimate, cast, from_samples, resolved
+from flatjax.linalg.probing._estimate import Estimate, from_samples, resolved, rooted
 from flatjax.linalg.probing._gauss import solved
 from flatjax.linalg.probing._quadrature import SpectralDensity, density_from_quadrature
 from flatjax.linalg.vectors import _basis as bases
@@ -280,22 +280,10 @@ def trace(given: Setting, sums: Sums, spent: int, rtol: float | None) -> Estimat
 
 
 def frobenius_norm(given: Setting, sums: Sums, spent: int) -> Estimate:
-    """The Frobenius norm by the delta method from the estimate of its square."""
+    """The Frobenius norm, from the estimate of its square."""
     _, known, unit = given.known
     square = _estimate(given, sums.squares, known, spent, None)
-    dtype = square.value.dtype
-    numbers = (square.value, square.standard_error, square.interval)
-    value, error, ends = (np.asarray(a, np.float64) for a in numbers)
-    value, ends = np.sqrt(np.maximum(value, 0)), np.sqrt(np.maximum(ends, 0))
-    error = error / (2 * value) if value > 0 else error
-    found = Estimate(
-        value=cast(unit * value, dtype),
-        standard_error=cast(unit * error, dtype),
-        interval=cast(unit * ends, dtype),
-        num_products=spent,
-        converged=jnp.asarray(error <= DEFAULT_RTOL * value),
-    )
-    return resolved(found, cast(given.op.size**0.5 * unit * value, dtype), given.op.size)
+    return rooted(square, unit, None, given.op.size)
 
 
 def density(given: Setting, sums: Sums, scale: str, num_points: int) -> SpectralDensity:
