@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
+from flatjax.linalg.krylov import _ritz as ritz
 from flatjax.linalg.vectors import _basis as bases
 from flatjax.linalg.vectors import _probes as probes
 from flatjax.operators._base import Operator
@@ -30,9 +31,6 @@ def _gap(w, basis, image, coupling, vector, scale):
     known = trees.axpy(coupling, vector, bases.combine(basis, image))
     w = trees.scale(1 / scale, trees.cast(w, vector))
     return scale * trees.norm(bases.subtract(w, known))
-
-
-_combine = jax.jit(bases.combine)
 
 
 def departure(
@@ -63,7 +61,11 @@ def departure(
     Returns:
       The norm of the difference. Costs one product.
     """
-    w = loops.product(op)(_combine(basis, combination))
+    numbers = (combination, image, coupling, scale)
+    combination, image, coupling, scale = (
+        jnp.asarray(a, trees.dtype(op.structure)) for a in numbers
+    )
+    w = loops.product(op)(ritz.combine(basis, combination))
     return _gap(w, basis, image, coupling, vector, scale)
 
 

@@ -65,9 +65,6 @@ _FASTEST = 2 * math.log(10)
 # Chebyshev's bound is for the complement of the wanted pairs; in that of all rows it is less.
 _OF_CHEBYSHEV = 0.6
 
-_combine = jax.jit(bases.combine)
-_row = jax.jit(bases.row)
-
 
 class _Pairs(NamedTuple):
     """Ritz pairs.
@@ -144,18 +141,18 @@ class _Run:
 
     def departure(self, index: np.ndarray) -> float:
         """What a product makes of these pairs of the first run, less what the run says of it."""
-        dtype, scale = self.state.alphas.dtype, float(self.state.scale)
         values, _, columns, _ = self.pairs.at(index)
+        scale = float(self.state.scale)
         weights = certificates.mixture(len(index))
         self.products += 1
         found = certificates.departure(
             self.op,
             self.state.basis,
-            np.asarray(columns @ weights, dtype),
-            np.asarray(columns @ (weights * values) / scale, dtype),
-            np.asarray(self.beta * (columns[self.filled - 1] @ weights) / scale, dtype),
+            columns @ weights,
+            columns @ (weights * values) / scale,
+            self.beta * (columns[self.filled - 1] @ weights) / scale,
             self.state.vector,
-            self.state.scale,
+            scale,
         )
         return float(found)
 
@@ -239,18 +236,11 @@ def solve(
     verify: bool,
     given: bool = False,
 ) -> ritz.RitzPairs:
-    """The ``k`` wanted Ritz pairs within a budget of products, and their certificate.
+    """The ``k`` wanted Ritz pairs and their certificate.
 
-    Args:
-      op: the operator.
-      k: the number of pairs.
-      which: one of `ritz.WHICH`.
-      state: a fresh Krylov state; its capacity is the memory bound.
-      w: the product of the operator with the start vector.
-      tol: the tolerance on the residual relative to the value.
-      budget: products that may be spent, one of them for the certificate.
-      verify: whether to search for missed eigenvalues.
-      given: whether the start was: by a symmetry it may be blind to any value, a random one is not.
+    From a fresh state, whose capacity is the memory bound, and its first product ``w``. The
+    ``budget`` of products has one for the certificate. A start that was ``given`` may by a symmetry
+    be blind to any value, which a random one is not.
     """
     run, size = _Run(op, state, w, k), op.size
     first = krylov.CHECK_EVERY if run.on_device else k + 1  # there every number is a program
@@ -332,11 +322,11 @@ def _certified(run: _Run, index: np.ndarray, noise: float, complete: bool | None
     (values, residuals, columns, swept), dtype = run.pairs.at(index), run.state.alphas.dtype
     residuals, vectors = (
         np.hypot(residuals, noise),
-        _combine(run.state.basis, columns.astype(dtype)),
+        ritz.combine(run.state.basis, columns.astype(dtype)),
     )
     for i in np.flatnonzero(swept):
         # It is coupled to the first run's rows by what that run has left of its residuals.
-        vector = _row(vectors, np.int32(i))
+        vector = ritz.row(vectors, np.int32(i))
         residuals[i] = certificates.residual(run.op, np.asarray(values[i], dtype), vector)
         run.products += 1
     return ritz.RitzPairs(values, vectors, residuals, run.norm, noise, run.products, complete)
@@ -346,7 +336,7 @@ def _not_finite(run: _Run, k: int) -> ritz.RitzPairs:
     """NaN in the place of every pair, after a product that was not finite."""
     nothing = np.full(k, np.nan)
     columns = np.full((run.capacity, k), np.nan, run.state.alphas.dtype)
-    vectors = _combine(run.state.basis, columns)
+    vectors = ritz.combine(run.state.basis, columns)
     return ritz.RitzPairs(nothing, vectors, nothing, np.nan, np.nan, run.products)
 
 

@@ -81,7 +81,7 @@ def setting(
 ) -> Setting:
     """What a finished run leaves to its probes."""
     steps, dtype = len(found.matrix), state.alphas.dtype
-    run = relations.of_finished(state)
+    run = relations.of_state(state)
     last = float(run.betas[steps - 1])
     entries = np.append(found.matrix, last)
     unit = _unit(np.max(np.abs(entries)), dtype)
