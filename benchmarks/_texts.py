@@ -70,9 +70,10 @@ it does not search for one, and `complete` is `None`.
 ESTIMATES = """The trace to 1 % of the sum of magnitudes, the density to a distance of 0.05 (above);
 "all" is both and the five largest eigenvalues to 1 %: one call of `spectrum`, and beside it the sum
 of ARPACK's products and the formulas'. Products of the first of two rungs of a ladder in turn that
-are as good; 1,000, the dimension, where none is. flatjax: `trace`, `spectral_density` and `spectrum`
-with a third of the products for the pairs. The formulas are the textbook's, in NumPy: Hutchinson's
-mean over Rademacher probes, stochastic Lanczos quadrature with the best of four depths.
+are as good; 1,000, the dimension, where none is. flatjax: `trace` by the best of three methods,
+`spectral_density` with a third of the products for its pairs, `spectrum` with half of them. The
+formulas are the textbook's, in NumPy: Hutchinson's mean over Rademacher probes, stochastic Lanczos
+quadrature with the best of four depths.
 """
 GROWTH = """The slope of the cost in a doubly logarithmic plot.
 """

@@ -113,9 +113,9 @@ def main(rows, short: bool = False) -> dict[str, dict]:
                 key = f"{name}/{k}/{tol}"
                 found = rows.get(key, lambda v=values, k=k, t=tol: cell(v, k, t, seeds))
                 pairs.setdefault(name, []).append(found)
-        starts = _estimates.SEEDS[short]
         estimates[name] = rows.get(
-            f"{name}/estimates", lambda v=values: _estimates.cell(v, starts, arpack)
+            f"{name}/estimates",
+            lambda v=values: _estimates.cell(v, _estimates.SEEDS[short], arpack),
         )
         print(f"   {name}: {estimates[name]}", flush=True)
     best, swift = total(pairs, better), total(pairs, lambda row: row["eigsh"])

@@ -94,16 +94,9 @@ def skipped(values: np.ndarray, weights: np.ndarray, bound: np.ndarray, k: int, 
 
 
 def least_steps(upper: float, lower: float, rest: np.ndarray, size: int) -> float:
-    r"""About how many steps a sweep will take, by Chebyshev polynomials on what is left.
+    """About how many steps a sweep to these thresholds takes; infinite where there is no gap.
 
-    Args:
-      upper: the threshold at the upper end.
-      lower: the threshold at the lower end.
-      rest: the Ritz values that are not wanted.
-      size: the dimension.
-
-    Returns:
-      The steps; infinite where there is no gap.
+    By Chebyshev polynomials on the rest, the Ritz values that are not wanted.
     """
     if not len(rest):
         return 1.0
@@ -132,12 +125,8 @@ class Search:
     def polynomials(self, matrix: np.ndarray, beta: float) -> np.ndarray:
         """The values at the thresholds of the polynomials of all vectors, the next one included.
 
-        Args:
-          matrix: the projected matrix of the sweep.
-          beta: the coupling of its last vector to the next one.
-
-        Returns:
-          Shape ``(thresholds, vectors + 1)``; infinite behind an exhausted space.
+        From the projected matrix and the coupling to the next vector; of shape
+        ``(thresholds, vectors + 1)``, infinite behind an exhausted space.
         """
         count, known = len(matrix), self._known.shape[1]
         found = np.zeros((len(self._at), count + 1))
@@ -163,15 +152,8 @@ class Search:
     def left(self, matrix: np.ndarray, beta: float, values: np.ndarray, noise: float) -> float:
         """How far the sweep is from its verdict: zero or less where nothing was missed.
 
-        Args:
-          matrix: the projected matrix of the sweep.
-          beta: the coupling of its last vector to the next one.
-          values: its Ritz values.
-          noise: what rounding leaves of a value.
-
-        Returns:
-          The logarithm of what the sum of squares lacks; infinite where a Ritz value lies beyond a
-          threshold, which shows that something was missed.
+        The logarithm of what the sum of squares lacks; infinite where one of the Ritz ``values``
+        lies beyond a threshold by more than the ``noise``, which shows that something was missed.
         """
         # Half of it: a threshold may stand above a value of zero by no more than the noise.
         if min(self.upper - values.max(), values.min() - self.lower) < noise / 2:
