@@ -11,7 +11,7 @@ import numpy as np
 from flatjax import _checks as checks
 from flatjax import _trees as trees
 from flatjax._trees import Tree
-from flatjax.linalg.krylov import _relation as relations
+from flatjax.linalg.krylov import _relations as relations
 from flatjax.linalg.krylov import _ritz as ritz
 from flatjax.linalg.krylov._certificates import underflow
 from flatjax.linalg.krylov._ritz import masses
