@@ -13,6 +13,7 @@ those count that need the fewest.
 
 import functools
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,7 +45,7 @@ def needed(run: Run, rungs: Iterable[int], size: int) -> int:
     return size
 
 
-def trace_error(value: float, values: np.ndarray) -> float:
+def trace_error(value: Any, values: np.ndarray) -> float:
     """Over the sum of magnitudes."""
     return abs(float(value) - values.sum()) / np.abs(values).sum()
 

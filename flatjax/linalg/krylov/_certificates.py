@@ -189,8 +189,8 @@ def judged(
     complete: bool | None = None,
 ) -> Eigenpairs:
     """The pairs with the verdicts that follow from residuals, floor and tolerance."""
-    whole, tol = np.bool_(complete is not False), np.asarray(tol, values.dtype)
-    converged, resolved = _judge(values, residual_norms, floor, tol, whole)
+    scalar, whole = np.asarray(tol, values.dtype), np.bool_(complete is not False)
+    converged, resolved = _judge(values, residual_norms, floor, scalar, whole)
     return Eigenpairs(
         values, vectors, residual_norms, converged, resolved, num_products, floor, complete
     )
