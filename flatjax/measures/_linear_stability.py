@@ -18,7 +18,7 @@ from flatjax.operators import _terms as terms
 from flatjax.operators._arguments import matmul_precision
 from flatjax.operators._base import Operator, operator, static
 from flatjax.operators._data import sliced
-from flatjax.operators._weights import where_rows
+from flatjax.operators._weighting import where_rows
 
 
 class LinearStability(NamedTuple):

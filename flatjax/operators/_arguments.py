@@ -12,7 +12,7 @@ import numpy as np
 from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
-from flatjax.operators import _weights as weighting
+from flatjax.operators import _weighting as weighting
 
 
 def as_arrays(tree: Any) -> Any:

@@ -10,7 +10,7 @@ from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax import losses
 from flatjax.operators import _derivatives as derivatives
-from flatjax.operators import _weights as weighting
+from flatjax.operators import _weighting as weighting
 from flatjax.operators._arguments import as_arrays, check_arguments
 from flatjax.operators._base import operator, static
 from flatjax.operators._callables import follow

@@ -8,7 +8,7 @@ import jax
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax.operators import _derivatives as derivatives
-from flatjax.operators import _weights as weighting
+from flatjax.operators import _weighting as weighting
 from flatjax.operators._arguments import matmul_precision
 from flatjax.operators._base import Operator, operator, static
 

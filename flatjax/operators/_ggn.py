@@ -21,7 +21,7 @@ from flatjax import losses
 from flatjax.losses._base import positions_shape
 from flatjax.losses._own import FunctionLoss, as_loss, follow_loss
 from flatjax.operators import _derivatives as derivatives
-from flatjax.operators import _weights as weighting
+from flatjax.operators import _weighting as weighting
 from flatjax.operators._arguments import as_arrays, check_arguments, matmul_precision, split_batch
 from flatjax.operators._base import operator, static
 from flatjax.operators._callables import first_examples, follow, for_examples, of_part

@@ -11,7 +11,7 @@ from flatjax import _collectives as collectives
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax.operators import _terms as terms
-from flatjax.operators import _weights as weighting
+from flatjax.operators import _weighting as weighting
 from flatjax.operators._arguments import matmul_precision
 from flatjax.operators._chunks import chunked, local_sum
 from flatjax.operators._covariance import gradient_covariance

@@ -13,7 +13,7 @@ from flatjax.operators._base import operator, static
 from flatjax.operators._callables import follow
 from flatjax.operators._chunks import Chunked, chunked
 from flatjax.operators._terms import LossOperator, form_of
-from flatjax.operators._weights import size_of, with_copies
+from flatjax.operators._weighting import size_of, with_copies
 
 
 @operator

@@ -8,7 +8,7 @@ import jax
 from flatjax import _functions as functions
 from flatjax import _trees as trees
 from flatjax import losses
-from flatjax.operators import _weights as weighting
+from flatjax.operators import _weighting as weighting
 from flatjax.operators._base import operator, static
 from flatjax.operators._data import transpose
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax.losses import Mean
-from flatjax.operators import _weights as weighting
+from flatjax.operators import _weighting as weighting
 from flatjax.operators._arguments import Checked
 from flatjax.operators._callables import for_examples, of_part
 from flatjax.operators._data import DataOperator, sliced, sliced_weights

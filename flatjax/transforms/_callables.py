@@ -15,7 +15,7 @@ from flatjax import _trees as trees
 from flatjax import losses
 from flatjax._trees import Tree
 from flatjax.losses._own import FunctionLoss
-from flatjax.operators import _weights as weighting
+from flatjax.operators import _weighting as weighting
 from flatjax.transforms import _prng as prng
 
 Gradient = Callable[[Tree], Tree]

@@ -14,7 +14,7 @@ from flatjax import losses
 from flatjax._trees import Tree
 from flatjax.losses._own import as_loss
 from flatjax.operators import _terms as terms
-from flatjax.operators import _weights as weighting
+from flatjax.operators import _weighting as weighting
 from flatjax.operators._per_example import per_example_gradients
 from flatjax.transforms import _base as base
 from flatjax.transforms import _callables as callables

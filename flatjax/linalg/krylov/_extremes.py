@@ -72,18 +72,8 @@ def converged(
 ) -> tuple[krylov.Krylov, int]:
     """A Lanczos run long enough for the wanted pairs, and the products it has cost.
 
-    Args:
-      op: the operator.
-      key: a PRNG key.
-      k: how many of the largest pairs.
-      num_bottom: how many of the smallest.
-      tol: the relative residual to reach.
-      num_steps: exactly so many steps, or ``None``.
-      max_steps: the most steps otherwise.
-      resume: the state of an earlier run, or ``None``.
-
-    Returns:
-      The run and the products.
+    It goes on from ``resume``, the state of an earlier run, for exactly ``num_steps`` in all, or
+    until the ``k`` largest and ``num_bottom`` smallest pairs have the relative residual ``tol``.
 
     Raises:
       ValueError: if the earlier run has another structure, or more steps than asked for.
@@ -139,18 +129,7 @@ def _solved(state):
 
 
 def found(state: krylov.Krylov, k: int, num_bottom: int, tol: float, size: int) -> Extremes:
-    """What a run shows.
-
-    Args:
-      state: the finished run.
-      k: how many of the largest pairs are wanted.
-      num_bottom: how many of the smallest.
-      tol: the relative residual at which a value counts as exact, at most `EXACT`.
-      size: the dimension of the operator.
-
-    Returns:
-      The pairs.
-    """
+    """What a finished run shows; a relative residual of ``tol``, at most `EXACT`, is exact."""
     dtype = state.alphas.dtype
     values, residuals, s = _solved(state)
     index = wanted(len(values), k, num_bottom)
@@ -206,17 +185,7 @@ def _start(values, weights, exact, size):
 def with_start(
     start: tuple | None, nodes: np.ndarray, weights: np.ndarray, left: float
 ) -> tuple[list, list]:
-    """The quadratures of probes and that of the start vector.
-
-    Args:
-      start: its nodes and weights, or ``None``.
-      nodes: ``(p, s)``, those of the probes.
-      weights: ``(p, s)``, of sum 1 in every row.
-      left: the share of the eigenvalues that they stand for.
-
-    Returns:
-      Lists of nodes and of weights of sum ``left``, an array a probe.
-    """
+    """Nodes of probes and of the start vector, an array each, and weights, now of sum ``left``."""
     rows = [*zip(nodes, weights, strict=True), *([] if start is None else [start])]
     return [row for row, _ in rows], [left * mass for _, mass in rows]
 
@@ -232,17 +201,8 @@ def certified(
 ) -> tuple[Eigenpairs, Eigenpairs]:
     """The wanted pairs at the top and at the bottom, with their certificates.
 
-    Args:
-      found: the pairs.
-      floor: the noise floor.
-      noise: the measured noise of the product with every vector.
-      tol: the relative residual that counts as converged.
-      spent: the products spent.
-      complete: whether the list at the top is complete, and that at the bottom.
-      layout: how the vectors are packed; those of the result are not.
-
-    Returns:
-      Two `Eigenpairs`.
+    ``noise`` is that of the product with every vector; ``complete``, whether the list at the top
+    is, and that at the bottom; ``layout``, how the vectors are packed: those of the result are not.
     """
     # The Lanczos estimate of the residual does not know the noise of the products.
     residuals = np.hypot(found.residuals, noise)
