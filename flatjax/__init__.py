@@ -116,6 +116,7 @@ from flatjax.transforms._batch_norm import (
 )
 from flatjax.transforms._entropy_sgd import entropy_sgd as entropy_sgd
 from flatjax.transforms._entropy_sgd import entropy_sgd_eval_params as entropy_sgd_eval_params
+from flatjax.transforms._gradient_penalty import gradient_penalty as gradient_penalty
 from flatjax.transforms._gsam import gradient_norm_penalty as gradient_norm_penalty
 from flatjax.transforms._gsam import gsam as gsam
 from flatjax.transforms._gsam import wsam as wsam
@@ -137,9 +138,8 @@ from flatjax.transforms._momentum_sam import momentum_sam as momentum_sam
 from flatjax.transforms._momentum_sam import momentum_sam_eval_params as momentum_sam_eval_params
 from flatjax.transforms._noise import gradient_noise as gradient_noise
 from flatjax.transforms._noise import label_noise as label_noise
-from flatjax.transforms._oracles import penalty_value_and_grad as penalty_value_and_grad
-from flatjax.transforms._oracles import sam_value_and_grad as sam_value_and_grad
-from flatjax.transforms._penalties import gradient_penalty as gradient_penalty
 from flatjax.transforms._sam import sam as sam
+from flatjax.transforms._value_and_grad import penalty_value_and_grad as penalty_value_and_grad
+from flatjax.transforms._value_and_grad import sam_value_and_grad as sam_value_and_grad
 
 __version__ = _version("flatjax")

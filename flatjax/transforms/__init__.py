@@ -16,6 +16,7 @@ from flatjax.transforms._composition import drop_extra_args as drop_extra_args
 from flatjax.transforms._entropy_sgd import EntropySGDState as EntropySGDState
 from flatjax.transforms._entropy_sgd import entropy_sgd as entropy_sgd
 from flatjax.transforms._entropy_sgd import entropy_sgd_eval_params as entropy_sgd_eval_params
+from flatjax.transforms._gradient_penalty import gradient_penalty as gradient_penalty
 from flatjax.transforms._gsam import PairState as PairState
 from flatjax.transforms._gsam import WSAMState as WSAMState
 from flatjax.transforms._gsam import gradient_norm_penalty as gradient_norm_penalty
@@ -45,10 +46,9 @@ from flatjax.transforms._momentum_sam import momentum_sam_eval_params as momentu
 from flatjax.transforms._noise import NoiseState as NoiseState
 from flatjax.transforms._noise import gradient_noise as gradient_noise
 from flatjax.transforms._noise import label_noise as label_noise
-from flatjax.transforms._oracles import penalty_value_and_grad as penalty_value_and_grad
-from flatjax.transforms._oracles import sam_value_and_grad as sam_value_and_grad
-from flatjax.transforms._penalties import PenaltyState as PenaltyState
-from flatjax.transforms._penalties import gradient_penalty as gradient_penalty
+from flatjax.transforms._penalty_transform import PenaltyState as PenaltyState
 from flatjax.transforms._perturbed import SharpnessMetrics as SharpnessMetrics
 from flatjax.transforms._sam import SAMState as SAMState
 from flatjax.transforms._sam import sam as sam
+from flatjax.transforms._value_and_grad import penalty_value_and_grad as penalty_value_and_grad
+from flatjax.transforms._value_and_grad import sam_value_and_grad as sam_value_and_grad

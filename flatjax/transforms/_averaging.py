@@ -238,7 +238,7 @@ def swag(
     """
     checks.check_scalar("start", start, minimum=0)
     base.check_every(every)
-    columns = base.static_int("rank", rank, 20, minimum=0)
+    columns = base.static_int("rank", rank, minimum=0)
     if columns == 1:
         raise ValueError("rank must be 0 (diagonal) or at least 2, got 1.")
 

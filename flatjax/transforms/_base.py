@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from flatjax import _collectives as collectives
+from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 
@@ -20,10 +21,13 @@ Number = float | int | jax.Array
 Scalar = Number | optax.Schedule
 
 
-def static_int(name: str, value: Any, default: int, minimum: int = 1) -> int:
-    """A structural integer: it decides the shape of the program, so it cannot be traced."""
+def static_int(name: str, value: Any, minimum: int = 1) -> int:
+    """A structural integer: it decides the shape of the program, so it cannot be traced.
+
+    ``None`` stands for ``minimum``: ``optax.inject_hyperparams`` would trace a default of 1.
+    """
     if value is None:
-        return default
+        return minimum
     if isinstance(value, jax.core.Tracer):
         raise TypeError(
             f"{name} decides the shape of the program and cannot be traced: with "
@@ -38,7 +42,7 @@ def static_int(name: str, value: Any, default: int, minimum: int = 1) -> int:
 def check_every(every: Any) -> None:
     """Raise unless ``every`` is a positive integer (or traced)."""
     if not isinstance(every, jax.core.Tracer):
-        static_int("every", every, 1)
+        static_int("every", every)
 
 
 def always(every: Any) -> bool:
@@ -48,6 +52,20 @@ def always(every: Any) -> bool:
     traced to ``update``, and the state must not depend on which.
     """
     return isinstance(every, int) and every == 1
+
+
+def on_every(
+    every: Any, count: jax.Array, then: Callable[[], Tree], between: Callable[[], Tree]
+) -> Tree:
+    """``then()`` on the steps that ``every`` divides, else ``between()``; the other is skipped."""
+    if always(every):
+        return then()
+    return loops.cond(count % jnp.asarray(every, count.dtype) == 0, then, between)
+
+
+def keys_of_examples(key: jax.Array, n: int, axis_name: collectives.AxisName) -> jax.Array:
+    """A key for each of this device's ``n`` examples, the same on every number of devices."""
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(collectives.example_index(n, axis_name))
 
 
 def at(value: Scalar, count: jax.Array, dtype: Any) -> jax.Array:

@@ -95,7 +95,7 @@ def entropy_sgd(
     checks.check_scalar("averaging", averaging, minimum=0.0, below=1.0, schedule=True)
     checks.check_scalar("noise", noise, minimum=0.0, schedule=True)
     if not isinstance(inner_steps, jax.core.Tracer):
-        base.static_int("inner_steps", inner_steps, 1)
+        base.static_int("inner_steps", inner_steps)
 
     def init(params):
         structure = trees.structure_of(params)

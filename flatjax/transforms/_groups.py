@@ -20,12 +20,6 @@ from flatjax.transforms import _base as base
 GroupMode = Literal["auto", "vmap", "loop"]
 
 
-def check_group_mode(mode: str) -> None:
-    """Raise ``ValueError`` on an unknown mode."""
-    if mode not in ("auto", "vmap", "loop"):
-        raise ValueError(f'group_mode must be "auto", "vmap" or "loop", got {mode!r}.')
-
-
 def device_index(axis_name: collectives.AxisName) -> jax.Array:
     """The position of this device along the named axes, in row-major order."""
     return jnp.asarray(lax.axis_index(axis_name))

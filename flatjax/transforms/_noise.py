@@ -19,7 +19,7 @@ from flatjax.operators._per_example import per_example_gradients
 from flatjax.transforms import _base as base
 from flatjax.transforms import _callables as callables
 from flatjax.transforms import _prng as prng
-from flatjax.transforms._label_penalties import OutputLoss
+from flatjax.transforms._model_penalty import OutputLoss
 from flatjax.transforms._perturbed import check_trees
 
 
@@ -143,8 +143,7 @@ def _from_gradients(key, loss_fn, params, batch, args, chunk_size, axis_name):
     """
     del chunk_size
     n = jax.tree.leaves(batch)[0].shape[0]
-    index = collectives.example_index(n, axis_name)
-    z = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i)))(index)
+    z = jax.vmap(jax.random.normal)(base.keys_of_examples(key, n, axis_name))
     here = collectives.varying(params, axis_name)
     given, batch = _counted(loss_fn, here, batch, args)
     weights = jnp.ones((n,), z.dtype) if given is None else given.astype(z.dtype)
@@ -286,8 +285,7 @@ def label_noise(
         inputs, targets = batch
         incoming = base.average(updates, axis_name)
         key = prng.of_step(state.key, state.count)
-        index = collectives.example_index(n, axis_name)
-        keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(index)
+        keys = base.keys_of_examples(key, n, axis_name)
         here = collectives.varying(params, axis_name)
         outputs, pull = jax.vjp(lambda w: model_fn(w, inputs, *args), here)
         other = jax.lax.stop_gradient(noised(keys, outputs, targets, state.count))

@@ -6,23 +6,22 @@ $g = \nabla L(w)$ with $\nabla L(w + \epsilon(g))$. As a transform it stands at 
 chain, so that clipping, weight decay and the optimiser see the new gradient.
 """
 
+import typing
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from flatjax import _checks as checks
 from flatjax import _collectives as collectives
-from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.transforms import _base as base
 from flatjax.transforms import _callables as callables
 from flatjax.transforms import _prng as prng
 from flatjax.transforms._ascent import EUCLIDEAN, Ascent, check_ascent
-from flatjax.transforms._groups import GroupMode, check_group_mode, mean_over_groups
+from flatjax.transforms._groups import GroupMode, mean_over_groups
 from flatjax.transforms._incoming import check_is_gradient
 from flatjax.transforms._perturbed import (
     check_trees,
@@ -123,9 +122,9 @@ def sam(
     check_ascent(ascent)
     checks.check_scalar("rho", rho, minimum=0.0, schedule=True)
     base.check_every(every)
-    check_group_mode(group_mode)
-    steps = base.static_int("ascent_steps", ascent_steps, 1)
-    parts = base.static_int("groups", groups, 1)
+    checks.check_choice("group_mode", group_mode, typing.get_args(GroupMode))
+    steps = base.static_int("ascent_steps", ascent_steps)
+    parts = base.static_int("groups", groups)
 
     def init(params):
         return SAMState(base.start(), initial_metrics(params) if diagnostics else ())
@@ -170,11 +169,8 @@ def sam(
             metrics = measured(incoming, result, state.metrics) if diagnostics else ()
             return trees.cast(result.gradient, incoming), metrics
 
-        if base.always(every):
-            out, metrics = refresh()
-        else:
-            due = state.count % jnp.asarray(every, state.count.dtype) == 0
-            out, metrics = loops.cond(due, refresh, lambda: (incoming, state.metrics))
+        kept = lambda: (incoming, state.metrics)  # noqa: E731
+        out, metrics = base.on_every(every, state.count, refresh, kept)
         if check:
             check_is_gradient("sam", incoming, out, gradient, params, state.count)
         return out, SAMState(base.advance(state.count), metrics)

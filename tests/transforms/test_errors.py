@@ -23,7 +23,7 @@ BAD_ARGUMENTS = [
     (lambda: ft.sam(every=0), "every must be an integer of at least 1"),
     (lambda: ft.sam(ascent_steps=0), "ascent_steps must be an integer of at least 1"),
     (lambda: ft.sam(groups=1.5), "groups must be an integer"),
-    (lambda: ft.sam(group_mode="scan"), 'group_mode must be "auto", "vmap" or "loop"'),
+    (lambda: ft.sam(group_mode="scan"), "group_mode must be one of 'auto', 'vmap', 'loop'"),
     (lambda: ft.Ascent(offset=-1.0), "offset must be at least 0"),
     (lambda: ft.Ascent(normalize="no"), "normalize must be True or False"),
     (lambda: ft.Ascent(adaptive="yes"), "adaptive must hold booleans"),
@@ -48,7 +48,7 @@ BAD_ARGUMENTS = [
     (lambda: ft.implicit_gradient_regularization(-1.0), "learning_rate must be at least 0"),
     (
         lambda: ft.implicit_gradient_regularization(0.1, estimator="thirds"),
-        'estimator must be "batch" or "halves"',
+        "estimator must be one of 'batch', 'halves'",
     ),
     (
         lambda: ft.implicit_gradient_regularization(0.1, estimator="halves"),

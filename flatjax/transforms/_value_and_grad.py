@@ -17,8 +17,8 @@ from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.transforms import _base as base
 from flatjax.transforms._ascent import EUCLIDEAN, Ascent, Mask, check_ascent
-from flatjax.transforms._oracle import Oracle
-from flatjax.transforms._penalty import Mode, check_mode, hessian_product
+from flatjax.transforms._hessian_product import HessianProduct, Mode
+from flatjax.transforms._parts import LossOverParts
 from flatjax.transforms._perturbed import perturbed_gradient
 
 
@@ -93,9 +93,9 @@ def sam_value_and_grad(
     check_ascent(ascent)
     checks.check_scalar("rho", rho, minimum=0.0)
     checks.check_scalar("alpha", alpha)
-    steps = base.static_int("ascent_steps", ascent_steps, 1)
+    steps = base.static_int("ascent_steps", ascent_steps)
     plain = not isinstance(alpha, jax.core.Tracer) and float(alpha) == 1.0
-    oracle = Oracle(loss_fn, has_aux, groups, accumulate, axis_name, check)
+    oracle = LossOverParts(loss_fn, has_aux, groups, accumulate, axis_name, check)
 
     def group(params, evaluate, within):
         def gradient_fn(w):
@@ -173,8 +173,8 @@ def penalty_value_and_grad(
       (1.5, [2.0, 6.0])
     """
     checks.check_scalar("coef", coef)
-    check_mode(mode, step)
-    oracle = Oracle(loss_fn, has_aux, groups, accumulate, axis_name, check)
+    product = HessianProduct(mode, step, mask)
+    oracle = LossOverParts(loss_fn, has_aux, groups, accumulate, axis_name, check)
     other = None if penalty_fn is None else oracle.replace(penalty_fn)
 
     def group(params, evaluate, within):
@@ -187,11 +187,11 @@ def penalty_value_and_grad(
             return within(g, weight), None
 
         if other is None:
-            found = hessian_product(gradient_fn, params, mode=mode, step=step, mask=mask)
+            found = product.of_squared_norm(gradient_fn, params)
             (loss, weight, extra), g = found.extra, found.gradient
         else:
             g, (loss, weight, extra) = gradient_fn(params)
-            found = hessian_product(other_gradient_fn, params, mode=mode, step=step, mask=mask)
+            found = product.of_squared_norm(other_gradient_fn, params)
         grads = base.combine(1.0, g, 2 * jnp.asarray(coef), trees.cast(found.product, g))
         return (loss, grads), weight, extra
 

@@ -1,4 +1,4 @@
-"""What the oracles share: groups, micro-batches, devices, and the loss they call."""
+"""A loss and its gradient over the parts of a batch: groups, micro-batches and devices."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from flatjax.transforms._groups import mean_over_groups, split
 _LOOKED_AT = 16  # examples
 
 
-class Oracle:
+class LossOverParts:
     """What is not the mathematics of an oracle: groups, micro-batches, devices and checks.
 
     ``args`` are the arguments of the loss after its params, the batch first.
@@ -26,8 +26,8 @@ class Oracle:
 
     def __init__(self, loss_fn, has_aux, groups, accumulate, axis_name, check):
         self.has_aux = has_aux
-        self.groups = base.static_int("groups", groups, 1)
-        self.accumulate = base.static_int("accumulate", accumulate, 1)
+        self.groups = base.static_int("groups", groups)
+        self.accumulate = base.static_int("accumulate", accumulate)
         self.axis_name = axis_name
         self.unchecked = []
         self.checks = check and self.accumulate > 1
