@@ -116,10 +116,10 @@ from flatjax.transforms._batch_norm import (
 )
 from flatjax.transforms._entropy_sgd import entropy_sgd as entropy_sgd
 from flatjax.transforms._entropy_sgd import entropy_sgd_eval_params as entropy_sgd_eval_params
+from flatjax.transforms._friendly_sam import friendly_sam as friendly_sam
+from flatjax.transforms._gradient_norm_penalty import gradient_norm_penalty as gradient_norm_penalty
 from flatjax.transforms._gradient_penalty import gradient_penalty as gradient_penalty
-from flatjax.transforms._gsam import gradient_norm_penalty as gradient_norm_penalty
 from flatjax.transforms._gsam import gsam as gsam
-from flatjax.transforms._gsam import wsam as wsam
 from flatjax.transforms._implicit import (
     implicit_gradient_regularization as implicit_gradient_regularization,
 )
@@ -132,7 +132,6 @@ from flatjax.transforms._label_penalties import (
     random_label_gradient_penalty as random_label_gradient_penalty,
 )
 from flatjax.transforms._langevin import langevin as langevin
-from flatjax.transforms._looksam import friendly_sam as friendly_sam
 from flatjax.transforms._looksam import looksam as looksam
 from flatjax.transforms._momentum_sam import momentum_sam as momentum_sam
 from flatjax.transforms._momentum_sam import momentum_sam_eval_params as momentum_sam_eval_params
@@ -141,5 +140,6 @@ from flatjax.transforms._noise import label_noise as label_noise
 from flatjax.transforms._sam import sam as sam
 from flatjax.transforms._value_and_grad import penalty_value_and_grad as penalty_value_and_grad
 from flatjax.transforms._value_and_grad import sam_value_and_grad as sam_value_and_grad
+from flatjax.transforms._wsam import wsam as wsam
 
 __version__ = _version("flatjax")

@@ -6,9 +6,8 @@ from flatjax import _collectives as collectives
 from flatjax.transforms import _base as base
 from flatjax.transforms._ascent import Mask
 from flatjax.transforms._hessian_product import HessianProduct, Mode
-from flatjax.transforms._incoming import check_is_gradient, check_points_uphill
+from flatjax.transforms._incoming import check_is_gradient, check_points_uphill, head
 from flatjax.transforms._penalty_transform import penalty
-from flatjax.transforms._perturbed import head
 
 
 def gradient_penalty(

@@ -12,16 +12,18 @@ were seen to differ by (a quarter of it at most): in half precision the comparis
 small weight decay is not seen.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.extend
 import jax.numpy as jnp
 
+from flatjax import _collectives as collectives
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
+from flatjax.transforms import _base as base
 from flatjax.transforms import _callables as callables
 
 # In units in the last place of what sums are accumulated in: between compiled and eager, whole and
@@ -29,6 +31,32 @@ from flatjax.transforms import _callables as callables
 _SUMS = 64
 # In those of the lowest precision at work, float32 sums of half-precision terms: 1 was seen.
 _TERMS = 4
+
+
+def head(
+    name: str,
+    updates: Tree,
+    params: Tree,
+    grad_fn: callables.Gradient | None,
+    value_fn: Callable[[Tree], Any] | None,
+    axis_name: collectives.AxisName,
+) -> tuple[callables.Gradient, Tree]:
+    """What a transform at the head of a chain starts from, checked.
+
+    Returns:
+      The global gradient as a function of the params, and the incoming gradient, averaged.
+    """
+    check_trees(name, updates, params)
+    local = callables.gradient_function(name, grad_fn, value_fn, axis_name)
+    gradient = base.averaged(local, axis_name)
+    return gradient, base.average(updates, axis_name)
+
+
+def check_trees(name: str, updates: Tree, params: Tree) -> None:
+    """Raise unless the params are whole, floating arrays and the updates look like them."""
+    base.require_params(name, params)
+    callables.check_params(name, params)
+    callables.check_gradient(f"{name}: the incoming updates are", updates, params)
 
 
 def check_is_gradient(

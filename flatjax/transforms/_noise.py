@@ -19,8 +19,8 @@ from flatjax.operators._per_example import per_example_gradients
 from flatjax.transforms import _base as base
 from flatjax.transforms import _callables as callables
 from flatjax.transforms import _prng as prng
+from flatjax.transforms._incoming import check_trees
 from flatjax.transforms._model_penalty import OutputLoss
-from flatjax.transforms._perturbed import check_trees
 
 
 class NoiseState(NamedTuple):

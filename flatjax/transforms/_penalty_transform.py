@@ -24,7 +24,7 @@ from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.transforms import _base as base
 from flatjax.transforms import _prng as prng
-from flatjax.transforms._perturbed import check_trees
+from flatjax.transforms._incoming import check_trees
 
 
 class PenaltyState(NamedTuple):

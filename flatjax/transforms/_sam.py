@@ -8,7 +8,7 @@ chain, so that clipping, weight decay and the optimiser see the new gradient.
 
 import typing
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import optax
@@ -22,26 +22,14 @@ from flatjax.transforms import _callables as callables
 from flatjax.transforms import _prng as prng
 from flatjax.transforms._ascent import EUCLIDEAN, Ascent, check_ascent
 from flatjax.transforms._groups import GroupMode, mean_over_groups
-from flatjax.transforms._incoming import check_is_gradient
-from flatjax.transforms._perturbed import (
-    check_trees,
+from flatjax.transforms._incoming import check_is_gradient, check_trees
+from flatjax.transforms._perturbed import perturbed_gradient
+from flatjax.transforms._sharpness_aware import (
+    SAMState,
     gap_function,
     initial_metrics,
     measured,
-    perturbed_gradient,
 )
-
-
-class SAMState(NamedTuple):
-    """State of [`sam`][].
-
-    Attributes:
-      count: the number of updates.
-      metrics: [`SharpnessMetrics`][] with ``diagnostics=True``, else ``()``.
-    """
-
-    count: jax.Array
-    metrics: Any
 
 
 def sam(
