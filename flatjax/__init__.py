@@ -56,8 +56,8 @@ from flatjax.measures._eps_sharpness import EpsSharpness as EpsSharpness
 from flatjax.measures._eps_sharpness import eps_sharpness as eps_sharpness
 from flatjax.measures._fisher_rao import FisherRaoNorm as FisherRaoNorm
 from flatjax.measures._fisher_rao import fisher_rao_norm as fisher_rao_norm
-from flatjax.measures._gradient_noise import GradientNoiseScale as GradientNoiseScale
 from flatjax.measures._gradient_noise import gradient_noise_scale as gradient_noise_scale
+from flatjax.measures._gradient_noise import GradientNoiseScale as GradientNoiseScale
 from flatjax.measures._gradient_noise import (
     gradient_noise_scale_from_norms as gradient_noise_scale_from_norms,
 )
@@ -108,15 +108,13 @@ from flatjax.preflight._plan import plan as plan
 from flatjax.transforms._ascent import Ascent as Ascent
 from flatjax.transforms._averaging import averaged_params as averaged_params
 from flatjax.transforms._averaging import ema_params as ema_params
-from flatjax.transforms._averaging import swa as swa
-from flatjax.transforms._averaging import swag as swag
-from flatjax.transforms._averaging import swag_sample as swag_sample
 from flatjax.transforms._batch_norm import (
     reestimate_batch_statistics as reestimate_batch_statistics,
 )
 from flatjax.transforms._entropy_sgd import entropy_sgd as entropy_sgd
 from flatjax.transforms._entropy_sgd import entropy_sgd_eval_params as entropy_sgd_eval_params
 from flatjax.transforms._friendly_sam import friendly_sam as friendly_sam
+from flatjax.transforms._gradient_noise import gradient_noise as gradient_noise
 from flatjax.transforms._gradient_norm_penalty import gradient_norm_penalty as gradient_norm_penalty
 from flatjax.transforms._gradient_penalty import gradient_penalty as gradient_penalty
 from flatjax.transforms._gsam import gsam as gsam
@@ -127,6 +125,7 @@ from flatjax.transforms._implicit import (
     stochastic_implicit_gradient_regularization as stochastic_implicit_gradient_regularization,
 )
 from flatjax.transforms._input_penalty import input_gradient_penalty as input_gradient_penalty
+from flatjax.transforms._label_noise import label_noise as label_noise
 from flatjax.transforms._label_penalties import fisher_penalty as fisher_penalty
 from flatjax.transforms._label_penalties import (
     random_label_gradient_penalty as random_label_gradient_penalty,
@@ -135,9 +134,10 @@ from flatjax.transforms._langevin import langevin as langevin
 from flatjax.transforms._looksam import looksam as looksam
 from flatjax.transforms._momentum_sam import momentum_sam as momentum_sam
 from flatjax.transforms._momentum_sam import momentum_sam_eval_params as momentum_sam_eval_params
-from flatjax.transforms._noise import gradient_noise as gradient_noise
-from flatjax.transforms._noise import label_noise as label_noise
 from flatjax.transforms._sam import sam as sam
+from flatjax.transforms._swa import swa as swa
+from flatjax.transforms._swa import swag as swag
+from flatjax.transforms._swa import swag_sample as swag_sample
 from flatjax.transforms._value_and_grad import penalty_value_and_grad as penalty_value_and_grad
 from flatjax.transforms._value_and_grad import sam_value_and_grad as sam_value_and_grad
 from flatjax.transforms._wsam import wsam as wsam

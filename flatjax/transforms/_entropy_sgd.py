@@ -11,8 +11,8 @@ from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.transforms import _base as base
+from flatjax.transforms import _means as means
 from flatjax.transforms import _prng as prng
-from flatjax.transforms._noise import normal_like
 
 
 class EntropySGDState(NamedTuple):
@@ -100,8 +100,14 @@ def entropy_sgd(
     def init(params):
         structure = trees.structure_of(params)
         abstract = any(isinstance(a, jax.ShapeDtypeStruct) for a in jax.tree.leaves(params))
+
+        def copy(a, wide):
+            # Buffers of their own: shared with the params they could not be donated beside them.
+            return jnp.array(a, dtype=wide.dtype, copy=True)
+
         anchor, mean = (
-            trees.zeros(structure) if abstract else base.copy_of(params) for _ in range(2)
+            trees.zeros(structure) if abstract else jax.tree.map(copy, params, structure)
+            for _ in range(2)
         )
         return EntropySGDState(base.start(), prng.initial(seed), anchor, mean)
 
@@ -123,8 +129,8 @@ def entropy_sgd(
         ) ** outer.astype(scalar)
         alpha = base.at(averaging, outer, scalar)
 
-        g = trees.cast(base.average(updates, axis_name), wide)
-        xi = normal_like(prng.of_step(state.key, state.count), params)
+        g = trees.cast(means.average(updates, axis_name), wide)
+        xi = prng.normal_like(prng.of_step(state.key, state.count), params)
         pull = base.combine(1.0, anchor, -1.0, point)
         inner = base.combine(1.0, point, -rate, base.combine(1.0, g, -scope, pull))
         size = jnp.sqrt(rate) * base.at(noise, state.count, scalar)
@@ -137,12 +143,11 @@ def entropy_sgd(
         last = count % length == 0
 
         step = base.combine(1.0, base.where(last, moved, inner), -1.0, point)
-        # What is not finite shows in the step; the state keeps what it had.
         new = base.where(last, (moved, moved), (anchor, new_mean))
-        new = base.where(base.all_finite(inner), new, (anchor, mean))
+        new = base.if_finite(inner, new, (anchor, mean))
         return trees.cast(step, params), EntropySGDState(count, state.key, *new)
 
-    return base.with_extra_args(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def entropy_sgd_eval_params(state: Any, params: Tree) -> Tree:

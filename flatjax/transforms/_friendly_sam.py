@@ -91,10 +91,9 @@ def friendly_sam(
         )
         # The ascent follows the difference; the gradient itself only enters the diagnostics.
         out, metrics = perturbed(base.combine(1.0, wide, -weight, state.average))
-        finite = base.all_finite(wide)
         average = base.combine(memory, state.average, 1 - memory, wide)
-        average = base.where(finite, average, state.average)
-        collected = state.collected + finite.astype(state.collected.dtype)
+        old = (state.collected, state.average)
+        collected, average = base.if_finite(wide, (state.collected + 1, average), old)
         return out, FriendlySAMState(state.count, collected, average, metrics)
 
     return sharpness_aware(

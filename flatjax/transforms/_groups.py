@@ -15,7 +15,7 @@ from jax import lax
 from flatjax import _collectives as collectives
 from flatjax import _loops as loops
 from flatjax._trees import Tree
-from flatjax.transforms import _base as base
+from flatjax.transforms import _means as means
 
 GroupMode = Literal["auto", "vmap", "loop"]
 
@@ -94,7 +94,7 @@ def mean_over_groups(
       ValueError: if the groups do not divide the batch, or fit the devices.
     """
     if groups == 1:
-        tree, _, extra = fn(jnp.asarray(0), batch, lambda t, w: base.average(t, axis_name, w))
+        tree, _, extra = fn(jnp.asarray(0), batch, lambda t, w: means.average(t, axis_name, w))
         return tree, extra, False
     devices = collectives.axis_size(axis_name)
     if groups % devices == 0 and groups > devices:
@@ -104,11 +104,11 @@ def mean_over_groups(
             lambda i, part: fn(first + i, part, lambda t, _: t), split(batch, local), local, mode
         )
         weight = None if weights is None else weights.sum()
-        mean = base.mean_of_stacked(stacked, weights)
-        return base.average(mean, axis_name, weight), extra, True
+        mean = means.mean_of_stacked(stacked, weights)
+        return means.average(mean, axis_name, weight), extra, True
     if groups == devices:
         tree, weight, extra = fn(device_index(axis_name), batch, lambda t, _: t)
-        return base.average(tree, axis_name, weight), extra, False
+        return means.average(tree, axis_name, weight), extra, False
     if devices % groups == 0:
         span = devices // groups
         index = device_index(axis_name) // span
@@ -122,11 +122,11 @@ def mean_over_groups(
         def within(tree, weight):
             if weight is None:
                 return jax.tree.map(lambda a: total(a) / jnp.asarray(span, a.dtype), tree)
-            return jax.tree.map(total, base.shares(tree, weight, total(weight)))
+            return jax.tree.map(total, means.shares(tree, weight, total(weight)))
 
         # Each of the devices brings its part of the weight of their group.
         tree, weight, extra = fn(index, batch, within)
-        return base.average(tree, axis_name, weight), extra, False
+        return means.average(tree, axis_name, weight), extra, False
     raise ValueError(
         f"groups={groups} and {devices} devices must divide one another, so that a device holds "
         "whole groups or a group spans whole devices."

@@ -12,6 +12,7 @@ from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax.transforms import _base as base
 from flatjax.transforms import _callables as callables
+from flatjax.transforms import _means as means
 from flatjax.transforms import _prng as prng
 from flatjax.transforms._ascent import Mask
 from flatjax.transforms._gradient_penalty import training_penalty
@@ -101,7 +102,7 @@ def implicit_gradient_regularization(
             def gradient(w):
                 w = collectives.varying(w, axis_name)
                 g, weight = jax.grad(mean, has_aux=True)(w, part, *args)
-                g = base.average(g, axis_name, weight)
+                g = means.average(g, axis_name, weight)
                 if weight is None:
                     return g, None
                 empty = collectives.total(weight, axis_name) == 0  # a half with nothing to penalise

@@ -25,6 +25,7 @@ from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.transforms import _base as base
 from flatjax.transforms import _callables as callables
+from flatjax.transforms import _means as means
 
 # In units in the last place of what sums are accumulated in: between compiled and eager, whole and
 # accumulated, sharded and permuted gradients of up to 4,096 examples 4 were seen.
@@ -48,8 +49,8 @@ def head(
     """
     check_trees(name, updates, params)
     local = callables.gradient_function(name, grad_fn, value_fn, axis_name)
-    gradient = base.averaged(local, axis_name)
-    return gradient, base.average(updates, axis_name)
+    gradient = means.averaged(local, axis_name)
+    return gradient, means.average(updates, axis_name)
 
 
 def check_trees(name: str, updates: Tree, params: Tree) -> None:

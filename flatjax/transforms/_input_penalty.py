@@ -10,6 +10,7 @@ import optax
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax.transforms import _base as base
+from flatjax.transforms import _means as means
 from flatjax.transforms._hessian_product import HessianProduct, Mode
 from flatjax.transforms._model_penalty import OutputLoss, model_penalty
 
@@ -88,9 +89,9 @@ def input_gradient_penalty(
             return loss(outputs(w, x), targets).mean()
 
         v = base.scaled(float(n), jax.grad(mean, argnums=1)(here, inputs))
-        squared = base.average(trees.vdot(v, v), axis_name) / n
+        squared = means.average(trees.vdot(v, v), axis_name) / n
         along = product.derivative(lambda x: jax.grad(mean)(here, x), inputs, v)
-        return base.average(along, axis_name), squared
+        return means.average(along, axis_name), squared
 
     return model_penalty(
         "input_gradient_penalty", term, model_fn, loss, coef=coef, every=every,

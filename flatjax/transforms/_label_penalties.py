@@ -11,6 +11,7 @@ from flatjax import _collectives as collectives
 from flatjax import losses
 from flatjax.losses._own import FunctionLoss, as_loss
 from flatjax.transforms import _base as base
+from flatjax.transforms import _means as means
 from flatjax.transforms._ascent import Mask
 from flatjax.transforms._hessian_product import HessianProduct, Mode
 from flatjax.transforms._model_penalty import OutputLoss, model_penalty
@@ -176,7 +177,7 @@ def _on_labels(draw, product, axis_name):
         keys = base.keys_of_examples(key, n, axis_name)
         here = collectives.varying(params, axis_name)
         labels = jax.lax.stop_gradient(draw(loss, keys, outputs(here, inputs), targets))
-        gradient = base.averaged(
+        gradient = means.averaged(
             jax.grad(lambda w: loss(outputs(w, inputs), labels).mean()), axis_name
         )
         found = product.of_squared_norm(lambda w: (gradient(w), None), params)

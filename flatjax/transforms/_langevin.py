@@ -10,8 +10,8 @@ from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax.transforms import _base as base
+from flatjax.transforms import _means as means
 from flatjax.transforms import _prng as prng
-from flatjax.transforms._noise import normal_like
 
 
 class LangevinState(NamedTuple):
@@ -97,8 +97,7 @@ def langevin(
     checks.check_scalar("eps", eps, above=0.0, schedule=True)
     if friction is not None:
         checks.check_scalar("friction", friction, above=0.0, maximum=1.0, schedule=True)
-    if preconditioner not in (None, "rms"):
-        raise ValueError(f'preconditioner must be None or "rms", got {preconditioner!r}.')
+    checks.check_choice("preconditioner", preconditioner, (None, "rms"))
     if preconditioner is not None and friction is not None:
         raise ValueError("langevin takes friction or a preconditioner, not both.")
 
@@ -119,10 +118,10 @@ def langevin(
         eta, heat, tau = (
             base.at(a, state.count, scalar) for a in (learning_rate, temperature, prior_precision)
         )
-        mean = trees.cast(base.average(updates, axis_name), wide)
+        mean = trees.cast(means.average(updates, axis_name), wide)
         data = base.at(num_data, state.count, scalar)
         force = base.combine(data, mean, tau, trees.cast(params, wide))
-        xi = normal_like(prng.of_step(state.key, state.count), params)
+        xi = prng.normal_like(prng.of_step(state.key, state.count), params)
 
         velocity, moment = state.velocity, state.second_moment
         if preconditioner == "rms":
@@ -141,12 +140,8 @@ def langevin(
             step = velocity = base.combine(1 - alpha, velocity, 1.0, kick)
         else:
             step = base.combine(-eta, force, jnp.sqrt(2 * eta * heat), xi)
-        # What is not finite shows in the step; the state keeps what it had.
-        finite = base.all_finite(force)
-        velocity, moment = base.where(
-            finite, (velocity, moment), (state.velocity, state.second_moment)
-        )
-        new = LangevinState(base.advance(state.count), state.key, velocity, moment)
+        kept = base.if_finite(force, (velocity, moment), (state.velocity, state.second_moment))
+        new = LangevinState(base.advance(state.count), state.key, *kept)
         return trees.cast(step, params), new
 
-    return base.with_extra_args(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)

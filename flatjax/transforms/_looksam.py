@@ -89,7 +89,7 @@ def looksam(
         def look():
             out, metrics = perturbed()
             direction = trees.cast(rejection(out, g)[0], state.direction)
-            direction = base.where(base.all_finite(direction), direction, state.direction)
+            direction = base.if_finite(direction, direction, state.direction)
             return out, state._replace(direction=direction, metrics=metrics)
 
         def reuse():

@@ -12,6 +12,7 @@ from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.transforms import _base as base
+from flatjax.transforms import _means as means
 
 
 class MomentumSAMState(NamedTuple):
@@ -89,7 +90,7 @@ def momentum_sam(
     def update(updates, state, params=None, **extra):
         del extra
         base.require_params("momentum_sam", params)
-        g = base.average(updates, axis_name)
+        g = means.average(updates, axis_name)
         scalar = trees.dtype(params)
         eta, mu, decay, radius = (
             base.at(a, state.count, scalar) for a in (learning_rate, momentum, weight_decay, rho)
@@ -105,14 +106,10 @@ def momentum_sam(
             balls.dual_direction(velocity),
         )
         step = base.combine(1.0, step, -eta, velocity)
-        # What is not finite shows in the step; the state keeps what it had.
-        finite = base.all_finite(forced)
-        velocity, radius = base.where(finite, (velocity, radius), (state.velocity, state.radius))
-        return trees.cast(step, params), MomentumSAMState(
-            base.advance(state.count), velocity, radius
-        )
+        kept = base.if_finite(forced, (velocity, radius), (state.velocity, state.radius))
+        return trees.cast(step, params), MomentumSAMState(base.advance(state.count), *kept)
 
-    return base.with_extra_args(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def momentum_sam_eval_params(state: Any, params: Tree) -> Tree:

@@ -12,6 +12,7 @@ from flatjax.operators._arguments import matmul_precision
 from flatjax.operators._normalisers import check_mean
 from flatjax.transforms import _base as base
 from flatjax.transforms import _callables as callables
+from flatjax.transforms import _means as means
 from flatjax.transforms import _prng as prng
 from flatjax.transforms._groups import mean_over_groups, split
 
@@ -153,7 +154,7 @@ class LossOverParts:
         (value, grads), extra, stacked = mean_over_groups(
             one, batch, self.groups, self.axis_name, "auto"
         )
-        return (value, base.average_aux(extra, self.axis_name, stacked)), grads
+        return (value, _mean_of_aux(extra, self.axis_name, stacked)), grads
 
     def check_normaliser(self, value, params, args, kwargs):
         """Look once, at the first eager call, that scalar losses are means over the examples."""
@@ -188,3 +189,24 @@ def _is_scalar(loss, batch):
 
 def _is_float(a):
     return hasattr(a, "dtype") and jnp.issubdtype(a.dtype, jnp.inexact)
+
+
+def _mean_of_aux(tree, axis_name, stacked):
+    """The mean of floating leaves over devices, and over a leading axis if ``stacked``.
+
+    Integers (step counters) are expected to agree and keep their dtype; other leaves (booleans,
+    keys) are taken from the first part.
+    """
+
+    def leaf(a):
+        if not hasattr(a, "dtype") or not jnp.issubdtype(a.dtype, jnp.number):
+            return a[0] if stacked else a
+        if jnp.issubdtype(a.dtype, jnp.inexact):
+            return means.average(a.mean(axis=0) if stacked else a, axis_name)
+        a = a[0] if stacked else a
+        if axis_name is None:
+            return a
+        devices = collectives.total(jnp.ones((), a.dtype), axis_name)
+        return collectives.total(a, axis_name) // devices
+
+    return jax.tree.map(leaf, tree)

@@ -23,6 +23,7 @@ from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.transforms import _base as base
+from flatjax.transforms import _means as means
 from flatjax.transforms import _prng as prng
 from flatjax.transforms._incoming import check_trees
 
@@ -86,7 +87,7 @@ def penalty(
     def update(updates, state, params=None, **extra):
         known = {k: v for k, v in extra.items() if k in Point._fields}
         check_trees(name, updates, params)
-        incoming = base.average(updates, axis_name)
+        incoming = means.average(updates, axis_name)
 
         def refresh():
             key = () if seed is None else prng.of_step(state.key, state.count)
@@ -99,7 +100,7 @@ def penalty(
         )
         new = state.product
         if not base.always(every):
-            new = base.where(base.all_finite(product), product, new)
+            new = base.if_finite(product, product, new)
         factor = 2 * base.at(coef, state.count, trees.dtype(params))
         out = base.combine(1.0, incoming, factor, trees.cast(product, incoming))
         return out, PenaltyState(base.advance(state.count), state.key, new, squared)

@@ -19,6 +19,7 @@ from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.transforms import _base as base
 from flatjax.transforms import _callables as callables
+from flatjax.transforms import _means as means
 from flatjax.transforms import _prng as prng
 from flatjax.transforms._ascent import EUCLIDEAN, Ascent, check_ascent
 from flatjax.transforms._groups import GroupMode, mean_over_groups
@@ -122,11 +123,11 @@ def sam(
     ):
         del extra
         check_trees("sam", updates, params)
-        incoming = base.average(updates, axis_name)
+        incoming = means.average(updates, axis_name)
         radius = base.at(rho, state.count, trees.dtype(params))
         options: dict[str, Any] = {"steps": steps, "second_order": second_order}
         if parts == 1:
-            gradient = base.averaged(
+            gradient = means.averaged(
                 callables.gradient_function("sam", grad_fn, value_fn, axis_name), axis_name
             )
             options["value_fn"] = gap_function("sam", diagnostics, value_fn, axis_name)
@@ -137,7 +138,7 @@ def sam(
             value, local = _group_losses(
                 parts, loss_fn, batch, args, grad_fn, value_fn, axis_name, diagnostics
             )
-            gradient = base.weighed(lambda w: local(w, batch, None), axis_name)
+            gradient = means.weighed(lambda w: local(w, batch, None), axis_name)
 
             def perturbed():
                 def group(index, part, within):

@@ -13,6 +13,7 @@ from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.transforms import _base as base
 from flatjax.transforms import _callables as callables
+from flatjax.transforms import _means as means
 from flatjax.transforms._ascent import Ascent, check_ascent
 from flatjax.transforms._incoming import check_is_gradient, head
 from flatjax.transforms._perturbed import Perturbed, perturbed_gradient
@@ -134,4 +135,4 @@ def gap_function(
             f"{name}(diagnostics=True) reports the sharpness gap, for which it needs the loss: "
             "call update(..., value_fn=lambda p: loss_fn(p, batch)), beside grad_fn or alone."
         )
-    return base.averaged(callables.value_function(name, value_fn, axis_name), axis_name)
+    return means.averaged(callables.value_function(name, value_fn, axis_name), axis_name)
