@@ -56,8 +56,8 @@ from flatjax.measures._eps_sharpness import EpsSharpness as EpsSharpness
 from flatjax.measures._eps_sharpness import eps_sharpness as eps_sharpness
 from flatjax.measures._fisher_rao import FisherRaoNorm as FisherRaoNorm
 from flatjax.measures._fisher_rao import fisher_rao_norm as fisher_rao_norm
-from flatjax.measures._gradient_noise import gradient_noise_scale as gradient_noise_scale
 from flatjax.measures._gradient_noise import GradientNoiseScale as GradientNoiseScale
+from flatjax.measures._gradient_noise import gradient_noise_scale as gradient_noise_scale
 from flatjax.measures._gradient_noise import (
     gradient_noise_scale_from_norms as gradient_noise_scale_from_norms,
 )

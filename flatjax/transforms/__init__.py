@@ -13,6 +13,7 @@ from flatjax.transforms._entropy_sgd import entropy_sgd as entropy_sgd
 from flatjax.transforms._entropy_sgd import entropy_sgd_eval_params as entropy_sgd_eval_params
 from flatjax.transforms._friendly_sam import FriendlySAMState as FriendlySAMState
 from flatjax.transforms._friendly_sam import friendly_sam as friendly_sam
+from flatjax.transforms._gradient_noise import NoiseState as NoiseState
 from flatjax.transforms._gradient_noise import gradient_noise as gradient_noise
 from flatjax.transforms._gradient_norm_penalty import gradient_norm_penalty as gradient_norm_penalty
 from flatjax.transforms._gradient_penalty import gradient_penalty as gradient_penalty
@@ -37,7 +38,6 @@ from flatjax.transforms._looksam import looksam as looksam
 from flatjax.transforms._momentum_sam import MomentumSAMState as MomentumSAMState
 from flatjax.transforms._momentum_sam import momentum_sam as momentum_sam
 from flatjax.transforms._momentum_sam import momentum_sam_eval_params as momentum_sam_eval_params
-from flatjax.transforms._noise import NoiseState as NoiseState
 from flatjax.transforms._penalty_transform import PenaltyState as PenaltyState
 from flatjax.transforms._sam import sam as sam
 from flatjax.transforms._sharpness_aware import SAMState as SAMState

@@ -32,9 +32,9 @@ def ema_params(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Exponential moving average of the params, at the tail of a chain.
 
-    After each update $\bar w \leftarrow d \bar w + (1 - d) w$ with the params $w$ as they will be
-    (Polyak & Juditsky 1992). Updates pass unchanged. Read the average with [`averaged_params`][].
-    It is kept in at least float32: in bfloat16 $(1 - d)(w - \bar w)$ would round away.
+    After each update $\bar w \leftarrow d \bar w + (1 - d) w$ with the params $w$ as they will be.
+    Updates pass unchanged. Read the average with [`averaged_params`][]. It is kept in at least
+    float32: in bfloat16 $(1 - d)(w - \bar w)$ would round away.
 
     ``optax.ema`` averages *updates*; this averages params. Must be the last transform of the chain:
     what comes after it is not seen.
@@ -58,6 +58,9 @@ def ema_params(
       >>> updates, state = tx.update(jnp.array(1.0), tx.init(w), w)
       >>> float(flatjax.averaged_params(state, optax.apply_updates(w, updates)))
       0.5
+
+    References:
+      Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992.
     """
     checks.check_scalar("decay", decay, minimum=0.0, maximum=1.0, schedule=True)
 

@@ -92,7 +92,8 @@ def require_params(name: str, params: Tree) -> None:
         raise ValueError(
             f"{name} needs the whole params to evaluate the gradient, but stands inside "
             "optax.masked or optax.partition. Put it outside, at the head of the chain, and "
-            "choose the leaves with its own `mask` argument."
+            "choose the leaves of a perturbation with Ascent(mask=), those of a gradient penalty "
+            "with its `mask`."
         )
 
 

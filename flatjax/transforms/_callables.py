@@ -114,14 +114,9 @@ def counted_rows(loss: Any, batch: Tree) -> Tree | None:
 def loss_and_weight(what: str, loss: Any) -> tuple[jax.Array, Any]:
     """What a loss function returned, as a mean and by what it counts among those of other parts.
 
-    Args:
-      what: the function, for messages.
-      loss: a scalar, one loss an example, or a ``Mean``.
-
-    Returns:
-      The mean, a scalar, and its weight: that of a ``Mean``, a constant of any derivative in at
-      least float32, or ``None`` for a mean over examples, of which all parts have as many. The
-      mean of weight zero is no number.
+    The weight is that of a ``Mean``, a constant of any derivative in at least float32, or ``None``
+    for a scalar or one loss per example: of these all parts have as many. The mean of weight zero
+    is no number.
     """
     _check_loss(what, loss)
     if isinstance(loss, losses.Mean):
@@ -229,19 +224,9 @@ def check_params(name: str, params: Tree) -> None:
 
 
 def check_gradient(what: str, gradient: Tree, params: Tree) -> Tree:
-    """The gradient, if it looks like the params.
+    """The gradient itself, if it looks like the params.
 
-    Args:
-      what: the beginning of the message, such as "sam: grad_fn returned".
-      gradient: what the caller handed over.
-      params: what it should look like.
-
-    Returns:
-      The gradient itself.
-
-    Raises:
-      TypeError: for another tree structure or leaves that are not floating.
-      ValueError: for a leaf of another shape.
+    ``what`` is the beginning of the message, such as "sam: grad_fn returned".
     """
     if jax.tree.structure(gradient) != jax.tree.structure(params):
         raise TypeError(f"{what} {_other_structure(gradient, params)}")

@@ -46,9 +46,8 @@ def entropy_sgd(
     r"""Entropy-SGD: a whole optimiser with an inner loop across updates.
 
     Descends $-\log \int \exp(-L(w') - \frac\gamma2 \lVert w - w' \rVert^2)\,dw'$, whose gradient is
-    $\gamma (w - \langle w' \rangle)$ (Chaudhari et al. 2017, "Entropy-SGD: Biasing Gradient Descent
-    Into Wide Valleys", algorithm 1). The params in the caller's hands are the inner $w'$, which see
-    one mini-batch an update:
+    $\gamma (w - \langle w' \rangle)$ (algorithm 1 of the paper). The params in the caller's hands
+    are the inner $w'$, which see one mini-batch an update:
 
     $$w' \leftarrow w' - \eta' (g(w') - \gamma (w - w')) + \sqrt{\eta'}\,\epsilon\,\xi, \qquad
     \mu \leftarrow \alpha \mu + (1 - \alpha) w'$$
@@ -87,6 +86,9 @@ def entropy_sgd(
       >>> updates, state = tx.update(jnp.array([1.0]), tx.init(w), w)
       >>> updates.round(3).tolist()
       [-0.100]
+
+    References:
+      Chaudhari et al., "Entropy-SGD: Biasing Gradient Descent Into Wide Valleys", ICLR 2017.
     """
     checks.check_scalar("learning_rate", learning_rate, minimum=0.0, schedule=True)
     checks.check_scalar("inner_learning_rate", inner_learning_rate, minimum=0.0, schedule=True)

@@ -45,8 +45,8 @@ def friendly_sam(
 
     With the moving average $m_t = \lambda m_{t-1} + (1 - \lambda) g_t$ of the *raw* gradients, the
     perturbation follows $d_t = g_t - \sigma m_{t-1}$ instead of $g_t$: the full-batch component
-    hurts generalisation (Li et al. 2024, "Friendly Sharpness-Aware Minimization"). On the first
-    step $m = d = g$. A gradient that is not finite does not enter $m$. ``sigma=0`` is SAM.
+    hurts generalisation. On the first step $m = d = g$. A gradient that is not finite does not
+    enter $m$. ``sigma=0`` is SAM.
 
     Cost: 2 gradients per step, two more copies of the params.
 
@@ -64,7 +64,7 @@ def friendly_sam(
       takes ``grad_fn`` or ``value_fn``.
 
     Raises:
-      ValueError: for ``rho`` < 0, ``decay`` outside [0, 1), and as in [`sam`][].
+      ValueError: for ``decay`` outside [0, 1), and wherever [`sam`][] raises it.
 
     Example:
       >>> import flatjax, jax, jax.numpy as jnp
@@ -74,6 +74,9 @@ def friendly_sam(
       >>> out, _ = tx.update(jax.grad(loss)(w), tx.init(w), w, grad_fn=jax.grad(loss))
       >>> out.round(2).tolist()
       [3.30, 4.40]
+
+    References:
+      Li, Zhou, He, Cheng and Huang, "Friendly Sharpness-Aware Minimization", CVPR 2024.
     """
     checks.check_scalar("sigma", sigma, schedule=True)
     checks.check_scalar("decay", decay, minimum=0.0, below=1.0, schedule=True)

@@ -1,7 +1,7 @@
 """Gaussian noise on the gradient, with a chosen covariance."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax import losses
+from flatjax._trees import Tree
 from flatjax.operators import _terms as terms
 from flatjax.operators import _weights as weighting
 from flatjax.operators._per_example import per_example_gradients
@@ -19,7 +20,38 @@ from flatjax.transforms import _callables as callables
 from flatjax.transforms import _means as means
 from flatjax.transforms import _prng as prng
 from flatjax.transforms._incoming import check_trees
-from flatjax.transforms._noise import noise_transform
+
+
+class NoiseState(NamedTuple):
+    """State of the transforms that draw noise.
+
+    Attributes:
+      count: the number of updates.
+      key: the key, folded with ``count`` for each draw, as integers (``jax.random.key_data``).
+    """
+
+    count: jax.Array
+    key: Any
+
+
+def noise_transform(
+    draw: Callable[..., Tree], seed: Any, axis_name: collectives.AxisName
+) -> optax.GradientTransformationExtraArgs:
+    """A transform that adds ``draw(key, updates, params, count, batch, args)``, in float32."""
+
+    def init(params):
+        del params
+        return NoiseState(base.start(), prng.initial(seed))
+
+    def update(updates, state, params=None, *, batch=None, args=(), **extra):
+        del extra
+        incoming = means.average(updates, axis_name)
+        key = prng.of_step(state.key, state.count)
+        noise = draw(key, updates, params, state.count, batch, args)
+        out = base.combine(1.0, incoming, 1.0, noise)
+        return out, NoiseState(base.advance(state.count), state.key)
+
+    return base.head_of_chain(init, update)
 
 
 def gradient_noise(
@@ -35,12 +67,11 @@ def gradient_noise(
 
     The update is $g + s\,\zeta$ with $\mathbb E\,\zeta \zeta^\top = C$:
 
-    - ``"isotropic"``: $C = I$ (Neelakantan et al. 2015 with a decaying schedule for ``scale``).
+    - ``"isotropic"``: $C = I$ (in the paper with a decaying schedule for ``scale``).
     - ``"gradient"``: $C = K = \frac1n \sum_i (g_i - g)(g_i - g)^\top$, the covariance of the
       per-example gradients of the batch, drawn as $J^\top (z - \bar z) / \sqrt n$ with $z \sim
       \mathcal N(0, I_n)$: one more gradient, no per-example gradient is formed. $s = 1 / \sqrt B$
-      imitates the noise of mini-batches of B in full-batch training (Wu et al. 2020, "On the Noisy
-      Gradient Descent that Generalizes as SGD").
+      imitates the noise of mini-batches of B in full-batch training.
     - ``"diagonal"``: the diagonal of K; it needs per-example gradients (``chunk_size`` bounds their
       memory).
     - a pytree of variances: a diagonal of your own (a prefix of the params, scalars or arrays).
@@ -68,6 +99,10 @@ def gradient_noise(
       >>> noisy, _ = tx.update(g, tx.init(g), g)
       >>> round(float(jnp.std(noisy)), 2)
       0.1
+
+    References:
+      Neelakantan et al., "Adding Gradient Noise Improves Learning for Very Deep Networks", 2015
+      (isotropic); Wu et al., "On the Noisy Gradient Descent that Generalizes as SGD", ICML 2020.
     """
     checks.check_scalar("scale", scale, minimum=0.0, schedule=True)
     kind = covariance if isinstance(covariance, str) else "given"

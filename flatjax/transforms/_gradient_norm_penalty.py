@@ -22,10 +22,9 @@ def gradient_norm_penalty(
     r"""Penalty on the gradient norm (not squared) by finite differences, at the head of a chain.
 
     For $L + \lambda \lVert \nabla L \rVert_2$ the update is $(1 - \alpha)\,g + \alpha\,\nabla L(w +
-    \rho\,\hat g)$ with $\alpha = \lambda / \rho$ (Zhao et al. 2022, "Penalizing Gradient Norm for
-    Efficiently Improving Generalization in Deep Learning"). $\alpha = 1$ is SAM. Both gradients
-    enter as they are; the authors' default configuration normalises the first, which their formula
-    does not. A schedule for ``alpha`` or ``rho`` gives the warm-ups of Zhao et al. (2024).
+    \rho\,\hat g)$ with $\alpha = \lambda / \rho$. $\alpha = 1$ is SAM. Both gradients enter as they
+    are; the authors' default configuration normalises the first, which their formula does not. A
+    schedule for ``alpha`` or ``rho`` gives the warm-ups of Zhao et al. (2024).
 
     Cost: 2 gradients per step, one more copy of the params.
 
@@ -41,7 +40,7 @@ def gradient_norm_penalty(
       An ``optax.GradientTransformationExtraArgs``; ``update`` takes ``grad_fn`` or ``value_fn``.
 
     Raises:
-      ValueError: for ``rho`` < 0, ``alpha`` not finite, and as in [`sam`][].
+      ValueError: for an ``alpha`` that is not finite, and wherever [`sam`][] raises it.
 
     Example:
       >>> import flatjax, jax, jax.numpy as jnp
@@ -51,6 +50,10 @@ def gradient_norm_penalty(
       >>> out, _ = tx.update(jax.grad(loss)(w), tx.init(w), w, grad_fn=jax.grad(loss))
       >>> out.round(2).tolist()
       [3.30, 4.40]
+
+    References:
+      Zhao, Zhang and Hu, "Penalizing Gradient Norm for Efficiently Improving Generalization in Deep
+      Learning", ICML 2022.
     """
     checks.check_scalar("alpha", alpha, schedule=True)
 

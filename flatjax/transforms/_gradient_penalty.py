@@ -6,7 +6,7 @@ from flatjax import _collectives as collectives
 from flatjax.transforms import _base as base
 from flatjax.transforms._ascent import Mask
 from flatjax.transforms._hessian_product import HessianProduct, Mode
-from flatjax.transforms._incoming import check_is_gradient, check_points_uphill, head
+from flatjax.transforms._incoming import check_incoming, head
 from flatjax.transforms._penalty_transform import penalty
 
 
@@ -79,10 +79,9 @@ def training_penalty(
         found = product.of_squared_norm(lambda w: (gradient(w), None), at.params, at.incoming)
         if check:
             # The linearised product is that of a gradient of its own; a difference is not.
-            exact = product.mode == "linearize"
-            look = check_points_uphill if exact else check_is_gradient
-            other = found.gradient if exact else found.product
-            look(name, at.incoming, other, gradient, at.params, at.count)
+            adds = product.mode == "linearize"
+            other = found.gradient if adds else found.product
+            check_incoming(name, at.incoming, other, gradient, at.params, at.count, adds)
         return found.product, found.value
 
     return penalty(name, term, axis_name=axis_name, **options)

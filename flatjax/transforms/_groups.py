@@ -20,11 +20,6 @@ from flatjax.transforms import _means as means
 GroupMode = Literal["auto", "vmap", "loop"]
 
 
-def device_index(axis_name: collectives.AxisName) -> jax.Array:
-    """The position of this device along the named axes, in row-major order."""
-    return jnp.asarray(lax.axis_index(axis_name))
-
-
 def split(tree: Tree, parts: int, name: str = "groups") -> Tree:
     """Cut the leading axis into ``parts`` equal parts: ``(n, ...)`` to ``(parts, n/parts, ...)``.
 
@@ -45,17 +40,12 @@ def split(tree: Tree, parts: int, name: str = "groups") -> Tree:
 def map_groups(fn: Callable[..., Tree], tree: Tree, parts: int, mode: GroupMode) -> Tree:
     """``fn(index, part)`` for every part of a split ``tree``, results stacked.
 
-    Args:
-      fn: a function of the index of the part and the part.
-      tree: a pytree with leading axis ``parts``.
-      parts: the number of parts.
-      mode: ``"vmap"``: all at once, ``parts`` times the memory, and spread over devices where the
-        batch is. ``"loop"``: one after another, an XLA loop when traced. ``"auto"``: a loop where
-        there is only one CPU device, which gains nothing from doing all at once (16 groups of a
-        small convolutional network: three times as fast, a tenth of the memory), else all at once.
-
-    Returns:
-      The results with a leading axis ``parts``.
+    - ``"vmap"``: all at once, ``parts`` times the memory, and spread over devices where the batch
+      is.
+    - ``"loop"``: one after another, an XLA loop when traced.
+    - ``"auto"``: a loop where there is only one CPU device, which gains nothing from doing all at
+      once (16 groups of a small convolutional network: three times as fast, a tenth of the memory),
+      else all at once.
     """
     if mode == "auto":
         mode = "loop" if jax.default_backend() == "cpu" and jax.device_count() == 1 else "vmap"
@@ -84,7 +74,7 @@ def mean_over_groups(
       batch: this device's examples.
       groups: the number of groups of the global batch.
       axis_name: the mesh axes the batch is split over, or ``None``.
-      mode: see [`map_groups`][].
+      mode: see ``map_groups``.
 
     Returns:
       The mean of ``tree``, the same on every device; ``extra``, local to the device; and whether
@@ -99,7 +89,7 @@ def mean_over_groups(
     devices = collectives.axis_size(axis_name)
     if groups % devices == 0 and groups > devices:
         local = groups // devices
-        first = 0 if axis_name is None else local * device_index(axis_name)
+        first = 0 if axis_name is None else local * lax.axis_index(axis_name)
         stacked, weights, extra = map_groups(
             lambda i, part: fn(first + i, part, lambda t, _: t), split(batch, local), local, mode
         )
@@ -107,11 +97,11 @@ def mean_over_groups(
         mean = means.mean_of_stacked(stacked, weights)
         return means.average(mean, axis_name, weight), extra, True
     if groups == devices:
-        tree, weight, extra = fn(device_index(axis_name), batch, lambda t, _: t)
+        tree, weight, extra = fn(lax.axis_index(axis_name), batch, lambda t, _: t)
         return means.average(tree, axis_name, weight), extra, False
     if devices % groups == 0:
         span = devices // groups
-        index = device_index(axis_name) // span
+        index = lax.axis_index(axis_name) // span
 
         def total(a):
             # Sub-groups of an axis have no collective under shard_map, hence one slot a group.

@@ -24,9 +24,8 @@ def gsam(
 
     With $g_p = \nabla L(w + \epsilon)$ the update is $g_p - \alpha\,g_\perp$, where $g_\perp$ is
     the component of $g$ orthogonal to $g_p$: it lowers the surrogate gap $L(w + \epsilon) - L(w)$
-    without raising the perturbed loss (Zhuang et al. 2022, "Surrogate Gap Minimization Improves
-    Sharpness-Aware Training"). $\alpha = 0$ is SAM. The paper ties rho to the learning rate: see
-    [`proportional_schedule`][].
+    without raising the perturbed loss. $\alpha = 0$ is SAM. The paper ties rho to the learning
+    rate: see [`proportional_schedule`][].
 
     Cost: 2 gradients per step, one more copy of the params.
 
@@ -42,7 +41,7 @@ def gsam(
       An ``optax.GradientTransformationExtraArgs``; ``update`` takes ``grad_fn`` or ``value_fn``.
 
     Raises:
-      ValueError: for ``rho`` < 0, ``alpha`` not finite, and as in [`sam`][].
+      ValueError: for an ``alpha`` that is not finite, and wherever [`sam`][] raises it.
 
     Example:
       >>> import flatjax, jax, jax.numpy as jnp
@@ -52,6 +51,9 @@ def gsam(
       >>> out, _ = tx.update(jax.grad(loss)(w), tx.init(w), w, grad_fn=jax.grad(loss))
       >>> out.round(2).tolist()
       [4.26, 4.05]
+
+    References:
+      Zhuang et al., "Surrogate Gap Minimization Improves Sharpness-Aware Training", ICLR 2022.
     """
     checks.check_scalar("alpha", alpha, schedule=True)
 

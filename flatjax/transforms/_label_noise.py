@@ -14,9 +14,9 @@ from flatjax.losses._own import as_loss
 from flatjax.transforms import _base as base
 from flatjax.transforms import _callables as callables
 from flatjax.transforms import _means as means
+from flatjax.transforms._gradient_noise import noise_transform
 from flatjax.transforms._incoming import check_trees
 from flatjax.transforms._model_penalty import OutputLoss
-from flatjax.transforms._noise import noise_transform
 
 
 def label_noise(
@@ -35,8 +35,7 @@ def label_noise(
 
     - ``scale``: $\tilde y = y + s\,\xi$, for floating targets; for ``squared_error`` the noise on
       the gradient is $-\frac sn J^\top \xi$, with a covariance proportional to the Gauss-Newton
-      matrix at a fit (Blanc et al. 2020, "Implicit Regularization for Deep Neural Networks Driven
-      by an Ornstein-Uhlenbeck Like Process"; Damian et al. 2021).
+      matrix at a fit.
     - ``flip_probability``: with this probability a class id is drawn again, uniformly.
 
     Cost: one forward and one backward pass more; both labels share them.
@@ -65,6 +64,11 @@ def label_noise(
       >>> w, batch = jnp.ones((2, 1)), (jnp.eye(2), jnp.ones((2, 1)))
       >>> tx.update(jnp.zeros((2, 1)), tx.init(w), w, batch=batch)[0].shape
       (2, 1)
+
+    References:
+      Blanc et al., "Implicit Regularization for Deep Neural Networks Driven by an
+      Ornstein-Uhlenbeck Like Process", COLT 2020; Damian, Ma and Lee, "Label Noise SGD Provably
+      Prefers Flat Global Minimizers", NeurIPS 2021.
     """
     if (scale is None) == (flip_probability is None):
         raise ValueError(

@@ -49,13 +49,13 @@ def langevin(
     over $N$ = ``num_data`` examples (a negative log-likelihood) and $\tau$ = ``prior_precision``,
     so that $\exp(-U)$ is the posterior up to a constant, and fresh $\xi \sim \mathcal N(0, I)$:
 
-    - SGLD (Welling & Teh 2011): $w \leftarrow w - \eta \nabla U + \sqrt{2 \eta T}\,\xi$. For small
-      $\eta$ it samples $\exp(-U / T)$. Their step size is $\epsilon = 2 \eta$. A learning rate
-      $\alpha$ tuned for the mean loss is $\eta = \alpha / N$.
-    - ``friction`` = $\alpha$ in (0, 1] (SGHMC, Chen et al. 2014, equation 15): $v \leftarrow (1 -
+    - SGLD: $w \leftarrow w - \eta \nabla U + \sqrt{2 \eta T}\,\xi$. For small $\eta$ it samples
+      $\exp(-U / T)$. The paper's step size is $\epsilon = 2 \eta$. A learning rate $\alpha$ tuned
+      for the mean loss is $\eta = \alpha / N$.
+    - ``friction`` = $\alpha$ in (0, 1] (SGHMC, equation 15 of the paper): $v \leftarrow (1 -
       \alpha) v - \eta \nabla U + \sqrt{2 \alpha \eta T}\,\xi$, $w \leftarrow w + v$; underdamped,
       $1 - \alpha$ is the momentum; ``friction=1`` is SGLD.
-    - ``preconditioner="rms"`` (pSGLD, Li et al. 2016): $G = 1 / (\sqrt V + \lambda)$ with $V$ a
+    - ``preconditioner="rms"`` (pSGLD): $G = 1 / (\sqrt V + \lambda)$ with $V$ a
       moving average of the squared *mean* gradients; $w \leftarrow w - \eta G \nabla U + \sqrt{2
       \eta T G}\,\xi$. The term in the derivative of $G$ is left out, as in the paper's practice.
 
@@ -88,6 +88,12 @@ def langevin(
       >>> updates, state = tx.update(jax.grad(lambda w: jnp.sum(w**2) / 2)(w), tx.init(w), w)
       >>> updates.round(3).tolist()
       [-0.100]
+
+    References:
+      Welling and Teh, "Bayesian Learning via Stochastic Gradient Langevin Dynamics", ICML 2011
+      (SGLD); Chen, Fox and Guestrin, "Stochastic Gradient Hamiltonian Monte Carlo", ICML 2014
+      (SGHMC); Li et al., "Preconditioned Stochastic Gradient Langevin Dynamics for Deep Neural
+      Networks", AAAI 2016.
     """
     checks.check_scalar("learning_rate", learning_rate, minimum=0.0, schedule=True)
     checks.check_scalar("num_data", num_data, above=0.0, schedule=True)

@@ -44,8 +44,7 @@ def looksam(
 
     On steps $t$ divisible by k the update is the SAM gradient $g_s$, and $g_v = g_s - \langle g_s,
     \hat g \rangle \hat g$ is kept; on the others it is $g + \alpha\,(\lVert g \rVert / \lVert g_v
-    \rVert)\,g_v$ (Liu et al. 2022, "Towards Efficient and Scalable Sharpness-Aware Minimization").
-    Projection and norms are those of the whole parameter vector. ``every=1`` is SAM.
+    \rVert)\,g_v$. Projection and norms are those of the whole parameter vector. ``every=1`` is SAM.
 
     Cost: 1 + 1/k gradients per step, really skipped by ``lax.cond`` (under ``vmap`` a cond computes
     both branches); two more copies of the params.
@@ -64,7 +63,7 @@ def looksam(
       ``grad_fn`` or ``value_fn``.
 
     Raises:
-      ValueError: for ``rho`` < 0, ``every`` < 1, ``alpha`` not finite, and as in [`sam`][].
+      ValueError: for an ``alpha`` that is not finite, and wherever [`sam`][] raises it.
 
     Example:
       >>> import flatjax, jax, jax.numpy as jnp
@@ -76,6 +75,9 @@ def looksam(
       >>> out, state = tx.update(g, state, w, grad_fn=jax.grad(loss))
       >>> out.round(2).tolist()
       [3.70, 3.40]
+
+    References:
+      Liu et al., "Towards Efficient and Scalable Sharpness-Aware Minimization", CVPR 2022.
     """
     checks.check_scalar("alpha", alpha, schedule=True)
     base.check_every(every)

@@ -14,14 +14,8 @@ from flatjax._trees import Tree
 def average(tree: Tree, axis_name: collectives.AxisName, weight: Any = None) -> Tree:
     """The mean over the devices of the named axes, the tree itself without.
 
-    Args:
-      tree: this device's means.
-      axis_name: the axes, or ``None``.
-      weight: by what this device's means count; ``None``: as much as those of every other.
-
-    Returns:
-      The mean, the same on every device. What has weight zero does not count, whatever it is; the
-      mean of nothing that counts is no number.
+    ``weight`` is by what this device's means count, ``None`` as much as those of every other. What
+    has weight zero does not count, whatever it is; the mean of nothing that counts is no number.
     """
     if axis_name is None:
         return tree
@@ -33,13 +27,9 @@ def average(tree: Tree, axis_name: collectives.AxisName, weight: Any = None) -> 
 def shares(tree: Tree, weight: jax.Array, total: jax.Array) -> Tree:
     """``weight / total`` of a part's means, as its summand of the mean over all parts.
 
-    Args:
-      tree: the means of a part; with a ``weight`` of shape ``(k,)`` those of k parts, stacked.
-      weight: by what the part counts; where it is zero the summand is, whatever the mean.
-      total: the sum of the weights of all parts; where it is zero the summands are no numbers.
-
-    Returns:
-      The summands, multiplied in at least float32, in the dtypes of ``tree``.
+    With a ``weight`` of shape ``(k,)`` the means are those of k parts, stacked. Where the weight is
+    zero the summand is, whatever the mean; where ``total`` is, it is no number. They are multiplied
+    in at least float32, and in the dtypes of ``tree``.
     """
 
     def leaf(a):

@@ -44,8 +44,7 @@ def momentum_sam(
 
     $$v \leftarrow \mu v + g + \lambda \tilde w, \qquad w \leftarrow w - \eta v,$$
 
-    and the params are displaced again along the new $v$ (Becker et al. 2024, "Momentum-SAM:
-    Sharpness Aware Minimization without Computational Overhead"; signs as there, past the valley's
+    and the params are displaced again along the new $v$ (signs as in the paper: past the valley's
     floor the negative momentum direction is one of ascent). Evaluate the model at
     [`momentum_sam_eval_params`][], not at the displaced params. ``rho=0`` is ``optax.sgd`` with
     momentum.
@@ -77,6 +76,10 @@ def momentum_sam(
       [2.40, 3.20]
       >>> flatjax.momentum_sam_eval_params(state, displaced).round(2).tolist()
       [2.70, 3.60]
+
+    References:
+      Becker, Altrock and Risse, "Momentum-SAM: Sharpness Aware Minimization without Computational
+      Overhead", 2024.
     """
     checks.check_scalar("learning_rate", learning_rate, minimum=0.0, schedule=True)
     checks.check_scalar("rho", rho, minimum=0.0, schedule=True)

@@ -42,22 +42,12 @@ def perturbed_gradient(
     r"""The gradient at the perturbed params.
 
     With ``steps`` > 1, $\epsilon_{j+1} = \epsilon_j + (\rho / n)\,\hat g(w + \epsilon_j)$, which
-    cannot leave the ball. With ``second_order`` the exact gradient of
-    $w \mapsto L(w + \epsilon(w))$: the Hessian is symmetric, so its transposed products are the
-    forward ones (jvp of the gradient).
+    cannot leave the ball, for ``steps - 1`` more gradients. With ``second_order`` the exact
+    gradient of $w \mapsto L(w + \epsilon(w))$, for ``steps`` Hessian products more: the Hessian is
+    symmetric, so its transposed products are the forward ones (jvp of the gradient).
 
-    Args:
-      ascent: how a gradient becomes a perturbation.
-      gradient_fn: the gradient as a function of the params.
-      gradient: its value at ``params``.
-      params: the params.
-      rho: the radius.
-      steps: ascent steps; ``steps - 1`` more gradients.
-      second_order: keep the derivative of the perturbation; ``steps`` Hessian products more.
-      value_fn: the loss, for the gap; two forward passes more.
-
-    Returns:
-      A [`Perturbed`][].
+    ``gradient`` is the value of ``gradient_fn`` at ``params``. The gap needs ``value_fn``, the
+    loss, for two forward passes more.
     """
     share = jnp.asarray(rho) / steps if steps > 1 else rho
     epsilon = ascent.perturbation(gradient, params, share)

@@ -1,9 +1,7 @@
-r"""Sharpness-aware minimisation: the gradient at the worst point nearby.
+"""Sharpness-aware minimisation: the gradient at the worst point nearby.
 
-SAM (Foret et al. 2021, "Sharpness-Aware Minimization for Efficiently Improving Generalization")
-minimises $\max_{\lVert \epsilon \rVert_p \le \rho} L(w + \epsilon)$ by replacing the gradient
-$g = \nabla L(w)$ with $\nabla L(w + \epsilon(g))$. As a transform it stands at the *head* of a
-chain, so that clipping, weight decay and the optimiser see the new gradient.
+As a transform it stands at the *head* of a chain, so that clipping, weight decay and the optimiser
+see the new gradient.
 """
 
 import typing
@@ -23,7 +21,7 @@ from flatjax.transforms import _means as means
 from flatjax.transforms import _prng as prng
 from flatjax.transforms._ascent import EUCLIDEAN, Ascent, check_ascent
 from flatjax.transforms._groups import GroupMode, mean_over_groups
-from flatjax.transforms._incoming import check_is_gradient, check_trees
+from flatjax.transforms._incoming import check_incoming, check_trees
 from flatjax.transforms._perturbed import perturbed_gradient
 from flatjax.transforms._sharpness_aware import (
     SAMState,
@@ -49,11 +47,12 @@ def sam(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Sharpness-aware minimisation, at the head of a chain.
 
-    Replaces the incoming gradient $g$ by $\nabla L(w + \epsilon)$ with the maximiser $\epsilon$ of
-    $\langle g, \epsilon \rangle$ in a ball of radius $\rho$; for the Euclidean one
-    $\epsilon = \rho\, g / \lVert g \rVert_2$. ``ascent=flatjax.Ascent(adaptive=True)`` is ASAM, in
-    a ball that scales with the weights (its paper has ``rho`` 0.5 for CIFAR-10 and 1.0 for
-    CIFAR-100); ``Ascent(normalize=False)`` is USAM, ``Ascent(p=...)`` takes another norm.
+    Minimises $\max_{\lVert \epsilon \rVert_p \le \rho} L(w + \epsilon)$: replaces the incoming
+    gradient $g$ by $\nabla L(w + \epsilon)$ with the maximiser $\epsilon$ of $\langle g, \epsilon
+    \rangle$ in a ball of radius $\rho$; for the Euclidean one $\epsilon = \rho\, g / \lVert g
+    \rVert_2$. ``ascent=flatjax.Ascent(adaptive=True)`` is ASAM, in a ball that scales with the
+    weights (its paper has ``rho`` 0.5 for CIFAR-10 and 1.0 for CIFAR-100);
+    ``Ascent(normalize=False)`` is USAM, ``Ascent(p=...)`` takes another norm.
 
     ``update`` takes ``grad_fn(params)`` or ``value_fn(params)``. Norms are global, in at least
     float32; a zero gradient gives a zero perturbation. Keep float32 masters where you compute in
@@ -94,6 +93,7 @@ def sam(
       An ``optax.GradientTransformationExtraArgs`` with state [`SAMState`][].
 
     Raises:
+      TypeError: if ``ascent`` is no [`Ascent`][].
       ValueError: for ``rho`` < 0, ``every`` < 1 or an unknown mode; in ``update``,
         without params, without ``grad_fn`` and ``value_fn``, or where a first eager call shows that
         something stands before the transform that would be lost.
@@ -107,6 +107,10 @@ def sam(
       >>> updates, state = tx.update(jax.grad(loss)(w), state, w, grad_fn=jax.grad(loss))
       >>> updates.round(2).tolist()
       [-0.33, -0.56]
+
+    References:
+      Foret, Kleiner, Mobahi and Neyshabur, "Sharpness-Aware Minimization for Efficiently Improving
+      Generalization", ICLR 2021. Those of the balls are with [`Ascent`][].
     """
     check_ascent(ascent)
     checks.check_scalar("rho", rho, minimum=0.0, schedule=True)
@@ -161,7 +165,7 @@ def sam(
         kept = lambda: (incoming, state.metrics)  # noqa: E731
         out, metrics = base.on_every(every, state.count, refresh, kept)
         if check:
-            check_is_gradient("sam", incoming, out, gradient, params, state.count)
+            check_incoming("sam", incoming, out, gradient, params, state.count)
         return out, SAMState(base.advance(state.count), metrics)
 
     return base.head_of_chain(init, update)

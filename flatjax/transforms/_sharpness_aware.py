@@ -15,7 +15,7 @@ from flatjax.transforms import _base as base
 from flatjax.transforms import _callables as callables
 from flatjax.transforms import _means as means
 from flatjax.transforms._ascent import Ascent, check_ascent
-from flatjax.transforms._incoming import check_is_gradient, head
+from flatjax.transforms._incoming import check_incoming, head
 from flatjax.transforms._perturbed import Perturbed, perturbed_gradient
 
 
@@ -60,19 +60,9 @@ def sharpness_aware(
 ) -> optax.GradientTransformationExtraArgs:
     """A head-of-chain transform around the gradient at the perturbed params.
 
-    Args:
-      name: of the public function, whose arguments the rest are; see [`sam`][].
-      step: ``step(g, perturbed, state, params, extra) -> (updates, state)`` with the incoming
-        gradient ``g`` and ``perturbed(along=g) -> (gradient, metrics)`` at its worst point.
-      rho: the radius.
-      ascent: the ball.
-      axis_name: the axes of the batch.
-      diagnostics: keep the metrics.
-      check: compare the incoming updates with the gradient.
-      init: the state before the first update, which has a ``count`` and ``metrics``.
-
-    Returns:
-      The transform. It counts the updates itself.
+    It is ``step(g, perturbed, state, params, extra) -> (updates, state)`` with the incoming
+    gradient ``g`` and ``perturbed(along=g) -> (gradient, metrics)``, on a state that ``init`` makes
+    and whose ``count`` is kept here. The other arguments are those of [`sam`][].
     """
     check_ascent(ascent)
     checks.check_scalar("rho", rho, minimum=0.0, schedule=True)
@@ -94,7 +84,7 @@ def sharpness_aware(
 
         out, new = step(g, perturbed, state, params, extra)
         if check:
-            check_is_gradient(name, g, out, gradient, params, state.count)
+            check_incoming(name, g, out, gradient, params, state.count)
         return out, new._replace(count=base.advance(state.count))
 
     return base.head_of_chain(start, update)

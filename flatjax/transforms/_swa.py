@@ -59,8 +59,7 @@ def swa(start: base.Number = 0, *, every: base.Number = 1) -> optax.GradientTran
     r"""Stochastic weight averaging, at the tail of a chain.
 
     After update ``start`` + c, ``start`` + 2c, ... (c = ``every``) the params join an equally
-    weighted mean (Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better
-    Generalization"). Updates pass unchanged. Read the mean with [`averaged_params`][], and estimate
+    weighted mean. Updates pass unchanged. Read the mean with [`averaged_params`][], and estimate
     batch-norm statistics anew with [`reestimate_batch_statistics`][]: those along the way belong to
     other params. Must be the last transform of the chain.
 
@@ -83,6 +82,10 @@ def swa(start: base.Number = 0, *, every: base.Number = 1) -> optax.GradientTran
       ...     w = optax.apply_updates(w, updates)
       >>> float(flatjax.averaged_params(state, w))  # of 2 and 1
       1.5
+
+    References:
+      Izmailov et al., "Averaging Weights Leads to Wider Optima and Better Generalization", UAI
+      2018.
     """
     checks.check_scalar("start", start, minimum=0)
     base.check_every(every)
@@ -118,8 +121,7 @@ def swag(
     r"""SWA-Gaussian: the mean and the covariance of the trajectory, at the tail of a chain.
 
     Beside the mean of [`swa`][], the diagonal variance $\Sigma_d$ of the collected params and the
-    last K = ``rank`` deviations $D$ from the running mean (Maddox et al. 2019, "A Simple Baseline
-    for Bayesian Uncertainty in Deep Learning"). Draw params with [`swag_sample`][].
+    last K = ``rank`` deviations $D$ from the running mean. Draw params with [`swag_sample`][].
 
     The variance is accumulated centred (Welford), not as the difference of two large means, which
     cancels in float32.
@@ -147,6 +149,9 @@ def swag(
       ...     w = optax.apply_updates(w, updates)
       >>> float(state[-1].square)  # the variance of 2 and 1
       0.25
+
+    References:
+      Maddox et al., "A Simple Baseline for Bayesian Uncertainty in Deep Learning", NeurIPS 2019.
     """
     checks.check_scalar("start", start, minimum=0)
     base.check_every(every)

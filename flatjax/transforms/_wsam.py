@@ -40,9 +40,8 @@ def wsam(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Weighted SAM: sharpness as a regulariser of chosen weight.
 
-    Minimises $L + \frac{\gamma}{1 - \gamma} (L(w + \epsilon) - L(w))$ (Yue et al. 2023,
-    "Sharpness-Aware Minimization Revisited: Weighted Sharpness as a Regularization Term").
-    $\gamma = 1/2$ is SAM, $\gamma = 0$ the plain gradient.
+    Minimises $L + \frac{\gamma}{1 - \gamma} (L(w + \epsilon) - L(w))$. $\gamma = 1/2$ is SAM,
+    $\gamma = 0$ the plain gradient.
 
     - Without ``optimizer``: the head of a chain, handing out $g + \frac{\gamma}{1 - \gamma}(g_s -
       g)$.
@@ -67,7 +66,7 @@ def wsam(
 
     Raises:
       ValueError: for ``gamma`` outside [0, 1), one of ``optimizer`` and ``learning_rate`` without
-        the other, and as in [`sam`][].
+        the other, and wherever [`sam`][] raises it.
 
     Example:
       >>> import flatjax, jax, jax.numpy as jnp, optax
@@ -77,6 +76,10 @@ def wsam(
       >>> out, _ = tx.update(jax.grad(loss)(w), tx.init(w), w, grad_fn=jax.grad(loss))
       >>> out.round(2).tolist()
       [-0.33, -0.44]
+
+    References:
+      Yue et al., "Sharpness-Aware Minimization Revisited: Weighted Sharpness as a Regularization
+      Term", KDD 2023.
     """
     checks.check_scalar("gamma", gamma, minimum=0.0, below=1.0, schedule=True)
     if (optimizer is None) != (learning_rate is None):

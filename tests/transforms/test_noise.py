@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 
 import flatjax.transforms as ft
 from flatjax import losses
-from flatjax.transforms import _noise as noise
+from flatjax.transforms import _prng as prng
 from tests.transforms.zoo import (
     CLASSES,
     LENGTHS,
@@ -102,7 +102,7 @@ def test_noise_of_a_loss_with_weights(loss, x64):
 
     z = np.array([jax.random.normal(jax.random.fold_in(key, i)) for i in kept])
     assert_close(drawn("gradient"), 0.5 * (np.sqrt(p) * z) @ each)
-    normal = flat(noise.normal_like(key, params))
+    normal = flat(prng.normal_like(key, params))
     assert_close(drawn("diagonal"), 0.5 * np.sqrt(p @ each**2) * normal)
 
 
