@@ -12,12 +12,6 @@ from tests.transforms.zoo import WHOLE, assert_close, descend, flat, loss_fn, ne
 
 
 @pytest.fixture(scope="module")
-def net():
-    with jax.enable_x64(True):
-        yield network(jnp.float64)
-
-
-@pytest.fixture(scope="module")
 def sam(net):
     return one_update(ft.sam(0.3), *net)[0]
 
