@@ -6,7 +6,7 @@ from flatjax import _collectives as collectives
 from flatjax.transforms import _base as base
 from flatjax.transforms._ascent import Mask
 from flatjax.transforms._hessian_product import HessianProduct, Mode
-from flatjax.transforms._incoming import check_incoming, head
+from flatjax.transforms._incoming import check_incoming, global_gradient
 from flatjax.transforms._penalty_transform import penalty
 
 
@@ -75,7 +75,7 @@ def training_penalty(
     """The penalty on the gradient of the training loss, for GP and IGR."""
 
     def term(at):
-        gradient, _ = head(name, at.updates, at.params, at.grad_fn, at.value_fn, axis_name)
+        gradient = global_gradient(name, at.grad_fn, at.value_fn, axis_name)
         found = product.of_squared_norm(lambda w: (gradient(w), None), at.params, at.incoming)
         if check:
             # The linearised product is that of a gradient of its own; a difference is not.

@@ -34,19 +34,15 @@ _SUMS = 64
 _TERMS = 4
 
 
-def head(
+def global_gradient(
     name: str,
-    updates: Tree,
-    params: Tree,
     grad_fn: callables.Gradient | None,
     value_fn: Callable[[Tree], Any] | None,
     axis_name: collectives.AxisName,
-) -> tuple[callables.Gradient, Tree]:
-    """The global gradient as a function of the params, and the incoming one, averaged."""
-    check_trees(name, updates, params)
+) -> callables.Gradient:
+    """The gradient of the global batch by one of the caller's functions, checked."""
     local = callables.gradient_function(name, grad_fn, value_fn, axis_name)
-    gradient = means.averaged(local, axis_name)
-    return gradient, means.average(updates, axis_name)
+    return means.averaged(local, axis_name)
 
 
 def check_trees(name: str, updates: Tree, params: Tree) -> None:

@@ -50,7 +50,6 @@ class Point(NamedTuple):
     """What a term is evaluated at: the arguments of ``update`` and what the state says."""
 
     params: Tree
-    updates: Tree
     incoming: Tree  # the updates, averaged over devices
     key: Any  # of the step; ``()`` for a penalty that draws nothing
     count: jax.Array
@@ -91,7 +90,7 @@ def penalty(
 
         def refresh():
             key = () if seed is None else prng.of_step(state.key, state.count)
-            product, squared = term(Point(params, updates, incoming, key, state.count, **known))
+            product, squared = term(Point(params, incoming, key, state.count, **known))
             squared = squared.astype(state.penalty.dtype) if diagnostics else ()
             return trees.cast(product, params), squared
 

@@ -4,6 +4,7 @@ As a transform it stands at the *head* of a chain, so that clipping, weight deca
 see the new gradient.
 """
 
+import functools
 import typing
 from collections.abc import Callable
 from typing import Any
@@ -19,16 +20,10 @@ from flatjax.transforms import _base as base
 from flatjax.transforms import _callables as callables
 from flatjax.transforms import _means as means
 from flatjax.transforms import _prng as prng
-from flatjax.transforms._ascent import EUCLIDEAN, Ascent, check_ascent
+from flatjax.transforms._ascent import EUCLIDEAN, Ascent
 from flatjax.transforms._groups import GroupMode, mean_over_groups
-from flatjax.transforms._incoming import check_incoming, check_trees
 from flatjax.transforms._perturbed import perturbed_gradient
-from flatjax.transforms._sharpness_aware import (
-    SAMState,
-    gap_function,
-    initial_metrics,
-    measured,
-)
+from flatjax.transforms._sharpness_aware import gap_function, sharpness_aware, whole_problem
 
 
 def sam(
@@ -112,39 +107,22 @@ def sam(
       Foret, Kleiner, Mobahi and Neyshabur, "Sharpness-Aware Minimization for Efficiently Improving
       Generalization", ICLR 2021. Those of the balls are with [`Ascent`][].
     """
-    check_ascent(ascent)
-    checks.check_scalar("rho", rho, minimum=0.0, schedule=True)
     base.check_every(every)
     checks.check_choice("group_mode", group_mode, typing.get_args(GroupMode))
     steps = base.static_int("ascent_steps", ascent_steps)
     parts = base.static_int("groups", groups)
 
-    def init(params):
-        return SAMState(base.start(), initial_metrics(params) if diagnostics else ())
+    options: dict[str, Any] = {"steps": steps, "second_order": second_order}
+    if parts == 1:
+        problem = whole_problem("sam", ascent, axis_name, diagnostics, **options)
+    else:
+        losses = functools.partial(_group_losses, parts, loss_fn, axis_name, diagnostics)
 
-    def update(
-        updates, state, params=None, *, grad_fn=None, value_fn=None, batch=None, args=(), **extra
-    ):
-        del extra
-        check_trees("sam", updates, params)
-        incoming = means.average(updates, axis_name)
-        radius = base.at(rho, state.count, trees.dtype(params))
-        options: dict[str, Any] = {"steps": steps, "second_order": second_order}
-        if parts == 1:
-            gradient = means.averaged(
-                callables.gradient_function("sam", grad_fn, value_fn, axis_name), axis_name
-            )
-            options["value_fn"] = gap_function("sam", diagnostics, value_fn, axis_name)
+        def problem(params, radius, batch=None, args=(), grad_fn=None, value_fn=None, **extra):
+            del extra
+            value, local = losses(batch, args, grad_fn, value_fn)
 
-            def perturbed():
-                return perturbed_gradient(ascent, gradient, incoming, params, radius, **options)
-        else:
-            value, local = _group_losses(
-                parts, loss_fn, batch, args, grad_fn, value_fn, axis_name, diagnostics
-            )
-            gradient = means.weighed(lambda w: local(w, batch, None), axis_name)
-
-            def perturbed():
+            def perturbed(incoming):
                 def group(index, part, within):
                     here = collectives.varying(params, axis_name)
                     here_gradient = lambda w: within(*local(w, part, index))  # noqa: E731
@@ -157,22 +135,22 @@ def sam(
 
                 return mean_over_groups(group, batch, parts, axis_name, group_mode)[0]
 
-        def refresh():
-            result = perturbed()
-            metrics = measured(incoming, result, state.metrics) if diagnostics else ()
-            return trees.cast(result.gradient, incoming), metrics
+            return means.weighed(lambda w: local(w, batch, None), axis_name), perturbed
 
-        kept = lambda: (incoming, state.metrics)  # noqa: E731
-        out, metrics = base.on_every(every, state.count, refresh, kept)
-        if check:
-            check_incoming("sam", incoming, out, gradient, params, state.count)
-        return out, SAMState(base.advance(state.count), metrics)
+    def step(g, perturbed, state, params, extra):
+        del params, extra
 
-    return base.head_of_chain(init, update)
+        def look():
+            out, metrics = perturbed()
+            return out, state._replace(metrics=metrics)
+
+        return base.on_every(every, state.count, look, lambda: (g, state))
+
+    return sharpness_aware("sam", step, rho, ascent, axis_name, diagnostics, check, problem=problem)
 
 
 def _group_losses(
-    parts, loss_fn, batch, args, grad_fn, value_fn, axis_name, diagnostics
+    parts, loss_fn, axis_name, diagnostics, batch, args, grad_fn, value_fn
 ) -> tuple[Any, Callable[..., tuple[Tree, Any]]]:
     """Loss and gradient on this device's part of a group, ``(params, part, index)``.
 

@@ -15,7 +15,7 @@ from flatjax.transforms import _base as base
 from flatjax.transforms import _callables as callables
 from flatjax.transforms import _means as means
 from flatjax.transforms._ascent import Ascent, check_ascent
-from flatjax.transforms._incoming import check_incoming, head
+from flatjax.transforms._incoming import check_incoming, check_trees, global_gradient
 from flatjax.transforms._perturbed import Perturbed, perturbed_gradient
 
 
@@ -57,28 +57,30 @@ def sharpness_aware(
     check: bool,
     *,
     init: Callable[[Tree], Any] = lambda params: SAMState(base.start(), ()),
+    problem: Callable[..., tuple[Any, Callable[[Tree], Perturbed]]] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """A head-of-chain transform around the gradient at the perturbed params.
 
     It is ``step(g, perturbed, state, params, extra) -> (updates, state)`` with the incoming
     gradient ``g`` and ``perturbed(along=g) -> (gradient, metrics)``, on a state that ``init`` makes
-    and whose ``count`` is kept here. The other arguments are those of [`sam`][].
+    and whose ``count`` is kept here. A ``problem`` other than ``whole_problem`` says where the
+    gradients come from. The other arguments are those of [`sam`][].
     """
     check_ascent(ascent)
     checks.check_scalar("rho", rho, minimum=0.0, schedule=True)
+    pose = problem or whole_problem(name, ascent, axis_name, diagnostics)
 
     def start(params):
         state = init(params)
         return state._replace(metrics=initial_metrics(params)) if diagnostics else state
 
     def update(updates, state, params=None, **extra):
-        value_fn = extra.get("value_fn")
-        gradient, g = head(name, updates, params, extra.get("grad_fn"), value_fn, axis_name)
-        gap = gap_function(name, diagnostics, value_fn, axis_name)
+        check_trees(name, updates, params)
+        g = means.average(updates, axis_name)
+        gradient, at_worst = pose(params, base.at(rho, state.count, trees.dtype(params)), **extra)
 
         def perturbed(along=g):
-            radius = base.at(rho, state.count, trees.dtype(params))
-            result = perturbed_gradient(ascent, gradient, along, params, radius, value_fn=gap)
+            result = at_worst(along)
             metrics = measured(g, result, state.metrics) if diagnostics else ()
             return trees.cast(result.gradient, g), metrics
 
@@ -88,6 +90,26 @@ def sharpness_aware(
         return out, new._replace(count=base.advance(state.count))
 
     return base.head_of_chain(start, update)
+
+
+def whole_problem(
+    name: str, ascent: Ascent, axis_name: collectives.AxisName, diagnostics: bool, **options
+) -> Callable[..., tuple[callables.Gradient, Callable[[Tree], Perturbed]]]:
+    """The global gradient, and that at its worst point, by the functions given to ``update``."""
+
+    def problem(params, radius, grad_fn=None, value_fn=None, **extra):
+        del extra
+        gradient = global_gradient(name, grad_fn, value_fn, axis_name)
+        gap = gap_function(name, diagnostics, value_fn, axis_name)
+
+        def at_worst(along):
+            return perturbed_gradient(
+                ascent, gradient, along, params, radius, value_fn=gap, **options
+            )
+
+        return gradient, at_worst
+
+    return problem
 
 
 def cosine(a: Tree, b: Tree) -> jax.Array:
