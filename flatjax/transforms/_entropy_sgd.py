@@ -100,18 +100,14 @@ def entropy_sgd(
         base.static_int("inner_steps", inner_steps)
 
     def init(params):
-        structure = trees.structure_of(params)
-        abstract = any(isinstance(a, jax.ShapeDtypeStruct) for a in jax.tree.leaves(params))
-
-        def copy(a, wide):
-            # Buffers of their own: shared with the params they could not be donated beside them.
+        def leaf(a, wide):
+            if isinstance(a, jax.ShapeDtypeStruct):
+                return trees.zeros(wide)
+            # A buffer of its own: shared with the params it could not be donated beside them.
             return jnp.array(a, dtype=wide.dtype, copy=True)
 
-        anchor, mean = (
-            trees.zeros(structure) if abstract else jax.tree.map(copy, params, structure)
-            for _ in range(2)
-        )
-        return EntropySGDState(base.start(), prng.initial(seed), anchor, mean)
+        copies = (jax.tree.map(leaf, params, trees.structure_of(params)) for _ in range(2))
+        return EntropySGDState(base.start(), prng.initial(seed), *copies)
 
     def update(updates, state, params=None, **extra):
         del extra
@@ -119,10 +115,8 @@ def entropy_sgd(
         scalar, wide = trees.dtype(params), trees.structure_of(params)
         point = trees.cast(params, wide)
         # An abstract init has no values; the first params are here in any case.
-        anchor, mean = (
-            jax.tree.map(lambda a, w: jnp.where(state.count == 0, w, a), tree, point)
-            for tree in (state.anchor, state.mean)
-        )
+        old = (state.anchor, state.mean)
+        anchor, mean = base.where(state.count == 0, (point, point), old)
         length = jnp.asarray(inner_steps, state.count.dtype)
         outer = state.count // length
         rate = base.at(inner_learning_rate, state.count, scalar)

@@ -36,35 +36,15 @@ class LossOverParts:
 
     def replace(self, loss_fn, has_aux=False):
         """``fn(params, args, kwargs) -> (loss, gradient), weight, aux``; no aux is ``None``."""
-        loss_fn = prng.cloning(loss_fn)
-        called = callables.explained(
-            "loss_fn", lambda params, args, kwargs: loss_fn(params, *args, **kwargs)
-        )
-
-        def loss_and_aux(params, args, kwargs):
-            out = called(params, args, kwargs)
-            return callables.loss_and_aux(out) if has_aux else (out, None)
-
-        def mean(params, args, kwargs):
-            loss, extra = loss_and_aux(params, args, kwargs)
-            counted = None
-            if isinstance(loss, Mean) and args:
-                # The arguments without the examples of weight zero.
-                counted = callables.counted_rows(loss, args[0])
-            if counted is not None:
-                again, extra = loss_and_aux(params, (counted, *args[1:]), kwargs)
-                loss = Mean(again.total, loss.weight)
-            value, weight = callables.loss_and_weight("loss_fn", loss)
-            return value, (weight, extra)
+        out = callables.loss_and_aux(loss_fn, has_aux)
+        mean = jax.value_and_grad(callables.mean_and_aux(out), has_aux=True)
 
         def value_and_grad(params, args, kwargs):
-            (value, (weight, extra)), g = jax.value_and_grad(mean, has_aux=True)(
-                params, args, kwargs
-            )
+            (value, (weight, extra)), g = mean(params, args, kwargs)
             return (value, g), weight, extra
 
         if self.checks:
-            self.unchecked.append(lambda *call: loss_and_aux(*call)[0])
+            self.unchecked.append(lambda *call: out(*call)[0])
         return value_and_grad
 
     def evaluate_on(self, args, kwargs, index):
