@@ -84,7 +84,7 @@ def penalty(
         return PenaltyState(base.start(), key, product, squared)
 
     def update(updates, state, params=None, **extra):
-        known = {k: v for k, v in extra.items() if k in Point._fields}
+        known = {k: v for k, v in extra.items() if k in Point._field_defaults}
         check_trees(name, updates, params)
         incoming = means.average(updates, axis_name)
 

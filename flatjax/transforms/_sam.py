@@ -118,7 +118,7 @@ def sam(
     else:
         losses = functools.partial(_group_losses, parts, loss_fn, axis_name, diagnostics)
 
-        def problem(params, radius, batch=None, args=(), grad_fn=None, value_fn=None, **extra):
+        def problem(params, radius, /, batch=None, args=(), grad_fn=None, value_fn=None, **extra):
             del extra
             value, local = losses(batch, args, grad_fn, value_fn)
 
@@ -128,9 +128,10 @@ def sam(
                     here_gradient = lambda w: within(*local(w, part, index))  # noqa: E731
                     own, weight = local(here, part, index)
                     g = trees.cast(within(own, weight), incoming)
-                    if diagnostics:
-                        options["value_fn"] = lambda w: within(*value(w, part, index))
-                    result = perturbed_gradient(ascent, here_gradient, g, here, radius, **options)
+                    gap = (lambda w: within(*value(w, part, index))) if diagnostics else None
+                    result = perturbed_gradient(
+                        ascent, here_gradient, g, here, radius, value_fn=gap, **options
+                    )
                     return result, weight, None
 
                 return mean_over_groups(group, batch, parts, axis_name, group_mode)[0]

@@ -97,7 +97,7 @@ def whole_problem(
 ) -> Callable[..., tuple[callables.Gradient, Callable[[Tree], Perturbed]]]:
     """The global gradient, and that at its worst point, by the functions given to ``update``."""
 
-    def problem(params, radius, grad_fn=None, value_fn=None, **extra):
+    def problem(params, radius, /, grad_fn=None, value_fn=None, **extra):
         del extra
         gradient = global_gradient(name, grad_fn, value_fn, axis_name)
         gap = gap_function(name, diagnostics, value_fn, axis_name)

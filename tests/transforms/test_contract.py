@@ -33,7 +33,8 @@ def stepper(tx, batch):
 
 def one_step(tx, params, state, batch):
     value, g = jax.value_and_grad(loss_fn)(params, batch)
-    updates, state = tx.update(g, state, params, value=value, unexpected=1, **functions(batch))
+    unknown = {"value": value, "key": 1, "count": 1, "radius": 1, "at": 1}
+    updates, state = tx.update(g, state, params, **unknown, **functions(batch))
     return optax.apply_updates(params, updates), state
 
 
