@@ -178,42 +178,33 @@ def weighted_loss(w, batch):
     return losses.Mean((mask * jnp.sin(x @ w - y)).sum(), mask.sum())
 
 
-WEIGHTED = {
+def weighted_sam(groups=1, accumulate=1):
     # Accumulation in place of devices: the second micro-batch and the second device are empty.
-    "sam": lambda devices: ft.sam_value_and_grad(
-        weighted_loss, rho=0.3, accumulate=1 if devices else 4, axis_name=devices
-    ),
-    "span": lambda devices: ft.sam_value_and_grad(
-        weighted_loss, rho=0.3, groups=2, accumulate=1 if devices else 2, axis_name=devices
-    ),
-    "groups": lambda devices: ft.sam_value_and_grad(
-        weighted_loss, rho=0.3, groups=4, axis_name=devices
-    ),
-    "local_groups": lambda devices: ft.sam_value_and_grad(
-        weighted_loss, rho=0.3, groups=8, axis_name=devices
-    ),
+    return lambda devices: ft.sam_value_and_grad(
+        weighted_loss, rho=0.3, groups=groups, accumulate=1 if devices else accumulate,
+        axis_name=devices,
+    )  # fmt: skip
+
+
+WEIGHTED = {
+    "sam": weighted_sam(accumulate=4),
+    "span": weighted_sam(2, accumulate=2),
+    "groups": weighted_sam(4),
+    "local_groups": weighted_sam(8),
     "penalty": lambda devices: ft.penalty_value_and_grad(
-        weighted_loss,
-        coef=0.3,
-        penalty_fn=weighted_loss,
-        accumulate=1 if devices else 4,
+        weighted_loss, coef=0.3, penalty_fn=weighted_loss, accumulate=1 if devices else 4,
         axis_name=devices,
     ),
-}
+}  # fmt: skip
+LOSS = {"loss_fn": weighted_loss}
 WEIGHTED_TRANSFORMS = {
-    "sam": lambda **k: ft.sam(0.3, groups=2, loss_fn=weighted_loss, diagnostics=True, **k),
+    "sam": lambda **k: ft.sam(0.3, groups=2, diagnostics=True, **LOSS, **k),
     "isgr": lambda **k: ft.stochastic_implicit_gradient_regularization(
-        0.3, loss_fn=weighted_loss, micro_batches=2, **k
+        0.3, micro_batches=2, **LOSS, **k
     ),
-    "gradient": lambda **k: ft.gradient_noise(
-        0.1, covariance="gradient", loss_fn=weighted_loss, **k
-    ),
-    "diagonal": lambda **k: ft.gradient_noise(
-        0.1, covariance="diagonal", loss_fn=weighted_loss, **k
-    ),
-    "halves": lambda **k: ft.implicit_gradient_regularization(
-        0.3, loss_fn=weighted_loss, estimator="halves", **k
-    ),
+    "gradient": lambda **k: ft.gradient_noise(0.1, covariance="gradient", **LOSS, **k),
+    "diagonal": lambda **k: ft.gradient_noise(0.1, covariance="diagonal", **LOSS, **k),
+    "halves": lambda **k: ft.implicit_gradient_regularization(0.3, estimator="halves", **LOSS, **k),
 }
 
 

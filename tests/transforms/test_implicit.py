@@ -21,12 +21,6 @@ from tests.transforms.zoo import (
 XENT = losses.softmax_cross_entropy
 
 
-def test_implicit_gradient_regularization(net, dense):
-    params, batch = net
-    out, _ = one_update(ft.implicit_gradient_regularization(0.4), params, batch)
-    assert_close(out, dense.g + 0.2 * dense.h @ dense.g)
-
-
 def test_coefficients_may_be_schedules(net, dense):
     params, batch = net
     tx = ft.implicit_gradient_regularization(lambda t: 0.2 * (t + 1))
