@@ -15,7 +15,6 @@ from flatjax.operators._arguments import as_arrays, check_arguments
 from flatjax.operators._base import operator, static
 from flatjax.operators._callables import follow
 from flatjax.operators._chunks import Chunked, chunked
-from flatjax.operators._data import transpose
 from flatjax.operators._terms import LossOperator, form_of
 
 
@@ -56,7 +55,7 @@ class CovarianceProduct:
 def _back(linear, v, cotangents, tangents):
     # Weights of one are the same on every device, and a cotangent is what the tangents are.
     axes = tuple(collectives.varying_axes(tangents))
-    return transpose(linear, v, collectives.varying(cotangents.astype(tangents.dtype), axes))
+    return linear.transpose(v, collectives.varying(cotangents.astype(tangents.dtype), axes))
 
 
 @operator
@@ -79,20 +78,10 @@ class GradientCovariance(LossOperator):
     def rule(self):
         return CovarianceProduct(self.centered)
 
-    @property
-    def way(self):
-        return derivatives.way_taken(_method, self)
-
-    def _linear_map(self):
-        params = collectives.varying(self.params, self.axis_name)
-        return derivatives.linear_map(lambda p: self.terms(p)[0], params)
-
     def linear(self):
-        return self._linear_map()[2], (self.example_weights, self.scale)
-
-
-def _method(op):
-    return op._linear_map()[0]
+        params = collectives.varying(self.params, self.axis_name)
+        _, linear = derivatives.linear_map(lambda p: self.terms(p)[0], params)
+        return linear, (self.example_weights, self.scale)
 
 
 def gradient_covariance(

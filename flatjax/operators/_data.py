@@ -40,11 +40,6 @@ class DataOperator(Operator):
         return self.example_weights.sum()
 
     @property
-    def way(self) -> derivatives.Way:
-        """How derivatives are taken, and how well."""
-        raise NotImplementedError
-
-    @property
     def scale(self) -> Any:
         """About the total weight of this device's examples: the denominator of their shares."""
         raise NotImplementedError
@@ -52,12 +47,16 @@ class DataOperator(Operator):
     @property
     def method(self) -> str:
         """How derivatives are taken: a fallback where the model lacks a forward-mode rule."""
-        return self.way.method
+        return derivatives.way_taken(self).method
 
     @property
     def relative_noise(self) -> float:
         """The relative error of a product to expect: rounding, or that of finite differences."""
-        return self.way.noise
+        return derivatives.way_taken(self).noise
+
+    def traced_way(self) -> derivatives.Way:
+        """How derivatives are taken, known once they are traced."""
+        return self.linear()[0].way
 
     @property
     def rule(self) -> Callable[..., Any]:
@@ -91,7 +90,7 @@ class DataOperator(Operator):
         """
         raise NotImplementedError
 
-    def linear(self) -> tuple[Callable[[Any], Any], Any]:
+    def linear(self) -> tuple[Any, Any]:
         """A linear map of the tangent and what else ``rule`` needs, at the params."""
         raise NotImplementedError
 
@@ -160,10 +159,6 @@ class Linearized(DataOperator):
     precision: Any = static()  # type: ignore[assignment]
 
     @property
-    def way(self):
-        return self.linear_map.way
-
-    @property
     def structure(self):
         leaves, treedef = self.shapes
         return jax.tree.unflatten(treedef, leaves)
@@ -212,8 +207,3 @@ def sliced_weights(
     if keep is None:
         return weights
     return weights * trees.per_row(keep, weights)
-
-
-def transpose(linear: Any, v: Any, cotangent: Any) -> Any:
-    """The transpose of a linear map of vectors like ``v``, applied to a cotangent."""
-    return linear.transpose(v, cotangent)

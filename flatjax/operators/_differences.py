@@ -1,7 +1,7 @@
 """Central differences, for functions of the params that have no derivative of their own."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -108,6 +108,14 @@ def coarsest(*arrays: Any) -> float:
 
 def _eps(dtype) -> float:
     return float(jnp.finfo(dtype).eps) if jnp.issubdtype(dtype, jnp.floating) else 0.0
+
+
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """All equations of a program, those of inner programs included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in core.jaxprs_in_params(equation.params):
+            yield from equations(getattr(inner, "jaxpr", inner))
 
 
 class Dependence:

@@ -63,7 +63,7 @@ class GaussNewton(DataOperator):
         return positions_shape(jax.ShapeDtypeStruct(*self.outputs))
 
     def rows(self, tree):
-        """A tree of targets with one leading row an example."""
+        """A tree of outputs or targets with one leading row an example."""
         return jax.tree.map(lambda a: self.loss.rows(a, self.positions), tree)
 
     @property
@@ -117,28 +117,11 @@ class GaussNewton(DataOperator):
     def restrict(self, selection):
         return of_part(self, "model_fn", selection)
 
-    @property
-    def way(self):
-        return derivatives.way_taken(_method, self)
-
-    def _linear_map(self):
-        params = collectives.varying(self.params, self.axis_name)
-
-        def outputs_fn(p):
-            return self.loss.rows(self.model(p), self.positions)
-
-        return derivatives.linear_map(outputs_fn, params)
-
     def linear(self):
-        _, outputs, linear = self._linear_map()
-        targets = self.draws
-        if targets is None:
-            targets = self.rows(self.targets)
+        params = collectives.varying(self.params, self.axis_name)
+        outputs, linear = derivatives.linear_map(lambda p: self.rows(self.model(p)), params)
+        targets = self.rows(self.targets) if self.draws is None else self.draws
         return linear, (outputs, targets, self.example_weights, self.scale)
-
-
-def _method(op):
-    return op._linear_map()[0]
 
 
 def _row_weights(loss, outputs, targets, weights):

@@ -44,13 +44,12 @@ class Hessian(LossOperator):
     def rule(self):
         return HessianProduct()
 
-    @property
-    def way(self):
-        return derivatives.way_taken(_method, self)
+    def traced_way(self):
+        return self._product(self.params)[0]
 
     def linear(self):
         params = collectives.varying(self.params, self.axis_name)
-        return derivatives.hessian_map(self.local_loss, params)[1], ()
+        return derivatives.hessian_map(self.local_loss, params), ()
 
     def linearize(self):
         try:
@@ -67,10 +66,6 @@ class Hessian(LossOperator):
     def _product(self, v):
         params = collectives.varying(self.params, self.axis_name)
         return derivatives.hessian_product(self.local_loss, params, v, like=self)
-
-
-def _method(op):
-    return op._product(op.params)[0]
 
 
 def hessian(

@@ -1,6 +1,6 @@
 """Whether a loss that returns a plain scalar returns the mean over its examples."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import numpy as np
 
 from flatjax import _loops as loops
 from flatjax.operators._arguments import matmul_precision
+from flatjax.operators._differences import equations
 from flatjax.operators._terms import MEAN
 
 _MOST = 16  # examples looked at
@@ -110,21 +111,12 @@ def _tolerance(fn: Callable[[Any], Any], batch: Any) -> float:
     terms of ten times its size cancel. A mean over the tokens of sequences of unequal lengths is
     off by percents.
     """
+    jaxpr = jax.make_jaxpr(fn)(batch).jaxpr
+    made = (v for equation in equations(jaxpr) for v in equation.outvars)
     lowest = 0.0
-    for dtype in _dtypes(jax.make_jaxpr(fn)(batch).jaxpr):
+    for variable in (*jaxpr.invars, *jaxpr.constvars, *made):
+        dtype: Any = getattr(variable.aval, "dtype", None)
         if jnp.issubdtype(dtype, jnp.floating):
             eps = float(jnp.finfo(dtype).eps)
             lowest = max(lowest, 1000 * eps if eps < 1e-5 else 4 * eps)
     return lowest
-
-
-def _dtypes(jaxpr: Any) -> Iterator[Any]:
-    for variable in (*jaxpr.invars, *jaxpr.constvars):
-        yield getattr(variable.aval, "dtype", None)
-    for equation in jaxpr.eqns:
-        for variable in equation.outvars:
-            yield getattr(variable.aval, "dtype", None)
-        for value in jax.tree.leaves(list(equation.params.values())):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                yield from _dtypes(inner)
