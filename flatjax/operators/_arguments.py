@@ -1,9 +1,8 @@
 """What a factory is given: checked at the door, with the fix in the message."""
 
 import contextlib
-import dataclasses
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -44,16 +43,10 @@ def matmul_precision(precision: str | None) -> contextlib.AbstractContextManager
     return jax.default_matmul_precision(precision)
 
 
-@dataclasses.dataclass(frozen=True)
-class Checked:
-    """What a factory learns of its arguments.
+class Checked(NamedTuple):
+    """What a factory learns of its arguments."""
 
-    Attributes:
-      n: the number of examples, or ``None`` for a batch without leaves.
-      weights: the weights as an array, or ``None``.
-    """
-
-    n: int | None
+    n: int | None  # examples; none of a batch without leaves
     weights: jax.Array | None
 
 
@@ -178,11 +171,8 @@ def _check_array(tree: str, path: Any, leaf: Any) -> None:
 
 def num_examples(batch: Any) -> int | None:
     """The shared leading axis of a batch; ``None`` for a batch without leaves."""
-    leaves = jax.tree_util.tree_leaves_with_path(batch)
-    if not leaves:
-        return None
     sizes = {}
-    for path, leaf in leaves:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
         _check_array("batch", path, leaf)
         if not getattr(leaf, "shape", ()):
             raise ValueError(
@@ -190,6 +180,8 @@ def num_examples(batch: Any) -> int | None:
                 "are not per example through *args."
             )
         sizes[jax.tree_util.keystr(path)] = leaf.shape[0]
+    if not sizes:
+        return None
     if len(set(sizes.values())) > 1:
         several = ""
         if looks_like_batches(batch):

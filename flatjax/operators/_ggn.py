@@ -180,9 +180,7 @@ def ggn(
         count, whatever it holds.
       axis_name: the mesh axis over which the batch is split, inside ``shard_map`` or ``pmap``.
       precision: matmul precision of the products; ``None`` leaves the caller's default.
-      chunk_size: examples per pass: the temporary memory of a product is that of one chunk, its
-        flops are those of the whole batch. The last chunk overlaps the one before it and counts
-        only what is left; ``linearize()`` keeps nothing. ``None`` for one pass.
+      chunk_size: examples per pass, ``None`` for one pass over all; see [`hessian`][].
 
     Returns:
       An operator on pytrees like ``params``.
@@ -251,9 +249,7 @@ def fisher(
       weights: per-example weights or a padding mask, as in [`ggn`][].
       axis_name: the mesh axis over which the batch is split, inside ``shard_map`` or ``pmap``.
       precision: matmul precision of the products; ``None`` leaves the caller's default.
-      chunk_size: examples per pass: the temporary memory of a product is that of one chunk, its
-        flops are those of the whole batch. The last chunk overlaps the one before it and counts
-        only what is left; ``linearize()`` keeps nothing. ``None`` for one pass.
+      chunk_size: examples per pass, ``None`` for one pass over all; see [`hessian`][].
 
     Returns:
       An operator on pytrees like ``params``.
