@@ -46,13 +46,3 @@ def test_float32(name, kind):
     assert matrix.dtype == jnp.float32
     references.assert_close(matrix, wanted, references.FLOAT32)
     references.assert_product(op.linearize(), wanted, references.FLOAT32)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", references.OPERATORS)
-@pytest.mark.parametrize("name", NETWORKS)
-def test_linearised(name, kind, dtype):
-    op, wanted = operator_and_matrix(name, kind, dtype)
-    matrix = op.linearize().to_dense()
-    assert matrix.dtype == dtype
-    references.assert_close(matrix, wanted, references.tolerance(dtype))
