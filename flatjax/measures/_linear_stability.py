@@ -62,28 +62,22 @@ class HessianVariance(Operator):
 
     @property
     def structure(self):
-        """The vectors that the operator acts on."""
         return trees.structure_of(self.params)
 
     @property
     def host_driven(self):
-        """Whether products are driven from the host, chunk by chunk."""
         return self.chunk_size < self.n
 
     def mv(self, v):
-        """The product with ``v``."""
         trees.check(v, self.structure)
         # mean(H_i (H_i v - H v)): the difference is taken of vectors, not of their squares.
         mean = self._mean(v, trees.zeros(self.structure), squared=False)
         return self._mean(v, mean, squared=True)
 
     def _mean(self, v, offset, *, squared):
-        count = self.n // self.chunk_size
         nothing = trees.zeros(self.structure), jnp.zeros((), self.weights.dtype)
-        total = _add_chunk(self, 0, v, offset, nothing, squared)
-        body = lambda i, total: _add_chunk(self, i + 1, v, offset, total, squared)  # noqa: E731
-        total = loops.fori(count - 1, body, total)
-        summed, weight = total
+        body = lambda i, total: _add_chunk(self, i, v, offset, total, squared)  # noqa: E731
+        summed, weight = objective.repeat(self.n // self.chunk_size, body, nothing)
         return collectives.weighted_mean(summed, weight, self.axis_name)
 
 

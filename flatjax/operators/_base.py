@@ -44,13 +44,7 @@ def static(**kwargs: Any) -> Any:
 
 
 class Operator:
-    """A symmetric linear operator on pytrees with the structure of the params.
-
-    Attributes:
-      structure: a tree of ``jax.ShapeDtypeStruct``, the vectors the operator acts on.
-      size: the dimension, a Python integer.
-      host_driven: whether ``mv`` loops on the host, so that it must not be traced over.
-    """
+    """A symmetric linear operator on pytrees with the structure of the params."""
 
     @property
     def host_driven(self) -> bool:
@@ -64,7 +58,7 @@ class Operator:
 
     @property
     def size(self) -> int:
-        """The dimension."""
+        """The dimension, a Python integer."""
         return trees.size(self.structure)
 
     def mv(self, v: Any) -> Any:
