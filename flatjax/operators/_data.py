@@ -81,12 +81,9 @@ class DataOperator(Operator):
         raise NotImplementedError
 
     def part(self, start: Any, size: int, keep: jax.Array | None) -> "DataOperator":
-        """The operator over some of the examples.
+        """The operator over ``size`` examples from ``start`` on, which may be traced.
 
-        Args:
-          start: the first, an integer that may be traced.
-          size: how many.
-          keep: a factor for the weight of each, shape ``(size,)``, or ``None`` for one.
+        Their weights are multiplied by ``keep``, shape ``(size,)``, where it is given.
         """
         raise NotImplementedError
 
@@ -95,22 +92,14 @@ class DataOperator(Operator):
         raise NotImplementedError
 
     def local_mean(self, v: Any) -> Any:
-        """The product of this device's examples: the sum of their terms with their [`shares`][].
-
-        Args:
-          v: the vector, as ``prepared`` gives it.
-        """
+        """The sum of the terms of this device's examples with their [`shares`][]; v is prepared."""
         linear, aux = self.linear()
         return self.rule(linear, aux, v, self.axis_name)
 
     def moments(self, v: Any) -> tuple[Any, jax.Array, Any]:
         """Of a centred covariance, ``local_mean`` centred by this device's own mean gradient.
 
-        Args:
-          v: the vector, as ``prepared`` gives it.
-
-        Returns:
-          The product; the inner product of the mean gradient with ``v``; the mean gradient.
+        Then the inner product of the mean gradient with ``v``, and the mean gradient.
         """
         linear, aux = self.linear()
         rule: Any = self.rule

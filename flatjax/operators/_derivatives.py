@@ -123,15 +123,10 @@ class SymmetricVjp:
 
 
 def linear_map(fn: Callable[[Any], Any], params: Any) -> tuple[Any, Any]:
-    """The value of ``fn`` and its Jacobian product.
+    """The value of a function of the params, and its Jacobian product.
 
-    Args:
-      fn: a function of the params.
-      params: where.
-
-    Returns:
-      The value; and the product, a pytree with a ``transpose`` and its ``way``: ``"jvp"``,
-      ``"double-vjp"`` or ``"central-difference"``.
+    The product is a pytree with a ``transpose`` and its ``way``: ``"jvp"``, ``"double-vjp"`` or
+    ``"central-difference"``.
     """
     reverse = functools.cache(lambda: _reverse(fn, params))
 
@@ -169,17 +164,10 @@ def _reverse(fn, params):
 def hessian_product(
     fn: Callable[[Any], Any], params: Any, v: Any, *, like: Any = ()
 ) -> tuple[Way, Any]:
-    """The product of the Hessian of a scalar function, and how it was taken.
+    """How the product of the Hessian of a scalar function was taken, and the product.
 
-    Args:
-      fn: a scalar function of the params.
-      params: where.
-      v: the vector, in the params' dtypes.
-      like: what else the function depends on; asked whether this is being traced.
-
-    Returns:
-      The way, ``"forward-over-reverse"``, ``"reverse-over-reverse"`` or ``"central-difference"``;
-      and the product.
+    By ``"forward-over-reverse"``, ``"reverse-over-reverse"`` or ``"central-difference"``. ``v`` has
+    the params' dtypes; ``like``, what else the function depends on, is asked whether it is traced.
     """
     gradient, rounding = jax.grad(fn), coarsest(params)
 
@@ -197,14 +185,9 @@ def hessian_product(
 
 
 def hessian_map(fn: Callable[[Any], Any], params: Any) -> Any:
-    """The linear map ``v -> H v`` with its residuals kept; central differences keep none.
+    """The linear map ``v -> H v`` of a scalar function with its residuals kept, and its ``way``.
 
-    Args:
-      fn: a scalar function of the params.
-      params: where.
-
-    Returns:
-      The map, with its ``way``: ``"forward-over-reverse"`` or ``"reverse-over-reverse"``.
+    By ``"forward-over-reverse"`` or ``"reverse-over-reverse"``; central differences keep none.
     """
     gradient, rounding = jax.grad(fn), coarsest(params)
     return _first_that_traces(

@@ -70,15 +70,10 @@ class CentralDifference:
 
 
 def central_difference(fn: Callable[[Any], Any], params: Any) -> CentralDifference:
-    """The product with the Jacobian of a function, by central differences.
+    """The product with the Jacobian of a function of the params, by central differences: a pytree.
 
-    Args:
-      fn: a function of the params. It is given params in at least float32, or, where it does not
-        take those (a kernel for half precision alone), perturbed ones rounded to their own dtypes.
-      params: where.
-
-    Returns:
-      The map, a pytree.
+    The function is given params in at least float32, or, where it does not take those (a kernel for
+    half precision alone), perturbed ones rounded to their own dtypes.
     """
     wide = trees.cast(params, trees.structure_of(params))
     try:
@@ -134,15 +129,10 @@ class Dependence:
 
 
 def dependence(jaxpr: Any, chosen: Sequence[bool]) -> Dependence:
-    """Follow the values that depend on the ``chosen`` inputs through a program.
+    """Follow the values that depend on the ``chosen`` inputs, one flag each, through a program.
 
-    Args:
-      jaxpr: the program.
-      chosen: one boolean an input.
-
-    Returns:
-      What was found. Where the inner programs of an operation do not match its inputs one by one
-      (loops, branches, kernels), all their values count.
+    Where the inner programs of an operation do not match its inputs one by one (loops, branches,
+    kernels), all their values count.
     """
     found = Dependence(len(jaxpr.outvars))
     marked = {id(v) for v, take in zip(jaxpr.invars, chosen, strict=True) if take}

@@ -42,14 +42,7 @@ def as_terms(out: Any, weights: Any = None, n: int | None = None) -> tuple[Any, 
 
 
 def of_one(loss_fn: Callable[..., Any], params: Any, example: Any, args: tuple) -> tuple[Any, Any]:
-    """The loss and the weight of a single example, from the loss of a batch of one.
-
-    Args:
-      loss_fn: the loss.
-      params: the params.
-      example: the example, without the leading axis.
-      args: the further arguments.
-    """
+    """The loss and the weight of a single example, which has no leading axis."""
     single = jax.tree.map(lambda a: a[None], example)
     losses, weights = as_terms(loss_fn(params, single, *args), None, 1)
     return losses[0], weights[0]
@@ -153,9 +146,6 @@ def form_of(out: Any, checked: Checked, *, scalar_allowed: bool) -> str:
       out: what it returns, as ``jax.ShapeDtypeStruct``.
       checked: the outcome of ``check_arguments``.
       scalar_allowed: whether a mean loss will do.
-
-    Returns:
-      One of the forms.
 
     Raises:
       TypeError: if it is no real floating array.
