@@ -62,17 +62,7 @@ def _back(linear, v, cotangents, tangents):
 class GradientCovariance(LossOperator):
     """The covariance of per-example gradients; made by [`gradient_covariance`][]."""
 
-    params: Any
-    batch: Any
-    args: tuple
-    weights: jax.Array | None
-    loss_fn: Any
-    form: Any = static()
-    n: Any = static()
     centered: Any = static(default=True)
-    axis_name: Any = static(default=None)
-    precision: Any = static(default="highest")
-    weight_size: Any = None
 
     @property
     def rule(self):
@@ -152,7 +142,7 @@ def gradient_covariance(
         # A leaf, no constant: folded into the program, it is rounded otherwise at every use.
         weights = jnp.ones((checked.n,), trees.dtype(params))
     op = GradientCovariance(
-        params, batch, args, weights, followed, form, checked.n, bool(centered), axis_name,
-        precision, weighting.size_of(checked.weights),
+        params, batch, args, weights, followed, form, checked.n, axis_name, precision,
+        weighting.size_of(checked.weights), bool(centered),
     )  # fmt: skip
     return chunked(op, chunk_size)

@@ -9,7 +9,7 @@ from flatjax import _collectives as collectives
 from flatjax import losses
 from flatjax.operators import _derivatives as derivatives
 from flatjax.operators._arguments import as_arrays, check_arguments
-from flatjax.operators._base import operator, static
+from flatjax.operators._base import operator
 from flatjax.operators._callables import follow
 from flatjax.operators._chunks import Chunked, chunked
 from flatjax.operators._terms import LossOperator, form_of
@@ -28,17 +28,6 @@ class HessianProduct:
 @operator
 class Hessian(LossOperator):
     """The Hessian of a mean loss; made by [`hessian`][]."""
-
-    params: Any
-    batch: Any
-    args: tuple
-    weights: jax.Array | None
-    loss_fn: Any
-    form: Any = static()
-    n: Any = static()
-    axis_name: Any = static(default=None)
-    precision: Any = static(default="highest")
-    weight_size: Any = None
 
     @property
     def rule(self):

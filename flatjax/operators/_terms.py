@@ -12,6 +12,7 @@ from flatjax import _trees as trees
 from flatjax.losses import Mean
 from flatjax.operators import _weights as weighting
 from flatjax.operators._arguments import Checked
+from flatjax.operators._base import operator, static
 from flatjax.operators._callables import for_examples, of_part
 from flatjax.operators._data import DataOperator, sliced, sliced_weights
 
@@ -55,21 +56,23 @@ def gradient_of_one(
     return jax.grad(lambda p: of_one(loss_fn, p, example, args), has_aux=True)(params)
 
 
+@operator
 class LossOperator(DataOperator):
     """What operators of a loss function share: the call of it, and the weights of its terms.
 
-    Subclasses have the fields ``batch``, ``args``, ``weights``, ``loss_fn``, ``form``, ``n`` and
-    ``weight_size``. In ``batch`` the examples of weight zero are copies of one that counts, made by
-    the factory.
+    In ``batch`` the examples of weight zero are copies of one that counts, made by the factory.
     """
 
+    params: Any
     batch: Any
     args: tuple
     weights: jax.Array | None
     loss_fn: Any
-    form: str
-    n: int | None
-    weight_size: Any  # of `size_of`
+    form: Any = static()
+    n: Any = static()
+    axis_name: Any = static(default=None)
+    precision: Any = static(default="highest")
+    weight_size: Any = None  # of `size_of`
 
     @property
     def examples(self):
@@ -80,9 +83,8 @@ class LossOperator(DataOperator):
         return self.form in (LOSSES, ROWS)
 
     def part(self, start, size, keep):
-        op: Any = self  # a dataclass, as every subclass is
         return dataclasses.replace(
-            op,
+            self,
             batch=sliced(self.batch, start, size),
             weights=sliced_weights(self.weights, start, size, keep),
             n=size,
@@ -92,7 +94,7 @@ class LossOperator(DataOperator):
         """The operator with its function followed for chunks of this size, too."""
         params = collectives.varying(self.params, self.axis_name)
         fn = for_examples(self.loss_fn, params, self.batch, self.args, size, self.precision)
-        return dataclasses.replace(self, loss_fn=fn)  # type: ignore[type-var]
+        return dataclasses.replace(self, loss_fn=fn)
 
     def restrict(self, selection):
         return of_part(self, "loss_fn", selection)
