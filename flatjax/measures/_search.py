@@ -54,17 +54,8 @@ def crossing(
 ) -> Crossing:
     """Search for the smallest ``t > 0`` with ``above(t)``, taken to be monotone near the crossing.
 
-    It stops at the tolerance or after ``max_trials`` evaluations.
-
-    Args:
-      above: the condition, a compiled function of a scalar.
-      initial: the first step looked at.
-      tol: the width of the bracket relative to its upper end.
-      max_trials: the most evaluations.
-      dtype: the dtype of the steps.
-
-    Returns:
-      The bracket.
+    It begins at ``initial`` and stops at the relative width ``tol`` of the bracket, or after
+    ``max_trials`` evaluations of the condition, a compiled function of a scalar.
     """
     start = Crossing(jnp.zeros((), dtype), jnp.asarray(jnp.inf, dtype), jnp.zeros((), jnp.int32))
 

@@ -71,9 +71,6 @@ def check_arguments(
       args: the further arguments of the user's function.
       token_weights: whether weights may have more axes than the first.
 
-    Returns:
-      The number of examples, and the weights as an array.
-
     Raises:
       TypeError: for params that are not floating, or an ``axis_name`` that is no name.
       ValueError: for empty params, an empty batch, unequal leading axes, arrays split over Explicit

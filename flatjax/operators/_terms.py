@@ -21,15 +21,10 @@ MEAN, LOSSES, SCALARS, ROWS = "mean", "losses", "Mean", "Mean of rows"
 
 
 def as_terms(out: Any, weights: Any = None, n: int | None = None) -> tuple[Any, Any]:
-    """Losses and weights whose weighted mean is the loss, both of shape ``(k,)``.
+    """Losses in at least float32 and weights whose weighted mean is the loss, of shape ``(k,)``.
 
-    Args:
-      out: what the loss function returned: a scalar, one loss an example, or a ``Mean``.
-      weights: per-example weights, or ``None``.
-      n: the number of examples, by which a scalar counts.
-
-    Returns:
-      The losses in at least float32, and their weights, which are constants of any derivative.
+    The weights are constants of any derivative. ``out`` is what the loss function returned: a
+    scalar, which counts by ``n`` examples, one loss an example, or a ``Mean``.
     """
     if isinstance(out, Mean):
         total = weighting.at_least_float32(jnp.atleast_1d(out.total))

@@ -115,7 +115,7 @@ def over_devices(tree: Any, weights: Any, scale: Any, axis_name: collectives.Axi
       tree: the local sums, in at least float32.
       weights: the weights of this device's examples; none that counts adds exactly zero.
       scale: that of the shares.
-      axis_name: the mesh axes over which the batch is split, or ``None``.
+      axis_name: the mesh axes over which the batch is split.
 
     Returns:
       The mean, the same on every device; NaN where the total weight is zero.
