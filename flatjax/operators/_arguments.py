@@ -166,6 +166,15 @@ def _check_array(tree: str, path: Any, leaf: Any) -> None:
         )
 
 
+def check_output(name: str, out: Any) -> None:
+    """Raise unless a user's function returns one real floating array."""
+    if not hasattr(out, "shape") or not jnp.issubdtype(out.dtype, jnp.floating):
+        raise TypeError(
+            f"{name} must return one real floating array, got {out}: drop model state and "
+            "auxiliary outputs."
+        )
+
+
 def num_examples(batch: Any) -> int | None:
     """The shared leading axis of a batch; ``None`` for a batch without leaves."""
     sizes = {}

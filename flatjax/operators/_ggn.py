@@ -22,7 +22,13 @@ from flatjax.losses._base import positions_shape
 from flatjax.losses._own import FunctionLoss, as_loss, follow_loss
 from flatjax.operators import _derivatives as derivatives
 from flatjax.operators import _weights as weighting
-from flatjax.operators._arguments import as_arrays, check_arguments, matmul_precision, split_batch
+from flatjax.operators._arguments import (
+    as_arrays,
+    check_arguments,
+    check_output,
+    matmul_precision,
+    split_batch,
+)
 from flatjax.operators._base import operator, static
 from flatjax.operators._callables import first_examples, follow, for_examples, of_part
 from flatjax.operators._chunks import Chunked, chunked
@@ -334,11 +340,7 @@ def _gauss_newton(model_fn, loss, params, batch, args, weights, axis_name, preci
         model_fn, "model_fn", params, inputs, args, axis_name=axis_name, precision=precision
     )
     outputs = model_fn.out
-    if not hasattr(outputs, "shape") or not jnp.issubdtype(outputs.dtype, jnp.floating):
-        raise TypeError(
-            f"model_fn must return one real floating array, got {outputs}: drop model state and "
-            "auxiliary outputs."
-        )
+    check_output("model_fn", outputs)
     if outputs.shape[:1] != (checked.n,):
         raise ValueError(
             f"model_fn must return one row an example, leading axis {checked.n}, got shape "

@@ -21,11 +21,7 @@ def check_operators(first: Any, last: Any) -> None:
     Takes a few examples from each, and compares their loss with those of their halves: the user's
     function is called eagerly, five times, on at most 16 examples, and traced once. Nothing is
     looked at where there are fewer than two examples, where it returns no plain scalar, or under
-    tracing.
-
-    Args:
-      first: an operator over a batch.
-      last: another one, or the same.
+    tracing. The two operators may be one.
 
     Raises:
       ValueError: naming ``Mean``.
@@ -48,12 +44,7 @@ def check_operators(first: Any, last: Any) -> None:
 def check_mean(fn: Callable[[Any], Any], batch: Any) -> None:
     """Raise unless the loss of a batch is the mean of the losses of its halves.
 
-    Args:
-      fn: the loss as a function of the batch, a scalar.
-      batch: at least two examples; both the first half and every other example make a half.
-
-    Raises:
-      ValueError: naming ``Mean``.
+    Both the first half and every other example make a half.
     """
     n = jax.tree.leaves(batch)[0].shape[0]
     try:

@@ -11,7 +11,7 @@ from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax.losses import Mean
 from flatjax.operators import _weights as weighting
-from flatjax.operators._arguments import Checked
+from flatjax.operators._arguments import Checked, check_output
 from flatjax.operators._base import operator, static
 from flatjax.operators._callables import for_examples, of_part
 from flatjax.operators._data import DataOperator, sliced, sliced_weights
@@ -149,10 +149,7 @@ def form_of(out: Any, checked: Checked, *, scalar_allowed: bool) -> str:
       ValueError: for another shape, or weights beside a scalar loss.
     """
     total = _checked_mean(out, checked.n) if isinstance(out, Mean) else out
-    if not hasattr(total, "shape") or not jnp.issubdtype(total.dtype, jnp.floating):
-        raise TypeError(
-            f"loss_fn must return one real floating array, got {total}: drop auxiliary outputs."
-        )
+    check_output("loss_fn", total)
     if total.shape == ():
         if not scalar_allowed:
             raise ValueError(
