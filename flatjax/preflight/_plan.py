@@ -157,7 +157,7 @@ def _largest_block(need: Callable[[int], int], left: int, most: int) -> int:
     """The largest block of vectors that fits; 1 if two do not."""
     if most == 1 or need(1) > left or need(2) > left:
         return 1
-    guess = 2 + (left - need(2)) // max(need(2) - need(1), 1)
+    guess = 2 + int((left - need(2)) / max(need(2) - need(1), 1))
     return _shrunk(min(most, guess), need, left, int)
 
 

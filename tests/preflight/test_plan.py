@@ -95,7 +95,7 @@ def test_nothing_fits():
 def test_the_block_of_vectors_fits_and_one_more_would_not(sizes):
     _, residuals, linear = sizes
     budget = residuals + 8 * linear
-    some = plan(HESSIAN, budget_bytes=budget)
+    some = plan(HESSIAN, budget_bytes=float(budget))  # 2e9 and the like are floats
     assert some.linearize
     assert some.fits
     assert 1 < some.probe_block < 64
