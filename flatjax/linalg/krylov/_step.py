@@ -8,7 +8,7 @@ zero off-diagonal.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -115,10 +115,11 @@ def with_room(state: Krylov, last: int) -> Krylov:
     if int(state.step) < rows:
         return state
     more = min(max(rows, FIRST), last - rows)
-    numbers = jax.device_get((state.alphas, state.betas, state.breakdown))
-    alphas, betas, breakdown = (np.pad(a, (0, more)) for a in numbers)  # no program to compile
-    basis = bases.grown(state.basis, more, state.vector)
-    return state._replace(basis=basis, alphas=alphas, betas=betas, breakdown=breakdown)
+    longer: dict[str, Any] = {  # on the host: no program to compile
+        name: np.pad(jax.device_get(getattr(state, name)), (0, more))
+        for name in ("alphas", "betas", "breakdown")
+    }
+    return state._replace(basis=bases.grown(state.basis, more, state.vector), **longer)
 
 
 def power_of_two(x: jax.Array) -> jax.Array:
