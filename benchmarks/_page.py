@@ -245,28 +245,41 @@ def growths(record: Record) -> str:
 
 
 def products(record: Record) -> str:
-    """Products of `eigsh` beside ARPACK's, their sums last."""
-    found, body = record["results"], []
+    """Products of `eigsh` beside ARPACK's, their sums last; and of the estimates."""
+    found, body = record["results"]["pairs"], []
 
-    def picks(row: Record) -> list[Any]:
-        default, small = row["arpack"], row["arpack 2k+1"]
-        best = default if sum(default) <= sum(small) else small
-        return [best, row["eigsh"], row["eigsh verified"]]
+    def picks(row: Record) -> list[str]:
+        best = min(("arpack", "arpack 2k+1"), key=lambda name: sum(row[name]))
+        return [best, "eigsh", "eigsh verified"]
 
     for name, rows in found.items():
         for row in rows:
             said = row["complete"]
             complete = "" if row["k"] == 1 else f"{said.count('True')} of {len(said)}"
-            cells = [mean_and_error(pick) for pick in picks(row)]
-            body.append([name, str(row["k"]), f"{row['tol']:g}", *cells, complete])
-    columns = zip(*(picks(row) for rows in found.values() for row in rows), strict=True)
-    sums = [[sum(starts) for starts in zip(*column, strict=True)] for column in columns]
-    body.append(["**sum**", "", "", *(f"**{mean_and_error(column)}**" for column in sums), ""])
+            cells = [mean_and_error(row[pick]) for pick in picks(row)]
+            off = [f"{max(row['off'][pick]):.1f}" for pick in picks(row)]
+            body.append([name, str(row["k"]), f"{row['tol']:g}", *cells, ", ".join(off), complete])
+    counts = ([row[pick] for pick in picks(row)] for rows in found.values() for row in rows)
+    sums = [[sum(s) for s in zip(*column, strict=True)] for column in zip(*counts, strict=True)]
+    totals = (f"**{mean_and_error(column)}**" for column in sums)
+    body.append(["**sum**", "", "", *totals, "", ""])
     best = statistics.mean(sums[0])
     ratios = [f"{statistics.mean(column) / best:.2f}" for column in sums]
-    body.append(["over ARPACK", "", "", *ratios, ""])
-    head = ["spectrum", "k", "tol", "ARPACK", "eigsh, verify=False", "eigsh", "complete"]
-    return table(head, body)
+    body.append(["over ARPACK", "", "", *ratios, "", ""])
+    head = ["spectrum", "k", "tol", "ARPACK", "eigsh, verify=False", "eigsh", "off", "complete"]
+    return "\n".join([table(head, body), _texts.ESTIMATES, estimates(record)])
+
+
+def estimates(record: Record) -> str:
+    """Products until traces, densities and whole spectra are as good as stated."""
+    found = record["results"]["estimates"]
+    quantities = list(next(iter(found.values())))
+    rows = [
+        [name, *(mean_and_error(c) for q in quantities for c in cell[q].values())]
+        for name, cell in found.items()
+    ]
+    head = [f"{q}: {method}" for q in quantities for method in next(iter(found.values()))[q]]
+    return table(["spectrum", *head], rows)
 
 
 def mean_and_error(counts: Any) -> str:
@@ -380,7 +393,12 @@ def page(found: dict[str, Record]) -> str:
     sections = (
         ("cold_start", "## Cold start and memory\n", _texts.COLD, colds),
         ("accuracy", "## Accuracy against products\n", _texts.ACCURACY, accuracies),
-        ("products", "## Products of eigsh\n", _texts.PRODUCTS, products),
+        (
+            "products",
+            "## Products until an answer is as good as stated\n",
+            _texts.PRODUCTS,
+            products,
+        ),
         ("growth", "## Growth\n", _texts.GROWTH, growths),
         ("costs", "## Products and solvers\n", _texts.COSTS, costs),
         ("transforms", "## The transforms\n", _texts.TRANSFORMS, transforms),

@@ -40,8 +40,8 @@ SINGLE = """Seconds and products of the cheapest documented call, the fastest in
 """
 WHY = """What differs, and may explain the rows above; none of it was profiled. matfree runs
 a fixed number of Lanczos steps as one compiled program and looks at no residual; which
-number is enough it was told by the calibration. `eigsh` looks at its residuals every 8
-products and is driven from the host. The trace of `spectrum` waits for 16 probes before
+number is enough it was told by the calibration. `eigsh` looks at its residuals on the host,
+more often the closer they are to the tolerance. The trace of `spectrum` waits for 16 probes before
 it believes a standard error. Passes over the basis grow with the network as its
 products do. The rungs of a ladder are coarse, and a system may need less than its first
 one; those of `spectrum` were chosen on these networks.
@@ -60,9 +60,20 @@ mean over start vectors and standard error; five spectra of 1,000 eigenvalues. A
 SciPy's `eigsh`, with the better of the default `ncv` and 2k + 1. The products of flatjax's `eigsh`
 are all that it spends: Lanczos steps and one product for the certificate (which ARPACK has not),
 and by default the search for missed pairs; `complete` counts the starts after which it is true. A
-single pair is not searched for. Where the eigenvalues lie close (the uniform spectrum, the bulk of
-the semicircle), the search finds that a loose tolerance has skipped some, and goes on until it has
-them.
+single pair is not searched for. `off` is how far the worst value of all starts is from the one that
+its place in the list says, in tolerances: of ARPACK, without and with the search. Where the
+eigenvalues lie close (the uniform spectrum, the bulk of the semicircle) a list of small residuals
+at a loose tolerance has skipped some. By default `eigsh` then goes on until the weights of its
+start vector agree with the list; where no single further copy would move a value by its tolerance,
+it does not search for one, and `complete` is `None`.
+"""
+ESTIMATES = """The trace to 1 % of the sum of magnitudes, the density to a distance of 0.05 (above);
+"all" is both and the five largest eigenvalues to 1 %: one call of `spectrum`, and beside it the sum
+of ARPACK's products and the formulas'. Products of the first of two rungs of a ladder in turn that
+are as good; 1,000, the dimension, where none is. flatjax: `trace` by the best of three methods,
+`spectral_density` with a third of the products for its pairs, `spectrum` with half of them. The
+formulas are the textbook's, in NumPy: Hutchinson's mean over Rademacher probes, stochastic Lanczos
+quadrature with the best of four depths.
 """
 GROWTH = """The slope of the cost in a doubly logarithmic plot.
 """

@@ -5,6 +5,8 @@ right in all three: cast the replicated params (and tangents) to varying, take t
 then add up over the axis explicitly. Without the cast, ``grad`` with respect to replicated params
 already sums over devices under ``check_vma=True``, and a later mean is silently wrong by the
 number of devices.
+
+An ``axis_name`` is a name, a tuple of names, or ``None`` for a single device.
 """
 
 import math
@@ -27,12 +29,6 @@ def names(axis_name: AxisName) -> tuple[Hashable, ...]:
 
 def varying_axes(x: Any) -> frozenset[Hashable]:
     """The mesh axes over which an array varies, by its type; none outside ``shard_map``.
-
-    Args:
-      x: an array.
-
-    Returns:
-      The names.
 
     Example:
       >>> import jax.numpy as jnp
@@ -90,13 +86,7 @@ def check_named(params: Any, data: Any, axis_name: AxisName) -> None:
 
 
 def explicit_axes(tree: Any) -> tuple[str, ...]:
-    """The mesh axes of type Explicit over which any leaf is split, by the leaves' types.
-
-    Args:
-      tree: a pytree of arrays; other leaves are passed over.
-
-    Returns:
-      The names, sorted.
+    """The mesh axes of type Explicit over which any array of a tree is split, sorted.
 
     Example:
       >>> import jax.numpy as jnp
@@ -115,17 +105,10 @@ def explicit_axes(tree: Any) -> tuple[str, ...]:
 
 
 def varying(tree: Any, axis_name: AxisName) -> Any:
-    """Cast every leaf to varying over the named mesh axes.
+    """Cast every leaf to varying over the named mesh axes: gradients are then local.
 
     A leaf that already varies over an axis is left alone there (a second cast raises), and so are
     the axes of ``vmap``, which have no notion of replication.
-
-    Args:
-      tree: a pytree of arrays.
-      axis_name: a name, a tuple of names, or ``None``.
-
-    Returns:
-      The tree, its gradients local to each device.
 
     Example:
       >>> import jax.numpy as jnp
@@ -146,14 +129,7 @@ def varying(tree: Any, axis_name: AxisName) -> Any:
 
 
 def total(tree: Any, axis_name: AxisName) -> Any:
-    """The sum over the named axes (``psum``), the tree itself for ``None``.
-
-    Args:
-      tree: a pytree of arrays that vary over the axes.
-      axis_name: a name, a tuple of names, or ``None``.
-
-    Returns:
-      The sum, the same on every device.
+    """The sum of a tree over the named axes (``psum``), the same on every device.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -167,15 +143,7 @@ def total(tree: Any, axis_name: AxisName) -> Any:
 
 
 def weighted_mean(tree: Any, weight: Any, axis_name: AxisName) -> Any:
-    """``psum(tree) / psum(weight)`` where ``tree`` is already a weighted local sum.
-
-    Args:
-      tree: a pytree of local weighted sums.
-      weight: the local total weight, a scalar.
-      axis_name: a name, a tuple of names, or ``None``.
-
-    Returns:
-      The mean over all devices' examples.
+    """``psum(tree) / psum(weight)`` of local weighted sums: the mean over all devices' examples.
 
     Example:
       >>> import jax.numpy as jnp
@@ -188,13 +156,7 @@ def weighted_mean(tree: Any, weight: Any, axis_name: AxisName) -> Any:
 
 
 def axis_size(axis_name: AxisName) -> int:
-    """How many devices the named axes have; 1 for ``None``.
-
-    Args:
-      axis_name: a name, a tuple of names, or ``None``.
-
-    Returns:
-      The product of the sizes.
+    """How many devices the named axes have.
 
     Example:
       >>> from flatjax import _collectives as collectives
@@ -212,7 +174,7 @@ def gathered(rows: jax.Array, axis_name: AxisName) -> jax.Array:
 
     Args:
       rows: this device's rows, shape ``(n, ...)``, as many as on the others.
-      axis_name: a name, a tuple of names, or ``None``.
+      axis_name: the axes.
 
     Returns:
       An array of shape ``(n * axis_size, ...)``.
@@ -240,7 +202,7 @@ def rows_to_columns(rows: jax.Array, axis_name: AxisName) -> jax.Array:
 
     Args:
       rows: this device's rows, shape ``(n, columns)``, as many as on the others.
-      axis_name: a name, a tuple of names, or ``None``.
+      axis_name: the axes.
 
     Returns:
       This device's columns of the rows of all devices, in their order, shape
@@ -262,14 +224,9 @@ def rows_to_columns(rows: jax.Array, axis_name: AxisName) -> jax.Array:
 
 
 def example_index(n: int, axis_name: AxisName) -> jax.Array:
-    """The global index of each of the ``n`` local examples, for keys that ignore the device count.
+    """The global index of each of ``n`` local examples, an integer array of shape ``(n,)``.
 
-    Args:
-      n: the number of local examples, the same on every device.
-      axis_name: a name, a tuple of names, or ``None``.
-
-    Returns:
-      An integer array of shape ``(n,)``.
+    For keys that ignore the number of devices; ``n`` is the same on all of them.
 
     Example:
       >>> from flatjax import _collectives as collectives

@@ -37,11 +37,8 @@ class Unlike:
 def of_program(jaxpr: jax.extend.core.Jaxpr) -> Hashable:
     """The structure of a program, whatever its variables are called and its constants are.
 
-    Args:
-      jaxpr: a program; constants that an inner ``jit`` captures do not count either.
-
-    Returns:
-      A key, equal to that of another program only if both compute the same.
+    A key, equal to that of another program only if both compute the same. Constants that an inner
+    ``jit`` captures do not count either.
 
     Example:
       >>> import jax
@@ -62,12 +59,6 @@ def of_state(fn: Any) -> Hashable:
     JAX keeps the trace of an inner ``jit`` or of the body of a loop by its function, whatever that
     has captured; this key changes where such a trace may have become wrong. What ``fn`` itself
     captures reaches them as arguments only, and does not count.
-
-    Args:
-      fn: a function of the user's.
-
-    Returns:
-      A key.
 
     Example:
       >>> from flatjax import _fingerprints as fingerprints

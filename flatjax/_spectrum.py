@@ -211,13 +211,10 @@ def spectrum(
     if dense is not None:
         op, num_steps, trace_rtol = exact.dense_operator(op, dense), op.size, None
     packed = flat.packed(op)
-    start_key, probe_key = _keys(key)
-    state, spent = extremes.converged(
-        packed, start_key, k, num_bottom, tol, num_steps, max_steps, resume
-    )
+    state, spent = extremes.converged(packed, key, k, num_bottom, tol, num_steps, max_steps, resume)
     found = extremes.found(state, k, num_bottom, tol, op.size)
     keep = SpectrumState(state, jnp.asarray(np.int32(op.size if dense is not None else spent)))
-    given = accumulate.setting(packed, state, found, probe_key, groups)
+    given = accumulate.setting(packed, state, found, key, groups)
     if probe_steps is None:
         deep = groups is None and found.start is not None and len(found.start[0]) >= ALONE
         probe_steps = BESIDE if deep else ALONE
@@ -248,13 +245,6 @@ def spectrum(
         complete=_both(complete),
     )
     return result if dense is None else _exact(result, op, dense, groups)
-
-
-@jax.jit
-def _keys(key):
-    """One for the start vector and one for the probes; a single program to compile."""
-    both = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(2))
-    return tuple(jax.vmap(lambda key: jax.random.split(key)[0])(both))
 
 
 def _exact(found: Spectrum, op: Operator, dense: np.ndarray, groups: tuple | None) -> Spectrum:

@@ -2,9 +2,8 @@
 
 Between two training steps the Hessian changes little, so the eigenvectors of the last step are an
 excellent start: one to three products per step follow them, where a cold Lanczos run needs tens.
-The first step has no such start. From random vectors the values rise for ten steps and more even
-where the true ones are constant: so a tracker is started by one Lanczos run, or says that its pairs
-have not converged.
+From random vectors the values rise for ten steps and more even where the true ones are constant: so
+a tracker is started by one Lanczos run, or says that its pairs have not converged.
 """
 
 import dataclasses
@@ -208,8 +207,7 @@ class Tracker:
 
         Args:
           make_operator: ``make_operator(params, *context) -> operator`` at the present params.
-          key: the PRNG key of the start, an [`eigsh`][] of the first operator (see ``init``). For
-            another start set ``state`` before the first call.
+          key: the PRNG key of the start. For another start set ``state`` before the first call.
           every: the number of steps between updates.
 
         Returns:
@@ -268,10 +266,9 @@ def track(k: int = 1, *, which: Which = "LA", num_blocks: int = 2, tol: float = 
     $|\lambda|$ and reports the Ritz pairs of the vectors it was given.
 
     Cost: ``k * num_blocks`` products per step and ``2 k`` vectors of memory
-    (``2 k * num_blocks`` while it runs), and a start of some 20 products for one pair and 50 for
-    two: ``init`` of an operator finds its pairs by [`eigsh`][]. ``update`` works inside a jitted
-    train step, where products are batched over ``k``; where the operator moves fast (``converged``
-    says so), call it twice.
+    (``2 k * num_blocks`` while it runs), and the start, see ``init``. ``update`` works inside a
+    jitted train step, where products are batched over ``k``; where the operator moves fast
+    (``converged`` says so), call it twice.
 
     Args:
       k: the number of pairs.

@@ -1,7 +1,7 @@
 """Pytree vector-space algebra that ``optax.tree`` lacks.
 
-Structures, accumulation in at least float32, dot products at the highest matmul precision, and
-random probes. A *structure* is a pytree of arrays or ``jax.ShapeDtypeStruct``.
+Structures, accumulation in at least float32, and dot products at the highest matmul precision. A
+*structure* is a pytree of arrays or ``jax.ShapeDtypeStruct``.
 """
 
 import math
@@ -24,11 +24,7 @@ def compute_dtype(dtype: Any) -> Any:
 def structure_of(tree: Tree) -> Tree:
     """The ``ShapeDtypeStruct`` tree of vectors like ``tree``, in at least float32.
 
-    Args:
-      tree: a pytree of arrays or ``ShapeDtypeStruct``.
-
-    Returns:
-      The same tree with every leaf replaced by its structure, its sharding over devices included.
+    Of arrays or structures; their sharding over devices is kept.
 
     Example:
       >>> import jax.numpy as jnp
@@ -54,17 +50,10 @@ def sharding_of(a: Any) -> NamedSharding | None:
 
 
 def placed(tree: Tree, structure: Tree) -> Tree:
-    """Lay vectors out over the devices as ``structure`` says, where it says anything.
+    """Lay vectors, with or without leading axes, out over the devices as ``structure`` says.
 
     A vector that is drawn or multiplied under ``jit`` is then made in its parts, one on each
     device, and never whole. Inside ``shard_map`` and ``pmap`` the tree itself.
-
-    Args:
-      tree: a pytree of arrays, with or without leading axes of its own.
-      structure: a tree of arrays or ``ShapeDtypeStruct`` of the same tree structure.
-
-    Returns:
-      The same numbers.
 
     Example:
       >>> import jax.numpy as jnp
@@ -88,12 +77,6 @@ def placed(tree: Tree, structure: Tree) -> Tree:
 
 def size(tree: Tree) -> int:
     """The number of entries, as a Python integer (no overflow beyond ``2**31``).
-
-    Args:
-      tree: a pytree of arrays or ``ShapeDtypeStruct``.
-
-    Returns:
-      The total number of entries.
 
     Example:
       >>> import jax.numpy as jnp
@@ -163,14 +146,7 @@ def check(tree: Tree, structure: Tree, name: str = "v") -> None:
 
 
 def vdot(a: Tree, b: Tree) -> jax.Array:
-    """The global inner product, accumulated in at least float32 at the highest precision.
-
-    Args:
-      a: a pytree of arrays.
-      b: a pytree of arrays of the same structure.
-
-    Returns:
-      A scalar of dtype at least float32.
+    """The inner product of two trees, a scalar of at least float32 at the highest precision.
 
     Example:
       >>> import jax.numpy as jnp
@@ -191,15 +167,9 @@ def vdot(a: Tree, b: Tree) -> jax.Array:
 
 
 def norm(a: Tree) -> jax.Array:
-    """The global Euclidean norm, accumulated in at least float32.
+    """The Euclidean norm of a tree, a scalar of at least float32.
 
     Scaled by the largest entry, so that entries of 1e-30 or 1e+30 neither vanish nor overflow.
-
-    Args:
-      a: a pytree of arrays.
-
-    Returns:
-      A scalar of dtype at least float32.
 
     Example:
       >>> import jax.numpy as jnp
@@ -219,13 +189,7 @@ def norm(a: Tree) -> jax.Array:
 
 @jax.jit
 def normalized(a: Tree) -> tuple[Tree, jax.Array]:
-    """The tree divided by its norm, and the norm; a tree of zeros itself.
-
-    Args:
-      a: a pytree of arrays.
-
-    Returns:
-      The unit tree, every leaf keeping its dtype, and a scalar of dtype at least float32.
+    """The tree divided by its norm, every leaf in its dtype, and the norm; zeros stay zeros.
 
     Example:
       >>> import jax.numpy as jnp

@@ -10,7 +10,7 @@ from flatjax import _checks as checks
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
-from flatjax.linalg.krylov import _relation as relations
+from flatjax.linalg.krylov import _relations as relations
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.probing import _complement as complement
 from flatjax.linalg.probing import _exact as exact
@@ -169,7 +169,7 @@ def _hutchinson(op, key, num_products):
     product = loops.product(op)
 
     def sample(i):
-        z = probes.probe(jax.random.fold_in(key, i), op.structure)
+        z = probes.probe(key, op.structure, number=i)
         return _entrywise(z, product(z))
 
     return *_sampled(op, sample, num_products), num_products, num_products
@@ -181,7 +181,7 @@ def _deflated(op, key, num_products):
     count = max(num_products - spent, 2)
 
     def sample(i):
-        z = probes.probe(jax.random.fold_in(key, i + 1), op.structure)
+        z = probes.probe(key, op.structure, number=i + 1)
         return _entrywise(z, complement.rest_of_one(run, z, product(z)))
 
     mean, spread = _sampled(op, sample, count)

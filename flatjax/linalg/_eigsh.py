@@ -46,11 +46,18 @@ def eigsh(
     solved in float64 on the host. One more product, with a combination of all vectors, measures by
     how much products depart from the Lanczos relation: that noise is part of every residual norm.
 
-    It then looks for eigenvalues that one start vector cannot see, further copies of a multiple
-    eigenvalue, and that a loose tolerance has skipped, from fresh random vectors orthogonal to the
-    whole basis (``verify``): until a missed one would have shown in 99 of 100 cases. Where the
-    wanted values stand apart from the rest this takes 3 to 10 products, in a dense spectrum as many
-    as the run before it and more.
+    At a loose tolerance a list of small residuals may have skipped eigenvalues that lie close. With
+    ``verify`` and a random start it goes on until the start vector weighs no more on the list than
+    that many eigenvectors do, and so to about the tolerance every value is the one that its place
+    in the list says.
+
+    It then looks for what one start vector cannot see, further copies of a multiple eigenvalue (and
+    with ``v0`` for any value), from fresh random vectors orthogonal to the whole basis: until a
+    missed one that moves a value by more than its tolerance would have shown in 99 of 100 cases.
+    Where the wanted values stand apart from the rest this takes 3 to 10 products. In a dense
+    spectrum, where no single copy would move a value by its tolerance, or where a look would take
+    more products than the run before it and 8 (k + 1), there is none: `Eigenpairs.complete` is
+    ``None``, and a tighter tolerance makes the run long enough for one.
 
     Traced, it runs a fixed number of Lanczos steps in the working dtype, and sees further copies
     only where the Krylov space is exhausted.
@@ -78,9 +85,9 @@ def eigsh(
         Default: 10 times the basis; traced, the basis and one for the certificate.
       max_basis: the most vectors to hold, at least k + 2; with blocks of b at least k + 2 b + 2.
         Default: 2k + 16 and at least 32, rounded up to a multiple of 8; with blocks 4 b more.
-      verify: whether to look for missed copies, and with ``v0`` for any value that it may have been
-        blind to. Every look takes at most as many products as the run before it, or 8 (k + 1) if
-        that is more, and `Eigenpairs.complete` says what came of it.
+      verify: whether to look for skipped and missed eigenvalues. Every look takes at most as many
+        products as the run before it, or 8 (k + 1) if that is more, and `Eigenpairs.complete` says
+        what came of it.
       block_size: how many vectors to multiply at once.
       structure: for a callable, a tree of arrays or ``jax.ShapeDtypeStruct`` like its vectors.
 

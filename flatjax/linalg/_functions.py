@@ -11,7 +11,7 @@ import numpy as np
 from flatjax import _checks as checks
 from flatjax import _trees as trees
 from flatjax._trees import Tree
-from flatjax.linalg.krylov import _relation as relations
+from flatjax.linalg.krylov import _relations as relations
 from flatjax.linalg.krylov import _ritz as ritz
 from flatjax.linalg.krylov._certificates import underflow
 from flatjax.linalg.krylov._ritz import masses
@@ -22,7 +22,7 @@ from flatjax.linalg.probing._estimate import (
     Estimate,
     cast,
     from_samples,
-    resolved,
+    rooted,
     student,
 )
 from flatjax.linalg.probing._gauss import quadratures
@@ -256,27 +256,4 @@ def frobenius_norm(
     samples = sample(op, key, 1, count, functools.partial(complement.squares, run))
     size = abs(known) + abs(samples).mean()
     square = from_samples(samples, known, size, spent + len(samples), None, scalar)
-    half = student(len(samples) - 1)
-    return rooted(square, unit, half, DEFAULT_RTOL if rtol is None else rtol, op.size)
-
-
-def rooted(square: Estimate, unit: Any, t: float, rtol: float, size: int) -> Estimate:
-    """The norm from an estimate of its square in squared units, by the delta method.
-
-    Args:
-      square: the estimate of the square.
-      unit: the unit of the norm, a power of two.
-      t: the quantile for the interval.
-      rtol: the relative standard error that counts as converged.
-      size: the dimension.
-
-    Returns:
-      The estimate.
-    """
-    value = jnp.sqrt(jnp.maximum(square.value, 0))
-    error = square.standard_error / (2 * jnp.where(value > 0, value, 1))
-    small = error <= rtol * value
-    ends = jnp.stack([jnp.maximum(value - t * error, 0), value + t * error])
-    unit = jnp.asarray(unit, value.dtype)
-    found = Estimate(unit * value, unit * error, unit * ends, square.num_products, small)
-    return resolved(found, size**0.5 * found.value, size)
+    return rooted(square, unit, rtol, op.size)

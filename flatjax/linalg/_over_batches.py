@@ -125,7 +125,7 @@ def trace_over_batches(
         product = loops.product(op)
         forms = []
         for i in range(num_probes):
-            z = probes.probe(jax.random.fold_in(key, i), op.structure)  # the same for all batches
+            z = probes.probe(key, op.structure, number=i)  # the same for all batches
             forms.append(_form(z, product(z)))
         columns.append(forms)
         dtype = trees.dtype(op.structure)

@@ -124,16 +124,7 @@ class OutputLoss:
     def gradient_product(
         self, outputs: jax.Array, targets: jax.Array, tangents: jax.Array
     ) -> jax.Array:
-        r"""The product with $r r^\top$, $r = \partial \ell_i / \partial z_i$ of every example.
-
-        Args:
-          outputs: the model's outputs.
-          targets: the targets.
-          tangents: an array like ``outputs``.
-
-        Returns:
-          An array like ``tangents``.
-        """
+        r"""Like ``hessian_product``, with $r r^\top$, $r = \partial \ell_i / \partial z_i$."""
         tangents, _ = self._cleaned(outputs, targets, tangents)
         r = jax.grad(lambda z: self(z, targets).sum())(outputs)
         r, u = (a.reshape(a.shape[0], -1) for a in (r, tangents.astype(r.dtype)))
@@ -143,19 +134,11 @@ class OutputLoss:
     def score_product(
         self, outputs: jax.Array, targets: jax.Array, tangents: jax.Array
     ) -> jax.Array:
-        r"""The product with $r r^\top$, $r = \partial \ell / \partial z$ of every position.
+        r"""Like ``gradient_product``, with the gradient of every position by itself.
 
         Its expectation over targets from ``sample`` is ``hessian_product``. The positions of a
         sequence are drawn independently, so the products of two different positions, which have
         mean zero, are left out.
-
-        Args:
-          outputs: the model's outputs.
-          targets: the targets, in the Fisher information drawn from ``sample``.
-          tangents: an array like ``outputs``.
-
-        Returns:
-          An array like ``tangents``.
         """
         tangents, _ = self._cleaned(outputs, targets, tangents)
         outputs, there = self._cleaned(outputs, targets, outputs)
@@ -205,12 +188,6 @@ class OutputLoss:
 
 def positions_shape(outputs: Any) -> tuple[int, ...]:
     """The shape of the positions: all axes but the features; ``(n,)`` for outputs ``(n,)``.
-
-    Args:
-      outputs: the model's outputs, or their ``ShapeDtypeStruct``.
-
-    Returns:
-      The shape.
 
     Example:
       >>> import jax.numpy as jnp

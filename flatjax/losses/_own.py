@@ -76,12 +76,8 @@ class FunctionLoss(OutputLoss):
 def as_loss(loss: OutputLoss | Callable[[Any, Any], jax.Array]) -> OutputLoss:
     """An [`OutputLoss`][] from a loss, a plain function, or an object with the same methods.
 
-    Args:
-      loss: an output loss, a function ``(outputs, targets) -> (n,)``, or an object with
-        ``__call__`` and, if it has them, ``hessian_product`` and ``sample``.
-
-    Returns:
-      ``loss`` itself, or a ``FunctionLoss``.
+    A function is ``(outputs, targets) -> (n,)``; an object has ``__call__`` and, if it can,
+    ``hessian_product`` and ``sample``.
 
     Raises:
       TypeError: if ``loss`` is not callable.

@@ -111,7 +111,7 @@ def alignment(
     apply_a, apply_b = loops.product(a), loops.product(b)
 
     def body(i, moments):
-        z = probes.probe(jax.random.fold_in(key, i), a.structure)
+        z = probes.probe(key, a.structure, number=i)
         return _add_moments(moments, jnp.asarray(i), z, apply_a(z), apply_b(z))
 
     dtype = trees.dtype(a.structure)

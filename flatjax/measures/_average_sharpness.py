@@ -134,7 +134,7 @@ def perturbed_losses(
     sigma = jnp.asarray(sigma).astype(dtype)
 
     def body(i, losses):
-        noise = probes.probe(jax.random.fold_in(key, i), op.structure, "normal")
+        noise = probes.probe(key, op.structure, "normal", number=i)
         return _sample(op, sigma, scale, noise, jnp.asarray(i), losses, antithetic)
 
     return objective.repeat(num_samples, body, jnp.zeros((num_samples,), dtype))

@@ -74,7 +74,7 @@ def critical_sharpness(
     on it); both are the same in every linear parametrisation that maps the update along.
 
     Cost: one forward pass and, from an initial step within a factor of two, 8 more at the default
-    tolerance; under ``jit`` always ``1 + max_trials``. Memory of a forward pass.
+    tolerance. Memory of a forward pass.
 
     Args:
       loss_fn: ``loss_fn(params, batch, *args)``, the mean loss (a scalar) or the per-example

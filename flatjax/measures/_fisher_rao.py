@@ -14,7 +14,7 @@ from flatjax import losses
 from flatjax.measures import _objective as objective
 from flatjax.operators._arguments import matmul_precision
 from flatjax.operators._ggn import GaussNewton, fisher
-from flatjax.operators._weights import over_devices
+from flatjax.operators._weighting import over_devices
 
 
 class FisherRaoNorm(NamedTuple):

@@ -14,7 +14,7 @@ from flatjax.measures import _objective as objective
 from flatjax.measures._jackknife import jackknife_variance
 from flatjax.operators import _terms as terms
 from flatjax.operators._arguments import matmul_precision
-from flatjax.operators._weights import where_rows
+from flatjax.operators._weighting import where_rows
 
 
 class GradientNoiseScale(NamedTuple):

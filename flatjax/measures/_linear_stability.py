@@ -1,5 +1,6 @@
 """Linear stability of SGD at a minimum: sharpness and non-uniformity of examples' Hessians."""
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from flatjax.operators import _terms as terms
 from flatjax.operators._arguments import matmul_precision
 from flatjax.operators._base import Operator, operator, static
 from flatjax.operators._data import sliced
-from flatjax.operators._weights import where_rows
+from flatjax.operators._weighting import where_rows
 
 
 class LinearStability(NamedTuple):
@@ -50,47 +51,35 @@ class LinearStability(NamedTuple):
 class HessianVariance(Operator):
     """``mean(H_i^2) - H^2``; made by [`hessian_variance`][]."""
 
-    params: Any
-    batch: Any
-    args: tuple
-    weights: jax.Array
-    loss_fn: Any
-    n: Any = static()
-    chunk_size: Any = static()
-    axis_name: Any = static(default=None)
-    precision: Any = static(default="highest")
+    op: Any  # the mean loss, with weights, followed for single examples
+    chunk_size: int = static()
 
     @property
     def structure(self):
-        """The vectors that the operator acts on."""
-        return trees.structure_of(self.params)
+        return self.op.structure
 
     @property
     def host_driven(self):
-        """Whether products are driven from the host, chunk by chunk."""
-        return self.chunk_size < self.n
+        return self.chunk_size < self.op.n
 
     def mv(self, v):
-        """The product with ``v``."""
         trees.check(v, self.structure)
         # mean(H_i (H_i v - H v)): the difference is taken of vectors, not of their squares.
         mean = self._mean(v, trees.zeros(self.structure), squared=False)
         return self._mean(v, mean, squared=True)
 
     def _mean(self, v, offset, *, squared):
-        count = self.n // self.chunk_size
-        nothing = trees.zeros(self.structure), jnp.zeros((), self.weights.dtype)
-        total = _add_chunk(self, 0, v, offset, nothing, squared)
-        body = lambda i, total: _add_chunk(self, i + 1, v, offset, total, squared)  # noqa: E731
-        total = loops.fori(count - 1, body, total)
-        summed, weight = total
-        return collectives.weighted_mean(summed, weight, self.axis_name)
+        op, size = self.op, self.chunk_size
+        nothing = trees.zeros(self.structure), jnp.zeros((), op.weights.dtype)
+        body = lambda i, total: _add_chunk(op, size, i, v, offset, total, squared)  # noqa: E731
+        summed, weight = objective.repeat(op.n // size, body, nothing)
+        return collectives.weighted_mean(summed, weight, op.axis_name)
 
 
-@partial(jax.jit, static_argnums=5)
-def _add_chunk(op, index, v, offset, total, squared):
+@partial(jax.jit, static_argnums=(1, 6))
+def _add_chunk(op, size, index, v, offset, total, squared):
     """Add the weighted ``H_i v`` or ``H_i (H_i v - offset)`` of the examples of a chunk."""
-    batch, given = sliced((op.batch, op.weights), index * op.chunk_size, op.chunk_size)
+    batch, given = sliced((op.batch, op.weights), index * size, size)
     params, v, offset = collectives.varying((op.params, v, offset), op.axis_name)
 
     def product(example, u):
@@ -181,10 +170,9 @@ def hessian_variance(
     if size < 1 or op.n % size:
         raise ValueError(f"chunk_size must divide the {op.n} examples, got {chunk_size}.")
     op = op.for_chunks(1)  # Hessians of single examples
-    w = jnp.ones((op.n,), trees.dtype(op.params)) if op.weights is None else op.weights
-    return HessianVariance(
-        op.params, op.batch, op.args, w, op.loss_fn, op.n, size, axis_name, precision
-    )
+    if op.weights is None:
+        op = dataclasses.replace(op, weights=jnp.ones((op.n,), trees.dtype(op.params)))
+    return HessianVariance(op, size)
 
 
 def linear_stability(
@@ -266,7 +254,7 @@ def linear_stability(
     data = {"weights": weights, "axis_name": axis_name, "precision": precision}
     op = objective.mean_loss(loss_fn, params, batch, args, **data)
     variance = hessian_variance(loss_fn, params, batch, *args, chunk_size=chunk_size, **data)
-    n = _num_examples(variance, batch_size)
+    n = _num_examples(variance.op, batch_size)
     options = {"which": "LA", "tol": tol, "max_products": max_products, "verify": False}
     first, second = jax.random.split(key)
     top = eigsh(op, 1, key=first, **options)

@@ -151,16 +151,15 @@ def _layer(w, h, axes, form, tol, max_iters):
     dtype = trees.compute_dtype(w.dtype)
     squares = jnp.square(w.astype(dtype))
     h = jnp.maximum(h.astype(dtype), jnp.zeros((), dtype))
-    zero = jnp.zeros((), dtype)
-    if axes is None:
-        value = 2 * jnp.sqrt(squares * h).sum()
-        return NormalizedSharpness(value, value, zero, jnp.zeros((), int), jnp.asarray(True))
-    rest = tuple(set(range(w.ndim)) - {axis % w.ndim for axis in axes})
-    squares, h = squares.sum(axis=rest), h.sum(axis=rest)
-    if axes[0] % w.ndim > axes[1] % w.ndim:
-        squares, h = squares.T, h.T
-    if form == "row":
-        value = 2 * jnp.sqrt(squares.sum(axis=0) * h.sum(axis=0)).sum()
+    if axes is not None:
+        rest = tuple(set(range(w.ndim)) - {axis % w.ndim for axis in axes})
+        squares, h = squares.sum(axis=rest), h.sum(axis=rest)
+        if axes[0] % w.ndim > axes[1] % w.ndim:
+            squares, h = squares.T, h.T
+        if form == "row":
+            squares, h = squares.sum(axis=0), h.sum(axis=0)
+    if axes is None or form == "row":  # one noise level per entry
+        value, zero = 2 * jnp.sqrt(squares * h).sum(), jnp.zeros((), dtype)
         return NormalizedSharpness(value, value, zero, jnp.zeros((), int), jnp.asarray(True))
     tol = float(jnp.finfo(dtype).eps) ** 0.5 if tol is None else tol
     return _balance(squares, h, jnp.asarray(tol, dtype), jnp.asarray(max_iters))

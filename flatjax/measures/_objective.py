@@ -18,7 +18,7 @@ from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.operators._arguments import as_arrays, check_params, matmul_precision
 from flatjax.operators._hessian import Hessian, hessian
-from flatjax.operators._weights import over_devices
+from flatjax.operators._weighting import over_devices
 
 
 def widened(params: Tree) -> Tree:

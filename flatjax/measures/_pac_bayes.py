@@ -85,7 +85,7 @@ def pac_bayes_flatness(
     Invariances: to rotations of the params; not to rescaling of weights.
 
     Cost: ``2 num_samples`` forward passes for each of about 9 values of ``sigma`` from a start
-    within a factor of two; under ``jit`` always ``max_trials + 1`` values. No gradient.
+    within a factor of two. No gradient.
 
     Args:
       loss_fn: ``loss_fn(params, batch, *args)``, the mean loss (a scalar) or the per-example

@@ -54,34 +54,17 @@ def crossing(
 ) -> Crossing:
     """Search for the smallest ``t > 0`` with ``above(t)``, taken to be monotone near the crossing.
 
-    Eager, it stops at the tolerance; traced, it makes ``max_trials`` trials and keeps what it had
-    when it converged.
-
-    Args:
-      above: the condition, a compiled function of a scalar.
-      initial: the first step looked at.
-      tol: the width of the bracket relative to its upper end.
-      max_trials: the most evaluations.
-      dtype: the dtype of the steps.
-
-    Returns:
-      The bracket.
+    It begins at ``initial`` and stops at the relative width ``tol`` of the bracket, or after
+    ``max_trials`` evaluations of the condition, a compiled function of a scalar.
     """
-    zero = jnp.zeros((), dtype)
-    start = Crossing(zero, jnp.asarray(jnp.inf, dtype), jnp.zeros((), jnp.int32))
-    first = start.trial(initial)
-    answer = above(first)
-    state = start.updated(first, answer)
-    if loops.on_device(answer):
+    start = Crossing(jnp.zeros((), dtype), jnp.asarray(jnp.inf, dtype), jnp.zeros((), jnp.int32))
 
-        def body(_, state):
-            step = state.trial(initial)
-            new = state.updated(step, above(step))
-            done = state.converged(tol)
-            return jax.tree.map(lambda old, a: jnp.where(done, old, a), state, new)
+    def step(state):
+        t = state.trial(initial)
+        return state.updated(t, above(t))
 
-        return loops.fori(max_trials - 1, body, state)
-    while int(state.num_evaluations) < max_trials and not bool(state.converged(tol)):
-        step = state.trial(initial)
-        state = state.updated(step, above(step))
-    return state
+    def done(state):
+        return state.converged(tol) | (state.num_evaluations >= max_trials)
+
+    # The first step is outside of the loop: its output tells whether we are traced.
+    return loops.until(done, step, step(start))

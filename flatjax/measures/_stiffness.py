@@ -14,7 +14,7 @@ from flatjax.measures import _objective as objective
 from flatjax.measures._jackknife import jackknife_variance
 from flatjax.operators._arguments import num_examples
 from flatjax.operators._per_example import per_example_gradients
-from flatjax.operators._weights import check_total, where_rows
+from flatjax.operators._weighting import check_total, where_rows
 
 
 class PairStatistic(NamedTuple):

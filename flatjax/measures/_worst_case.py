@@ -71,17 +71,9 @@ Evaluate = Callable[[Tree], tuple[jax.Array, Tree]]
 def maximise(
     evaluate: Evaluate, start: Tree, first: tuple[jax.Array, Tree], p: float, ascent_steps: int
 ) -> Ascent:
-    """Conditional-gradient ascent from a point of the unit p-ball.
+    """Conditional-gradient ascent from a point of the unit p-ball, one evaluation per step.
 
-    Args:
-      evaluate: the loss and its gradient at a point ``y``.
-      start: the first point.
-      first: the loss and its gradient there.
-      p: the norm of the ball.
-      ascent_steps: the number of steps, one evaluation each.
-
-    Returns:
-      The state after the last step.
+    ``evaluate`` gives the loss and its gradient at a point ``y``; ``first`` are those at ``start``.
     """
     state = _started(start, *first, p)
     return loops.fori(
@@ -185,16 +177,7 @@ def search(
 ) -> SamSharpness:
     """The best of several ascents: one from the origin, the others from random boundary points.
 
-    Args:
-      evaluate: the loss and its gradient at a point ``y`` of the unit p-ball.
-      ball: what makes perturbations of such points.
-      p: the norm of the ball.
-      ascent_steps: evaluations per start.
-      num_starts: the number of ascents.
-      key: a PRNG key, where there are several.
-
-    Returns:
-      The best point and what the others reached, for ``1 + num_starts * ascent_steps`` evaluations.
+    Takes ``1 + num_starts * ascent_steps`` evaluations, and a key where there are several ascents.
     """
     start = trees.zeros(ball.scales)
     origin = evaluate(start)
@@ -229,7 +212,7 @@ def _best_of(ascents, origin, gradient, ball, p):
 
 def random_boundary(key: Any, index: int, structure: Tree, p: float) -> Tree:
     """A random point on the boundary of the unit p-ball, for the ascent number ``index``."""
-    return _direction(probes.probe(jax.random.fold_in(key, index), structure, "normal"), p)
+    return _direction(probes.probe(key, structure, "normal", number=index), p)
 
 
 _direction = partial(jax.jit, static_argnums=1)(dual_direction)

@@ -1,9 +1,8 @@
 """What a factory is given: checked at the door, with the fix in the message."""
 
 import contextlib
-import dataclasses
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ import numpy as np
 from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
-from flatjax.operators import _weights as weighting
+from flatjax.operators import _weighting as weighting
 
 
 def as_arrays(tree: Any) -> Any:
@@ -44,16 +43,10 @@ def matmul_precision(precision: str | None) -> contextlib.AbstractContextManager
     return jax.default_matmul_precision(precision)
 
 
-@dataclasses.dataclass(frozen=True)
-class Checked:
-    """What a factory learns of its arguments.
+class Checked(NamedTuple):
+    """What a factory learns of its arguments."""
 
-    Attributes:
-      n: the number of examples, or ``None`` for a batch without leaves.
-      weights: the weights as an array, or ``None``.
-    """
-
-    n: int | None
+    n: int | None  # examples; none of a batch without leaves
     weights: jax.Array | None
 
 
@@ -77,9 +70,6 @@ def check_arguments(
       precision: a matmul precision, or ``None``.
       args: the further arguments of the user's function.
       token_weights: whether weights may have more axes than the first.
-
-    Returns:
-      The number of examples, and the weights as an array.
 
     Raises:
       TypeError: for params that are not floating, or an ``axis_name`` that is no name.
@@ -176,13 +166,19 @@ def _check_array(tree: str, path: Any, leaf: Any) -> None:
         )
 
 
+def check_output(name: str, out: Any) -> None:
+    """Raise unless a user's function returns one real floating array."""
+    if not hasattr(out, "shape") or not jnp.issubdtype(out.dtype, jnp.floating):
+        raise TypeError(
+            f"{name} must return one real floating array, got {out}: drop model state and "
+            "auxiliary outputs."
+        )
+
+
 def num_examples(batch: Any) -> int | None:
     """The shared leading axis of a batch; ``None`` for a batch without leaves."""
-    leaves = jax.tree_util.tree_leaves_with_path(batch)
-    if not leaves:
-        return None
     sizes = {}
-    for path, leaf in leaves:
+    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
         _check_array("batch", path, leaf)
         if not getattr(leaf, "shape", ()):
             raise ValueError(
@@ -190,6 +186,8 @@ def num_examples(batch: Any) -> int | None:
                 "are not per example through *args."
             )
         sizes[jax.tree_util.keystr(path)] = leaf.shape[0]
+    if not sizes:
+        return None
     if len(set(sizes.values())) > 1:
         several = ""
         if looks_like_batches(batch):

@@ -22,7 +22,7 @@ from flatjax.operators._selection import Selection
 
 T = TypeVar("T")
 _COLUMNS = 64  # columns of to_dense evaluated at once
-_DENSE_LIMIT = 20_000
+DENSE_LIMIT = 20_000
 
 
 @dataclass_transform(frozen_default=True, eq_default=False)
@@ -44,13 +44,7 @@ def static(**kwargs: Any) -> Any:
 
 
 class Operator:
-    """A symmetric linear operator on pytrees with the structure of the params.
-
-    Attributes:
-      structure: a tree of ``jax.ShapeDtypeStruct``, the vectors the operator acts on.
-      size: the dimension, a Python integer.
-      host_driven: whether ``mv`` loops on the host, so that it must not be traced over.
-    """
+    """A symmetric linear operator on pytrees with the structure of the params."""
 
     @property
     def host_driven(self) -> bool:
@@ -64,7 +58,7 @@ class Operator:
 
     @property
     def size(self) -> int:
-        """The dimension."""
+        """The dimension, a Python integer."""
         return trees.size(self.structure)
 
     def mv(self, v: Any) -> Any:
@@ -140,21 +134,17 @@ class Operator:
         Raises:
           ValueError: beyond 20,000 dimensions.
         """
-        if self.size > _DENSE_LIMIT:
+        if self.size > DENSE_LIMIT:
             raise ValueError(
                 f"a dense matrix of {self.size:,} x {self.size:,} numbers is refused beyond "
-                f"{_DENSE_LIMIT:,}; use flatjax.eigsh, flatjax.trace or flatjax.spectral_density."
+                f"{DENSE_LIMIT:,}; use flatjax.eigsh, flatjax.trace or flatjax.spectral_density."
             )
-        unravel = ravel_pytree(trees.zeros(self.structure))[1]
-        n, dtype = self.size, trees.dtype(self.structure)
         if self.host_driven:
-            units = (jnp.asarray(np.eye(1, n, i)[0], dtype) for i in range(n))
+            unravel = ravel_pytree(trees.zeros(self.structure))[1]
+            n, dtype = self.size, trees.dtype(self.structure)
+            units = (jax.nn.one_hot(i, n, dtype=dtype) for i in range(n))
             return jnp.stack([ravel_pytree(self.mv(unravel(e)))[0] for e in units], axis=1)
-        blocks = [
-            _dense_columns(self, jnp.asarray(np.eye(min(_COLUMNS, n - i), n, i), dtype))
-            for i in range(0, n, _COLUMNS)
-        ]
-        return jnp.concatenate(blocks).T
+        return dense_columns(self).T
 
     def to_scipy(self) -> Any:
         """A ``scipy.sparse.linalg.LinearOperator`` on flat NumPy vectors.
@@ -176,8 +166,15 @@ class Operator:
         return LinearOperator(shape, matvec=matvec, rmatvec=matvec, dtype=dtype)
 
 
+def dense_columns(op: Any) -> jax.Array:
+    """The products of a linear map with all unit vectors, raveled, one a row."""
+    n, dtype = trees.size(op.structure), trees.dtype(op.structure)
+    eyes = (np.eye(min(_COLUMNS, n - i), n, i) for i in range(0, n, _COLUMNS))
+    return jnp.concatenate([_products(op, jnp.asarray(eye, dtype)) for eye in eyes])
+
+
 @jax.jit
-def _dense_columns(op, rows):
+def _products(op, rows):
     unravel = ravel_pytree(trees.zeros(op.structure))[1]
     return jax.vmap(lambda row: ravel_pytree(op.mv(unravel(row)))[0])(rows)
 
@@ -212,11 +209,9 @@ class SumOperator(Operator):
         return SumOperator(tuple(op.restrict(selection) for op in self.ops))
 
 
-@operator
-class ScaledOperator(Operator):
-    """A scalar times an operator, made by ``*``."""
+class Modified(Operator):
+    """An operator made of another one, ``op``, on the same vectors."""
 
-    factor: Any
     op: Operator
 
     @property
@@ -227,18 +222,27 @@ class ScaledOperator(Operator):
     def structure(self):
         return self.op.structure
 
+    def linearize(self):
+        this: Any = self  # a dataclass, as every subclass is
+        return dataclasses.replace(this, op=self.op.linearize())
+
+
+@operator
+class ScaledOperator(Modified):
+    """A scalar times an operator, made by ``*``."""
+
+    factor: Any
+    op: Operator
+
     def mv(self, v):
         return trees.scale(self.factor, self.op.mv(v))
-
-    def linearize(self):
-        return ScaledOperator(self.factor, self.op.linearize())
 
     def restrict(self, selection):
         return ScaledOperator(self.factor, self.op.restrict(selection))
 
 
 @operator
-class Restricted(Operator):
+class Restricted(Modified):
     """``R A R^T`` with ``R`` the choice of some leaves, for any operator A.
 
     Attributes:
@@ -250,10 +254,6 @@ class Restricted(Operator):
     selection: Selection = static()
 
     @property
-    def host_driven(self):
-        return self.op.host_driven
-
-    @property
     def structure(self):
         return self.selection.select(self.op.structure)
 
@@ -261,9 +261,6 @@ class Restricted(Operator):
         trees.check(v, self.structure)
         zeros = trees.zeros(self.selection.rest(self.op.structure))
         return self.selection.select(self.op.mv(self.selection.merge(v, zeros)))
-
-    def linearize(self):
-        return Restricted(self.op.linearize(), self.selection)
 
 
 @operator

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from flatjax import _checks as checks
 from flatjax import _trees as trees
-from flatjax.operators._base import Operator, operator, static
+from flatjax.operators._base import Modified, Operator, operator, static
 from flatjax.operators._selection import By, Selection, Where, group_names, selection
 
 
@@ -86,7 +86,7 @@ def blocks(op: Operator, by: By = "layer") -> dict[str, Operator]:
 
 
 @operator
-class BlockDiagonal(Operator):
+class BlockDiagonal(Modified):
     """The direct sum of an operator's diagonal blocks; made by [`block_diagonal`][].
 
     Attributes:
@@ -98,14 +98,6 @@ class BlockDiagonal(Operator):
     op: Operator
     groups: tuple[int, ...] = static()
     block_size: int = static()
-
-    @property
-    def host_driven(self):
-        return self.op.host_driven
-
-    @property
-    def structure(self):
-        return self.op.structure
 
     def mv(self, v):
         trees.check(v, self.structure)
@@ -131,9 +123,6 @@ class BlockDiagonal(Operator):
             return treedef.unflatten(one(rows[0]))
         # Only the tangents are batched, so the blocks share one primal pass.
         return treedef.unflatten([a.sum(axis=0) for a in jax.vmap(one)(rows)])
-
-    def linearize(self):
-        return BlockDiagonal(self.op.linearize(), self.groups, self.block_size)
 
 
 def block_diagonal(op: Operator, by: By = "layer", *, block_size: int = 8) -> BlockDiagonal:

@@ -51,12 +51,7 @@ def of_part(op: Any, name: str, selection: Selection) -> Any:
     """An operator over some of its params: the others become arguments of its function.
 
     By the chain rule: a restricted derivative is cheaper than a product with a vector of zeros, and
-    is itself an operator over data that streams and chunks.
-
-    Args:
-      op: an operator with ``params`` and ``args``.
-      name: the field of its function.
-      selection: the params that are left.
+    is itself an operator over data that streams and chunks. ``name`` is the field of the function.
     """
     fn = PartFunction(getattr(op, name), selection)
     args = (selection.rest(op.params), *op.args)
@@ -75,18 +70,8 @@ def follow(
 ) -> functions.Followed:
     """A user's function of params and data, with what it captures as leaves.
 
-    Args:
-      fn: the function.
-      name: what to call it in a message.
-      params: the params; those in low precision are followed in float32, too, where differences
-        are taken.
-      batch: the batch, or the inputs of a model.
-      args: the further arguments.
-      axis_name: the mesh axes over which the params will vary.
-      precision: matmul precision.
-
-    Returns:
-      The function.
+    Params in low precision are followed in float32, too, where differences are taken. ``axis_name``
+    are the mesh axes over which they will vary, ``name`` what to call the function in a message.
     """
     check_function(fn, name, params)
     params = collectives.varying(params, axis_name)
@@ -102,18 +87,9 @@ def follow(
 def for_examples(
     fn: Any, params: Any, batch: Any, args: tuple, size: int, precision: str | None
 ) -> Any:
-    """A followed function of a batch, to be called with some of its examples, too.
+    """A followed function of a batch, to be called with ``size`` of its examples, too.
 
-    Args:
-      fn: the function.
-      params: the params, varying as the function sees them.
-      batch: the batch, or the inputs of a model.
-      args: the further arguments.
-      size: the number of examples.
-      precision: matmul precision.
-
-    Returns:
-      The function.
+    The params vary over devices as the function sees them.
     """
     part = first_examples(batch, size)
     with matmul_precision(precision):

@@ -73,28 +73,17 @@ class Chunked(Operator):
 def chunked(op: Data, chunk_size: int | None, *, check: bool = True) -> Data | Chunked:
     """The same operator with its products taken chunk by chunk of the batch.
 
-    The answer is that of the whole batch up to rounding, with weights, padding and a centred
-    covariance (whose mean gradient is put together from those of the chunks, in each product: 1.4
-    times the flops of the others). The temporary memory of a product is
-    that of one chunk, its flops those of the whole batch. One program serves all chunks: the last
-    one overlaps the one before it and counts only the examples that are left. ``linearize()`` keeps
-    nothing, because the residuals of all chunks are what there is no memory for.
-
-    Eager, chunks are driven from the host; traced, they are a loop on the device. Inside
-    ``shard_map`` and ``pmap`` a chunk is one of the local examples. Model state in ``*args`` is not
-    split. For data on the host or on disk see [`over_batches`][].
+    The answer is that of the whole batch up to rounding, at its flops (1.4 times as many for a
+    centred covariance, whose mean gradient is put together from those of the chunks in each
+    product). One program serves all chunks: the last one overlaps the one before it and counts
+    only the examples that are left. ``linearize()`` keeps nothing, because the residuals of all
+    chunks are what there is no memory for. Inside ``shard_map`` and ``pmap`` a chunk is one of the
+    local examples. Model state in ``*args`` is not split.
 
     Args:
-      op: an operator over a batch, from [`hessian`][], [`ggn`][], [`fisher`][] or
-        [`gradient_covariance`][]; all of them take ``chunk_size=`` too.
+      op: an operator over a batch.
       chunk_size: examples a chunk; ``None``, or as many as there are, returns ``op`` itself.
-      check: whether to look once that a loss_fn that returns a plain scalar returns the mean over
-        its examples, by the loss of at most 16 of them against those of their halves; ``False``
-        for a loss that draws numbers or has batch statistics on purpose. Traced, and for a single
-        example, nothing is checked.
-
-    Returns:
-      An operator on the same vectors.
+      check: whether to look that a plain scalar is a mean, see ``check_operators``.
 
     Raises:
       TypeError: for an operator without a batch, or one that is linearised.

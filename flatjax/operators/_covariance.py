@@ -10,12 +10,11 @@ from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax import losses
 from flatjax.operators import _derivatives as derivatives
-from flatjax.operators import _weights as weighting
+from flatjax.operators import _weighting as weighting
 from flatjax.operators._arguments import as_arrays, check_arguments
 from flatjax.operators._base import operator, static
 from flatjax.operators._callables import follow
 from flatjax.operators._chunks import Chunked, chunked
-from flatjax.operators._data import transpose
 from flatjax.operators._terms import LossOperator, form_of
 
 
@@ -56,43 +55,23 @@ class CovarianceProduct:
 def _back(linear, v, cotangents, tangents):
     # Weights of one are the same on every device, and a cotangent is what the tangents are.
     axes = tuple(collectives.varying_axes(tangents))
-    return transpose(linear, v, collectives.varying(cotangents.astype(tangents.dtype), axes))
+    return linear.transpose(v, collectives.varying(cotangents.astype(tangents.dtype), axes))
 
 
 @operator
 class GradientCovariance(LossOperator):
     """The covariance of per-example gradients; made by [`gradient_covariance`][]."""
 
-    params: Any
-    batch: Any
-    args: tuple
-    weights: jax.Array | None
-    loss_fn: Any
-    form: Any = static()
-    n: Any = static()
     centered: Any = static(default=True)
-    axis_name: Any = static(default=None)
-    precision: Any = static(default="highest")
-    weight_size: Any = None
 
     @property
     def rule(self):
         return CovarianceProduct(self.centered)
 
-    @property
-    def way(self):
-        return derivatives.way_taken(_method, self)
-
-    def _linear_map(self):
-        params = collectives.varying(self.params, self.axis_name)
-        return derivatives.linear_map(lambda p: self.terms(p)[0], params)
-
     def linear(self):
-        return self._linear_map()[2], (self.example_weights, self.scale)
-
-
-def _method(op):
-    return op._linear_map()[0]
+        params = collectives.varying(self.params, self.axis_name)
+        _, linear = derivatives.linear_map(lambda p: self.terms(p)[0], params)
+        return linear, (self.example_weights, self.scale)
 
 
 def gradient_covariance(
@@ -130,9 +109,7 @@ def gradient_covariance(
       weights: per-example weights or a padding mask, shape ``(n,)``.
       axis_name: the mesh axis over which the batch is split, inside ``shard_map`` or ``pmap``.
       precision: matmul precision of the products; ``None`` leaves the caller's default.
-      chunk_size: examples per pass: the temporary memory of a product is that of one chunk, its
-        flops are those of the whole batch. The last chunk overlaps the one before it and counts
-        only what is left; ``linearize()`` keeps nothing. ``None`` for one pass.
+      chunk_size: examples per pass, ``None`` for one pass over all; see [`hessian`][].
 
     Returns:
       An operator on pytrees like ``params``.
@@ -165,7 +142,7 @@ def gradient_covariance(
         # A leaf, no constant: folded into the program, it is rounded otherwise at every use.
         weights = jnp.ones((checked.n,), trees.dtype(params))
     op = GradientCovariance(
-        params, batch, args, weights, followed, form, checked.n, bool(centered), axis_name,
-        precision, weighting.size_of(checked.weights),
+        params, batch, args, weights, followed, form, checked.n, axis_name, precision,
+        weighting.size_of(checked.weights), bool(centered),
     )  # fmt: skip
     return chunked(op, chunk_size)

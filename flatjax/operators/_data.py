@@ -8,7 +8,7 @@ import jax
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax.operators import _derivatives as derivatives
-from flatjax.operators import _weights as weighting
+from flatjax.operators import _weighting as weighting
 from flatjax.operators._arguments import matmul_precision
 from flatjax.operators._base import Operator, operator, static
 
@@ -40,11 +40,6 @@ class DataOperator(Operator):
         return self.example_weights.sum()
 
     @property
-    def way(self) -> derivatives.Way:
-        """How derivatives are taken, and how well."""
-        raise NotImplementedError
-
-    @property
     def scale(self) -> Any:
         """About the total weight of this device's examples: the denominator of their shares."""
         raise NotImplementedError
@@ -52,12 +47,16 @@ class DataOperator(Operator):
     @property
     def method(self) -> str:
         """How derivatives are taken: a fallback where the model lacks a forward-mode rule."""
-        return self.way.method
+        return derivatives.way_taken(self).method
 
     @property
     def relative_noise(self) -> float:
         """The relative error of a product to expect: rounding, or that of finite differences."""
-        return self.way.noise
+        return derivatives.way_taken(self).noise
+
+    def traced_way(self) -> derivatives.Way:
+        """How derivatives are taken, known once they are traced."""
+        return self.linear()[0].way
 
     @property
     def rule(self) -> Callable[..., Any]:
@@ -82,36 +81,25 @@ class DataOperator(Operator):
         raise NotImplementedError
 
     def part(self, start: Any, size: int, keep: jax.Array | None) -> "DataOperator":
-        """The operator over some of the examples.
+        """The operator over ``size`` examples from ``start`` on, which may be traced.
 
-        Args:
-          start: the first, an integer that may be traced.
-          size: how many.
-          keep: a factor for the weight of each, shape ``(size,)``, or ``None`` for one.
+        Their weights are multiplied by ``keep``, shape ``(size,)``, where it is given.
         """
         raise NotImplementedError
 
-    def linear(self) -> tuple[Callable[[Any], Any], Any]:
+    def linear(self) -> tuple[Any, Any]:
         """A linear map of the tangent and what else ``rule`` needs, at the params."""
         raise NotImplementedError
 
     def local_mean(self, v: Any) -> Any:
-        """The product of this device's examples: the sum of their terms with their [`shares`][].
-
-        Args:
-          v: the vector, as ``prepared`` gives it.
-        """
+        """The sum of the terms of this device's examples with their [`shares`][]; v is prepared."""
         linear, aux = self.linear()
         return self.rule(linear, aux, v, self.axis_name)
 
     def moments(self, v: Any) -> tuple[Any, jax.Array, Any]:
         """Of a centred covariance, ``local_mean`` centred by this device's own mean gradient.
 
-        Args:
-          v: the vector, as ``prepared`` gives it.
-
-        Returns:
-          The product; the inner product of the mean gradient with ``v``; the mean gradient.
+        Then the inner product of the mean gradient with ``v``, and the mean gradient.
         """
         linear, aux = self.linear()
         rule: Any = self.rule
@@ -158,10 +146,6 @@ class Linearized(DataOperator):
     dtypes: Any = static()
     axis_name: Any = static()  # type: ignore[assignment]
     precision: Any = static()  # type: ignore[assignment]
-
-    @property
-    def way(self):
-        return self.linear_map.way
 
     @property
     def structure(self):
@@ -212,8 +196,3 @@ def sliced_weights(
     if keep is None:
         return weights
     return weights * trees.per_row(keep, weights)
-
-
-def transpose(linear: Any, v: Any, cotangent: Any) -> Any:
-    """The transpose of a linear map of vectors like ``v``, applied to a cotangent."""
-    return linear.transpose(v, cotangent)

@@ -20,6 +20,7 @@ from flatjax.operators._differences import (
     central_difference,
     coarsest,
     dependence,
+    equations,
 )
 
 FORWARD_OVER_REVERSE = "forward-over-reverse"
@@ -121,17 +122,11 @@ class SymmetricVjp:
         return self.vjp(v)[0]
 
 
-def linear_map(fn: Callable[[Any], Any], params: Any) -> tuple[Way, Any, Any]:
-    """The value of ``fn`` and its Jacobian product.
+def linear_map(fn: Callable[[Any], Any], params: Any) -> tuple[Any, Any]:
+    """The value of a function of the params, and its Jacobian product.
 
-    Args:
-      fn: a function of the params.
-      params: where.
-
-    Returns:
-      How it is made, by ``"jvp"``, ``"double-vjp"`` or ``"central-difference"``; the value; and the
-      product, a pytree with a ``way`` that [`transpose`][flatjax.operators._data.transpose]
-      understands.
+    The product is a pytree with a ``transpose`` and its ``way``: ``"jvp"``, ``"double-vjp"`` or
+    ``"central-difference"``.
     """
     reverse = functools.cache(lambda: _reverse(fn, params))
 
@@ -157,8 +152,7 @@ def linear_map(fn: Callable[[Any], Any], params: Any) -> tuple[Way, Any, Any]:
         zeros = jax.tree.map(jnp.zeros_like, outputs)
         return outputs, DifferenceVjp(forward, vjp, zeros, tuple(backward.outputs), way)
 
-    outputs, linear = _first_that_traces(forward, double_vjp, difference)
-    return linear.way, outputs, linear
+    return _first_that_traces(forward, double_vjp, difference)
 
 
 def _reverse(fn, params):
@@ -170,17 +164,10 @@ def _reverse(fn, params):
 def hessian_product(
     fn: Callable[[Any], Any], params: Any, v: Any, *, like: Any = ()
 ) -> tuple[Way, Any]:
-    """The product of the Hessian of a scalar function, and how it was taken.
+    """How the product of the Hessian of a scalar function was taken, and the product.
 
-    Args:
-      fn: a scalar function of the params.
-      params: where.
-      v: the vector, in the params' dtypes.
-      like: what else the function depends on; asked whether this is being traced.
-
-    Returns:
-      The way, ``"forward-over-reverse"``, ``"reverse-over-reverse"`` or ``"central-difference"``;
-      and the product.
+    By ``"forward-over-reverse"``, ``"reverse-over-reverse"`` or ``"central-difference"``. ``v`` has
+    the params' dtypes; ``like``, what else the function depends on, is asked whether it is traced.
     """
     gradient, rounding = jax.grad(fn), coarsest(params)
 
@@ -197,22 +184,16 @@ def hessian_product(
     )
 
 
-def hessian_map(fn: Callable[[Any], Any], params: Any) -> tuple[Way, Any]:
-    """The linear map ``v -> H v`` with its residuals kept; central differences keep none.
+def hessian_map(fn: Callable[[Any], Any], params: Any) -> Any:
+    """The linear map ``v -> H v`` of a scalar function with its residuals kept, and its ``way``.
 
-    Args:
-      fn: a scalar function of the params.
-      params: where.
-
-    Returns:
-      The way, ``"forward-over-reverse"`` or ``"reverse-over-reverse"``; and the map.
+    By ``"forward-over-reverse"`` or ``"reverse-over-reverse"``; central differences keep none.
     """
     gradient, rounding = jax.grad(fn), coarsest(params)
-    linear = _first_that_traces(
+    return _first_that_traces(
         lambda: Jvp(_linearize(gradient, params)[1], Way(FORWARD_OVER_REVERSE, rounding)),
         lambda: SymmetricVjp(jax.vjp(gradient, params)[1], Way(REVERSE_OVER_REVERSE, rounding)),
     )
-    return linear.way, linear
 
 
 # Where a function with `jax.custom_vjp` has no forward-mode rule, JAX puts a placeholder of this
@@ -227,14 +208,14 @@ def _jvp(fn, params, v, like):
     if not loops.is_traced(params, v, like):
         return jax.jvp(fn, (params,), (v,))[1]
     product = jax.jit(lambda params, v: jax.jvp(fn, (params,), (v,))[1])
-    if _PLACEHOLDER in _primitives(product.trace(params, v).jaxpr.jaxpr):
+    if _has_placeholder(product.trace(params, v).jaxpr.jaxpr):
         raise TypeError(_NO_RULE)
     return product(params, v)
 
 
 def _linearize(fn, params):
     value, linear = jax.linearize(fn, params)
-    if _PLACEHOLDER in _primitives(_program(linear, params)):
+    if _has_placeholder(_program(linear, params)):
         raise TypeError(_NO_RULE)
     return value, linear
 
@@ -249,38 +230,26 @@ def _program(linear, params):
     return jax.make_jaxpr(linear)(params).jaxpr
 
 
-def _primitives(jaxpr: Any) -> set[str]:
-    names = set()
-    for equation in jaxpr.eqns:
-        names.add(equation.primitive.name)
-        for value in jax.tree.leaves(list(equation.params.values())):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                names |= _primitives(inner)
-    return names
+def _has_placeholder(jaxpr: Any) -> bool:
+    return any(equation.primitive.name == _PLACEHOLDER for equation in equations(jaxpr))
 
 
-def way_taken(probe: Callable[[Any], Way], op: Any) -> Way:
-    """The way that ``probe(op)`` reports, by abstract evaluation: nothing is computed.
+def way_taken(op: Any) -> Way:
+    """What ``op.traced_way()`` reports, by abstract evaluation: nothing is computed.
 
-    Args:
-      probe: a module-level function, because the answer is cached by it.
-      op: the operator; new values of the same shapes are not evaluated again.
-
-    Returns:
-      The way.
+    New values of the same shapes are not evaluated again.
     """
     leaves, treedef = jax.tree.flatten(op)
     shapes = (jax.typeof(leaf) for leaf in leaves)
-    return _way_taken(probe, treedef, tuple((a.shape, a.dtype) for a in shapes))
+    return _way_taken(treedef, tuple((a.shape, a.dtype) for a in shapes))
 
 
 @functools.lru_cache(maxsize=64)
-def _way_taken(probe, treedef, shapes):
+def _way_taken(treedef, shapes):
     ways = []
 
     def run(leaves):
-        ways.append(probe(jax.tree.unflatten(treedef, leaves)))
+        ways.append(jax.tree.unflatten(treedef, leaves).traced_way())
         return ()
 
     jax.eval_shape(run, [jax.ShapeDtypeStruct(*shape) for shape in shapes])

@@ -1,7 +1,7 @@
 """Central differences, for functions of the params that have no derivative of their own."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -70,15 +70,10 @@ class CentralDifference:
 
 
 def central_difference(fn: Callable[[Any], Any], params: Any) -> CentralDifference:
-    """The product with the Jacobian of a function, by central differences.
+    """The product with the Jacobian of a function of the params, by central differences: a pytree.
 
-    Args:
-      fn: a function of the params. It is given params in at least float32, or, where it does not
-        take those (a kernel for half precision alone), perturbed ones rounded to their own dtypes.
-      params: where.
-
-    Returns:
-      The map, a pytree.
+    The function is given params in at least float32, or, where it does not take those (a kernel for
+    half precision alone), perturbed ones rounded to their own dtypes.
     """
     wide = trees.cast(params, trees.structure_of(params))
     try:
@@ -110,6 +105,14 @@ def _eps(dtype) -> float:
     return float(jnp.finfo(dtype).eps) if jnp.issubdtype(dtype, jnp.floating) else 0.0
 
 
+def equations(jaxpr: Any) -> Iterator[Any]:
+    """All equations of a program, those of inner programs included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in core.jaxprs_in_params(equation.params):
+            yield from equations(getattr(inner, "jaxpr", inner))
+
+
 class Dependence:
     """What lies on the way from some inputs of a program to its outputs.
 
@@ -126,15 +129,10 @@ class Dependence:
 
 
 def dependence(jaxpr: Any, chosen: Sequence[bool]) -> Dependence:
-    """Follow the values that depend on the ``chosen`` inputs through a program.
+    """Follow the values that depend on the ``chosen`` inputs, one flag each, through a program.
 
-    Args:
-      jaxpr: the program.
-      chosen: one boolean an input.
-
-    Returns:
-      What was found. Where the inner programs of an operation do not match its inputs one by one
-      (loops, branches, kernels), all their values count.
+    Where the inner programs of an operation do not match its inputs one by one (loops, branches,
+    kernels), all their values count.
     """
     found = Dependence(len(jaxpr.outvars))
     marked = {id(v) for v, take in zip(jaxpr.invars, chosen, strict=True) if take}

@@ -21,8 +21,14 @@ from flatjax import losses
 from flatjax.losses._base import positions_shape
 from flatjax.losses._own import FunctionLoss, as_loss, follow_loss
 from flatjax.operators import _derivatives as derivatives
-from flatjax.operators import _weights as weighting
-from flatjax.operators._arguments import as_arrays, check_arguments, matmul_precision, split_batch
+from flatjax.operators import _weighting as weighting
+from flatjax.operators._arguments import (
+    as_arrays,
+    check_arguments,
+    check_output,
+    matmul_precision,
+    split_batch,
+)
 from flatjax.operators._base import operator, static
 from flatjax.operators._callables import first_examples, follow, for_examples, of_part
 from flatjax.operators._chunks import Chunked, chunked
@@ -63,7 +69,7 @@ class GaussNewton(DataOperator):
         return positions_shape(jax.ShapeDtypeStruct(*self.outputs))
 
     def rows(self, tree):
-        """A tree of targets with one leading row an example."""
+        """A tree of outputs or targets with one leading row an example."""
         return jax.tree.map(lambda a: self.loss.rows(a, self.positions), tree)
 
     @property
@@ -117,28 +123,11 @@ class GaussNewton(DataOperator):
     def restrict(self, selection):
         return of_part(self, "model_fn", selection)
 
-    @property
-    def way(self):
-        return derivatives.way_taken(_method, self)
-
-    def _linear_map(self):
-        params = collectives.varying(self.params, self.axis_name)
-
-        def outputs_fn(p):
-            return self.loss.rows(self.model(p), self.positions)
-
-        return derivatives.linear_map(outputs_fn, params)
-
     def linear(self):
-        _, outputs, linear = self._linear_map()
-        targets = self.draws
-        if targets is None:
-            targets = self.rows(self.targets)
+        params = collectives.varying(self.params, self.axis_name)
+        outputs, linear = derivatives.linear_map(lambda p: self.rows(self.model(p)), params)
+        targets = self.rows(self.targets) if self.draws is None else self.draws
         return linear, (outputs, targets, self.example_weights, self.scale)
-
-
-def _method(op):
-    return op._linear_map()[0]
 
 
 def _row_weights(loss, outputs, targets, weights):
@@ -197,9 +186,7 @@ def ggn(
         count, whatever it holds.
       axis_name: the mesh axis over which the batch is split, inside ``shard_map`` or ``pmap``.
       precision: matmul precision of the products; ``None`` leaves the caller's default.
-      chunk_size: examples per pass: the temporary memory of a product is that of one chunk, its
-        flops are those of the whole batch. The last chunk overlaps the one before it and counts
-        only what is left; ``linearize()`` keeps nothing. ``None`` for one pass.
+      chunk_size: examples per pass, ``None`` for one pass over all; see [`hessian`][].
 
     Returns:
       An operator on pytrees like ``params``.
@@ -268,9 +255,7 @@ def fisher(
       weights: per-example weights or a padding mask, as in [`ggn`][].
       axis_name: the mesh axis over which the batch is split, inside ``shard_map`` or ``pmap``.
       precision: matmul precision of the products; ``None`` leaves the caller's default.
-      chunk_size: examples per pass: the temporary memory of a product is that of one chunk, its
-        flops are those of the whole batch. The last chunk overlaps the one before it and counts
-        only what is left; ``linearize()`` keeps nothing. ``None`` for one pass.
+      chunk_size: examples per pass, ``None`` for one pass over all; see [`hessian`][].
 
     Returns:
       An operator on pytrees like ``params``.
@@ -355,11 +340,7 @@ def _gauss_newton(model_fn, loss, params, batch, args, weights, axis_name, preci
         model_fn, "model_fn", params, inputs, args, axis_name=axis_name, precision=precision
     )
     outputs = model_fn.out
-    if not hasattr(outputs, "shape") or not jnp.issubdtype(outputs.dtype, jnp.floating):
-        raise TypeError(
-            f"model_fn must return one real floating array, got {outputs}: drop model state and "
-            "auxiliary outputs."
-        )
+    check_output("model_fn", outputs)
     if outputs.shape[:1] != (checked.n,):
         raise ValueError(
             f"model_fn must return one row an example, leading axis {checked.n}, got shape "

@@ -11,7 +11,7 @@ from flatjax import _collectives as collectives
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax.operators import _terms as terms
-from flatjax.operators import _weights as weighting
+from flatjax.operators import _weighting as weighting
 from flatjax.operators._arguments import matmul_precision
 from flatjax.operators._chunks import chunked, local_sum
 from flatjax.operators._covariance import gradient_covariance
@@ -100,7 +100,7 @@ def prepared(loss_fn, params, batch, args, centered, weights, axis_name, chunk_s
         )
     size = op.examples if parts is op else chunk_size
     op = op.for_chunks(size)
-    return op, _mean_gradient(op, size) if centered else None, size
+    return op, _mean_gradient(op, size) if centered else trees.zeros(op.structure), size
 
 
 def _mean_gradient(op, size):
@@ -171,13 +171,10 @@ def _rows(op, mean, start, size):
     scale = jnp.sqrt(weights / collectives.total(op.weight, op.axis_name).astype(weights.dtype))
 
     def leaf(g, m):
-        g = g if m is None else g - m[None]
-        g = g.reshape(size, -1)
+        g = (g - m[None]).reshape(size, -1)
         return g * scale[:, None].astype(g.dtype)
 
-    means = jax.tree.map(lambda _: None, gradients) if mean is None else mean
-    leaves = jax.tree.leaves(means, is_leaf=lambda a: a is None)
-    return [leaf(g, m) for g, m in zip(jax.tree.leaves(gradients), leaves, strict=True)]
+    return jax.tree.leaves(jax.tree.map(leaf, gradients, mean))
 
 
 def _dot(a, b):

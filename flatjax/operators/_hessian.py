@@ -9,11 +9,11 @@ from flatjax import _collectives as collectives
 from flatjax import losses
 from flatjax.operators import _derivatives as derivatives
 from flatjax.operators._arguments import as_arrays, check_arguments
-from flatjax.operators._base import operator, static
+from flatjax.operators._base import operator
 from flatjax.operators._callables import follow
 from flatjax.operators._chunks import Chunked, chunked
 from flatjax.operators._terms import LossOperator, form_of
-from flatjax.operators._weights import size_of, with_copies
+from flatjax.operators._weighting import size_of, with_copies
 
 
 @operator
@@ -29,28 +29,16 @@ class HessianProduct:
 class Hessian(LossOperator):
     """The Hessian of a mean loss; made by [`hessian`][]."""
 
-    params: Any
-    batch: Any
-    args: tuple
-    weights: jax.Array | None
-    loss_fn: Any
-    form: Any = static()
-    n: Any = static()
-    axis_name: Any = static(default=None)
-    precision: Any = static(default="highest")
-    weight_size: Any = None
-
     @property
     def rule(self):
         return HessianProduct()
 
-    @property
-    def way(self):
-        return derivatives.way_taken(_method, self)
+    def traced_way(self):
+        return self._product(self.params)[0]
 
     def linear(self):
         params = collectives.varying(self.params, self.axis_name)
-        return derivatives.hessian_map(self.local_loss, params)[1], ()
+        return derivatives.hessian_map(self.local_loss, params), ()
 
     def linearize(self):
         try:
@@ -67,10 +55,6 @@ class Hessian(LossOperator):
     def _product(self, v):
         params = collectives.varying(self.params, self.axis_name)
         return derivatives.hessian_product(self.local_loss, params, v, like=self)
-
-
-def _method(op):
-    return op._product(op.params)[0]
 
 
 def hessian(

@@ -11,7 +11,7 @@ from jax.typing import ArrayLike
 from flatjax import _checks as checks
 from flatjax import _loops as loops
 from flatjax import _trees as trees
-from flatjax.operators._base import Operator, as_operator, operator, static
+from flatjax.operators._base import Modified, Operator, as_operator, operator, static
 
 _CHECK_EVERY = 8  # iterations between two looks at the residual, when driven from the host
 
@@ -50,7 +50,7 @@ class _State(NamedTuple):
 
 
 @operator
-class Inverse(Operator):
+class Inverse(Modified):
     """``(A + damping I)^-1`` by conjugate gradients; made by [`inverse`][]."""
 
     op: Operator
@@ -64,17 +64,8 @@ class Inverse(Operator):
         # Eager products drive compiled steps from the host; traced ones are a loop on the device.
         return True
 
-    @property
-    def structure(self):
-        return self.op.structure
-
     def mv(self, v):
         return self.solve(v).x
-
-    def linearize(self):
-        return Inverse(
-            self.op.linearize(), self.damping, self.tol, self.preconditioner, self.max_iters
-        )
 
     def solve(self, v: Any) -> Solution:
         """The product with ``v``, with its certificate.

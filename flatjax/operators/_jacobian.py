@@ -1,22 +1,17 @@
 """The Jacobian of a model's outputs, its transpose, and the neural tangent kernel."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.flatten_util import ravel_pytree
 
 from flatjax import _trees as trees
 from flatjax.operators import _derivatives as derivatives
 from flatjax.operators._arguments import as_arrays, check_arguments, matmul_precision
-from flatjax.operators._base import Operator, operator, static
+from flatjax.operators._base import DENSE_LIMIT, Operator, dense_columns, operator, static
 from flatjax.operators._callables import follow
-from flatjax.operators._data import transpose
-
-_ROWS = 64  # rows of to_dense evaluated at once
-_DENSE_LIMIT = 20_000
 
 
 @operator
@@ -51,12 +46,12 @@ class Jacobian:
     @property
     def method(self) -> str:
         """``"jvp"``, or what takes its place where the model has no forward-mode rule."""
-        return derivatives.way_taken(_way, self).method
+        return derivatives.way_taken(self).method
 
     @property
     def relative_noise(self) -> float:
         """The relative error of ``J v`` to expect: rounding, or that of finite differences."""
-        return derivatives.way_taken(_way, self).noise
+        return derivatives.way_taken(self).noise
 
     @property
     def T(self) -> "JacobianTranspose":
@@ -67,15 +62,15 @@ class Jacobian:
         """``J v`` by forward mode: about one forward pass."""
         trees.check(v, self.structure)
         with matmul_precision(self.precision):
-            linear = self._linear_map()[1]
-            return trees.cast(linear(trees.cast(v, self.params)), self.output_structure)
+            product = self._linear_map()(trees.cast(v, self.params))
+            return trees.cast(product, self.output_structure)
 
     def rmv(self, u: Any) -> Any:
         """``J^T u`` by reverse mode: about one gradient."""
         trees.check(u, self.output_structure, "u")
         with matmul_precision(self.precision):
             if self.kept is not None:
-                product = transpose(self.kept, self.params, self._cotangent(u))
+                product = self.kept.transpose(self.params, self._cotangent(u))
             else:
                 outputs, vjp = jax.vjp(self._outputs, self.params)
                 product = vjp(trees.cast(u, outputs))[0]
@@ -85,14 +80,14 @@ class Jacobian:
         """``J J^T u`` on one primal pass."""
         trees.check(u, self.output_structure, "u")
         with matmul_precision(self.precision):
-            linear = self._linear_map()[1]
-            v = transpose(linear, self.params, self._cotangent(u))
+            linear = self._linear_map()
+            v = linear.transpose(self.params, self._cotangent(u))
             return trees.cast(linear(v), self.output_structure)
 
     def linearize(self) -> "Jacobian":
         """The same Jacobian with the residuals of the primal pass kept."""
-        kept = _linear_map(self) if self.kept is None else self.kept
-        return Jacobian(self.params, self.inputs, self.args, kept, self.model_fn, self.precision)
+        this: Any = self  # a dataclass, to `operator`
+        return self if self.kept is not None else dataclasses.replace(this, kept=_linear_map(self))
 
     def to_dense(self) -> jax.Array:
         """The dense matrix, shape ``(outputs, params)``, both raveled by ``ravel_pytree``.
@@ -103,17 +98,12 @@ class Jacobian:
         Raises:
           ValueError: beyond 20,000 rows or columns.
         """
-        if max(self.shape) > _DENSE_LIMIT:
+        if max(self.shape) > DENSE_LIMIT:
             raise ValueError(
-                f"a dense Jacobian of shape {self.shape} is refused beyond {_DENSE_LIMIT:,}; use "
+                f"a dense Jacobian of shape {self.shape} is refused beyond {DENSE_LIMIT:,}; use "
                 "its products."
             )
-        dtype, eye = trees.dtype(self.output_structure), np.eye(self.shape[0])
-        blocks = [
-            _dense_rows(self, jnp.asarray(eye[i : i + _ROWS], dtype))
-            for i in range(0, len(eye), _ROWS)
-        ]
-        return jnp.concatenate(blocks)
+        return dense_columns(self.T)
 
     def __matmul__(self, v: Any) -> Any:
         """``J v``, compiled."""
@@ -129,12 +119,14 @@ class Jacobian:
     def _cotangent(self, u):
         return trees.cast(u, jax.eval_shape(self._outputs, self.params))
 
+    def traced_way(self) -> derivatives.Way:
+        """How derivatives are taken, known once they are traced."""
+        return self._linear_map().way
+
     def _linear_map(self):
-        """How it is made, and the map."""
         if self.kept is not None:
-            return self.kept.way, self.kept
-        way, _, linear = derivatives.linear_map(self._outputs, self.params)
-        return way, linear
+            return self.kept
+        return derivatives.linear_map(self._outputs, self.params)[1]
 
 
 @operator
@@ -189,17 +181,7 @@ def _product(op, v):
 @jax.jit
 def _linear_map(op):
     with matmul_precision(op.precision):
-        return op._linear_map()[1]
-
-
-@jax.jit
-def _dense_rows(op, rows):
-    unravel = ravel_pytree(trees.zeros(op.output_structure))[1]
-    return jax.vmap(lambda row: ravel_pytree(op.rmv(unravel(row)))[0])(rows)
-
-
-def _way(op):
-    return op._linear_map()[0]
+        return op._linear_map()
 
 
 @operator

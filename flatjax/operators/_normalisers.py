@@ -1,6 +1,6 @@
 """Whether a loss that returns a plain scalar returns the mean over its examples."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import numpy as np
 
 from flatjax import _loops as loops
 from flatjax.operators._arguments import matmul_precision
+from flatjax.operators._differences import equations
 from flatjax.operators._terms import MEAN
 
 _MOST = 16  # examples looked at
@@ -20,11 +21,7 @@ def check_operators(first: Any, last: Any) -> None:
     Takes a few examples from each, and compares their loss with those of their halves: the user's
     function is called eagerly, five times, on at most 16 examples, and traced once. Nothing is
     looked at where there are fewer than two examples, where it returns no plain scalar, or under
-    tracing.
-
-    Args:
-      first: an operator over a batch.
-      last: another one, or the same.
+    tracing. The two operators may be one.
 
     Raises:
       ValueError: naming ``Mean``.
@@ -47,12 +44,7 @@ def check_operators(first: Any, last: Any) -> None:
 def check_mean(fn: Callable[[Any], Any], batch: Any) -> None:
     """Raise unless the loss of a batch is the mean of the losses of its halves.
 
-    Args:
-      fn: the loss as a function of the batch, a scalar.
-      batch: at least two examples; both the first half and every other example make a half.
-
-    Raises:
-      ValueError: naming ``Mean``.
+    Both the first half and every other example make a half.
     """
     n = jax.tree.leaves(batch)[0].shape[0]
     try:
@@ -110,21 +102,12 @@ def _tolerance(fn: Callable[[Any], Any], batch: Any) -> float:
     terms of ten times its size cancel. A mean over the tokens of sequences of unequal lengths is
     off by percents.
     """
+    jaxpr = jax.make_jaxpr(fn)(batch).jaxpr
+    made = (v for equation in equations(jaxpr) for v in equation.outvars)
     lowest = 0.0
-    for dtype in _dtypes(jax.make_jaxpr(fn)(batch).jaxpr):
+    for variable in (*jaxpr.invars, *jaxpr.constvars, *made):
+        dtype: Any = getattr(variable.aval, "dtype", None)
         if jnp.issubdtype(dtype, jnp.floating):
             eps = float(jnp.finfo(dtype).eps)
             lowest = max(lowest, 1000 * eps if eps < 1e-5 else 4 * eps)
     return lowest
-
-
-def _dtypes(jaxpr: Any) -> Iterator[Any]:
-    for variable in (*jaxpr.invars, *jaxpr.constvars):
-        yield getattr(variable.aval, "dtype", None)
-    for equation in jaxpr.eqns:
-        for variable in equation.outvars:
-            yield getattr(variable.aval, "dtype", None)
-        for value in jax.tree.leaves(list(equation.params.values())):
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                yield from _dtypes(inner)

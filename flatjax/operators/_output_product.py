@@ -8,9 +8,8 @@ import jax
 from flatjax import _functions as functions
 from flatjax import _trees as trees
 from flatjax import losses
-from flatjax.operators import _weights as weighting
+from flatjax.operators import _weighting as weighting
 from flatjax.operators._base import operator, static
-from flatjax.operators._data import transpose
 
 
 @operator
@@ -46,7 +45,7 @@ class OutputProduct:
             return (wide * trees.per_row(factors, wide)).astype(a.dtype)
 
         scaled = weighting.where_rows(counted, jax.tree.map(leaf, product))
-        return transpose(linear, v, scaled)
+        return linear.transpose(v, scaled)
 
 
 def loss_of(held: Any) -> losses.OutputLoss:

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 
 from flatjax import _loops as loops
 from flatjax import _trees as trees
-from flatjax.operators._base import Operator, as_operator, operator
+from flatjax.operators._base import Modified, Operator, as_operator, operator
 
 
 @operator
-class Preconditioned(Operator):
+class Preconditioned(Modified):
     """``D^-1/2 A D^-1/2``; made by [`preconditioned`][].
 
     Attributes:
@@ -22,20 +22,9 @@ class Preconditioned(Operator):
     op: Operator
     inverse_root: Any
 
-    @property
-    def host_driven(self):
-        return self.op.host_driven
-
-    @property
-    def structure(self):
-        return self.op.structure
-
     def mv(self, v):
         trees.check(v, self.structure)
         return self._scaled(self.op.mv(self._scaled(v)))
-
-    def linearize(self):
-        return Preconditioned(self.op.linearize(), self.inverse_root)
 
     def restrict(self, selection):
         return Preconditioned(self.op.restrict(selection), selection.select(self.inverse_root))

@@ -11,7 +11,7 @@ from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax.operators import _normalisers as normalisers
 from flatjax.operators import _sums as sums
-from flatjax.operators import _weights as weighting
+from flatjax.operators import _weighting as weighting
 from flatjax.operators._base import Operator
 from flatjax.operators._data import DataOperator
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
-from flatjax.operators import _weights as weights
+from flatjax.operators import _weighting as weighting
 from flatjax.operators._arguments import matmul_precision
 from flatjax.operators._base import operator
 
@@ -54,7 +54,7 @@ def of(op: Any, v: Any) -> Sums:
         else:
             mean = op.local_mean(v)
     total = trees.scale(op.scale, trees.cast(mean, op.structure))
-    total, slope, gradient = weights.where_any(w, (total, slope, gradient))
+    total, slope, gradient = weighting.where_any(w, (total, slope, gradient))
     sums = Sums(total, weight.astype(dtype), slope, gradient)
     return collectives.varying(sums, op.axis_name)
 

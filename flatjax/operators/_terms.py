@@ -10,8 +10,9 @@ import jax.numpy as jnp
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax.losses import Mean
-from flatjax.operators import _weights as weighting
-from flatjax.operators._arguments import Checked
+from flatjax.operators import _weighting as weighting
+from flatjax.operators._arguments import Checked, check_output
+from flatjax.operators._base import operator, static
 from flatjax.operators._callables import for_examples, of_part
 from flatjax.operators._data import DataOperator, sliced, sliced_weights
 
@@ -20,15 +21,10 @@ MEAN, LOSSES, SCALARS, ROWS = "mean", "losses", "Mean", "Mean of rows"
 
 
 def as_terms(out: Any, weights: Any = None, n: int | None = None) -> tuple[Any, Any]:
-    """Losses and weights whose weighted mean is the loss, both of shape ``(k,)``.
+    """Losses in at least float32 and weights whose weighted mean is the loss, of shape ``(k,)``.
 
-    Args:
-      out: what the loss function returned: a scalar, one loss an example, or a ``Mean``.
-      weights: per-example weights, or ``None``.
-      n: the number of examples, by which a scalar counts.
-
-    Returns:
-      The losses in at least float32, and their weights, which are constants of any derivative.
+    The weights are constants of any derivative. ``out`` is what the loss function returned: a
+    scalar, which counts by ``n`` examples, one loss an example, or a ``Mean``.
     """
     if isinstance(out, Mean):
         total = weighting.at_least_float32(jnp.atleast_1d(out.total))
@@ -42,14 +38,7 @@ def as_terms(out: Any, weights: Any = None, n: int | None = None) -> tuple[Any, 
 
 
 def of_one(loss_fn: Callable[..., Any], params: Any, example: Any, args: tuple) -> tuple[Any, Any]:
-    """The loss and the weight of a single example, from the loss of a batch of one.
-
-    Args:
-      loss_fn: the loss.
-      params: the params.
-      example: the example, without the leading axis.
-      args: the further arguments.
-    """
+    """The loss and the weight of a single example, which has no leading axis."""
     single = jax.tree.map(lambda a: a[None], example)
     losses, weights = as_terms(loss_fn(params, single, *args), None, 1)
     return losses[0], weights[0]
@@ -62,21 +51,23 @@ def gradient_of_one(
     return jax.grad(lambda p: of_one(loss_fn, p, example, args), has_aux=True)(params)
 
 
+@operator
 class LossOperator(DataOperator):
     """What operators of a loss function share: the call of it, and the weights of its terms.
 
-    Subclasses have the fields ``batch``, ``args``, ``weights``, ``loss_fn``, ``form``, ``n`` and
-    ``weight_size``. In ``batch`` the examples of weight zero are copies of one that counts, made by
-    the factory.
+    In ``batch`` the examples of weight zero are copies of one that counts, made by the factory.
     """
 
+    params: Any
     batch: Any
     args: tuple
     weights: jax.Array | None
     loss_fn: Any
-    form: str
-    n: int | None
-    weight_size: Any  # of `size_of`
+    form: Any = static()
+    n: Any = static()
+    axis_name: Any = static(default=None)
+    precision: Any = static(default="highest")
+    weight_size: Any = None  # of `size_of`
 
     @property
     def examples(self):
@@ -87,9 +78,8 @@ class LossOperator(DataOperator):
         return self.form in (LOSSES, ROWS)
 
     def part(self, start, size, keep):
-        op: Any = self  # a dataclass, as every subclass is
         return dataclasses.replace(
-            op,
+            self,
             batch=sliced(self.batch, start, size),
             weights=sliced_weights(self.weights, start, size, keep),
             n=size,
@@ -99,7 +89,7 @@ class LossOperator(DataOperator):
         """The operator with its function followed for chunks of this size, too."""
         params = collectives.varying(self.params, self.axis_name)
         fn = for_examples(self.loss_fn, params, self.batch, self.args, size, self.precision)
-        return dataclasses.replace(self, loss_fn=fn)  # type: ignore[type-var]
+        return dataclasses.replace(self, loss_fn=fn)
 
     def restrict(self, selection):
         return of_part(self, "loss_fn", selection)
@@ -154,18 +144,12 @@ def form_of(out: Any, checked: Checked, *, scalar_allowed: bool) -> str:
       checked: the outcome of ``check_arguments``.
       scalar_allowed: whether a mean loss will do.
 
-    Returns:
-      One of the forms.
-
     Raises:
       TypeError: if it is no real floating array.
       ValueError: for another shape, or weights beside a scalar loss.
     """
     total = _checked_mean(out, checked.n) if isinstance(out, Mean) else out
-    if not hasattr(total, "shape") or not jnp.issubdtype(total.dtype, jnp.floating):
-        raise TypeError(
-            f"loss_fn must return one real floating array, got {total}: drop auxiliary outputs."
-        )
+    check_output("loss_fn", total)
     if total.shape == ():
         if not scalar_allowed:
             raise ValueError(

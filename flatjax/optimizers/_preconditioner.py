@@ -1,6 +1,6 @@
 """Reading the preconditioner out of an optax state."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -12,8 +12,6 @@ from flatjax import _loops as loops
 from flatjax import _trees as trees
 
 Get = Callable[[str], Any]
-
-_MOMENTUM, _SCHEDULE = "TraceState", "ScaleByScheduleState"
 
 
 def preconditioner(
@@ -80,44 +78,37 @@ def preconditioner(
     given = {"b1": b1, "b2": b2, "decay": b2, "eps": eps, "eps_root": eps_root}
     given = {name: value for name, value in given.items() if value is not None}
     given["eps_in_sqrt"] = eps_in_sqrt
-    found = []
-    for state, injected in _walk(opt_state, {}, _READERS):
-        get = _getter(type(state).__name__, {**injected, **given})
-        found.append(_READERS[type(state).__name__](state, get))
-    if not found and params is None:
-        found = [_ones(state.trace) for state, _ in _walk(opt_state, {}, (_MOMENTUM,))]
-    return _merged(found, params)
+    found, momenta = [], []
+    for state, injected in _walk(opt_state, {"eps_root": 0.0}):
+        name = type(state).__name__
+        if name == "TraceState":
+            momenta.append(_ones(state.trace))
+        else:
+            found.append(_READERS[name](state, _getter(name, {**injected, **given})))
+    return _merged(found or momenta, params)
 
 
-def _walk(state: Any, injected: dict, names: Collection[str]) -> Iterator[tuple[Any, dict]]:
-    """Every state of a type so named, with the hyperparameters injected around it."""
+def _walk(state: Any, injected: dict) -> Iterator[tuple[Any, dict]]:
+    """Every state that says something of D, with the hyperparameters injected around it."""
     name = type(state).__name__
-    if name in names:
+    if name in _READERS or name == "TraceState":
         yield state, injected
-    elif isinstance(state, tuple) and hasattr(state, "_fields"):
-        known = (*_READERS, _MOMENTUM, _SCHEDULE)
-        if name.startswith(("ScaleBy", "Factored")) and name not in known:
-            raise TypeError(
-                f"{name} has no preconditioner that is known here: pass your own diagonal to "
-                "flatjax.preconditioned."
-            )
-        injected = {**injected, **getattr(state, "hyperparams", {})}
-        for child in state:
-            yield from _walk(child, injected, names)
-    elif isinstance(state, (tuple, list)):
-        for child in state:
-            yield from _walk(child, injected, names)
-    elif isinstance(state, dict):
-        for child in state.values():
-            yield from _walk(child, injected, names)
+        return
+    if name.startswith(("ScaleBy", "Factored")) and name != "ScaleByScheduleState":
+        raise TypeError(
+            f"{name} has no preconditioner that is known here: pass your own diagonal to "
+            "flatjax.preconditioned."
+        )
+    injected = {**injected, **getattr(state, "hyperparams", {})}
+    children = state.values() if isinstance(state, dict) else state
+    for child in children if isinstance(state, (tuple, list, dict)) else ():
+        yield from _walk(child, injected)
 
 
 def _getter(state_name: str, values: dict) -> Get:
     def get(name):
         if name in values:
             return values[name]
-        if name == "eps_root":
-            return 0.0
         raise ValueError(
             f"{state_name} does not hold {name}, and no inject_hyperparams around it does: pass "
             f"{'b2' if name == 'decay' else name}=, the value the optimiser was made with."
@@ -126,65 +117,48 @@ def _getter(state_name: str, values: dict) -> Get:
     return get
 
 
-def _count(state):
+def _correction(decay, state):
+    """The bias correction of a moment after the steps that were taken."""
     if not loops.is_traced(state.count) and int(state.count) == 0:
         raise ValueError("the optimiser has taken no step yet, so it has no preconditioner.")
-    return jnp.maximum(state.count, jnp.ones_like(state.count))
-
-
-def _correction(decay, count, dtype):
-    """``1 - decay**count``, also where ``decay`` is zero."""
-    return 1 - jnp.asarray(decay, dtype) ** count.astype(dtype)
+    return 1 - decay ** jnp.maximum(state.count, 1)
 
 
 def _leaves(fn, *moments):
-    """Map over the leaves of moments, in at least float32."""
+    """Map over the leaves of moments, in at least float32 whatever the hyperparameters are."""
 
     def leaf(*arrays):
         dtype = trees.compute_dtype(arrays[0].dtype)
-        return fn(dtype, *(a.astype(dtype) for a in arrays))
+        with jax.numpy_dtype_promotion("standard"):
+            return fn(*(a.astype(dtype) for a in arrays)).astype(dtype)
 
     return jax.tree.map(leaf, *moments)
 
 
 def _adam(state, get):
-    count, b1, b2, eps, root = _count(state), get("b1"), get("b2"), get("eps"), get("eps_root")
+    b1, b2, eps, root = get("b1"), get("b2"), get("eps"), get("eps_root")
+    if type(state).__name__ == "ScaleByBeliefState":
+        root = 0.0  # already in the moment that the state keeps
 
-    def leaf(dtype, nu):
-        corrected = nu / _correction(b2, count, dtype) + jnp.asarray(root, dtype)
-        return _correction(b1, count, dtype) * (jnp.sqrt(corrected) + jnp.asarray(eps, dtype))
+    def leaf(nu):
+        return _correction(b1, state) * (jnp.sqrt(nu / _correction(b2, state) + root) + eps)
 
     return _leaves(leaf, state.nu)
 
 
-def _belief(state, get):
-    # AdaBelief adds eps_root to the moment that the state keeps.
-    return _adam(state, lambda name: 0.0 if name == "eps_root" else get(name))
-
-
 def _amsgrad(state, get):
-    count, b1, eps, root = _count(state), get("b1"), get("eps"), get("eps_root")
-
-    def leaf(dtype, nu_max):
-        root_nu = jnp.sqrt(nu_max + jnp.asarray(root, dtype))
-        return _correction(b1, count, dtype) * (root_nu + jnp.asarray(eps, dtype))
-
-    return _leaves(leaf, state.nu_max)
-
-
-def _root(square, eps, inside):
-    eps = jnp.asarray(eps, square.dtype)
-    return jnp.sqrt(square + eps) if inside else jnp.sqrt(square) + eps
+    b1, eps, root = get("b1"), get("eps"), get("eps_root")
+    return _leaves(lambda nu: _correction(b1, state) * (jnp.sqrt(nu + root) + eps), state.nu_max)
 
 
 def _rms(state, get):
     eps, inside = get("eps"), get("eps_in_sqrt")
 
-    def leaf(dtype, nu, mu):
+    def leaf(nu, mu):
         if "count" in state._fields:  # every tuple has a *method* of that name
-            correction = _correction(get("decay"), _count(state), dtype)
-            nu, mu = nu / correction, mu / correction
-        return _root(nu - jnp.square(mu), eps, inside)
+            nu, mu = (a / _correction(get("decay"), state) for a in (nu, mu))
+        square = nu - mu**2
+        return jnp.sqrt(square + eps) if inside else jnp.sqrt(square) + eps
 
     mu = state.mu if "mu" in state._fields else jax.tree.map(jnp.zeros_like, state.nu)
     return _leaves(leaf, state.nu, mu)
@@ -192,11 +166,7 @@ def _rms(state, get):
 
 def _adagrad(state, get):
     eps = get("eps")
-
-    def leaf(dtype, total):
-        return jnp.where(total > 0, _root(total, eps, inside=True), jnp.asarray(jnp.inf, dtype))
-
-    return _leaves(leaf, state.sum_of_squares)
+    return _leaves(lambda s: jnp.where(s > 0, jnp.sqrt(s + eps), jnp.inf), state.sum_of_squares)
 
 
 # A reader turns a state into D; `MaskedNode`s have no leaves and so pass through. By name, because
@@ -204,7 +174,7 @@ def _adagrad(state, get):
 _READERS: dict[str, Callable[[Any, Get], Any]] = {
     "ScaleByAdamState": _adam,
     "ScaleByAmsgradState": _amsgrad,
-    "ScaleByBeliefState": _belief,
+    "ScaleByBeliefState": _adam,
     "ScaleByRmsState": _rms,
     "ScaleByRmsWithCountState": _rms,
     "ScaleByRStdDevState": _rms,
@@ -219,32 +189,24 @@ def _ones(tree):
 
 def _merged(found: list, params: Any) -> Any:
     """One tree out of the diagonals of groups of params."""
-    by_path: dict[str, Any] = {}
-    for diagonal in found:
-        for path, leaf in jax.tree_util.tree_leaves_with_path(diagonal):
-            name = jax.tree_util.keystr(path)
-            if name in by_path:
-                raise ValueError(f"two preconditioners act on params{name}: pass one state.")
-            by_path[name] = leaf
-    if params is not None:
-        ones = _ones(params)
-        covered = {jax.tree_util.keystr(p) for p, _ in jax.tree_util.tree_leaves_with_path(ones)}
-        if not set(by_path) <= covered:
+    if params is None:
+        if not found:
             raise ValueError(
-                f"the state has leaves that params lacks: {sorted(set(by_path) - covered)}."
+                "opt_state holds no statistics: for SGD without momentum pass params=, and its "
+                "preconditioner is 1."
             )
-        pick = lambda path, one: by_path.get(jax.tree_util.keystr(path), one)  # noqa: E731
-        return jax.tree_util.tree_map_with_path(pick, ones)
-    if not found:
-        raise ValueError(
-            "opt_state holds no statistics: for SGD without momentum pass params=, and its "
-            "preconditioner is 1."
-        )
-    masked = any(isinstance(n, optax.MaskedNode) for n in _nodes(found))
-    if len(found) > 1 or masked:
-        raise ValueError("the state covers a part of the params only: pass params=.")
-    return found[0]
-
-
-def _nodes(tree):
-    return jax.tree.leaves(tree, is_leaf=lambda a: isinstance(a, optax.MaskedNode))
+        is_masked = lambda a: isinstance(a, optax.MaskedNode)  # noqa: E731
+        if len(found) > 1 or any(map(is_masked, jax.tree.leaves(found, is_leaf=is_masked))):
+            raise ValueError("the state covers a part of the params only: pass params=.")
+        return found[0]
+    merged, treedef = jax.tree_util.tree_flatten_with_path(_ones(params))
+    by_path: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(found):
+        name = jax.tree_util.keystr(path[1:])
+        if name in by_path:
+            raise ValueError(f"two preconditioners act on params{name}: pass one state.")
+        by_path[name] = leaf
+    leaves = [by_path.pop(jax.tree_util.keystr(path), one) for path, one in merged]
+    if by_path:
+        raise ValueError(f"the state has leaves that params lacks: {sorted(by_path)}.")
+    return treedef.unflatten(leaves)

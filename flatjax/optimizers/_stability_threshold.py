@@ -47,7 +47,8 @@ def stability_threshold(
     for minibatches it is an upper bound.
 
     Args:
-      kind: the optimiser; also ``"sgd"``, ``"momentum"``, ``"polyak"``, ``"adamw"``, ``"amsgrad"``.
+      kind: the optimiser; also ``"sgd"``, ``"momentum"``, ``"polyak"``, ``"adamw"``, ``"amsgrad"``
+        and ``"nadamw"``.
       learning_rate: the step size $\eta$ of this moment; positive.
       momentum: $\beta$ of heavy ball, Nesterov, or RMSprop with momentum (default there 0).
       b1: $\beta_1$ of the Adam family.
@@ -76,13 +77,13 @@ def stability_threshold(
     if b1 is not None and kind not in _EMA:
         raise ValueError(f"{kind} has no b1=: pass momentum=, if it has momentum.")
     injected = _injected(opt_state)
-    default = 0.0 if kind == "rmsprop" else None
-    eta = _value("learning_rate", learning_rate, injected, None)
-    beta = 0.0
+    if kind == "rmsprop":
+        injected = {"momentum": 0.0, **injected}
+    eta, beta = _value("learning_rate", learning_rate, injected), 0.0
     if kind in _MOMENTUM:
-        beta = _value("momentum", momentum, injected, default)
+        beta = _value("momentum", momentum, injected)
     elif kind in _EMA:
-        beta = _value("b1", b1, injected, None)
+        beta = _value("b1", b1, injected)
     checks.check_scalar("learning_rate", eta, above=0)
     checks.check_scalar("momentum or b1", beta, minimum=0, below=1)
     checks.check_scalar("weight_decay", weight_decay, minimum=0)
@@ -102,8 +103,8 @@ def _injected(state: Any) -> dict:
     return found
 
 
-def _value(name, given, injected, default):
-    value = given if given is not None else injected.get(name, default)
+def _value(name, given, injected):
+    value = given if given is not None else injected.get(name)
     if value is None:
         raise ValueError(
             f"the threshold needs {name}: pass it, or an opt_state made with "

@@ -1,15 +1,14 @@
 """Whether an operator is one matrix: the same at every product, and whose fault it is if not."""
 
-import dataclasses
-import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flatjax import _fingerprints as fingerprints
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax.linalg.vectors import _probes as probes
@@ -27,22 +26,20 @@ _CAUSES = {
     "shuffle that drops the remainder): augment once and keep the batches, or fix the seeds.",
     "changing arguments": "params, model state or keys in *args differ between two constructions: "
     "make them once, outside of the function that makes the operator.",
+    "not finite": "a product has NaN or infinite entries.",
+    "run-to-run noise": "the compiled product differs from run to run: a host callback, or atomic "
+    "additions on a GPU (try XLA_FLAGS=--xla_gpu_deterministic_ops=true).",
+    "asymmetric product": "u.Av and v.Au differ: this is not a symmetric matrix, or its products "
+    "are noisy.",
     "unkeyed randomness": "two traces of the same function give two answers, so it draws random "
     "numbers when it is traced (dropout without a key, numpy.random, a stateful generator): pass a "
     "key through *args.",
-    "run-to-run noise": "the compiled product differs from run to run: a host callback, or atomic "
-    "additions on a GPU (try XLA_FLAGS=--xla_gpu_deterministic_ops=true).",
     "batch statistics": "the loss of an example depends on the others of its batch (batch "
     "normalisation in training mode, a mean over unmasked examples): chunks, streams and devices "
     "change the answer. Evaluate with frozen statistics, or use one batch.",
-    "asymmetric product": "u.Av and v.Au differ: this is not a symmetric matrix, or its products "
-    "are noisy.",
-    "not finite": "a product has NaN or infinite entries.",
+    "keyed randomness": "with its key fixed this is one matrix, but the draws of an example depend "
+    "on its place in the batch, so chunks, streams and devices change the answer.",
 }
-_KEYED = (
-    "keyed randomness: with its key fixed this is one matrix, but the draws of an example depend "
-    "on its place in the batch, so chunks, streams and devices change the answer."
-)
 
 
 class Determinism(NamedTuple):
@@ -112,118 +109,87 @@ def check_deterministic(
       >>> report.ok, report.causes[0][:18]
       (False, 'unkeyed randomness')
     """
-    found, notes = [], []
-    if isinstance(op, Stream):
-        found += _changes(op._operators, op._operators)
-        data = [next(iter(op._operators()))]
-    else:
-        if structure is not None:
-            op = as_operator(op, structure)
-        elif not isinstance(op, Operator):
-            if not callable(op):
-                raise TypeError(f"op must be an operator or make one, got {type(op).__name__}.")
-            made, again = op(), op()
-            if not isinstance(made, Operator):
-                raise TypeError(
-                    "op must be an operator, or a function without arguments that returns one; for "
-                    "a callable v -> A v pass structure=."
-                )
-            found += _changes(lambda: _data_operators(made), lambda: _data_operators(again))
-            op = made
-        data = list(_data_operators(op))
+    op, found = _made(op, structure)
     if loops.is_traced(op):
         raise TypeError("check_deterministic compares numbers: call it outside jit, vmap and grad.")
-    noise = max((part.relative_noise for part in data), default=0.0)
-    tolerance = max(rtol, 10 * noise)
+    data = _data_operators(op)
     repeat, symmetry = _products(op, jax.random.key(0) if key is None else key)
     if not np.isfinite([repeat, symmetry]).all():
         found.append("not finite")
     if repeat > rtol:  # two runs of one program: finite differences do not excuse it
         found.append("run-to-run noise")
-    if symmetry > tolerance:
+    if symmetry > max(rtol, 10 * max((part.relative_noise for part in data), default=0.0)):
         found.append("asymmetric product")
     trace_error = batch_error = float("nan")
+    notes = []
     for part in data:
-        trace_error, batch_error, tied = _function_errors(part, rtol)
+        trace_error, batch_error, placed = _function_errors(part, rtol)
         if trace_error > rtol:
             found.append("unkeyed randomness")
-        elif batch_error > rtol and tied:
-            notes.append(_KEYED)
         elif batch_error > rtol:
-            found.append("batch statistics")
-    causes = tuple(f"{name}: {_CAUSES[name]}" for name in dict.fromkeys(found))
-    return Determinism(
-        not causes, causes, tuple(dict.fromkeys(notes)), repeat, symmetry, trace_error, batch_error
+            notes.append("keyed randomness") if placed else found.append("batch statistics")
+    causes, notes = (
+        tuple(f"{name}: {_CAUSES[name]}" for name in dict.fromkeys(names))
+        for names in (found, notes)
     )
+    return Determinism(not causes, causes, notes, repeat, symmetry, trace_error, batch_error)
 
 
-def _data_operators(op: Operator) -> Iterator[DataOperator]:
-    """The operators over a batch inside of an operator, linearised ones left out."""
-    if isinstance(op, Linearized):
-        return
-    if isinstance(op, DataOperator):
-        yield op
-        return
+def _made(op: Any, structure: Any) -> tuple[Operator, list[str]]:
+    """The operator, and what differs between two passes or two constructions of it."""
     if isinstance(op, Stream):
-        yield next(iter(op._operators()))
-        return
-    if dataclasses.is_dataclass(op):
-        for field in dataclasses.fields(op):
-            value = getattr(op, field.name)
-            for child in value if isinstance(value, tuple) else (value,):
-                if isinstance(child, Operator):
-                    yield from _data_operators(child)
+        return op, _changes(op._operators(), op._operators())
+    if isinstance(op, Operator) or structure is not None:
+        return as_operator(op, structure), []
+    if not callable(op):
+        raise TypeError(f"op must be an operator or make one, got {type(op).__name__}.")
+    made, again = op(), op()
+    if not isinstance(made, Operator):
+        raise TypeError(
+            "op must be an operator, or a function without arguments that returns one; for "
+            "a callable v -> A v pass structure=."
+        )
+    return made, _changes(_data_operators(made), _data_operators(again))
 
 
-# What differs between two constructions of the same data.
+def _data_operators(op: Operator) -> list[Any]:
+    """The operators over a batch inside of an operator, linearised ones left out."""
+    parts = jax.tree.leaves(op, is_leaf=lambda a: isinstance(a, DataOperator))
+    parts = [next(iter(a._operators())) if isinstance(a, Stream) else a for a in parts]
+    return [a for a in parts if isinstance(a, DataOperator) and not isinstance(a, Linearized)]
 
 
-def _changes(first, second) -> list[str]:
-    pairs = [[_fingerprint(op) for op in make()] for make in (first, second)]
-    data, arguments = ([[f[i] for f in prints] for prints in pairs] for i in (0, 1))
+def _changes(*passes: Any) -> list[str]:
+    """What differs between two passes over the operators of the batches."""
+    before, after = ([_fingerprint(op) for op in ops] for ops in passes)
+    (data, arguments), (new_data, new_arguments) = (zip(*p, strict=True) for p in (before, after))
     found = []
-    if data[0] != data[1]:
-        examples = [Counter(example for batch in batches for example in batch) for batches in data]
+    if data != new_data:
+        examples = [Counter(e for batch in batches for e in batch) for batches in (data, new_data)]
         found.append("shuffled data" if examples[0] == examples[1] else "changing data")
-    if arguments[0] != arguments[1]:
+    if arguments != new_arguments:
         found.append("changing arguments")
     return found
 
 
-def _fingerprint(op: Any) -> tuple[list, list]:
-    """One digest an example, and one for every other leaf."""
-    fields = ("inputs", "targets") if isinstance(op, GaussNewton) else ("batch",)
-    leaves = [np.asarray(a) for name in fields for a in jax.tree.leaves(getattr(op, name))]
-    n = op.examples if leaves and op.examples else 0
-    examples = [_digest([leaf[i] for leaf in leaves]) for i in range(n)]
-    others = [op.params, op.args, getattr(op, "draws", None)]
-    return examples, [_digest([_bits(a)]) for a in jax.tree.leaves(others)]
-
-
-def _bits(leaf):
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    return np.asarray(leaf)
-
-
-def _digest(arrays) -> bytes:
-    state = hashlib.blake2b(digest_size=8)
-    for array in arrays:
-        state.update(np.ascontiguousarray(array).tobytes())
-    return state.digest()
-
-
-# Products and values.
+def _fingerprint(op: Any) -> tuple[list, Any]:
+    """A key for every example, and one for all other leaves."""
+    data = (op.inputs, op.targets) if isinstance(op, GaussNewton) else op.batch
+    leaves = [np.asarray(a) for a in jax.tree.leaves(data)]
+    count = op.examples if leaves and op.examples else 0
+    examples = [fingerprints.of_state([a[i] for a in leaves]) for i in range(count)]
+    others = jax.tree.leaves((op.params, op.args, getattr(op, "draws", None)))
+    return examples, fingerprints.of_state(others)
 
 
 def _products(op, key):
+    """The relative difference of two products, and the asymmetry."""
     u, v = (probes.probe(k, op.structure, "normal") for k in jax.random.split(key))
     apply = loops.product(op)
     first, second, other = apply(v), apply(v), apply(u)
-    repeat = _relative(second, first)
     gap = abs(float(trees.vdot(u, first)) - float(trees.vdot(v, other)))
     size = float(trees.norm(u)) * max(float(trees.norm(first)), float(trees.norm(other)))
-    return repeat, gap / size if size > 0 else gap
+    return _relative(second, first), gap / size if size > 0 else gap
 
 
 def _relative(actual, desired) -> float:
@@ -234,14 +200,15 @@ def _relative(actual, desired) -> float:
 
 def _function_errors(op, rtol):
     """The errors of a second trace and of halves, and whether values are tied to a place."""
-    function, data = _function(op)
-    if function is None:
+    gauss_newton = isinstance(op, GaussNewton)
+    followed, data = (op.model_fn, op.inputs) if gauss_newton else (op.loss_fn, op.batch)
+    fn, n = followed.original, op.examples
+    if fn is None:
         return float("nan"), float("nan"), False
-    n = op.examples
 
     def values(data):
         # A new function object, so that it is traced anew.
-        out = jax.jit(lambda data, op: function(op, data))(data, op)
+        out = jax.jit(lambda data, op: fn(op.params, data, *op.args))(data, op)
         if isinstance(out, Mean):  # its two parts on a last axis
             out = jnp.stack([out.total.astype(jnp.float32), out.weight.astype(jnp.float32)], -1)
         return out.astype(jnp.float32)
@@ -250,24 +217,13 @@ def _function_errors(op, rtol):
     trace_error = _relative(values(data), whole)
     if not n or n < 2:
         return trace_error, float("nan"), False
-    half = n // 2
-    parts = [values(sliced(data, 0, half)), values(sliced(data, half, n - half))]
-    rolled = values(jax.tree.map(lambda a: jnp.roll(a, 1, axis=0), data))
+    half, moved = n // 2, whole
+    first, second = values(sliced(data, 0, half)), values(sliced(data, half, n - half))
     if whole.ndim == 0:
-        halves = (half * parts[0] + (n - half) * parts[1]) / n
-        tied = _relative(rolled, whole) > rtol
+        halves = (half * first + (n - half) * second) / n
     elif getattr(op, "form", None) == SCALARS:
-        halves = parts[0] + parts[1]
-        tied = _relative(rolled, whole) > rtol
+        halves = first + second
     else:
-        halves = jnp.concatenate(parts)
-        tied = _relative(rolled, jnp.roll(whole, 1, axis=0)) > rtol
-    return trace_error, _relative(halves, whole), tied
-
-
-def _function(op):
-    """``function(op, data)``: what the user's function makes of every example, traced anew."""
-    gauss_newton = isinstance(op, GaussNewton)
-    followed, data = (op.model_fn, op.inputs) if gauss_newton else (op.loss_fn, op.batch)
-    fn = followed.original
-    return fn and (lambda o, data: fn(o.params, data, *o.args)), data
+        halves, moved = jnp.concatenate([first, second]), jnp.roll(whole, 1, axis=0)
+    rolled = values(jax.tree.map(lambda a: jnp.roll(a, 1, axis=0), data))
+    return trace_error, _relative(halves, whole), _relative(rolled, moved) > rtol

@@ -8,11 +8,10 @@ from typing import Any, NamedTuple
 import jax
 
 from flatjax import _checks as checks
-from flatjax import _trees as trees
 from flatjax.operators import _chunks as chunks
 from flatjax.operators._base import Operator
 from flatjax.operators._chunks import Chunked
-from flatjax.operators._data import DataOperator, Linearized
+from flatjax.operators._data import DataOperator
 
 _SHARE = 0.9  # of the free memory that a plan may fill; the allocator fragments the rest
 _TRIES = 6
@@ -21,25 +20,14 @@ _TRIES = 6
 class Plan(NamedTuple):
     """How to run the products of one operator within a budget; made by [`plan`][].
 
-    All sizes are bytes on one device, beside what the operator itself holds, as the compiler
-    reports them: temporary memory plus the result.
-
     Attributes:
       linearize: whether to keep the residuals of the primal pass (``op.linearize()``).
-      chunk_size: examples a chunk, or ``None`` for the whole batch at once.
+      chunk_size: examples per chunk, or ``None`` for the whole batch at once.
       probe_block: vectors whose products may be taken at once (``vmap`` over them).
       fits: whether the proposal stays within the budget; if not, it is the smallest there is.
-      peak_bytes: the memory of the proposal, with its block of vectors, without the reserve.
-      budget_bytes: the budget, and ``reserve_bytes`` of it are set aside.
-      reserve_bytes: the vectors that the caller keeps (``reserve_vectors``).
-      resident_bytes: the operator itself: params, batch, arguments.
-      vector_bytes: one vector like the params.
-      product_bytes: one product on the whole batch, recomputing the primal pass.
-      residual_bytes: the residuals that ``linearize()`` keeps; ``None`` if it keeps none.
-      linearize_bytes: the peak of ``linearize()`` itself, residuals included; or ``None``.
-      linear_product_bytes: one product with the residuals kept, beside them; or ``None``.
-      chunk_bytes: one product on a chunk of the proposed size; ``None`` without chunks.
-      programs: how many programs were compiled to find out.
+      peak_bytes: what the proposal needs on one device beside the operator itself, with its block
+        of vectors and without the reserve: temporary memory plus the result.
+      budget_bytes: the budget, the reserve included.
     """
 
     linearize: bool
@@ -48,25 +36,9 @@ class Plan(NamedTuple):
     fits: bool
     peak_bytes: int
     budget_bytes: int
-    reserve_bytes: int
-    resident_bytes: int
-    vector_bytes: int
-    product_bytes: int
-    residual_bytes: int | None
-    linearize_bytes: int | None
-    linear_product_bytes: int | None
-    chunk_bytes: int | None
-    programs: int
 
     def prepare(self, op: Operator) -> Operator:
-        """The operator as proposed: linearised, chunked, or as it is.
-
-        Args:
-          op: the operator that was planned, or one of the same shapes.
-
-        Returns:
-          The operator to hand to the estimators.
-        """
+        """The planned operator, or one of the same shapes: linearised, chunked, or as it is."""
         if self.linearize:
             return op.linearize()
         if self.chunk_size is not None and isinstance(op, DataOperator):
@@ -100,7 +72,7 @@ def plan(
       max_probes: the largest block of vectors to consider.
 
     Returns:
-      The proposal, with every number it was made from.
+      The proposal.
 
     Raises:
       TypeError: for a stream, whose batches are the caller's to choose.
@@ -118,174 +90,90 @@ def plan(
       >>> flatjax.plan(H, budget_bytes=200_000, max_probes=1).chunk_size < 512
       True
     """
-    if isinstance(op, Chunked):
-        op = op.op
+    op = op.op if isinstance(op, Chunked) else op
     if op.host_driven:
         raise TypeError(
             "a stream has no batch to plan for: plan the operator of one of its batches."
         )
-    if budget_bytes is not None:
-        checks.check_scalar("budget_bytes", budget_bytes, above=0)
+    budget = _free_bytes() if budget_bytes is None else budget_bytes
+    checks.check_scalar("budget_bytes", budget, above=0)
     checks.check_count("reserve_vectors", reserve_vectors, 0)
     checks.check_count("max_probes", max_probes)
-    compiler = _Compiler()
-    vector = sum(_bytes(leaf) for leaf in jax.tree.leaves(op.structure))
-    budget = free_bytes() if budget_bytes is None else budget_bytes
+    vector = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(op.structure))
     left = budget - reserve_vectors * vector
-    whole = functools.partial(compiler.product, op)
-    product = whole(1)
-    residual: Any = None
-    peak: Any = None
-    linear: Any = None
-    chunk_size = chunk = None
+    need, held, peak = functools.cache(functools.partial(_bytes_of_products, op)), 0, 0
+    linearize, chunk_size = False, None
     kept = jax.eval_shape(lambda op: op.linearize(), op)
-    if _keeps_anything(kept):
-        residual, peak = compiler.linearize(op)
-        linear = compiler.product(kept, 1)
-    linearize = residual is not None and max(peak, residual + linear) <= left
-    base, measure = 0, whole
-    if linearize:
-        base, measure = residual, functools.partial(compiler.product, kept)
-    elif product > left and isinstance(op, DataOperator) and op.examples:
-        chunk_size, chunk = _largest_chunk(compiler, op, left, product)
-        measure = functools.partial(compiler.chunk, op, chunk_size)
-    block, size = _largest_block(measure, left - base, max_probes)
-    total = max(base + size, peak) if linearize else base + size
-    return Plan(
-        linearize=linearize,
-        chunk_size=chunk_size,
-        probe_block=block,
-        fits=total <= left,
-        peak_bytes=total,
-        budget_bytes=budget,
-        reserve_bytes=reserve_vectors * vector,
-        resident_bytes=sum(_bytes(leaf) for leaf in jax.tree.leaves(op)),
-        vector_bytes=vector,
-        product_bytes=product,
-        residual_bytes=residual,
-        linearize_bytes=peak,
-        linear_product_bytes=linear,
-        chunk_bytes=chunk,
-        programs=compiler.count,
-    )
+    if jax.tree.structure(kept) != jax.tree.structure(op):  # something is kept
+        residuals, temporary = _memory(jax.jit(lambda op: op.linearize()), op)
+        linear = functools.cache(functools.partial(_bytes_of_products, kept))
+        linearize = residuals + max(temporary, linear(1)) <= left
+        if linearize:
+            need, held, peak = linear, residuals, residuals + temporary
+    if not linearize and need(1) > left and isinstance(op, DataOperator) and op.examples:
+        chunk_size, need = _largest_chunk(op, left, need(1))
+    block = _largest_block(need, left - held, max_probes)
+    peak = max(peak, held + need(block))
+    return Plan(linearize, chunk_size, block, peak <= left, peak, budget)
 
 
-class _Compiler:
-    """Compiles products without running them, and reads what they would need."""
+def _bytes_of_products(op: Any, count: int, size: int | None = None) -> int:
+    """Of a block of ``count`` vectors, on the whole batch or a chunk of ``size`` examples."""
 
-    def __init__(self):
-        self.count = 0
-        self._known: dict = {}
+    def one(op, v):
+        return op.mv(v) if size is None else chunks.local_sum(op, 0, v, size)
 
-    def product(self, op, probes):
-        return self._temporary(("product", type(op), probes), _block_product, op, probes)
-
-    def chunk(self, op, size, probes):
-        size = min(size, op.examples)
-        op = op.for_chunks(size)
-        return self._temporary(("chunk", size, probes), _block_chunk, op, probes, size)
-
-    def linearize(self, op):
-        """What is kept, and the peak while it is made."""
-        analysis = self._analysis(_linearize, op)
-        kept = analysis.output_size_in_bytes
-        return kept, kept + analysis.temp_size_in_bytes
-
-    def _temporary(self, key, fn, op, probes, *static):
-        if key not in self._known:
-            block = jax.tree.map(
-                lambda a: jax.ShapeDtypeStruct((probes, *a.shape), a.dtype), op.structure
-            )
-            analysis = self._analysis(fn, op, block, *static)
-            self._known[key] = analysis.temp_size_in_bytes + analysis.output_size_in_bytes
-        return self._known[key]
-
-    def _analysis(self, fn, *args):
-        self.count += 1
-        analysis = fn.lower(*args).compile().memory_analysis()
-        if analysis is None:
-            raise ValueError(f"the {jax.default_backend()} backend reports no memory analysis.")
-        return analysis
+    products = jax.vmap(one, in_axes=(None, 0)) if count > 1 else one
+    leading = (count,) if count > 1 else ()
+    block = jax.tree.map(lambda a: jax.ShapeDtypeStruct(leading + a.shape, a.dtype), op.structure)
+    return sum(_memory(jax.jit(products), op, block))
 
 
-@jax.jit
-def _linearize(op):
-    return op.linearize()
+def _memory(fn: Any, *args: Any) -> tuple[int, int]:
+    """The bytes of the result, and the temporary ones."""
+    analysis = fn.lower(*args).compile().memory_analysis()
+    if analysis is None:
+        raise ValueError(f"the {jax.default_backend()} backend reports no memory analysis.")
+    return analysis.output_size_in_bytes, analysis.temp_size_in_bytes
 
 
-@jax.jit
-def _block_product(op, block):
-    return _over_block(op.mv, block)
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def _block_chunk(op, block, size):
-    return _over_block(lambda v: chunks.local_sum(op, 0, v, size), block)
-
-
-def _over_block(fn: Callable[[Any], Any], block: Any) -> Any:
-    if jax.tree.leaves(block)[0].shape[0] == 1:
-        return fn(jax.tree.map(lambda a: a[0], block))
-    return jax.vmap(fn)(block)
-
-
-def _keeps_anything(op) -> bool:
-    """Whether linearisation changed anything inside of an operator."""
-    if isinstance(op, Linearized):
-        return True
-    children = jax.tree.leaves(list(vars(op).values()), is_leaf=lambda a: isinstance(a, Operator))
-    return any(isinstance(child, Operator) and _keeps_anything(child) for child in children)
-
-
-def _largest_chunk(compiler, op, left, whole) -> tuple[int, int]:
-    """A chunk that fits, about the largest, and its size; 1 if none does."""
-    n = op.examples
-    sizes = [n // d for d in range(1, n + 1) if n % d == 0] if not op.per_example else None
+def _largest_chunk(op: DataOperator, left: int, whole: int) -> tuple[int, Any]:
+    """A chunk that fits, about the largest, or 1; and the bytes of a block of vectors on it."""
+    n: Any = op.examples
 
     def allowed(size):
         size = max(1, min(int(size), n))
-        return size if sizes is None else max(s for s in sizes if s <= size)
+        return size if op.per_example else max(d for d in range(1, size + 1) if n % d == 0)
 
-    size = allowed(n * left / whole)
+    @functools.cache
+    def need(size, count):
+        return _bytes_of_products(op.for_chunks(size), count, size)
+
+    size = _shrunk(allowed(n * left / whole), lambda size: need(size, 1), left, allowed)
+    return size, functools.partial(need, size)
+
+
+def _largest_block(need: Callable[[int], int], left: int, most: int) -> int:
+    """The largest block of vectors that fits; 1 if two do not."""
+    if most == 1 or need(1) > left or need(2) > left:
+        return 1
+    guess = 2 + int((left - need(2)) / max(need(2) - need(1), 1))
+    return _shrunk(min(most, guess), need, left, int)
+
+
+def _shrunk(size, need, left, allowed) -> int:
+    """``size``, or what is left of it when it fits."""
     for _ in range(_TRIES):
-        need = compiler.chunk(op, size, 1)
-        if need <= left or size == 1:
-            return size, need
-        size = allowed(min(size - 1, 0.9 * size * left / need))
-    return 1, compiler.chunk(op, 1, 1)
+        if size == 1:
+            break
+        needed = need(size)
+        if needed <= left:
+            return size
+        size = allowed(max(1, min(size - 1, 0.9 * size * left / needed)))
+    return 1
 
 
-def _largest_block(measure, left, most) -> tuple[int, int]:
-    """The largest block of vectors that fits, and its size; 1 if two do not."""
-    one = measure(1)
-    if most == 1 or one > left:
-        return 1, one
-    two = measure(2)
-    if two > left:
-        return 1, one
-    block = min(most, 2 + int((left - two) / max(two - one, 1)))
-    for _ in range(_TRIES):
-        need = measure(block)
-        if need <= left or block == 1:
-            return block, need
-        block = max(1, min(block - 1, int(block * left / need * 0.95)))
-    return 1, one
-
-
-def free_bytes() -> int:
-    """90 % of the free memory of the first local device.
-
-    Returns:
-      The bytes.
-
-    Raises:
-      ValueError: if nobody reports it.
-
-    Example:
-      >>> from flatjax.preflight._plan import free_bytes
-      >>> free_bytes() > 0
-      True
-    """
+def _free_bytes() -> int:
     device = jax.local_devices()[0]
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
@@ -293,8 +181,3 @@ def free_bytes() -> int:
     if device.platform == "cpu" and hasattr(os, "sysconf"):
         return int(_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES"))
     raise ValueError(f"{device.device_kind} does not report its memory: pass budget_bytes=.")
-
-
-def _bytes(leaf) -> int:
-    dtype = leaf.dtype
-    return trees.size([leaf]) * (dtype.itemsize if hasattr(dtype, "itemsize") else 4)

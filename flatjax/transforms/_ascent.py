@@ -16,19 +16,10 @@ Mask = Any | Callable[[Tree], Any]
 
 
 def expand_mask(mask: Mask | None, params: Tree) -> Tree:
-    """The mask as a tree like ``params``: ``None`` selects all; a tree may be a prefix.
+    """The mask as a tree like ``params``, of booleans or boolean arrays.
 
-    Args:
-      mask: ``None``, a pytree of booleans (a prefix of ``params``; arrays select entries), or a
-        function of the params that returns one.
-      params: the params.
-
-    Returns:
-      A tree like ``params`` of booleans or boolean arrays.
-
-    Raises:
-      ValueError: if the mask is no prefix of ``params``.
-      TypeError: if a leaf is not boolean.
+    ``None`` selects all; else it is a pytree of booleans (a prefix of ``params``; arrays select
+    entries), or a function of the params that returns one.
     """
     if mask is None:
         return jax.tree.map(lambda _: True, params)

@@ -1,6 +1,5 @@
-"""Averages of the params along the trajectory: the tail of a chain, after the learning rate."""
+"""The moving average of the params, at the tail of a chain, and how every average is read."""
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +10,7 @@ from flatjax import _checks as checks
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.transforms import _base as base
-from flatjax.transforms._noise import normal_like
+from flatjax.transforms._swa import SWAGState, SWAState, params_after
 
 
 class EMAState(NamedTuple):
@@ -28,55 +27,14 @@ class EMAState(NamedTuple):
     weight: jax.Array
 
 
-class SWAState(NamedTuple):
-    """State of [`swa`][].
-
-    Attributes:
-      count: the number of updates.
-      collected: the number of params in the average.
-      average: the average, in at least float32.
-    """
-
-    count: jax.Array
-    collected: jax.Array
-    average: Tree
-
-
-class SWAGState(NamedTuple):
-    """State of [`swag`][].
-
-    Attributes:
-      count: the number of updates.
-      collected: the number of params in the moments.
-      average: the mean, in at least float32.
-      square: the mean of the centred squares (the diagonal variance).
-      deviations: the last ``rank`` deviations from the mean, a leading axis on every leaf; ``()``
-        for rank 0.
-    """
-
-    count: jax.Array
-    collected: jax.Array
-    average: Tree
-    square: Tree
-    deviations: Any
-
-
-def _next(name, updates, params):
-    """The params after this update, in at least float32."""
-    if params is None:
-        raise ValueError(f"{name} needs the params: call update(updates, state, params).")
-    after = optax.apply_updates(params, updates)
-    return trees.cast(after, trees.structure_of(params))
-
-
 def ema_params(
     decay: base.Scalar = 0.999, *, debias: bool = False, warmup: bool = False
 ) -> optax.GradientTransformationExtraArgs:
     r"""Exponential moving average of the params, at the tail of a chain.
 
-    After each update $\bar w \leftarrow d \bar w + (1 - d) w$ with the params $w$ as they will be
-    (Polyak & Juditsky 1992). Updates pass unchanged. Read the average with [`averaged_params`][].
-    It is kept in at least float32: in bfloat16 $(1 - d)(w - \bar w)$ would round away.
+    After each update $\bar w \leftarrow d \bar w + (1 - d) w$ with the params $w$ as they will be.
+    Updates pass unchanged. Read the average with [`averaged_params`][]. It is kept in at least
+    float32: in bfloat16 $(1 - d)(w - \bar w)$ would round away.
 
     ``optax.ema`` averages *updates*; this averages params. Must be the last transform of the chain:
     what comes after it is not seen.
@@ -100,179 +58,34 @@ def ema_params(
       >>> updates, state = tx.update(jnp.array(1.0), tx.init(w), w)
       >>> float(flatjax.averaged_params(state, optax.apply_updates(w, updates)))
       0.5
+
+    References:
+      Polyak and Juditsky, "Acceleration of Stochastic Approximation by Averaging", 1992.
     """
     checks.check_scalar("decay", decay, minimum=0.0, maximum=1.0, schedule=True)
 
     def init(params):
         zeros = trees.zeros(trees.structure_of(params))
-        start = zeros
-        if not debias and not _abstract(params):
-            start = base.copy_of(params)
-        return EMAState(base.start(), start, jnp.zeros((), trees.dtype(params)))
+        return EMAState(base.start(), zeros, jnp.zeros((), trees.dtype(params)))
 
     def update(updates, state, params=None, **extra):
         del extra
-        new = _next("ema_params", updates, params)
+        new = params_after("ema_params", updates, params)
         d = base.at(decay, state.count, state.weight.dtype)
         if warmup:
             t = state.count.astype(d.dtype)
             d = jnp.minimum(d, (1 + t) / (10 + t))
         old = state.average
         if not debias:
-            # The state may come from an abstract init; the first params are here in any case.
-            first = trees.cast(params, old)
-            old = jax.tree.map(lambda a, b: jnp.where(state.count == 0, b, a), old, first)
+            # An abstract init has no values; the first params are here in any case.
+            old = base.where(state.count == 0, trees.cast(params, old), old)
         average = base.combine(d, old, 1 - d, new)
-        weight, old_weight = jnp.ones_like(state.weight), jnp.ones_like(state.weight)
-        if debias:
-            weight, old_weight = d * state.weight + (1 - d), state.weight
-        finite = base.all_finite(new)
-        average, weight = base.where(finite, (average, weight), (old, old_weight))
-        return updates, EMAState(base.advance(state.count), average, weight)
+        old_weight = state.weight if debias else jnp.ones_like(state.weight)
+        weight = base.combine(d, old_weight, 1 - d, jnp.ones_like(d))
+        kept = base.if_finite(new, (average, weight), (old, old_weight))
+        return updates, EMAState(base.advance(state.count), *kept)
 
-    return base.with_extra_args(init, update)
-
-
-def _abstract(tree):
-    return any(isinstance(a, jax.ShapeDtypeStruct) for a in jax.tree.leaves(tree))
-
-
-def _due(count, start, every):
-    """Whether the update that makes ``count`` complete is collected."""
-    done = count - jnp.asarray(start, count.dtype)
-    return (done > 0) & (done % jnp.asarray(every, count.dtype) == 0)
-
-
-def swa(start: base.Number = 0, *, every: base.Number = 1) -> optax.GradientTransformationExtraArgs:
-    r"""Stochastic weight averaging, at the tail of a chain.
-
-    After update ``start`` + c, ``start`` + 2c, ... (c = ``every``) the params join an equally
-    weighted mean (Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better
-    Generalization"). Updates pass unchanged. Read the mean with [`averaged_params`][], and estimate
-    batch-norm statistics anew with [`reestimate_batch_statistics`][]: those along the way belong to
-    other params. Must be the last transform of the chain.
-
-    Args:
-      start: the number of updates before the averaging begins.
-      every: updates between two params of the mean, usually an epoch.
-
-    Returns:
-      An ``optax.GradientTransformationExtraArgs`` with state [`SWAState`][].
-
-    Raises:
-      ValueError: for ``start`` < 0, ``every`` < 1, or an update without params.
-
-    Example:
-      >>> import flatjax, jax.numpy as jnp, optax
-      >>> tx = optax.chain(optax.sgd(1.0), flatjax.swa())
-      >>> w, state = jnp.array(3.0), tx.init(jnp.array(3.0))
-      >>> for _ in range(2):
-      ...     updates, state = tx.update(jnp.array(1.0), state, w)
-      ...     w = optax.apply_updates(w, updates)
-      >>> float(flatjax.averaged_params(state, w))  # of 2 and 1
-      1.5
-    """
-    checks.check_scalar("start", start, minimum=0)
-    base.check_every(every)
-
-    def init(params):
-        return SWAState(base.start(), base.start(), trees.zeros(trees.structure_of(params)))
-
-    def update(updates, state, params=None, **extra):
-        del extra
-        new = _next("swa", updates, params)
-        count = base.advance(state.count)
-        due = _due(count, start, every) & base.all_finite(new)
-        collected = state.collected + due.astype(state.collected.dtype)
-        average = _towards(state.average, new, due, collected)
-        return updates, SWAState(count, collected, average)
-
-    return base.with_extra_args(init, update)
-
-
-def _towards(average, new, due, collected):
-    """The mean with one more member, where ``due``."""
-
-    def leaf(a, b):
-        moved = a + (b - a) / jnp.maximum(collected, 1).astype(a.dtype)
-        return jnp.where(due, moved, a)
-
-    return jax.tree.map(leaf, average, new)
-
-
-def swag(
-    start: base.Number = 0, *, every: base.Number = 1, rank: int = 20
-) -> optax.GradientTransformationExtraArgs:
-    r"""SWA-Gaussian: the mean and the covariance of the trajectory, at the tail of a chain.
-
-    Beside the mean of [`swa`][], the diagonal variance $\Sigma_d$ of the collected params and the
-    last K = ``rank`` deviations $D$ from the running mean (Maddox et al. 2019, "A Simple Baseline
-    for Bayesian Uncertainty in Deep Learning"). Draw params with [`swag_sample`][].
-
-    The variance is accumulated centred (Welford), not as the difference of two large means, which
-    cancels in float32.
-
-    Cost: 2 + K copies of the params. Must be the last transform of the chain.
-
-    Args:
-      start: the number of updates before the collection begins.
-      every: updates between two collected params.
-      rank: K; 0 for the diagonal alone.
-
-    Returns:
-      An ``optax.GradientTransformationExtraArgs`` with state [`SWAGState`][].
-
-    Raises:
-      ValueError: for ``start`` < 0, ``every`` < 1, a ``rank`` of 1 or less than 0, or an update
-        without params.
-
-    Example:
-      >>> import flatjax, jax.numpy as jnp, optax
-      >>> tx = optax.chain(optax.sgd(1.0), flatjax.swag(rank=2))
-      >>> w, state = jnp.array(3.0), tx.init(jnp.array(3.0))
-      >>> for _ in range(2):
-      ...     updates, state = tx.update(jnp.array(1.0), state, w)
-      ...     w = optax.apply_updates(w, updates)
-      >>> float(state[-1].square)  # the variance of 2 and 1
-      0.25
-    """
-    checks.check_scalar("start", start, minimum=0)
-    base.check_every(every)
-    columns = base.static_int("rank", rank, 20, minimum=0)
-    if columns == 1:
-        raise ValueError("rank must be 0 (diagonal) or at least 2, got 1.")
-
-    def init(params):
-        structure = trees.structure_of(params)
-        deviations = trees.zeros(structure, (columns,)) if columns else ()
-        return SWAGState(
-            base.start(), base.start(), trees.zeros(structure), trees.zeros(structure), deviations
-        )
-
-    def update(updates, state, params=None, **extra):
-        del extra
-        new = _next("swag", updates, params)
-        count = base.advance(state.count)
-        due = _due(count, start, every) & base.all_finite(new)
-        collected = state.collected + due.astype(state.collected.dtype)
-        average = _towards(state.average, new, due, collected)
-
-        def second(s, a, b, w):
-            members = jnp.maximum(collected, 1).astype(s.dtype)
-            return jnp.where(due, s + ((w - a) * (w - b) - s) / members, s)
-
-        square = jax.tree.map(second, state.square, state.average, average, new)
-        deviations = state.deviations
-        if columns:
-            slot = jnp.maximum(collected - 1, 0) % columns
-
-            def column(d, a, w):
-                return jnp.where(due, d.at[slot].set(w - a), d)
-
-            deviations = jax.tree.map(column, deviations, average, new)
-        return updates, SWAGState(count, collected, average, square, deviations)
-
-    return base.with_extra_args(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def averaged_params(state: Any, params: Tree) -> Tree:
@@ -304,49 +117,3 @@ def averaged_params(state: Any, params: Tree) -> Tree:
     else:
         some, average = found.collected > 0, found.average
     return jax.tree.map(lambda a, w: jnp.where(some, a.astype(w.dtype), w), average, params)
-
-
-def swag_sample(state: Any, params: Tree, *, key: jax.Array, scale: base.Number = 1.0) -> Tree:
-    r"""Params drawn from the Gaussian of [`swag`][].
-
-    $\bar w + s \left(\tfrac1{\sqrt2} \Sigma_d^{1/2} z_1 + \tfrac1{\sqrt{2 (K - 1)}} D z_2 \right)$
-    with standard normal $z_1, z_2$ and the $K$ deviations collected so far; with rank 0, $\bar w +
-    s\,\Sigma_d^{1/2} z_1$.
-
-    Args:
-      state: the state of [`swag`][], or of a chain that holds it.
-      params: params, for their dtypes.
-      key: a PRNG key.
-      scale: $s$.
-
-    Returns:
-      A pytree like ``params``.
-
-    Raises:
-      ValueError: if the state does not hold exactly one [`SWAGState`][].
-
-    Example:
-      >>> import flatjax, jax, jax.numpy as jnp
-      >>> tx = flatjax.swag(rank=2)
-      >>> w, state = jnp.zeros(2), tx.init(jnp.zeros(2))
-      >>> for update in (1.0, 2.0):
-      ...     _, state = tx.update(jnp.full(2, update), state, w)
-      >>> flatjax.swag_sample(state, w, key=jax.random.key(0)).shape
-      (2,)
-    """
-    found = base.find_state(state, SWAGState)
-    first, second = jax.random.split(key)
-    z = normal_like(first, found.average)
-    diagonal = jax.tree.map(lambda s, a: jnp.sqrt(s) * a, found.square, z)
-    if not isinstance(found.deviations, tuple) or found.deviations:
-        columns = jax.tree.leaves(found.deviations)[0].shape[0]
-        filled = jnp.minimum(found.collected, columns)
-        draw = jax.random.normal(second, (columns,), trees.dtype(found.average))
-        # Empty columns are zero; they only matter in the count.
-        draw = draw / jnp.sqrt(2.0 * jnp.maximum(filled - 1, 1)).astype(draw.dtype)
-        low = jax.tree.map(
-            lambda d: jnp.tensordot(draw.astype(d.dtype), d, 1, precision="highest"),
-            found.deviations,
-        )
-        diagonal = base.combine(1 / math.sqrt(2), diagonal, 1.0, low)
-    return trees.cast(base.combine(1.0, found.average, scale, diagonal), params)

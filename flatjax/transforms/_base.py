@@ -1,4 +1,4 @@
-"""What every transform shares: checks at the door, gradients of the caller's loss, schedules.
+"""What every transform shares: checks at the door, schedules, arithmetic on trees, states.
 
 Extra arguments of ``update`` have these names and no others: ``grad_fn(params)``,
 ``value_fn(params)``, ``batch``, ``args``. Unknown ones are ignored, as optax asks of contributed
@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from flatjax import _collectives as collectives
+from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 
@@ -20,10 +21,13 @@ Number = float | int | jax.Array
 Scalar = Number | optax.Schedule
 
 
-def static_int(name: str, value: Any, default: int, minimum: int = 1) -> int:
-    """A structural integer: it decides the shape of the program, so it cannot be traced."""
+def static_int(name: str, value: Any, minimum: int = 1) -> int:
+    """A structural integer: it decides the shape of the program, so it cannot be traced.
+
+    ``None`` stands for ``minimum``: ``optax.inject_hyperparams`` would trace a default of 1.
+    """
     if value is None:
-        return default
+        return minimum
     if isinstance(value, jax.core.Tracer):
         raise TypeError(
             f"{name} decides the shape of the program and cannot be traced: with "
@@ -38,7 +42,7 @@ def static_int(name: str, value: Any, default: int, minimum: int = 1) -> int:
 def check_every(every: Any) -> None:
     """Raise unless ``every`` is a positive integer (or traced)."""
     if not isinstance(every, jax.core.Tracer):
-        static_int("every", every, 1)
+        static_int("every", every)
 
 
 def always(every: Any) -> bool:
@@ -48,6 +52,20 @@ def always(every: Any) -> bool:
     traced to ``update``, and the state must not depend on which.
     """
     return isinstance(every, int) and every == 1
+
+
+def on_every(
+    every: Any, count: jax.Array, then: Callable[[], Tree], between: Callable[[], Tree]
+) -> Tree:
+    """``then()`` on the steps that ``every`` divides, else ``between()``; the other is skipped."""
+    if always(every):
+        return then()
+    return loops.cond(count % jnp.asarray(every, count.dtype) == 0, then, between)
+
+
+def keys_of_examples(key: jax.Array, n: int, axis_name: collectives.AxisName) -> jax.Array:
+    """A key for each of this device's ``n`` examples, the same on every number of devices."""
+    return jax.vmap(lambda i: jax.random.fold_in(key, i))(collectives.example_index(n, axis_name))
 
 
 def at(value: Scalar, count: jax.Array, dtype: Any) -> jax.Array:
@@ -74,7 +92,8 @@ def require_params(name: str, params: Tree) -> None:
         raise ValueError(
             f"{name} needs the whole params to evaluate the gradient, but stands inside "
             "optax.masked or optax.partition. Put it outside, at the head of the chain, and "
-            "choose the leaves with its own `mask` argument."
+            "choose the leaves of a perturbation with Ascent(mask=), those of a gradient penalty "
+            "with its `mask`."
         )
 
 
@@ -117,92 +136,6 @@ def check_not_explicit(name: str, batch: Tree) -> None:
         )
 
 
-def average(tree: Tree, axis_name: collectives.AxisName, weight: Any = None) -> Tree:
-    """The mean over the devices of the named axes, the tree itself without.
-
-    Args:
-      tree: this device's means.
-      axis_name: the axes, or ``None``.
-      weight: by what this device's means count; ``None``: as much as those of every other.
-
-    Returns:
-      The mean, the same on every device. What has weight zero does not count, whatever it is; the
-      mean of nothing that counts is no number.
-    """
-    if axis_name is None:
-        return tree
-    if weight is None:
-        return collectives.weighted_mean(tree, jnp.ones(()), axis_name)
-    return collectives.total(shares(tree, weight, collectives.total(weight, axis_name)), axis_name)
-
-
-def shares(tree: Tree, weight: jax.Array, total: jax.Array) -> Tree:
-    """``weight / total`` of a part's means, as its summand of the mean over all parts.
-
-    Args:
-      tree: the means of a part; with a ``weight`` of shape ``(k,)`` those of k parts, stacked.
-      weight: by what the part counts; where it is zero the summand is, whatever the mean.
-      total: the sum of the weights of all parts; where it is zero the summands are no numbers.
-
-    Returns:
-      The summands, multiplied in at least float32, in the dtypes of ``tree``.
-    """
-
-    def leaf(a):
-        dtype = trees.compute_dtype(a.dtype)
-        own = weight.reshape(weight.shape + (1,) * (a.ndim - weight.ndim))
-        share = own.astype(dtype) / total.astype(dtype)
-        return (jnp.where(own == 0, jnp.zeros_like(a), a).astype(dtype) * share).astype(a.dtype)
-
-    return jax.tree.map(leaf, tree)
-
-
-def mean_of_stacked(tree: Tree, weights: Any = None) -> Tree:
-    """The mean over a leading axis, by the weights of its entries or equally, in its dtypes."""
-    if weights is None:
-        return jax.tree.map(lambda a: a.mean(axis=0).astype(a.dtype), tree)
-    summands = shares(tree, weights, weights.sum())
-    return jax.tree.map(lambda a: a.sum(axis=0).astype(a.dtype), summands)
-
-
-def average_aux(tree: Tree, axis_name: collectives.AxisName, stacked: bool = False) -> Tree:
-    """The mean of floating leaves over devices, and over a leading axis if ``stacked``.
-
-    Integers (step counters) are expected to agree and keep their dtype; other leaves (booleans,
-    keys) are taken from the first part.
-    """
-
-    def leaf(a):
-        if not hasattr(a, "dtype") or not jnp.issubdtype(a.dtype, jnp.number):
-            return a[0] if stacked else a
-        if jnp.issubdtype(a.dtype, jnp.inexact):
-            return average(a.mean(axis=0) if stacked else a, axis_name)
-        a = a[0] if stacked else a
-        if axis_name is None:
-            return a
-        devices = collectives.total(jnp.ones((), a.dtype), axis_name)
-        return collectives.total(a, axis_name) // devices
-
-    return jax.tree.map(leaf, tree)
-
-
-def averaged(fn: Callable[[Tree], Tree], axis_name: collectives.AxisName) -> Callable[[Tree], Tree]:
-    """The global mean of a function of the params that is local to each device."""
-    return weighed(lambda params: (fn(params), None), axis_name)
-
-
-def weighed(
-    fn: Callable[[Tree], tuple[Tree, Any]], axis_name: collectives.AxisName
-) -> Callable[[Tree], Tree]:
-    """The same for a function that returns the weight of its means beside them."""
-
-    def mean(params):
-        tree, weight = fn(collectives.varying(params, axis_name))
-        return average(tree, axis_name, weight)
-
-    return mean
-
-
 def all_finite(tree: Tree) -> jax.Array:
     """Whether every entry of every leaf is finite."""
     flags = [jnp.isfinite(a).all() for a in jax.tree.leaves(tree)]
@@ -212,6 +145,14 @@ def all_finite(tree: Tree) -> jax.Array:
 def where(flag: jax.Array, new: Tree, old: Tree) -> Tree:
     """One of two trees of the same structure and dtypes."""
     return jax.tree.map(lambda a, b: jnp.where(flag, a, b), new, old)
+
+
+def if_finite(seen: Tree, new: Tree, old: Tree) -> Tree:
+    """``new`` if all that was seen is finite, else ``old``: what a state keeps.
+
+    What is not finite shows in the update all the same, for ``optax.apply_if_finite`` to see.
+    """
+    return where(all_finite(seen), new, old)
 
 
 def combine(a: Any, x: Tree, b: Any, y: Tree) -> Tree:
@@ -235,26 +176,13 @@ def scaled(a: Any, x: Tree) -> Tree:
     return jax.tree.map(leaf, x)
 
 
-def copy_of(tree: Tree) -> Tree:
-    """A tree of the same values in at least float32, in buffers of its own.
-
-    State that shares a buffer with the params cannot be donated beside them.
-    """
-    return jax.tree.map(lambda a: jnp.array(a, dtype=trees.compute_dtype(a.dtype), copy=True), tree)
-
-
 def zeros_like(tree: Tree) -> Tree:
     """Zeros of the shapes and dtypes of ``tree``, which may hold ``ShapeDtypeStruct``."""
     return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), tree)
 
 
-def with_extra_args(init, update) -> optax.GradientTransformationExtraArgs:
-    """The transform of an ``init`` and an ``update``."""
-    return optax.GradientTransformationExtraArgs(init, update)
-
-
 def head_of_chain(init, update) -> optax.GradientTransformationExtraArgs:
-    """The same for a transform that evaluates the model.
+    """A transform that evaluates the model.
 
     Before ``optax.lookahead`` the params come in a pair, of which the fast ones are in training.
     """
@@ -265,7 +193,7 @@ def head_of_chain(init, update) -> optax.GradientTransformationExtraArgs:
     def on_fast(updates, state, params=None, **extra):
         return update(updates, state, fast(params), **extra)
 
-    return with_extra_args(lambda params: init(fast(params)), on_fast)
+    return optax.GradientTransformationExtraArgs(lambda params: init(fast(params)), on_fast)
 
 
 def find_state(state: Any, kind: type | tuple[type, ...]) -> Any:

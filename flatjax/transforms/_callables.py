@@ -15,7 +15,7 @@ from flatjax import _trees as trees
 from flatjax import losses
 from flatjax._trees import Tree
 from flatjax.losses._own import FunctionLoss
-from flatjax.operators import _weights as weighting
+from flatjax.operators import _weighting as weighting
 from flatjax.transforms import _prng as prng
 
 Gradient = Callable[[Tree], Tree]
@@ -83,18 +83,42 @@ def value_function(
     return value
 
 
-def mean_loss(loss_fn: Callable[..., Any]) -> Callable[..., tuple[jax.Array, Any]]:
-    """``loss_fn(params, ...)`` as a mean and its weight, see [`loss_and_weight`][]."""
-    called = explained("loss_fn", prng.cloning(loss_fn))
+def loss_and_aux(loss_fn: Callable[..., Any], has_aux: bool = False) -> Callable[..., Any]:
+    """``fn(params, args, kwargs) -> (loss, aux)`` of a loss function; no aux is ``None``."""
+    loss_fn = prng.cloning(loss_fn)
+    called = explained("loss_fn", lambda params, args, kwargs: loss_fn(params, *args, **kwargs))
 
-    def mean(params, batch, *args):
-        loss = called(params, batch, *args)
-        counted = counted_rows(loss, batch)
+    def call(params, args, kwargs):
+        out = called(params, args, kwargs)
+        return _pair(out) if has_aux else (out, None)
+
+    return call
+
+
+def mean_and_aux(fn: Callable[..., Any]) -> Callable[..., tuple[jax.Array, Any]]:
+    """``(params, args, kwargs) -> mean, (weight, aux)`` of a ``loss_and_aux``."""
+
+    def mean(params, args, kwargs):
+        loss, aux = fn(params, args, kwargs)
+        counted = counted_rows(loss, args[0]) if args else None
         if counted is not None:
-            loss = losses.Mean(called(params, counted, *args).total, loss.weight)
-        return loss_and_weight("loss_fn", loss)
+            again, aux = fn(params, (counted, *args[1:]), kwargs)
+            loss = losses.Mean(again.total, loss.weight)
+        value, weight = loss_and_weight("loss_fn", loss)
+        return value, (weight, aux)
 
     return mean
+
+
+def mean_loss(loss_fn: Callable[..., Any]) -> Callable[..., tuple[jax.Array, Any]]:
+    """``loss_fn(params, batch, *args)`` as a mean and its weight, see ``loss_and_weight``."""
+    mean = mean_and_aux(loss_and_aux(loss_fn))
+
+    def mean_and_weight(params, *args):
+        value, (weight, _) = mean(params, args, {})
+        return value, weight
+
+    return mean_and_weight
 
 
 def counted_rows(loss: Any, batch: Tree) -> Tree | None:
@@ -114,14 +138,9 @@ def counted_rows(loss: Any, batch: Tree) -> Tree | None:
 def loss_and_weight(what: str, loss: Any) -> tuple[jax.Array, Any]:
     """What a loss function returned, as a mean and by what it counts among those of other parts.
 
-    Args:
-      what: the function, for messages.
-      loss: a scalar, one loss an example, or a ``Mean``.
-
-    Returns:
-      The mean, a scalar, and its weight: that of a ``Mean``, a constant of any derivative in at
-      least float32, or ``None`` for a mean over examples, of which all parts have as many. The
-      mean of weight zero is no number.
+    The weight is that of a ``Mean``, a constant of any derivative in at least float32, or ``None``
+    for a scalar or one loss per example: of these all parts have as many. The mean of weight zero
+    is no number.
     """
     _check_loss(what, loss)
     if isinstance(loss, losses.Mean):
@@ -167,7 +186,7 @@ def _check_loss(what, loss):
         )
 
 
-def loss_and_aux(out: Any) -> tuple[Any, Any]:
+def _pair(out):
     """What a ``loss_fn`` with ``has_aux=True`` returned.
 
     The weights of every ``Mean`` in the aux are floating: averaged over parts like its totals, they
@@ -229,19 +248,9 @@ def check_params(name: str, params: Tree) -> None:
 
 
 def check_gradient(what: str, gradient: Tree, params: Tree) -> Tree:
-    """The gradient, if it looks like the params.
+    """The gradient itself, if it looks like the params.
 
-    Args:
-      what: the beginning of the message, such as "sam: grad_fn returned".
-      gradient: what the caller handed over.
-      params: what it should look like.
-
-    Returns:
-      The gradient itself.
-
-    Raises:
-      TypeError: for another tree structure or leaves that are not floating.
-      ValueError: for a leaf of another shape.
+    ``what`` is the beginning of the message, such as "sam: grad_fn returned".
     """
     if jax.tree.structure(gradient) != jax.tree.structure(params):
         raise TypeError(f"{what} {_other_structure(gradient, params)}")

@@ -2,8 +2,6 @@
 
 import optax
 
-from flatjax.transforms import _base as base
-
 
 def drop_extra_args(
     transform: optax.GradientTransformation, *names: str
@@ -35,4 +33,4 @@ def drop_extra_args(
         kept = {name: value for name, value in extra.items() if name not in dropped}
         return inner.update(updates, state, params, **kept)
 
-    return base.with_extra_args(inner.init, update)
+    return optax.GradientTransformationExtraArgs(inner.init, update)

@@ -11,8 +11,8 @@ from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.transforms import _base as base
+from flatjax.transforms import _means as means
 from flatjax.transforms import _prng as prng
-from flatjax.transforms._noise import normal_like
 
 
 class EntropySGDState(NamedTuple):
@@ -46,9 +46,8 @@ def entropy_sgd(
     r"""Entropy-SGD: a whole optimiser with an inner loop across updates.
 
     Descends $-\log \int \exp(-L(w') - \frac\gamma2 \lVert w - w' \rVert^2)\,dw'$, whose gradient is
-    $\gamma (w - \langle w' \rangle)$ (Chaudhari et al. 2017, "Entropy-SGD: Biasing Gradient Descent
-    Into Wide Valleys", algorithm 1). The params in the caller's hands are the inner $w'$, which see
-    one mini-batch an update:
+    $\gamma (w - \langle w' \rangle)$ (algorithm 1 of the paper). The params in the caller's hands
+    are the inner $w'$, which see one mini-batch an update:
 
     $$w' \leftarrow w' - \eta' (g(w') - \gamma (w - w')) + \sqrt{\eta'}\,\epsilon\,\xi, \qquad
     \mu \leftarrow \alpha \mu + (1 - \alpha) w'$$
@@ -87,6 +86,9 @@ def entropy_sgd(
       >>> updates, state = tx.update(jnp.array([1.0]), tx.init(w), w)
       >>> updates.round(3).tolist()
       [-0.100]
+
+    References:
+      Chaudhari et al., "Entropy-SGD: Biasing Gradient Descent Into Wide Valleys", ICLR 2017.
     """
     checks.check_scalar("learning_rate", learning_rate, minimum=0.0, schedule=True)
     checks.check_scalar("inner_learning_rate", inner_learning_rate, minimum=0.0, schedule=True)
@@ -95,15 +97,17 @@ def entropy_sgd(
     checks.check_scalar("averaging", averaging, minimum=0.0, below=1.0, schedule=True)
     checks.check_scalar("noise", noise, minimum=0.0, schedule=True)
     if not isinstance(inner_steps, jax.core.Tracer):
-        base.static_int("inner_steps", inner_steps, 1)
+        base.static_int("inner_steps", inner_steps)
 
     def init(params):
-        structure = trees.structure_of(params)
-        abstract = any(isinstance(a, jax.ShapeDtypeStruct) for a in jax.tree.leaves(params))
-        anchor, mean = (
-            trees.zeros(structure) if abstract else base.copy_of(params) for _ in range(2)
-        )
-        return EntropySGDState(base.start(), prng.initial(seed), anchor, mean)
+        def leaf(a, wide):
+            if isinstance(a, jax.ShapeDtypeStruct):
+                return trees.zeros(wide)
+            # A buffer of its own: shared with the params it could not be donated beside them.
+            return jnp.array(a, dtype=wide.dtype, copy=True)
+
+        copies = (jax.tree.map(leaf, params, trees.structure_of(params)) for _ in range(2))
+        return EntropySGDState(base.start(), prng.initial(seed), *copies)
 
     def update(updates, state, params=None, **extra):
         del extra
@@ -111,10 +115,8 @@ def entropy_sgd(
         scalar, wide = trees.dtype(params), trees.structure_of(params)
         point = trees.cast(params, wide)
         # An abstract init has no values; the first params are here in any case.
-        anchor, mean = (
-            jax.tree.map(lambda a, w: jnp.where(state.count == 0, w, a), tree, point)
-            for tree in (state.anchor, state.mean)
-        )
+        old = (state.anchor, state.mean)
+        anchor, mean = base.where(state.count == 0, (point, point), old)
         length = jnp.asarray(inner_steps, state.count.dtype)
         outer = state.count // length
         rate = base.at(inner_learning_rate, state.count, scalar)
@@ -123,8 +125,8 @@ def entropy_sgd(
         ) ** outer.astype(scalar)
         alpha = base.at(averaging, outer, scalar)
 
-        g = trees.cast(base.average(updates, axis_name), wide)
-        xi = normal_like(prng.of_step(state.key, state.count), params)
+        g = trees.cast(means.average(updates, axis_name), wide)
+        xi = prng.normal_like(prng.of_step(state.key, state.count), params)
         pull = base.combine(1.0, anchor, -1.0, point)
         inner = base.combine(1.0, point, -rate, base.combine(1.0, g, -scope, pull))
         size = jnp.sqrt(rate) * base.at(noise, state.count, scalar)
@@ -137,12 +139,11 @@ def entropy_sgd(
         last = count % length == 0
 
         step = base.combine(1.0, base.where(last, moved, inner), -1.0, point)
-        # What is not finite shows in the step; the state keeps what it had.
         new = base.where(last, (moved, moved), (anchor, new_mean))
-        new = base.where(base.all_finite(inner), new, (anchor, mean))
+        new = base.if_finite(inner, new, (anchor, mean))
         return trees.cast(step, params), EntropySGDState(count, state.key, *new)
 
-    return base.with_extra_args(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def entropy_sgd_eval_params(state: Any, params: Tree) -> Tree:

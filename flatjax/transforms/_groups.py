@@ -15,20 +15,9 @@ from jax import lax
 from flatjax import _collectives as collectives
 from flatjax import _loops as loops
 from flatjax._trees import Tree
-from flatjax.transforms import _base as base
+from flatjax.transforms import _means as means
 
 GroupMode = Literal["auto", "vmap", "loop"]
-
-
-def check_group_mode(mode: str) -> None:
-    """Raise ``ValueError`` on an unknown mode."""
-    if mode not in ("auto", "vmap", "loop"):
-        raise ValueError(f'group_mode must be "auto", "vmap" or "loop", got {mode!r}.')
-
-
-def device_index(axis_name: collectives.AxisName) -> jax.Array:
-    """The position of this device along the named axes, in row-major order."""
-    return jnp.asarray(lax.axis_index(axis_name))
 
 
 def split(tree: Tree, parts: int, name: str = "groups") -> Tree:
@@ -51,17 +40,12 @@ def split(tree: Tree, parts: int, name: str = "groups") -> Tree:
 def map_groups(fn: Callable[..., Tree], tree: Tree, parts: int, mode: GroupMode) -> Tree:
     """``fn(index, part)`` for every part of a split ``tree``, results stacked.
 
-    Args:
-      fn: a function of the index of the part and the part.
-      tree: a pytree with leading axis ``parts``.
-      parts: the number of parts.
-      mode: ``"vmap"``: all at once, ``parts`` times the memory, and spread over devices where the
-        batch is. ``"loop"``: one after another, an XLA loop when traced. ``"auto"``: a loop where
-        there is only one CPU device, which gains nothing from doing all at once (16 groups of a
-        small convolutional network: three times as fast, a tenth of the memory), else all at once.
-
-    Returns:
-      The results with a leading axis ``parts``.
+    - ``"vmap"``: all at once, ``parts`` times the memory, and spread over devices where the batch
+      is.
+    - ``"loop"``: one after another, an XLA loop when traced.
+    - ``"auto"``: a loop where there is only one CPU device, which gains nothing from doing all at
+      once (16 groups of a small convolutional network: three times as fast, a tenth of the memory),
+      else all at once.
     """
     if mode == "auto":
         mode = "loop" if jax.default_backend() == "cpu" and jax.device_count() == 1 else "vmap"
@@ -90,7 +74,7 @@ def mean_over_groups(
       batch: this device's examples.
       groups: the number of groups of the global batch.
       axis_name: the mesh axes the batch is split over, or ``None``.
-      mode: see [`map_groups`][].
+      mode: see ``map_groups``.
 
     Returns:
       The mean of ``tree``, the same on every device; ``extra``, local to the device; and whether
@@ -100,24 +84,24 @@ def mean_over_groups(
       ValueError: if the groups do not divide the batch, or fit the devices.
     """
     if groups == 1:
-        tree, _, extra = fn(jnp.asarray(0), batch, lambda t, w: base.average(t, axis_name, w))
+        tree, _, extra = fn(jnp.asarray(0), batch, lambda t, w: means.average(t, axis_name, w))
         return tree, extra, False
     devices = collectives.axis_size(axis_name)
     if groups % devices == 0 and groups > devices:
         local = groups // devices
-        first = 0 if axis_name is None else local * device_index(axis_name)
+        first = 0 if axis_name is None else local * lax.axis_index(axis_name)
         stacked, weights, extra = map_groups(
             lambda i, part: fn(first + i, part, lambda t, _: t), split(batch, local), local, mode
         )
         weight = None if weights is None else weights.sum()
-        mean = base.mean_of_stacked(stacked, weights)
-        return base.average(mean, axis_name, weight), extra, True
+        mean = means.mean_of_stacked(stacked, weights)
+        return means.average(mean, axis_name, weight), extra, True
     if groups == devices:
-        tree, weight, extra = fn(device_index(axis_name), batch, lambda t, _: t)
-        return base.average(tree, axis_name, weight), extra, False
+        tree, weight, extra = fn(lax.axis_index(axis_name), batch, lambda t, _: t)
+        return means.average(tree, axis_name, weight), extra, False
     if devices % groups == 0:
         span = devices // groups
-        index = device_index(axis_name) // span
+        index = lax.axis_index(axis_name) // span
 
         def total(a):
             # Sub-groups of an axis have no collective under shard_map, hence one slot a group.
@@ -128,11 +112,11 @@ def mean_over_groups(
         def within(tree, weight):
             if weight is None:
                 return jax.tree.map(lambda a: total(a) / jnp.asarray(span, a.dtype), tree)
-            return jax.tree.map(total, base.shares(tree, weight, total(weight)))
+            return jax.tree.map(total, means.shares(tree, weight, total(weight)))
 
         # Each of the devices brings its part of the weight of their group.
         tree, weight, extra = fn(index, batch, within)
-        return base.average(tree, axis_name, weight), extra, False
+        return means.average(tree, axis_name, weight), extra, False
     raise ValueError(
         f"groups={groups} and {devices} devices must divide one another, so that a device holds "
         "whole groups or a group spans whole devices."

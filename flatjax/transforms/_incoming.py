@@ -12,17 +12,20 @@ were seen to differ by (a quarter of it at most): in half precision the comparis
 small weight decay is not seen.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.extend
 import jax.numpy as jnp
 
+from flatjax import _collectives as collectives
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
+from flatjax.transforms import _base as base
 from flatjax.transforms import _callables as callables
+from flatjax.transforms import _means as means
 
 # In units in the last place of what sums are accumulated in: between compiled and eager, whole and
 # accumulated, sharded and permuted gradients of up to 4,096 examples 4 were seen.
@@ -31,36 +34,57 @@ _SUMS = 64
 _TERMS = 4
 
 
-def check_is_gradient(
+def global_gradient(
+    name: str,
+    grad_fn: callables.Gradient | None,
+    value_fn: Callable[[Tree], Any] | None,
+    axis_name: collectives.AxisName,
+) -> callables.Gradient:
+    """The gradient of the global batch by one of the caller's functions, checked."""
+    local = callables.gradient_function(name, grad_fn, value_fn, axis_name)
+    return means.averaged(local, axis_name)
+
+
+def check_trees(name: str, updates: Tree, params: Tree) -> None:
+    """Raise unless the params are whole, floating arrays and the updates look like them."""
+    base.require_params(name, params)
+    callables.check_params(name, params)
+    callables.check_gradient(f"{name}: the incoming updates are", updates, params)
+
+
+def check_incoming(
     name: str,
     incoming: Tree,
     other: Tree,
     gradient: callables.Gradient,
     params: Tree,
     count: jax.Array,
+    adds: bool = False,
 ) -> None:
-    """Raise if the first incoming updates are not the gradient at the params.
+    """Raise ``ValueError`` if the first incoming updates are not the gradient at the params.
 
-    Seen only where the values are there to look at: at the first call, if it is eager.
+    Seen only where the values are there to look at: at the first call, if it is eager. ``other`` is
+    what the transform made of the updates; a tracer in it means a traced call.
 
-    Args:
-      name: of the transform.
-      incoming: the incoming updates, averaged over devices.
-      other: what the transform made of them; a tracer among them means a traced call.
-      gradient: the gradient as a function of the params.
-      params: the params.
-      count: the number of updates so far.
-
-    Raises:
-      ValueError: with the right order of the chain.
+    With ``adds``, of a transform that adds to what comes in, they must only not be a descent step.
+    ``other`` is then a gradient nearby: another is spent only where it points the opposite way.
     """
     if loops.is_traced(incoming, other, params, count) or int(count) != 0:
         return
+    if adds and not _opposed(incoming, other):
+        return
     reference = gradient(params)
-    if loops.is_traced(reference) or equal_up_to_rounding(incoming, reference, gradient, params):
+    if loops.is_traced(reference):
+        return
+    if not adds and equal_up_to_rounding(incoming, reference, gradient, params):
         return
     if _opposed(incoming, reference):
-        raise ValueError(_descends(name))
+        raise ValueError(
+            f"{name} was given a descent step where it expects the gradient: put it at the head of "
+            f"the chain, before the optimiser: optax.chain(flatjax.{name}(...), optax.sgd(lr))."
+        )
+    if adds:
+        return
     raise ValueError(
         f"{name} was given updates that are not grad_fn(params), and takes a new gradient in their "
         "place: what stands before it in the chain (clipping, weight decay, noise, a penalty) "
@@ -68,31 +92,6 @@ def check_is_gradient(
         "optax.clip_by_global_norm(...), optimizer). If grad_fn is stochastic (a dropout key or a "
         f"batch of its own), give it the key and the batch of the incoming gradient, or pass "
         f"flatjax.{name}(..., check=False)."
-    )
-
-
-def check_points_uphill(
-    name: str,
-    incoming: Tree,
-    other: Tree,
-    gradient: callables.Gradient,
-    params: Tree,
-    count: jax.Array,
-) -> None:
-    """Raise if the first incoming updates are a descent step: for transforms that add to them.
-
-    A gradient is spent on making sure only where ``other``, one nearby, points the opposite way.
-    """
-    if loops.is_traced(incoming, other, params, count) or int(count) != 0:
-        return
-    if _opposed(incoming, other) and _opposed(incoming, gradient(params)):
-        raise ValueError(_descends(name))
-
-
-def _descends(name):
-    return (
-        f"{name} was given a descent step where it expects the gradient: put it at the head of the "
-        f"chain, before the optimiser: optax.chain(flatjax.{name}(...), optax.sgd(lr))."
     )
 
 

@@ -10,8 +10,8 @@ from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax.transforms import _base as base
+from flatjax.transforms import _means as means
 from flatjax.transforms import _prng as prng
-from flatjax.transforms._noise import normal_like
 
 
 class LangevinState(NamedTuple):
@@ -49,13 +49,13 @@ def langevin(
     over $N$ = ``num_data`` examples (a negative log-likelihood) and $\tau$ = ``prior_precision``,
     so that $\exp(-U)$ is the posterior up to a constant, and fresh $\xi \sim \mathcal N(0, I)$:
 
-    - SGLD (Welling & Teh 2011): $w \leftarrow w - \eta \nabla U + \sqrt{2 \eta T}\,\xi$. For small
-      $\eta$ it samples $\exp(-U / T)$. Their step size is $\epsilon = 2 \eta$. A learning rate
-      $\alpha$ tuned for the mean loss is $\eta = \alpha / N$.
-    - ``friction`` = $\alpha$ in (0, 1] (SGHMC, Chen et al. 2014, equation 15): $v \leftarrow (1 -
+    - SGLD: $w \leftarrow w - \eta \nabla U + \sqrt{2 \eta T}\,\xi$. For small $\eta$ it samples
+      $\exp(-U / T)$. The paper's step size is $\epsilon = 2 \eta$. A learning rate $\alpha$ tuned
+      for the mean loss is $\eta = \alpha / N$.
+    - ``friction`` = $\alpha$ in (0, 1] (SGHMC, equation 15 of the paper): $v \leftarrow (1 -
       \alpha) v - \eta \nabla U + \sqrt{2 \alpha \eta T}\,\xi$, $w \leftarrow w + v$; underdamped,
       $1 - \alpha$ is the momentum; ``friction=1`` is SGLD.
-    - ``preconditioner="rms"`` (pSGLD, Li et al. 2016): $G = 1 / (\sqrt V + \lambda)$ with $V$ a
+    - ``preconditioner="rms"`` (pSGLD): $G = 1 / (\sqrt V + \lambda)$ with $V$ a
       moving average of the squared *mean* gradients; $w \leftarrow w - \eta G \nabla U + \sqrt{2
       \eta T G}\,\xi$. The term in the derivative of $G$ is left out, as in the paper's practice.
 
@@ -88,6 +88,12 @@ def langevin(
       >>> updates, state = tx.update(jax.grad(lambda w: jnp.sum(w**2) / 2)(w), tx.init(w), w)
       >>> updates.round(3).tolist()
       [-0.100]
+
+    References:
+      Welling and Teh, "Bayesian Learning via Stochastic Gradient Langevin Dynamics", ICML 2011
+      (SGLD); Chen, Fox and Guestrin, "Stochastic Gradient Hamiltonian Monte Carlo", ICML 2014
+      (SGHMC); Li et al., "Preconditioned Stochastic Gradient Langevin Dynamics for Deep Neural
+      Networks", AAAI 2016.
     """
     checks.check_scalar("learning_rate", learning_rate, minimum=0.0, schedule=True)
     checks.check_scalar("num_data", num_data, above=0.0, schedule=True)
@@ -97,8 +103,7 @@ def langevin(
     checks.check_scalar("eps", eps, above=0.0, schedule=True)
     if friction is not None:
         checks.check_scalar("friction", friction, above=0.0, maximum=1.0, schedule=True)
-    if preconditioner not in (None, "rms"):
-        raise ValueError(f'preconditioner must be None or "rms", got {preconditioner!r}.')
+    checks.check_choice("preconditioner", preconditioner, (None, "rms"))
     if preconditioner is not None and friction is not None:
         raise ValueError("langevin takes friction or a preconditioner, not both.")
 
@@ -119,10 +124,10 @@ def langevin(
         eta, heat, tau = (
             base.at(a, state.count, scalar) for a in (learning_rate, temperature, prior_precision)
         )
-        mean = trees.cast(base.average(updates, axis_name), wide)
+        mean = trees.cast(means.average(updates, axis_name), wide)
         data = base.at(num_data, state.count, scalar)
         force = base.combine(data, mean, tau, trees.cast(params, wide))
-        xi = normal_like(prng.of_step(state.key, state.count), params)
+        xi = prng.normal_like(prng.of_step(state.key, state.count), params)
 
         velocity, moment = state.velocity, state.second_moment
         if preconditioner == "rms":
@@ -141,12 +146,8 @@ def langevin(
             step = velocity = base.combine(1 - alpha, velocity, 1.0, kick)
         else:
             step = base.combine(-eta, force, jnp.sqrt(2 * eta * heat), xi)
-        # What is not finite shows in the step; the state keeps what it had.
-        finite = base.all_finite(force)
-        velocity, moment = base.where(
-            finite, (velocity, moment), (state.velocity, state.second_moment)
-        )
-        new = LangevinState(base.advance(state.count), state.key, velocity, moment)
+        kept = base.if_finite(force, (velocity, moment), (state.velocity, state.second_moment))
+        new = LangevinState(base.advance(state.count), state.key, *kept)
         return trees.cast(step, params), new
 
-    return base.with_extra_args(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)

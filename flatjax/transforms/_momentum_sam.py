@@ -12,6 +12,7 @@ from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.transforms import _base as base
+from flatjax.transforms import _means as means
 
 
 class MomentumSAMState(NamedTuple):
@@ -43,8 +44,7 @@ def momentum_sam(
 
     $$v \leftarrow \mu v + g + \lambda \tilde w, \qquad w \leftarrow w - \eta v,$$
 
-    and the params are displaced again along the new $v$ (Becker et al. 2024, "Momentum-SAM:
-    Sharpness Aware Minimization without Computational Overhead"; signs as there, past the valley's
+    and the params are displaced again along the new $v$ (signs as in the paper: past the valley's
     floor the negative momentum direction is one of ascent). Evaluate the model at
     [`momentum_sam_eval_params`][], not at the displaced params. ``rho=0`` is ``optax.sgd`` with
     momentum.
@@ -76,6 +76,10 @@ def momentum_sam(
       [2.40, 3.20]
       >>> flatjax.momentum_sam_eval_params(state, displaced).round(2).tolist()
       [2.70, 3.60]
+
+    References:
+      Becker, Altrock and Risse, "Momentum-SAM: Sharpness Aware Minimization without Computational
+      Overhead", 2024.
     """
     checks.check_scalar("learning_rate", learning_rate, minimum=0.0, schedule=True)
     checks.check_scalar("rho", rho, minimum=0.0, schedule=True)
@@ -89,7 +93,7 @@ def momentum_sam(
     def update(updates, state, params=None, **extra):
         del extra
         base.require_params("momentum_sam", params)
-        g = base.average(updates, axis_name)
+        g = means.average(updates, axis_name)
         scalar = trees.dtype(params)
         eta, mu, decay, radius = (
             base.at(a, state.count, scalar) for a in (learning_rate, momentum, weight_decay, rho)
@@ -105,14 +109,10 @@ def momentum_sam(
             balls.dual_direction(velocity),
         )
         step = base.combine(1.0, step, -eta, velocity)
-        # What is not finite shows in the step; the state keeps what it had.
-        finite = base.all_finite(forced)
-        velocity, radius = base.where(finite, (velocity, radius), (state.velocity, state.radius))
-        return trees.cast(step, params), MomentumSAMState(
-            base.advance(state.count), velocity, radius
-        )
+        kept = base.if_finite(forced, (velocity, radius), (state.velocity, state.radius))
+        return trees.cast(step, params), MomentumSAMState(base.advance(state.count), *kept)
 
-    return base.with_extra_args(init, update)
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def momentum_sam_eval_params(state: Any, params: Tree) -> Tree:

@@ -1,10 +1,11 @@
-"""PRNG keys: in states, and among the arguments of the caller's functions."""
+"""PRNG keys, in states and among the arguments of the caller's functions, and normal draws."""
 
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
+from flatjax import _trees as trees
 from flatjax._trees import Tree
 
 
@@ -16,6 +17,17 @@ def initial(seed: Any) -> jax.Array:
 def of_step(data: jax.Array, count: jax.Array) -> jax.Array:
     """The key of step ``count``, from the integers in the state."""
     return jax.random.fold_in(jax.random.wrap_key_data(data), count)
+
+
+def normal_like(key: jax.Array, tree: Tree) -> Tree:
+    """Standard normal entries of the shapes of ``tree``, in at least float32."""
+    leaves, treedef = jax.tree.flatten(tree)
+    keys = jax.random.split(key, max(len(leaves), 1))
+    draws = [
+        jax.random.normal(k, a.shape, trees.compute_dtype(a.dtype))
+        for k, a in zip(keys[: len(leaves)], leaves, strict=True)
+    ]
+    return jax.tree.unflatten(treedef, draws)
 
 
 def fold(tree: Tree, data: Any) -> Tree:

@@ -1,48 +1,29 @@
-r"""Sharpness-aware minimisation: the gradient at the worst point nearby.
+"""Sharpness-aware minimisation: the gradient at the worst point nearby.
 
-SAM (Foret et al. 2021, "Sharpness-Aware Minimization for Efficiently Improving Generalization")
-minimises $\max_{\lVert \epsilon \rVert_p \le \rho} L(w + \epsilon)$ by replacing the gradient
-$g = \nabla L(w)$ with $\nabla L(w + \epsilon(g))$. As a transform it stands at the *head* of a
-chain, so that clipping, weight decay and the optimiser see the new gradient.
+As a transform it stands at the *head* of a chain, so that clipping, weight decay and the optimiser
+see the new gradient.
 """
 
+import functools
+import typing
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 
 from flatjax import _checks as checks
 from flatjax import _collectives as collectives
-from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.transforms import _base as base
 from flatjax.transforms import _callables as callables
+from flatjax.transforms import _means as means
 from flatjax.transforms import _prng as prng
-from flatjax.transforms._ascent import EUCLIDEAN, Ascent, check_ascent
-from flatjax.transforms._groups import GroupMode, check_group_mode, mean_over_groups
-from flatjax.transforms._incoming import check_is_gradient
-from flatjax.transforms._perturbed import (
-    check_trees,
-    gap_function,
-    initial_metrics,
-    measured,
-    perturbed_gradient,
-)
-
-
-class SAMState(NamedTuple):
-    """State of [`sam`][].
-
-    Attributes:
-      count: the number of updates.
-      metrics: [`SharpnessMetrics`][] with ``diagnostics=True``, else ``()``.
-    """
-
-    count: jax.Array
-    metrics: Any
+from flatjax.transforms._ascent import EUCLIDEAN, Ascent
+from flatjax.transforms._groups import GroupMode, mean_over_groups
+from flatjax.transforms._perturbed import perturbed_gradient
+from flatjax.transforms._sharpness_aware import gap_function, sharpness_aware, whole_problem
 
 
 def sam(
@@ -61,11 +42,12 @@ def sam(
 ) -> optax.GradientTransformationExtraArgs:
     r"""Sharpness-aware minimisation, at the head of a chain.
 
-    Replaces the incoming gradient $g$ by $\nabla L(w + \epsilon)$ with the maximiser $\epsilon$ of
-    $\langle g, \epsilon \rangle$ in a ball of radius $\rho$; for the Euclidean one
-    $\epsilon = \rho\, g / \lVert g \rVert_2$. ``ascent=flatjax.Ascent(adaptive=True)`` is ASAM, in
-    a ball that scales with the weights (its paper has ``rho`` 0.5 for CIFAR-10 and 1.0 for
-    CIFAR-100); ``Ascent(normalize=False)`` is USAM, ``Ascent(p=...)`` takes another norm.
+    Minimises $\max_{\lVert \epsilon \rVert_p \le \rho} L(w + \epsilon)$: replaces the incoming
+    gradient $g$ by $\nabla L(w + \epsilon)$ with the maximiser $\epsilon$ of $\langle g, \epsilon
+    \rangle$ in a ball of radius $\rho$; for the Euclidean one $\epsilon = \rho\, g / \lVert g
+    \rVert_2$. ``ascent=flatjax.Ascent(adaptive=True)`` is ASAM, in a ball that scales with the
+    weights (its paper has ``rho`` 0.5 for CIFAR-10 and 1.0 for CIFAR-100);
+    ``Ascent(normalize=False)`` is USAM, ``Ascent(p=...)`` takes another norm.
 
     ``update`` takes ``grad_fn(params)`` or ``value_fn(params)``. Norms are global, in at least
     float32; a zero gradient gives a zero perturbation. Keep float32 masters where you compute in
@@ -106,6 +88,7 @@ def sam(
       An ``optax.GradientTransformationExtraArgs`` with state [`SAMState`][].
 
     Raises:
+      TypeError: if ``ascent`` is no [`Ascent`][].
       ValueError: for ``rho`` < 0, ``every`` < 1 or an unknown mode; in ``update``,
         without params, without ``grad_fn`` and ``value_fn``, or where a first eager call shows that
         something stands before the transform that would be lost.
@@ -119,71 +102,56 @@ def sam(
       >>> updates, state = tx.update(jax.grad(loss)(w), state, w, grad_fn=jax.grad(loss))
       >>> updates.round(2).tolist()
       [-0.33, -0.56]
+
+    References:
+      Foret, Kleiner, Mobahi and Neyshabur, "Sharpness-Aware Minimization for Efficiently Improving
+      Generalization", ICLR 2021. Those of the balls are with [`Ascent`][].
     """
-    check_ascent(ascent)
-    checks.check_scalar("rho", rho, minimum=0.0, schedule=True)
     base.check_every(every)
-    check_group_mode(group_mode)
-    steps = base.static_int("ascent_steps", ascent_steps, 1)
-    parts = base.static_int("groups", groups, 1)
+    checks.check_choice("group_mode", group_mode, typing.get_args(GroupMode))
+    steps = base.static_int("ascent_steps", ascent_steps)
+    parts = base.static_int("groups", groups)
 
-    def init(params):
-        return SAMState(base.start(), initial_metrics(params) if diagnostics else ())
+    options: dict[str, Any] = {"steps": steps, "second_order": second_order}
+    if parts == 1:
+        problem = whole_problem("sam", ascent, axis_name, diagnostics, **options)
+    else:
+        losses = functools.partial(_group_losses, parts, loss_fn, axis_name, diagnostics)
 
-    def update(
-        updates, state, params=None, *, grad_fn=None, value_fn=None, batch=None, args=(), **extra
-    ):
-        del extra
-        check_trees("sam", updates, params)
-        incoming = base.average(updates, axis_name)
-        radius = base.at(rho, state.count, trees.dtype(params))
-        options: dict[str, Any] = {"steps": steps, "second_order": second_order}
-        if parts == 1:
-            gradient = base.averaged(
-                callables.gradient_function("sam", grad_fn, value_fn, axis_name), axis_name
-            )
-            options["value_fn"] = gap_function("sam", diagnostics, value_fn, axis_name)
+        def problem(params, radius, /, batch=None, args=(), grad_fn=None, value_fn=None, **extra):
+            del extra
+            value, local = losses(batch, args, grad_fn, value_fn)
 
-            def perturbed():
-                return perturbed_gradient(ascent, gradient, incoming, params, radius, **options)
-        else:
-            value, local = _group_losses(
-                parts, loss_fn, batch, args, grad_fn, value_fn, axis_name, diagnostics
-            )
-            gradient = base.weighed(lambda w: local(w, batch, None), axis_name)
-
-            def perturbed():
+            def perturbed(incoming):
                 def group(index, part, within):
                     here = collectives.varying(params, axis_name)
                     here_gradient = lambda w: within(*local(w, part, index))  # noqa: E731
                     own, weight = local(here, part, index)
                     g = trees.cast(within(own, weight), incoming)
-                    if diagnostics:
-                        options["value_fn"] = lambda w: within(*value(w, part, index))
-                    result = perturbed_gradient(ascent, here_gradient, g, here, radius, **options)
+                    gap = (lambda w: within(*value(w, part, index))) if diagnostics else None
+                    result = perturbed_gradient(
+                        ascent, here_gradient, g, here, radius, value_fn=gap, **options
+                    )
                     return result, weight, None
 
                 return mean_over_groups(group, batch, parts, axis_name, group_mode)[0]
 
-        def refresh():
-            result = perturbed()
-            metrics = measured(incoming, result, state.metrics) if diagnostics else ()
-            return trees.cast(result.gradient, incoming), metrics
+            return means.weighed(lambda w: local(w, batch, None), axis_name), perturbed
 
-        if base.always(every):
-            out, metrics = refresh()
-        else:
-            due = state.count % jnp.asarray(every, state.count.dtype) == 0
-            out, metrics = loops.cond(due, refresh, lambda: (incoming, state.metrics))
-        if check:
-            check_is_gradient("sam", incoming, out, gradient, params, state.count)
-        return out, SAMState(base.advance(state.count), metrics)
+    def step(g, perturbed, state, params, extra):
+        del params, extra
 
-    return base.head_of_chain(init, update)
+        def look():
+            out, metrics = perturbed()
+            return out, state._replace(metrics=metrics)
+
+        return base.on_every(every, state.count, look, lambda: (g, state))
+
+    return sharpness_aware("sam", step, rho, ascent, axis_name, diagnostics, check, problem=problem)
 
 
 def _group_losses(
-    parts, loss_fn, batch, args, grad_fn, value_fn, axis_name, diagnostics
+    parts, loss_fn, axis_name, diagnostics, batch, args, grad_fn, value_fn
 ) -> tuple[Any, Callable[..., tuple[Tree, Any]]]:
     """Loss and gradient on this device's part of a group, ``(params, part, index)``.
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatjax import _trees as trees
-from flatjax.linalg.krylov import _relation as relations
+from flatjax.linalg.krylov import _relations as relations
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.operators._base import as_operator
 

@@ -8,8 +8,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from flatjax import _trees as trees
 from flatjax.linalg import lanczos
+from flatjax.linalg.krylov import _restarts as restarts
 from flatjax.linalg.krylov import _step as krylov
-from flatjax.linalg.krylov import _thick_restart as thick_restart
 from flatjax.linalg.vectors import _basis as bases
 
 M = 80
@@ -53,7 +53,7 @@ def test_a_restart_needs_the_kept_vectors():
     coefficients = jnp.zeros((M, keep))
     numbers = np.int32(3), np.int32(keep + 1), np.bool_(True)
     arguments = state_of(STRUCTURE, M), coefficients, *numbers
-    compiled = thick_restart._rotate.lower(*arguments).compile()
+    compiled = restarts._rotate.lower(*arguments).compile()
     assert vectors_beside(compiled) <= keep + 0.15 * M
 
 

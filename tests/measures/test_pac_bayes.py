@@ -61,24 +61,8 @@ def test_fields_follow_their_definitions():
     np.testing.assert_allclose(result.standard_error, result.sigma * relative / 2, rtol=1e-12)
 
 
-def test_bound_needs_the_number_of_examples():
-    result = measured(jax.random.key(1))
-    assert np.isnan(result.bound)
-    assert np.isfinite(result.sigma)
-
-
-def test_sharper_minima_bear_less_noise():
-    def loss_fn(w, _, scale):
-        return 0.5 * scale * (w**2).sum()
-
-    sigmas = [
-        float(pac_bayes_flatness(loss_fn, jnp.zeros(3), None, s, key=jax.random.key(0)).sigma)
-        for s in (1.0, 4.0)
-    ]
-    np.testing.assert_allclose(sigmas[0], 2 * sigmas[1], rtol=1e-2)  # the same samples; tol
-
-
 def test_bad_arguments():
+    assert np.isnan(measured(jax.random.key(0), num_samples=1).bound)  # without num_examples
     for options, message in [
         ({"delta": 1.0}, "delta must be above 0.0 and below 1.0"),
         ({"initial_sigma": 0.0}, "initial_sigma must be above 0"),

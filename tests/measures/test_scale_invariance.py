@@ -28,21 +28,6 @@ def points():
         return out
 
 
-def test_the_network_has_the_symmetry(points):
-    (_, params, dense), (_, scaled, dense_scaled) = points
-    batch = networks.data()
-    value_and_grad = jax.jit(jax.value_and_grad(networks.normalized_loss))
-    (loss, g), (other, h) = (value_and_grad(w, batch) for w in (params, scaled))
-    np.testing.assert_allclose(other, loss, rtol=1e-13)
-    for name, c in SCALES.items():
-        np.testing.assert_allclose(h[name], g[name] / c, rtol=1e-9, atol=1e-12 / c)
-        assert abs(np.vdot(g[name], params[name])) < 1e-14
-    factors = np.repeat([7.0, 0.01], 20)
-    np.testing.assert_allclose(
-        dense_scaled, dense / factors / factors[:, None], rtol=1e-8, atol=1e-8 * abs(dense).max()
-    )
-
-
 @pytest.mark.parametrize("statistic", ["eigenvalue", "trace"])
 def test_ignores_the_scale_of_every_group(points, statistic):
     options = {"tol": 1e-9} if statistic == "eigenvalue" else {"num_products": 20}

@@ -35,108 +35,108 @@ def make(request):
     return FACTORIES[request.param]
 
 
-class TestEveryFactory:
-    def test_no_params(self, make):
-        with pytest.raises(ValueError, match="params has no entries: pass a pytree of floating"):
-            make({}, (X, Y))
-        with pytest.raises(ValueError, match="params has no entries"):
-            make({"w": jnp.zeros((0, 2))}, (X, Y))
+class Tensor:
+    """Looks like an array, and is another library's."""
 
-    @pytest.mark.parametrize(
-        ("leaf", "kind"),
-        [
-            (jnp.ones(2, jnp.int32), "dtype int32"),
-            (1.0, "float"),
-        ],
-    )
-    def test_params_that_are_not_floating(self, make, leaf, kind):
-        text = rf"params\['b'\] must be a real floating array, got {kind}: pass counters, keys"
+    shape, dtype = (4, 3), "torch.float32"
+
+
+IDS = np.array(["a"] * 4)
+NOT_PARAMS = {
+    "integers": (
+        jnp.ones(2, jnp.int32),
+        r"\['b'\] must be .* got dtype int32: pass counters, keys",
+    ),
+    "flags": (jnp.array([True]), "must be a real floating array, got dtype bool"),
+    "a key": (jax.random.key(0), r"got dtype key<fry>: pass counters, keys and model"),
+    "a number": (1.0, "must be a real floating array, got float: pass counters, keys"),
+    "a flag": (True, "got bool: pass counters, keys and model state"),
+    "text": ("text", r"params\['b'\] is text \('text'\): leave it out"),
+    "complex": (1j * jnp.ones(2), "got dtype complex64: pass the real and the imaginary part as"),
+    "a function": (
+        lambda x: x,
+        r"got function: split.*equinox.partition\(model, equinox.is_inexac",
+    ),
+    "an activation": (jax.nn.relu, "got custom_jvp: split the functions off"),
+    "a tensor": (Tensor(), r"params\[.*Tensor, no array of JAX: convert it.*tensor.detach"),
+}
+NOT_BATCHES = {
+    "a tensor": ((Tensor(), Y), TypeError, r"batch\[.*Tensor, no array of JAX: convert it"),
+    "text": (({"x": X, "id": IDS}, Y), TypeError, "dtype <U1, which JAX cannot hold: leave text"),
+    "objects": (({"x": X, "id": IDS.astype(object)}, Y), TypeError, "dtype object, which JAX"),
+    "words": (
+        ({"x": X, "id": list("abcd")}, Y),
+        TypeError,
+        r"\['id'\]\[0\] is text \('a'\): leave",
+    ),
+    "no example": ((X[:0], Y[:0]), ValueError, "batch is empty: it needs at least one example"),
+    "a scalar": (
+        (X, jnp.float32(1)),
+        ValueError,
+        r"batch\[1\] has no leading example axis: pass v",
+    ),
+    "unequal axes": (
+        (X, Y[:3]),
+        ValueError,
+        r"share a leading axis, got \{'\[0\]': 4, '\[1\]': 3\}",
+    ),
+    "sets": (
+        (X, Y[:3]),
+        ValueError,
+        r"unequal sizes.*go through \*args with batch=None: loss_fn\(p",
+    ),
+}
+NOT_OPTIONS = {
+    "complex weights": (
+        {"weights": 1j * jnp.ones(4)},
+        TypeError,
+        "weights must be real numbers or",
+    ),
+    "axis_name": (
+        {"axis_name": ["data"]},
+        TypeError,
+        "axis_name must be a name or a tuple of names",
+    ),
+    "precision": (
+        {"precision": "best"},
+        ValueError,
+        "precision must be one of .*'highest'.*'best'",
+    ),
+}
+
+
+class TestEveryFactory:
+    @pytest.mark.parametrize("params", [{}, {"w": jnp.zeros((0, 2))}])
+    def test_no_params(self, make, params):
+        with pytest.raises(ValueError, match="params has no entries: pass a pytree of floating"):
+            make(params, (X, Y))
+
+    @pytest.mark.parametrize("name", NOT_PARAMS)
+    def test_among_the_params(self, make, name):
+        leaf, text = NOT_PARAMS[name]
         with pytest.raises(TypeError, match=text):
             make({"b": leaf, "w": W["w"]}, (X, Y))
-
-    def test_text_among_the_params(self, make):
-        with pytest.raises(TypeError, match=r"params\['b'\] is text \('text'\): leave it out"):
-            make({"b": "text", "w": W["w"]}, (X, Y))
-
-    def test_complex_params(self, make):
-        text = "got dtype complex64: pass the real and the imaginary part as two leaves"
-        with pytest.raises(TypeError, match=text):
-            make({"w": W["w"].astype(jnp.complex64)}, (X, Y))
-
-    def test_flags_among_the_params(self, make):
-        with pytest.raises(TypeError, match=r"params\['b'\] must be a real floating array, got"):
-            make({"b": jnp.array([True]), "w": W["w"]}, (X, Y))
-        with pytest.raises(TypeError, match=r"got bool: pass counters, keys and model state"):
-            make({"b": True, "w": W["w"]}, (X, Y))
-
-    def test_functions_among_the_params(self, make):
-        text = r"got function: split the functions off.*equinox.partition\(model, equinox.is_inexac"
-        with pytest.raises(TypeError, match=text):
-            make({"activation": lambda x: x, "w": W["w"]}, (X, Y))
-        with pytest.raises(TypeError, match="got custom_jvp: split the functions off"):
-            make({"activation": jax.nn.relu, "w": W["w"]}, (X, Y))
-
-    @pytest.mark.parametrize("where", ["params", "batch"])
-    def test_tensors_of_another_library(self, make, where):
-        class Tensor:
-            shape, dtype = (4, 3), "torch.float32"
-
-        params = {"w": Tensor()} if where == "params" else W
-        text = rf"{where}\[.*\] is a .*Tensor, no array of JAX: convert it.*tensor.detach"
-        with pytest.raises(TypeError, match=text):
-            make(params, (X if where == "params" else Tensor(), Y))
 
     def test_swapped_arguments(self, make):
         with pytest.raises(TypeError, match="params is a function: the order is"):
             make(lambda p, b: 0.0, (X, Y))
 
-    def test_text_beside_the_arrays(self, make):
-        ids = np.array(["a"] * 4)
-        with pytest.raises(TypeError, match=r"dtype <U1, which JAX cannot hold: leave text, ids"):
-            make(W, ({"x": X, "id": ids}, Y))
-        with pytest.raises(TypeError, match="dtype object, which JAX cannot hold: leave text"):
-            make(W, ({"x": X, "id": ids.astype(object)}, Y))
-        with pytest.raises(TypeError, match=r"batch\[0\]\['id'\]\[0\] is text \('a'\): leave it"):
-            make(W, ({"x": X, "id": list("abcd")}, Y))
-
-    def test_sets_of_unequal_sizes(self, make):
-        text = r"share a leading axis.*unequal sizes.*go through \*args with batch=None: loss_fn\(p"
-        with pytest.raises(ValueError, match=text):
-            make(W, (X, Y[:3]))
-
-    def test_a_key_among_the_params(self, make):
-        with pytest.raises(TypeError, match=r"got dtype key<fry>: pass counters, keys and model"):
-            make({"key": jax.random.key(0), "w": W["w"]}, (X, Y))
-
-    def test_an_empty_batch(self, make):
-        with pytest.raises(ValueError, match="batch is empty: it needs at least one example"):
-            make(W, (X[:0], Y[:0]))
-
-    def test_unequal_axes(self, make):
-        text = r"leaves of batch must share a leading axis, got \{'\[0\]': 4, '\[1\]': 3\}"
-        with pytest.raises(ValueError, match=text):
-            make(W, (X, Y[:3]))
-
-    def test_a_scalar_in_the_batch(self, make):
-        with pytest.raises(ValueError, match=r"batch\[1\] has no leading example axis: pass val"):
-            make(W, (X, jnp.float32(1.0)))
+    @pytest.mark.parametrize("name", NOT_BATCHES)
+    def test_batches(self, make, name):
+        batch, error, text = NOT_BATCHES[name]
+        with pytest.raises(error, match=text):
+            make(W, batch)
 
     @pytest.mark.parametrize("shape", [(3,), (4, 1), (4, 4), ()])
     def test_weights_of_another_shape(self, make, shape):
         with pytest.raises(ValueError, match=r"weights must have one entry an example.*\(4,\)"):
             make(W, (X, Y), weights=jnp.ones(shape))
 
-    def test_complex_weights(self, make):
-        with pytest.raises(TypeError, match="weights must be real numbers or a mask, got dtype"):
-            make(W, (X, Y), weights=jnp.ones(4, jnp.complex64))
-
-    def test_axis_name(self, make):
-        with pytest.raises(TypeError, match="axis_name must be a name or a tuple of names"):
-            make(W, (X, Y), axis_name=["data"])
-
-    def test_precision(self, make):
-        with pytest.raises(ValueError, match=r"precision must be one of .*'highest'.*, got 'best'"):
-            make(W, (X, Y), precision="best")
+    @pytest.mark.parametrize("name", NOT_OPTIONS)
+    def test_options(self, make, name):
+        options, error, text = NOT_OPTIONS[name]
+        with pytest.raises(error, match=text):
+            make(W, (X, Y), **options)
 
     def test_an_axis_that_is_not_bound(self, make):
         op = make(W, (X, Y), axis_name="data")
@@ -209,13 +209,10 @@ class TestLossFunctions:
         expected = factory(losses_fn, W, (X, Y)) @ W
         chex.assert_trees_all_equal(factory(Unhashable(), W, (X, Y)) @ W, expected)
 
-    def test_auxiliary_output(self, factory):
+    @pytest.mark.parametrize("out", [lambda p, b: (losses_fn(p, b), {}), lambda p, b: b[1]])
+    def test_auxiliary_and_integer_outputs(self, factory, out):
         with pytest.raises(TypeError, match=r"loss_fn must return one real floating array.*drop"):
-            factory(lambda p, b: (losses_fn(p, b), {}), W, (X, Y))
-
-    def test_integer_output(self, factory):
-        with pytest.raises(TypeError, match="loss_fn must return one real floating array"):
-            factory(lambda p, b: b[1], W, (X, Y))
+            factory(out, W, (X, Y))
 
     @pytest.mark.parametrize("shape", [(3,), (4, 1), (1,)])
     def test_another_shape(self, factory, shape):
@@ -239,30 +236,30 @@ class TestHessian:
 
 @pytest.mark.parametrize("factory", [flatjax.ggn, flatjax.fisher])
 class TestModels:
-    def test_no_function(self, factory):
-        with pytest.raises(TypeError, match="model_fn must be a function, got dict"):
-            factory(W, LOSS, W, (X, Y))
-
-    def test_no_loss(self, factory):
-        with pytest.raises(TypeError, match=r"loss must be an output loss such as flatjax.softmax"):
-            factory(model, "cross-entropy", W, (X, Y))
+    @pytest.mark.parametrize(
+        ("model_fn", "loss", "batch", "error", "text"),
+        [
+            (W, LOSS, (X, Y), TypeError, "model_fn must be a function, got dict"),
+            (
+                model,
+                "text",
+                (X, Y),
+                TypeError,
+                "loss must be an output loss such as flatjax.softmax",
+            ),
+            (lambda p, x: (x, {}), LOSS, (X, Y), TypeError, "must return one real floating.*drop"),
+            (lambda p, x: x[:3], LOSS, (X, Y), ValueError, r"one row an example.*got shape \(3"),
+            (model, LOSS, (X, Y[:, None]), ValueError, r"integer targets must have shape \(4,\)"),
+        ],
+    )
+    def test_what_does_not_fit(self, factory, model_fn, loss, batch, error, text):
+        with pytest.raises(error, match=text):
+            factory(model_fn, loss, W, batch)
 
     @pytest.mark.parametrize("batch", [X, (X,), (X, Y, Y), {"x": X, "y": Y}])
     def test_no_pair(self, factory, batch):
         with pytest.raises(TypeError, match=r"batch must be a pair \(inputs, targets\)"):
             factory(model, LOSS, W, batch)
-
-    def test_auxiliary_output(self, factory):
-        with pytest.raises(TypeError, match=r"model_fn must return one real floating array.*drop"):
-            factory(lambda p, x: (model(p, x), {}), LOSS, W, (X, Y))
-
-    def test_outputs_of_other_examples(self, factory):
-        with pytest.raises(ValueError, match=r"one row an example, leading axis 4, got shape \(3"):
-            factory(lambda p, x: model(p, x)[:3], LOSS, W, (X, Y))
-
-    def test_targets_that_do_not_fit(self, factory):
-        with pytest.raises(ValueError, match=r"integer targets must have shape \(4,\)"):
-            factory(model, LOSS, W, (X, jnp.zeros((4, 2), jnp.int32)))
 
     def test_token_weights_that_do_not_fit(self, factory):
         sequence = lambda p, x: jnp.stack([model(p, x)] * 5, axis=1)  # noqa: E731

@@ -36,17 +36,3 @@ def test_equals_the_dense_matrix(name, x64):
     for op in plain + linearized:
         assert jax.tree.structure(op.structure) == jax.tree.structure(params)
         assert op.size == 31
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", references.OPERATORS)
-@pytest.mark.parametrize("name", CONTAINERS)
-def test_every_operator(name, kind, x64):
-    params, batch = NETWORKS["mlp"].cast(jnp.float64)
-    params, apply = CONTAINERS[name](params)
-    op = references.make(kind, apply, params, batch)
-    draws = op.draws if kind == "fisher_sampled" else None
-    order = permutation(CONTAINERS[name])
-    wanted = references.dense(kind, references.reference("mlp"), draws=draws)[order][:, order]
-    for operator in (op, op.linearize()):
-        references.assert_close(operator.to_dense(), wanted, references.FLOAT64)

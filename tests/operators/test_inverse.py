@@ -1,4 +1,4 @@
-"""Damping, the identity, and inverse products by conjugate gradients."""
+"""Inverse products by conjugate gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +8,9 @@ import pytest
 import flatjax
 from flatjax import loops
 from flatjax.operators import as_operator, hessian, over_batches
-from flatjax.operators._damping import damped, identity
+from flatjax.operators._damping import identity
 from flatjax.operators._inverse import inverse
 from tests.models import NETWORKS
-from tests.operators import references
 
 
 def matrix_product(matrix, v):
@@ -32,17 +31,6 @@ def spectrum(values, seed=0):
 
 DEFINITE = spectrum(np.geomspace(1.0, 100.0, 40))
 RIGHT = np.cos(np.arange(40.0))
-
-
-def test_identity_and_damping():
-    params = {"a": jnp.ones(2), "b": jnp.ones((), jnp.bfloat16)}
-    v = {"a": jnp.array([1.0, 2.0]), "b": jnp.float32(3.0)}
-    product = identity(params) @ v
-    assert product["b"].dtype == jnp.float32
-    assert product["a"].tolist() == [1.0, 2.0]
-    op = damped(from_matrix(np.float32(DEFINITE)), 0.5)
-    expected = DEFINITE + 0.5 * np.eye(40)
-    references.assert_close(op.to_dense(), expected, references.FLOAT32)
 
 
 @pytest.mark.parametrize(("dtype", "tol"), [("float32", 1e-5), ("float64", 1e-12)])

@@ -96,7 +96,7 @@ RUNS = {
     "shard_map_unchecked": unchecked,
     "pmap": in_pmap,
 }
-# tests/parallel has a padded batch of each, test_weights.py one device.
+# tests/parallel has a padded batch of each, test_weighting.py one device.
 FAST = {("shard_map", None), ("shard_map_unchecked", "padded"), ("pmap", "padded")}
 
 

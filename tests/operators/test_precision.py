@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend.core import jaxprs_in_params
 from jax.flatten_util import ravel_pytree
 
 import flatjax
+from flatjax.operators._differences import equations
 from tests.models import NETWORKS, cnn, mlp
 from tests.operators import references
 
@@ -91,17 +91,9 @@ def test_float32_params_and_float64_data(x64, standard_promotion):
 
 def precisions(f, *args):
     """The precision of every matrix product and convolution that ``f`` traces."""
-    found = []
-
-    def visit(jaxpr):
-        for equation in jaxpr.eqns:
-            if equation.primitive.name in ("dot_general", "conv_general_dilated"):
-                found.append(equation.params["precision"])
-            for inner in jaxprs_in_params(equation.params):
-                visit(inner)
-
-    visit(jax.make_jaxpr(f)(*args).jaxpr)
-    return found
+    products = ("dot_general", "conv_general_dilated")
+    all_equations = equations(jax.make_jaxpr(f)(*args).jaxpr)
+    return [e.params["precision"] for e in all_equations if e.primitive.name in products]
 
 
 HIGHEST = (jax.lax.Precision.HIGHEST,) * 2

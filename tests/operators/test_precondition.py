@@ -47,6 +47,3 @@ def test_another_structure_is_refused():
         preconditioned(op, {"a": jnp.ones(2)})
     with pytest.raises(ValueError, match="diagonal has shape"):
         preconditioned(op, jnp.ones(3))
-
-
-# The update of an optimiser without momentum is -lr g / D exactly, which is what D means.

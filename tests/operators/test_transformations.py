@@ -103,13 +103,3 @@ def test_inside_scan(x64):
 
     matrix = references.dense("ggn", references.reference("mlp"))
     references.assert_close(flat(power(op, params)), matrix @ matrix @ matrix @ v, 1e-9)
-
-
-def test_arguments_of_one_jit_with_other_data(x64):
-    # An operator is a pytree: its data can be mapped, and its leaves are all arrays.
-    params, batch, _ = problem()
-    for kind in ("hessian", "fisher_empirical", "covariance"):
-        op = references.make(kind, mlp, params, batch)
-        assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves((op, op.linearize())))
-    doubled = jax.tree.map(lambda a: 2 * a if a.dtype == jnp.float64 else a, op)
-    assert type(doubled) is type(op)

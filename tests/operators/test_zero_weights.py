@@ -15,7 +15,7 @@ from tests.operators import references
 N, PADDING = 5, 3
 RNG = np.random.default_rng(0)
 X, Y = RNG.normal(size=(N, 4)), np.arange(N) % 3
-PARAMS, V = (a.astype(np.float32) for a in RNG.normal(size=(2, 4, 3)))
+PARAMS, V = (jnp.asarray(a, jnp.float32) for a in RNG.normal(size=(2, 4, 3)))
 WEIGHTS = np.array([1.0, 2.0, 1.0, 0.5, 1.0], np.float32)
 LOSS = flatjax.softmax_cross_entropy
 # What the rows of padding hold. Zeros have a loss, and a derivative that is NaN.
@@ -67,8 +67,8 @@ def expected(name):
         # A draw depends on the index: the real examples are second to sixth.
         full, w = padded("zeros")
         full = full[0].at[0].set(1.0).at[N + 1 :].set(1.0), full[1]
-        return OPERATORS[name](jnp.asarray(PARAMS), full, weights=w) @ jnp.asarray(V)
-    return OPERATORS[name](jnp.asarray(PARAMS), batch, weights=weights) @ jnp.asarray(V)
+        return OPERATORS[name](PARAMS, full, weights=w) @ V
+    return OPERATORS[name](PARAMS, batch, weights=weights) @ V
 
 
 @pytest.mark.parametrize("name", OPERATORS)
@@ -76,14 +76,14 @@ def test_products(name):
     wanted = expected(name)
     for poison in POISONS:
         batch, weights = padded(poison)
-        make = functools.partial(OPERATORS[name], jnp.asarray(PARAMS))
+        make = functools.partial(OPERATORS[name], PARAMS)
         op = make(batch, weights=weights)
         ways = [op, op.linearize()]
         if poison == "nan":
             # The last chunk of two has no example that counts, and one of three overlaps.
             ways += [make(batch, weights=weights, chunk_size=size) for size in (2, 3)]
         for way in ways:
-            np.testing.assert_allclose(way @ jnp.asarray(V), wanted, rtol=0, atol=TOL)
+            np.testing.assert_allclose(way @ V, wanted, rtol=0, atol=TOL)
 
 
 @pytest.mark.parametrize("name", ["hessian", "ggn", "covariance"])
@@ -92,12 +92,12 @@ def test_streams_with_a_batch_of_padding(name):
     parts = [jax.tree.map(lambda a, i=i: a[i : i + 2], (batch, weights)) for i in (0, 2, 4, 6)]
 
     def make(part):
-        return OPERATORS[name](jnp.asarray(PARAMS), part[0], weights=part[1])
+        return OPERATORS[name](PARAMS, part[0], weights=part[1])
 
     stream = flatjax.over_batches(make, parts)
-    np.testing.assert_allclose(stream @ jnp.asarray(V), expected(name), rtol=0, atol=TOL)
+    np.testing.assert_allclose(stream @ V, expected(name), rtol=0, atol=TOL)
     with pytest.raises(ValueError, match="total weight is zero"):
-        flatjax.over_batches(make, parts[3:]) @ jnp.asarray(V)
+        flatjax.over_batches(make, parts[3:]) @ V
 
 
 @pytest.mark.parametrize("name", ["hessian", "ggn", "sampled", "covariance"])
@@ -105,9 +105,7 @@ def test_streams_with_a_batch_of_padding(name):
 def test_a_device_of_padding(name, check_vma):
     batch, weights = padded("nan")
     run = jax.shard_map(
-        lambda b, w: OPERATORS[name](jnp.asarray(PARAMS), b, weights=w, axis_name="data").mv(
-            jnp.asarray(V)
-        ),
+        lambda b, w: OPERATORS[name](PARAMS, b, weights=w, axis_name="data").mv(V),
         mesh=jax.make_mesh((4,), ("data",), (AxisType.Auto,)),
         in_specs=P("data"),
         out_specs=P(),
@@ -119,7 +117,7 @@ def test_a_device_of_padding(name, check_vma):
 
 def test_targets_that_are_nan():
     x, weights = real()[0][0], jnp.array([1.0, 0.0, 1.0, 1.0, 0.0])
-    t = jnp.where(weights[:, None] > 0, jnp.asarray(V[:1]), jnp.nan)
+    t = jnp.where(weights[:, None] > 0, V[:1], jnp.nan)
     clean = x[weights > 0], t[weights > 0]
     for make in (
         functools.partial(flatjax.hessian, squared),
@@ -128,8 +126,8 @@ def test_targets_that_are_nan():
         functools.partial(flatjax.fisher, model, flatjax.squared_error, kind="empirical"),
         functools.partial(flatjax.gradient_covariance, squared),
     ):
-        wanted = make(jnp.asarray(PARAMS), clean) @ jnp.asarray(V)
-        found = make(jnp.asarray(PARAMS), (x, t), weights=weights) @ jnp.asarray(V)
+        wanted = make(PARAMS, clean) @ V
+        found = make(PARAMS, (x, t), weights=weights) @ V
         np.testing.assert_allclose(found, wanted, rtol=0, atol=TOL)
 
 
@@ -140,45 +138,40 @@ KEY = jax.random.key(1)
 def line(batch, weights):
     return flatjax.loss_along(
         losses_fn,
-        jnp.asarray(PARAMS),
+        PARAMS,
         batch,
-        direction=jnp.asarray(V),
+        direction=V,
         positions=[0.0, 1.0],
         weights=weights,
     )
 
 
 MEASURES = {
-    "gram": lambda b, w: jnp.linalg.norm(
-        flatjax.gradient_gram(losses_fn, jnp.asarray(PARAMS), b, weights=w)
-    ),
+    "gram": lambda b, w: jnp.linalg.norm(flatjax.gradient_gram(losses_fn, PARAMS, b, weights=w)),
     "gram_chunks": lambda b, w: jnp.linalg.norm(
-        flatjax.gradient_gram(losses_fn, jnp.asarray(PARAMS), b, weights=w, chunk_size=3)
+        flatjax.gradient_gram(losses_fn, PARAMS, b, weights=w, chunk_size=3)
     ),
-    "gram_eigh": lambda b, w: (
-        flatjax.gram_eigh(losses_fn, jnp.asarray(PARAMS), b, weights=w, k=2).values
-    ),
+    "gram_eigh": lambda b, w: flatjax.gram_eigh(losses_fn, PARAMS, b, weights=w, k=2).values,
     "gradient_noise_scale": lambda b, w: flatjax.gradient_noise_scale(
-        losses_fn, jnp.asarray(PARAMS), b, weights=w, unbiased=True
+        losses_fn, PARAMS, b, weights=w, unbiased=True
     ),
     "stiffness": lambda b, w: flatjax.stiffness(
-        losses_fn, jnp.asarray(PARAMS), b, weights=w, labels=b[1], num_classes=3
+        losses_fn, PARAMS, b, weights=w, labels=b[1], num_classes=3
     ),
-    "gradient_confusion": lambda b, w: flatjax.gradient_confusion(
-        losses_fn, jnp.asarray(PARAMS), b, weights=w
-    )[:3],
+    "gradient_confusion": lambda b, w: flatjax.gradient_confusion(losses_fn, PARAMS, b, weights=w)[
+        :3
+    ],
     "hessian_variance": lambda b, w: (
-        flatjax.measures.hessian_variance(losses_fn, jnp.asarray(PARAMS), b, weights=w)
-        @ jnp.asarray(V)
+        flatjax.measures.hessian_variance(losses_fn, PARAMS, b, weights=w) @ V
     ),
     "fisher_rao_norm": lambda b, w: flatjax.fisher_rao_norm(
-        model, LOSS, jnp.asarray(PARAMS), b, weights=w, degree=1
+        model, LOSS, PARAMS, b, weights=w, degree=1
     ),
     "sam_sharpness": lambda b, w: flatjax.sam_sharpness(
-        losses_fn, jnp.asarray(PARAMS), b, weights=w, rho=0.1, ascent_steps=2
+        losses_fn, PARAMS, b, weights=w, rho=0.1, ascent_steps=2
     ),
     "average_sharpness": lambda b, w: flatjax.average_sharpness(
-        losses_fn, jnp.asarray(PARAMS), b, weights=w, sigma=0.1, num_samples=2, key=KEY
+        losses_fn, PARAMS, b, weights=w, sigma=0.1, num_samples=2, key=KEY
     ),
     "line": line,
 }
@@ -199,19 +192,19 @@ class TestATotalOfZero:
     def test_is_an_error(self, name):
         batch, weights = real()
         with pytest.raises(ValueError, match=r"total weight is zero.*at least one example"):
-            OPERATORS[name](jnp.asarray(PARAMS), batch, weights=0 * weights)
+            OPERATORS[name](PARAMS, batch, weights=0 * weights)
 
     def test_of_padded_targets_too(self):
         (x, y), _ = real()
         for make in (flatjax.ggn, flatjax.fisher):
             with pytest.raises(ValueError, match="all targets are padding"):
-                make(model, LOSS, jnp.asarray(PARAMS), (x, 0 * y - 1))
+                make(model, LOSS, PARAMS, (x, 0 * y - 1))
 
     @pytest.mark.parametrize("name", ["hessian", "ggn", "covariance"])
     def test_is_nan_when_traced(self, name):
         batch, weights = real()
         make = OPERATORS[name]
-        run = jax.jit(lambda w: make(jnp.asarray(PARAMS), batch, weights=w).mv(jnp.asarray(V)))
+        run = jax.jit(lambda w: make(PARAMS, batch, weights=w).mv(V))
         assert np.isnan(run(0 * weights)).all()
 
     def test_of_a_measure(self):
@@ -230,11 +223,11 @@ class TestPadding:
         y = y.at[0].set(-1).at[N + 1 :].set(-100)
         for kind in ("exact", "empirical", "sampled"):
             key = jax.random.key(0) if kind == "sampled" else None
-            make = functools.partial(flatjax.fisher, model, LOSS, jnp.asarray(PARAMS), kind=kind,
+            make = functools.partial(flatjax.fisher, model, LOSS, PARAMS, kind=kind,
                                      key=key)  # fmt: skip
             clean = jnp.where(jnp.isnan(x), 1.0, x)
-            wanted = make((clean, y)) @ jnp.asarray(V)
-            np.testing.assert_allclose(make((x, y)) @ jnp.asarray(V), wanted, rtol=0, atol=TOL)
+            wanted = make((clean, y)) @ V
+            np.testing.assert_allclose(make((x, y)) @ V, wanted, rtol=0, atol=TOL)
 
     @pytest.mark.parametrize("per", ["example", "token"])
     @pytest.mark.parametrize("kind", ["exact", "empirical", "sampled"])
@@ -249,10 +242,7 @@ class TestPadding:
 
         key = jax.random.key(0) if kind == "sampled" else None
         products = [
-            flatjax.fisher(
-                broken, LOSS(per=per), jnp.asarray(PARAMS), (x, y), bad, kind=kind, key=key
-            )
-            @ jnp.asarray(V)
+            flatjax.fisher(broken, LOSS(per=per), PARAMS, (x, y), bad, kind=kind, key=key) @ V
             for bad in (jnp.float32(0.0), jnp.float32(np.nan))
         ]
         np.testing.assert_array_equal(products[1], products[0])
@@ -270,18 +260,15 @@ class TestPadding:
             return jnp.where((weights == 0)[..., None], bad, x @ w)
 
         products = [
-            flatjax.ggn(
-                broken, LOSS(per="token"), jnp.asarray(PARAMS), (x, y), bad, weights=weights
-            )
-            @ jnp.asarray(V)
+            flatjax.ggn(broken, LOSS(per="token"), PARAMS, (x, y), bad, weights=weights) @ V
             for bad in (jnp.float32(0.0), jnp.float32(np.nan))
         ]
         np.testing.assert_array_equal(products[1], products[0])
         masked = flatjax.ggn(
-            lambda w, x: x @ w, LOSS(per="token"), jnp.asarray(PARAMS),
+            lambda w, x: x @ w, LOSS(per="token"), PARAMS,
             (x, jnp.where(weights > 0, y, -1)),
         )  # fmt: skip
-        references.assert_close(products[0], masked @ jnp.asarray(V), TOL)
+        references.assert_close(products[0], masked @ V, TOL)
 
 
 def test_keys_and_integers_among_the_rows():
@@ -298,8 +285,8 @@ def test_keys_and_integers_among_the_rows():
     weights = jnp.array([0.0, 1.0, 1.0, 0.0, 2.0])
     rows = np.array([1, 2, 4])
     wanted = flatjax.gradient_covariance(
-        noisy, jnp.asarray(PARAMS), jax.tree.map(lambda a: a[rows], batch), weights=weights[rows]
+        noisy, PARAMS, jax.tree.map(lambda a: a[rows], batch), weights=weights[rows]
     )
-    found = flatjax.gradient_covariance(noisy, jnp.asarray(PARAMS), batch, weights=weights)
-    wanted = wanted @ jnp.asarray(V)
-    references.assert_close(found @ jnp.asarray(V), wanted, TOL)
+    found = flatjax.gradient_covariance(noisy, PARAMS, batch, weights=weights)
+    wanted = wanted @ V
+    references.assert_close(found @ V, wanted, TOL)

@@ -44,6 +44,7 @@ def test_composed_operators_pass():
     assert check_deterministic(gradient_covariance(loss_fn, W, (X, Y), chunk_size=3)).ok
     assert check_deterministic(lambda v: 2.0 * v, structure=W).ok
     assert check_deterministic(lambda: op).ok
+    assert check_deterministic(hessian(lambda w, b: loss_fn(w, b).mean(), W, (X[:7], Y[:7]))).ok
 
 
 class Loader:

@@ -76,6 +76,12 @@ def test_gradient_functions(name, bad):
         traced(TAKES_GRADIENT[name](), grad_fn=fn)
 
 
+@pytest.mark.parametrize("name", TAKES_GRADIENT)
+def test_no_function_at_all(name):
+    with pytest.raises(ValueError, match=r"grad_fn=lambda p.*value_fn="):
+        traced(TAKES_GRADIENT[name]())
+
+
 BAD_VALUES = {
     "has_aux": (lambda p: (value(p), 1), r"returned a tuple.*loss_fn\(p, batch\)\[0\]"),
     "per example": (

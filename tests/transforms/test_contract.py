@@ -33,7 +33,8 @@ def stepper(tx, batch):
 
 def one_step(tx, params, state, batch):
     value, g = jax.value_and_grad(loss_fn)(params, batch)
-    updates, state = tx.update(g, state, params, value=value, unexpected=1, **functions(batch))
+    unknown = {"value": value, "key": 1, "count": 1, "radius": 1, "at": 1}
+    updates, state = tx.update(g, state, params, **unknown, **functions(batch))
     return optax.apply_updates(params, updates), state
 
 
@@ -188,10 +189,17 @@ def test_clean_under_strict_promotion(name):
     assert types(new) == types(state)
 
 
-# The scalars of every factory; those that shape the program or are functions are static.
+# The scalars of every factory, and of an `Ascent` made of them; those that shape the program or are
+# functions are static.
 INJECTED = {
-    "sam": (ft.sam, {"rho": 0.05}, ()),
-    "gsam": (ft.gsam, {"rho": 0.05, "alpha": 0.3}, ()),
+    "sam": (ft.sam, {"rho": 0.05, "ascent": ft.Ascent(adaptive=True)}, ()),
+    "gsam": (
+        lambda rho, alpha, p, offset: ft.gsam(
+            rho, alpha=alpha, ascent=ft.Ascent(p, adaptive=True, offset=offset)
+        ),
+        {"rho": 0.05, "alpha": 0.3, "p": 2.0, "offset": 0.1},
+        (),
+    ),
     "looksam": (ft.looksam, {"rho": 0.05, "every": 2}, ()),
     "wsam": (ft.wsam, {"rho": 0.05, "gamma": 0.5}, ()),
     "friendly_sam": (ft.friendly_sam, {"rho": 0.05}, ()),
@@ -254,9 +262,8 @@ def test_inject_hyperparams(name):
 
     # Initialised eagerly, where the hyperparameters are concrete arrays; updated traced.
     (expected, out), hyperparams = run(params, (plain.init(params), injected.init(params)))
-    for name_, value in kwargs.items():
-        if name_ not in static:
-            assert float(hyperparams[name_]) == pytest.approx(value)
+    numbers = {k: v for k, v in kwargs.items() if k not in static and k != "ascent"}
+    assert {k: float(hyperparams[k]) for k in numbers} == pytest.approx(numbers)
     # The injected numbers are float32 arrays; the exponents of p take the general path.
     for a, b in zip(jax.tree.leaves(out), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6)

@@ -1,7 +1,5 @@
 """What stands before a transform that takes a new gradient is not lost in silence."""
 
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -65,7 +63,8 @@ LOST_FIRST = [(a, "decay") for a in REPLACING] + [("sam", b) for b in LOST]
 @pytest.mark.parametrize(("name", "first"), dict.fromkeys(LOST_FIRST))
 def test_what_would_be_lost_is_refused(name, first):
     tx = optax.chain(LOST[first], REPLACING[name](), optax.sgd(0.1))
-    with pytest.raises(ValueError, match=r"not grad_fn\(params\).*first: optax.chain.*check=False"):
+    order = r"first: optax\.chain\(flatjax\.\w+\(\.\.\.\), optax\.clip_by_global_norm.*check=False"
+    with pytest.raises(ValueError, match=rf"not grad_fn\(params\).*{order}"):
         update(tx)
 
 
@@ -248,14 +247,3 @@ def test_a_function_of_the_host_is_compared_too():
     w = jnp.array([1.0, 2.0])
     assert equal_up_to_rounding(host(w), host(w), host, w)
     assert not equal_up_to_rounding(0.999 * host(w), host(w), host, w)
-
-
-@pytest.mark.parametrize(
-    "name", ["sam", "gsam", "looksam", "friendly_sam", "wsam", "gradient_norm_penalty"]
-)
-def test_the_message_has_the_right_order_and_it_works(name):
-    with pytest.raises(ValueError) as caught:
-        update(optax.chain(LOST["clip"], getattr(ft, name)()))
-    order = re.search(r"optax\.chain\(flatjax\.(\w+)\(\.\.\.\), optax\.clip_by", str(caught.value))
-    assert order.group(1) == name
-    assert float(optax.tree.norm(update(optax.chain(getattr(ft, name)(), LOST["clip"])))) <= 0.1001

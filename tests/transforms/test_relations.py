@@ -7,13 +7,7 @@ import optax
 import pytest
 
 import flatjax.transforms as ft
-from tests.transforms.zoo import assert_close, descend, loss_fn, network, one_update
-
-
-@pytest.fixture(scope="module")
-def net():
-    with jax.enable_x64(True):
-        yield network(jnp.float64)
+from tests.transforms.zoo import assert_close, descend, loss_fn, one_update
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """A small network with a dense Hessian, and every transform of the package with its needs."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,6 +47,7 @@ def network(dtype=jnp.float32, seed=0, n=N):
     return params, batch
 
 
+RHO = 0.3
 LENGTHS = (3, 1, 0, 0, 2, 4, 1, 3)
 
 
@@ -73,6 +76,11 @@ def token_mean(params, batch):
     return losses.Mean(rows.total.sum(), rows.weight.sum())
 
 
+def unit(v):
+    """The vector divided by its norm."""
+    return v / np.linalg.norm(v)
+
+
 class Dense:
     """The network as a function of one float64 vector, with its dense derivatives in NumPy."""
 
@@ -84,6 +92,20 @@ class Dense:
         self._value = jax.jit(flat)
         self._grad = jax.jit(jax.grad(flat))
         self._hessian = jax.jit(jax.hessian(flat))
+
+    @functools.cached_property
+    def g(self):
+        """The gradient at the params."""
+        return self.grad(self.w)
+
+    @functools.cached_property
+    def h(self):
+        """The Hessian at the params."""
+        return self.hessian(self.w)
+
+    def sam(self, batch=None, rho=RHO):
+        """The gradient at the worst point of a ball around the params."""
+        return self.grad(self.w + rho * unit(self.grad(self.w, batch)), batch)
 
     def value(self, w, batch=None):
         return np.asarray(self._value(jnp.asarray(w), self.batch if batch is None else batch))
@@ -114,6 +136,13 @@ def functions(batch, loss=loss_fn):
     }
 
 
+class Rigged(losses.SoftmaxCrossEntropy):
+    """Cross-entropy whose draw is known: the class the model likes least."""
+
+    def sample(self, key, outputs):
+        return jnp.argmin(outputs, axis=-1)
+
+
 def one_update(tx, params, batch, steps=1, **extra):
     """The last of ``steps`` updates at fixed params, and the state."""
     g = jax.grad(loss_fn)(params, batch)
@@ -142,6 +171,25 @@ def descend(tx, params, batch, steps):
         params, state = step(params, state)
         path.append(flat(params))
     return np.concatenate(path), state
+
+
+STEPS = 7
+
+
+def averaged(tail, net):
+    """The path is unchanged; the tail's state after it, and the average."""
+    params, batch = net
+    tx = optax.chain(optax.sgd(0.5), tail)
+    trajectory, state = descend(tx, params, batch, STEPS)
+    last = Dense(params, batch).unravel(jnp.asarray(trajectory[-flat(params).size :]))
+    return trajectory, state, flat(ft.averaged_params(state, last))
+
+
+def update(tx, net, **extra):
+    """An update of zeros, traced: the errors come before anything runs."""
+    params, _ = net
+    zero = jax.tree.map(jnp.zeros_like, params)
+    jax.eval_shape(lambda: tx.update(zero, tx.init(params), params, **extra))
 
 
 HEADS = {

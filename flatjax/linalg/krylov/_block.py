@@ -38,23 +38,19 @@ def _rotate(basis: Tree, coefficients: jax.Array) -> Tree:
     return jax.tree.map(leaf, basis, bases.combine(basis, coefficients))
 
 
-_row = jax.jit(bases.row)
-_combine = jax.jit(bases.combine)
-
-
 def _products(op: Operator, basis: Tree, start: Any, count: int) -> list[Tree]:
     """The products with ``count`` rows, in one program unless the operator drives itself."""
     if op.host_driven:
-        return [op.mv(_row(basis, jnp.int32(start + i))) for i in range(count)]
+        return [op.mv(ritz.row(basis, jnp.int32(start + i))) for i in range(count)]
     images = arguments.block_product(op, _rows(basis, jnp.int32(start), count))
-    return [_row(images, jnp.int32(i)) for i in range(count)]
+    return [ritz.row(images, jnp.int32(i)) for i in range(count)]
 
 
 def _start(op: Operator, v0: Tree, key: jax.Array, block_size: int, capacity: int):
     """The basis with the first block: ``v0`` and random vectors."""
     basis = trees.zeros(op.structure, (capacity,))
     for i in range(block_size):
-        v = v0 if i == 0 else probes.probe(jax.random.fold_in(key, i), op.structure, "normal")
+        v = v0 if i == 0 else probes.probe(key, op.structure, "normal", number=i)
         basis, _ = orthonormal.append(basis, jnp.int32(i), v)
     return basis
 
@@ -110,18 +106,17 @@ class _Run:
 
     def departure(self, index: np.ndarray) -> float:
         """What a product makes of these pairs, less what H says of it."""
-        scalar = trees.dtype(self.op.structure)
         combination = self.coefficients[:, index] @ certificates.mixture(len(index))
         scale = float(np.abs(self.values).max()) or 1.0
         self.products += 1
         found = certificates.departure(
             self.op,
             self.basis,
-            jnp.asarray(combination, scalar),
-            jnp.asarray(self.h @ combination / scale, scalar),
-            jnp.zeros((), scalar),
+            combination,
+            self.h @ combination / scale,
+            0.0,
             trees.zeros(self.op.structure),
-            jnp.asarray(scale, scalar),
+            scale,
         )
         return float(found)
 
@@ -154,22 +149,11 @@ def solve(
     tol: float,
     budget: int,
 ) -> ritz.RitzPairs:
-    """The ``k`` wanted Ritz pairs within a budget of products, driven from the host.
+    """The ``k`` wanted Ritz pairs and their certificate, driven from the host.
 
-    Args:
-      op: the operator.
-      k: the number of pairs.
-      which: one of `ritz.WHICH`.
-      v0: the first start vector; the others are drawn.
-      key: a PRNG key.
-      block_size: the vectors multiplied at once.
-      capacity: the vectors held, at least ``k + 2 block_size``.
-      tol: the tolerance on the residual relative to the value.
-      budget: products that may be spent, one of them for the certificate; exceeded only while
-        there are fewer than k vectors.
-
-    Returns:
-      The pairs and their certificate.
+    All start vectors but ``v0`` are drawn; at least ``k + 2 block_size`` vectors are held. The
+    ``budget`` of products, one of them for the certificate, is exceeded only while there are fewer
+    than k vectors.
     """
     run = _Run(op, v0, key, block_size, capacity)
     scalar = trees.dtype(op.structure)
@@ -195,7 +179,7 @@ def solve(
         if run.done + 2 * block_size > capacity:
             run.restart(np.sort(ritz.wanted(run.values, keep, which)))
     index = ritz.descending(run.values, index)
-    vectors = _combine(run.basis, jnp.asarray(run.coefficients[:, index], scalar))
+    vectors = ritz.combine(run.basis, jnp.asarray(run.coefficients[:, index], scalar))
     noise = run.departure(index) if np.isfinite(norm) else np.nan
     residuals = np.hypot(run.residuals[index], noise)
     return ritz.RitzPairs(run.values[index], vectors, residuals, norm, noise, run.products)

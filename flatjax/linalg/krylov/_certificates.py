@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
+from flatjax.linalg.krylov import _ritz as ritz
 from flatjax.linalg.vectors import _basis as bases
 from flatjax.linalg.vectors import _probes as probes
 from flatjax.operators._base import Operator
@@ -30,9 +31,6 @@ def _gap(w, basis, image, coupling, vector, scale):
     known = trees.axpy(coupling, vector, bases.combine(basis, image))
     w = trees.scale(1 / scale, trees.cast(w, vector))
     return scale * trees.norm(bases.subtract(w, known))
-
-
-_combine = jax.jit(bases.combine)
 
 
 def departure(
@@ -63,7 +61,11 @@ def departure(
     Returns:
       The norm of the difference. Costs one product.
     """
-    w = loops.product(op)(_combine(basis, combination))
+    numbers = (combination, image, coupling, scale)
+    combination, image, coupling, scale = (
+        jnp.asarray(a, trees.dtype(op.structure)) for a in numbers
+    )
+    w = loops.product(op)(ritz.combine(basis, combination))
     return _gap(w, basis, image, coupling, vector, scale)
 
 
@@ -151,11 +153,14 @@ class Eigenpairs(NamedTuple):
       noise_floor: the noise of a product, measured by what one product and the Lanczos relation
         say of the same vector (of `power_iteration`, from the symmetry gap
         $|u^\top A v - v^\top A u|$); twice that, at least 8 units of rounding.
-      complete: whether these are the wanted pairs, none of them skipped: ``True`` where a search
-        from random vectors found no other one, and would have seen one in 99 of 100 cases;
-        ``False`` where a wanted pair is known to be missing (none counts as converged then);
+      complete: whether these are the wanted pairs, none of them skipped. ``True`` where a search
+        from random vectors found no other one, and in 99 of 100 cases would have seen any single
+        one that moves a value of the list by more than its tolerance. ``False`` where a wanted pair
+        is known to be missing (none counts as converged then): products were spent before a random
+        start vector weighed, on the list, no more than k eigenvectors do in 99 of 100 cases.
         ``None`` where nobody looked to the end: traced, without ``verify``, of a single pair, in
-        blocks, or when the products were spent before.
+        blocks, where values lie so close that no single pair would move one by more than its
+        tolerance, where a look would have taken long, or when the products were spent before.
     """
 
     values: jax.Array
@@ -169,9 +174,9 @@ class Eigenpairs(NamedTuple):
 
 
 @jax.jit
-def _judge(values, residuals, floor, tol):
+def _judge(values, residuals, floor, tol, whole):
     size = jnp.abs(values)
-    return residuals <= jnp.maximum(tol * size, floor), size > floor
+    return whole & (residuals <= jnp.maximum(tol * size, floor)), size > floor
 
 
 def judged(
@@ -184,7 +189,8 @@ def judged(
     complete: bool | None = None,
 ) -> Eigenpairs:
     """The pairs with the verdicts that follow from residuals, floor and tolerance."""
-    converged, resolved = _judge(values, residual_norms, floor, np.asarray(tol, values.dtype))
+    scalar, whole = np.asarray(tol, values.dtype), np.bool_(complete is not False)
+    converged, resolved = _judge(values, residual_norms, floor, scalar, whole)
     return Eigenpairs(
         values, vectors, residual_norms, converged, resolved, num_products, floor, complete
     )

@@ -22,6 +22,7 @@ from flatjax.operators._base import Operator
 # for its neighbours too: with 0.1 the distance of a density to the truth was 7 times as large on a
 # transformer, and twice on an MLP. From 0.03 down it stays the same.
 EXACT = 1e-2
+_START = np.uint32(2**32 - 1)  # of the start vector; the probes of a spectrum are those from 0 on
 
 
 class Extremes(NamedTuple):
@@ -71,25 +72,15 @@ def converged(
 ) -> tuple[krylov.Krylov, int]:
     """A Lanczos run long enough for the wanted pairs, and the products it has cost.
 
-    Args:
-      op: the operator.
-      key: a PRNG key.
-      k: how many of the largest pairs.
-      num_bottom: how many of the smallest.
-      tol: the relative residual to reach.
-      num_steps: exactly so many steps, or ``None``.
-      max_steps: the most steps otherwise.
-      resume: the state of an earlier run, or ``None``.
-
-    Returns:
-      The run and the products.
+    It goes on from ``resume``, the state of an earlier run, for exactly ``num_steps`` in all, or
+    until the ``k`` largest and ``num_bottom`` smallest pairs have the relative residual ``tol``.
 
     Raises:
       ValueError: if the earlier run has another structure, or more steps than asked for.
     """
     last = min(op.size, max_steps if num_steps is None else num_steps)
     if resume is None:
-        v0 = probes.probe(key, op.structure, "normal")
+        v0 = probes.probe(key, op.structure, "normal", number=_START)
         image = arguments.first_product(op, v0)
         state, image, _ = krylov.begin(v0, image, krylov.first_rows(op.size, last), key)
         state, spent = krylov.run(op, state, 1, image), 1
@@ -138,18 +129,7 @@ def _solved(state):
 
 
 def found(state: krylov.Krylov, k: int, num_bottom: int, tol: float, size: int) -> Extremes:
-    """What a run shows.
-
-    Args:
-      state: the finished run.
-      k: how many of the largest pairs are wanted.
-      num_bottom: how many of the smallest.
-      tol: the relative residual at which a value counts as exact, at most `EXACT`.
-      size: the dimension of the operator.
-
-    Returns:
-      The pairs.
-    """
+    """What a finished run shows; a relative residual of ``tol``, at most `EXACT`, is exact."""
     dtype = state.alphas.dtype
     values, residuals, s = _solved(state)
     index = wanted(len(values), k, num_bottom)
@@ -157,28 +137,34 @@ def found(state: krylov.Krylov, k: int, num_bottom: int, tol: float, size: int) 
     known = np.maximum(min(tol, EXACT) * np.abs(values), ritz.rounding(norm, dtype))
     exact = np.flatnonzero(residuals <= known)
     broken = np.asarray(state.breakdown)[: len(values)].any()
-    columns = -(-len(exact) // 16) * 16  # few programs
+    columns = np.zeros(
+        (bases.size(state.basis), len(index) + -(-len(exact) // 16) * 16)
+    )  # few programs
+    columns[: len(s), : len(index)] = s[:, index]
+    columns[: len(s), len(index) : len(index) + len(exact)] = s[:, exact]
+    vectors, exact_vectors = _combined(state.basis, columns.astype(dtype), len(index))
     return Extremes(
         num_top=k,
         values=values[index],
         residuals=residuals[index],
-        vectors=_combined(state.basis, s[:, index], len(index), dtype),
+        vectors=vectors,
         coefficients=s[:, index],
         matrix=(s * values) @ s.T,
         norm=norm,
         exact_values=values[exact],
-        exact_vectors=_combined(state.basis, s[:, exact], columns, dtype) if columns else None,
+        exact_vectors=exact_vectors,
         start=None if broken else _start(values, ritz.masses(s, dtype), exact, size),
     )
 
 
-def _combined(basis, coefficients, columns, dtype):
-    rows, given = coefficients.shape
-    missing = (0, bases.size(basis) - rows), (0, columns - given)
-    return _combine(basis, np.pad(coefficients, missing).astype(dtype))
-
-
-_combine = jax.jit(bases.combine)
+@functools.partial(jax.jit, static_argnums=2)
+def _combined(basis, coefficients, count):
+    """The first combinations and the others, in one pass over the basis; ``None`` for no others."""
+    vectors = bases.combine(basis, coefficients)
+    first, rest = (
+        jax.tree.map(lambda a, s=s: a[s], vectors) for s in (slice(count), slice(count, None))
+    )
+    return first, rest if coefficients.shape[1] > count else None
 
 
 def _start(values, weights, exact, size):
@@ -199,17 +185,7 @@ def _start(values, weights, exact, size):
 def with_start(
     start: tuple | None, nodes: np.ndarray, weights: np.ndarray, left: float
 ) -> tuple[list, list]:
-    """The quadratures of probes and that of the start vector.
-
-    Args:
-      start: its nodes and weights, or ``None``.
-      nodes: ``(p, s)``, those of the probes.
-      weights: ``(p, s)``, of sum 1 in every row.
-      left: the share of the eigenvalues that they stand for.
-
-    Returns:
-      Lists of nodes and of weights of sum ``left``, an array a probe.
-    """
+    """Nodes of probes and of the start vector, an array each, and weights, now of sum ``left``."""
     rows = [*zip(nodes, weights, strict=True), *([] if start is None else [start])]
     return [row for row, _ in rows], [left * mass for _, mass in rows]
 
@@ -225,17 +201,8 @@ def certified(
 ) -> tuple[Eigenpairs, Eigenpairs]:
     """The wanted pairs at the top and at the bottom, with their certificates.
 
-    Args:
-      found: the pairs.
-      floor: the noise floor.
-      noise: the measured noise of the product with every vector.
-      tol: the relative residual that counts as converged.
-      spent: the products spent.
-      complete: whether the list at the top is complete, and that at the bottom.
-      layout: how the vectors are packed; those of the result are not.
-
-    Returns:
-      Two `Eigenpairs`.
+    ``noise`` is that of the product with every vector; ``complete``, whether the list at the top
+    is, and that at the bottom; ``layout``, how the vectors are packed: those of the result are not.
     """
     # The Lanczos estimate of the residual does not know the noise of the products.
     residuals = np.hypot(found.residuals, noise)

@@ -11,8 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatjax._trees import Tree
+from flatjax.linalg.vectors import _basis as bases
 
 WHICH = ("LA", "SA", "LM", "BE")
+
+combine = jax.jit(bases.combine)
+row = jax.jit(bases.row)
 
 
 class RitzPairs(NamedTuple):

@@ -21,13 +21,23 @@ import numpy as np
 _MISS = 100.0
 
 
+def _ends(values: np.ndarray, k: int, which: str) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The values as they are wanted at each end, the largest first, and where the wanted are."""
+    top = {"LA": k, "SA": 0, "LM": k, "BE": (k + 1) // 2}[which]
+    signed = (np.abs(values) if which == "LM" else values), -values
+    both = zip(signed, (top, k - top), strict=True)
+    return [(each, np.argsort(-each, stable=True)[:count]) for each, count in both]
+
+
 def thresholds(
     wanted: np.ndarray, which: str, margin: np.ndarray, given: bool
 ) -> tuple[float, float]:
-    """Where an eigenvalue that was missed would change the list.
+    """Where an eigenvalue that was missed would change the list by more than its uncertainty.
 
-    A random start vector misses nothing but further copies of what it has found, of which one of
-    the last value at an end changes nothing: so a missed one is as far out as the second to last.
+    A random start vector misses nothing but further copies of what it has found, and a copy puts
+    the values behind it one place back: the least that matters is the last one that changes a
+    value by more than the margin. Where there is none a list may still hide several at once; they
+    are looked for where all of it is one value up to the margin, as what is missed is beyond it.
 
     Args:
       wanted: the values, the best first at each end (`ritz.wanted`).
@@ -39,35 +49,54 @@ def thresholds(
       The least value that would be missed at the upper end and the largest at the lower one;
       infinite where there is nothing to look for.
     """
-    k, inf = len(wanted), math.inf
 
     def beyond(values, slack):
-        order = np.argsort(-values, stable=True)
-        values, slack = values[order], slack[order]
-        last = values[-1] + slack[-1] if len(values) else inf
-        if given or not len(values):
+        if len(values) < 2 - given:
+            return math.inf
+        last = values[-1] + slack[-1]
+        moving = np.flatnonzero(values[:-1] > values[1:] + slack[1:])
+        if given or values[0] <= last:
             return last
-        return max(last, values[-2]) if len(values) > 1 else inf
+        return max(last, values[moving[-1]]) if len(moving) else math.inf
 
-    if which == "LM":
-        edge = beyond(np.abs(wanted), margin)
-        return edge, -edge
-    top = {"LA": k, "SA": 0, "BE": (k + 1) // 2}[which]
-    upper, lower = beyond(wanted[:top], margin[:top]), beyond(-wanted[top:], margin[top:])
-    return upper, -lower
+    ends = _ends(wanted, len(wanted), which)
+    upper, lower = (beyond(signed[index], margin[index]) for signed, index in ends)
+    return upper, -upper if which == "LM" else -lower
+
+
+def skipped(values: np.ndarray, weights: np.ndarray, bound: np.ndarray, k: int, which: str) -> bool:
+    """Whether the list has skipped eigenvalues, by what a random start vector weighs.
+
+    Of a random vector one eigenvector in n weighs, in units of 1/n, the square of a normal number,
+    and a Ritz value that stands for many as much as all of them.
+
+    Args:
+      values: Ritz values, at least k.
+      weights: n times the squared component of the start vector along the vector of each; zero
+        where it stands for one eigenvalue whatever it weighs.
+      bound: the uncertainty of each.
+      k: how many are wanted.
+      which: which are.
+
+    Returns:
+      Whether one of the list is off by more than its bound, but for 1 in 100 cases.
+    """
+    for signed, index in _ends(values, k, which):
+        n = np.arange(1, len(index) + 1)
+        # So much n of them weigh at most, in 99 of 100 cases: Wilson and Hilferty's chi square.
+        heaviest = n * (1 - 2 / (9 * n) + 2.33 * np.sqrt(2 / (9 * n))) ** 3
+        total = weights[index].cumsum()
+        least = (weights[index] == 0).cumsum() + np.searchsorted(heaviest, total) + (total > 0)
+        there = index[np.minimum(least, len(index)) - 1]
+        if (signed[index] > signed[there] + bound[there]).any():
+            return True
+    return False
 
 
 def least_steps(upper: float, lower: float, rest: np.ndarray, size: int) -> float:
-    r"""About how many steps a sweep will take, by Chebyshev polynomials on what is left.
+    """About how many steps a sweep to these thresholds takes; infinite where there is no gap.
 
-    Args:
-      upper: the threshold at the upper end.
-      lower: the threshold at the lower end.
-      rest: the Ritz values that are not wanted.
-      size: the dimension.
-
-    Returns:
-      The steps; infinite where there is no gap.
+    By Chebyshev polynomials on the rest, the Ritz values that are not wanted.
     """
     if not len(rest):
         return 1.0
@@ -96,12 +125,8 @@ class Search:
     def polynomials(self, matrix: np.ndarray, beta: float) -> np.ndarray:
         """The values at the thresholds of the polynomials of all vectors, the next one included.
 
-        Args:
-          matrix: the projected matrix of the sweep.
-          beta: the coupling of its last vector to the next one.
-
-        Returns:
-          Shape ``(thresholds, vectors + 1)``; infinite behind an exhausted space.
+        From the projected matrix and the coupling to the next vector; of shape
+        ``(thresholds, vectors + 1)``, infinite behind an exhausted space.
         """
         count, known = len(matrix), self._known.shape[1]
         found = np.zeros((len(self._at), count + 1))
@@ -127,15 +152,8 @@ class Search:
     def left(self, matrix: np.ndarray, beta: float, values: np.ndarray, noise: float) -> float:
         """How far the sweep is from its verdict: zero or less where nothing was missed.
 
-        Args:
-          matrix: the projected matrix of the sweep.
-          beta: the coupling of its last vector to the next one.
-          values: its Ritz values.
-          noise: what rounding leaves of a value.
-
-        Returns:
-          The logarithm of what the sum of squares lacks; infinite where a Ritz value lies beyond a
-          threshold, which shows that something was missed.
+        The logarithm of what the sum of squares lacks; infinite where one of the Ritz ``values``
+        lies beyond a threshold by more than the ``noise``, which shows that something was missed.
         """
         # Half of it: a threshold may stand above a value of zero by no more than the noise.
         if min(self.upper - values.max(), values.min() - self.lower) < noise / 2:

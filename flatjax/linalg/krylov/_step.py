@@ -8,10 +8,11 @@ zero off-diagonal.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
@@ -114,19 +115,11 @@ def with_room(state: Krylov, last: int) -> Krylov:
     if int(state.step) < rows:
         return state
     more = min(max(rows, FIRST), last - rows)
-    return _longer(state._replace(basis=None, vector=None), more)._replace(
-        basis=bases.grown(state.basis, more, state.vector), vector=state.vector
-    )
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _longer(state, more):
-    def longer(a):
-        return jnp.concatenate([a, jnp.zeros((more,), a.dtype)])
-
-    return state._replace(
-        alphas=longer(state.alphas), betas=longer(state.betas), breakdown=longer(state.breakdown)
-    )
+    longer: dict[str, Any] = {  # on the host: no program to compile
+        name: np.pad(jax.device_get(getattr(state, name)), (0, more))
+        for name in ("alphas", "betas", "breakdown")
+    }
+    return state._replace(basis=bases.grown(state.basis, more, state.vector), **longer)
 
 
 def power_of_two(x: jax.Array) -> jax.Array:

@@ -11,17 +11,17 @@ from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.linalg.krylov import _extremes as extremes
-from flatjax.linalg.krylov import _relation as relations
+from flatjax.linalg.krylov import _relations as relations
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.krylov._certificates import underflow
 from flatjax.linalg.krylov._extremes import Extremes
-from flatjax.linalg.krylov._relation import Relation
+from flatjax.linalg.krylov._relations import Relation
 from flatjax.linalg.krylov._ritz import masses
 from flatjax.linalg.probing import _complement as complement
 from flatjax.linalg.probing import _layers as layers
 from flatjax.linalg.probing import _missing as missing
 from flatjax.linalg.probing import _probe_products as probe_products
-from flatjax.linalg.probing._estimate import DEFAULT_RTOL, Estimate, cast, from_samples, resolved
+from flatjax.linalg.probing._estimate import Estimate, from_samples, resolved, rooted
 from flatjax.linalg.probing._gauss import solved
 from flatjax.linalg.probing._quadrature import SpectralDensity, density_from_quadrature
 from flatjax.linalg.vectors import _basis as bases
@@ -81,7 +81,7 @@ def setting(
 ) -> Setting:
     """What a finished run leaves to its probes."""
     steps, dtype = len(found.matrix), state.alphas.dtype
-    run = relations.of_finished(state)
+    run = relations.of_state(state)
     last = float(run.betas[steps - 1])
     entries = np.append(found.matrix, last)
     unit = _unit(np.max(np.abs(entries)), dtype)
@@ -280,22 +280,10 @@ def trace(given: Setting, sums: Sums, spent: int, rtol: float | None) -> Estimat
 
 
 def frobenius_norm(given: Setting, sums: Sums, spent: int) -> Estimate:
-    """The Frobenius norm by the delta method from the estimate of its square."""
+    """The Frobenius norm, from the estimate of its square."""
     _, known, unit = given.known
     square = _estimate(given, sums.squares, known, spent, None)
-    dtype = square.value.dtype
-    numbers = (square.value, square.standard_error, square.interval)
-    value, error, ends = (np.asarray(a, np.float64) for a in numbers)
-    value, ends = np.sqrt(np.maximum(value, 0)), np.sqrt(np.maximum(ends, 0))
-    error = error / (2 * value) if value > 0 else error
-    found = Estimate(
-        value=cast(unit * value, dtype),
-        standard_error=cast(unit * error, dtype),
-        interval=cast(unit * ends, dtype),
-        num_products=spent,
-        converged=jnp.asarray(error <= DEFAULT_RTOL * value),
-    )
-    return resolved(found, cast(given.op.size**0.5 * unit * value, dtype), given.op.size)
+    return rooted(square, unit, None, given.op.size)
 
 
 def density(given: Setting, sums: Sums, scale: str, num_points: int) -> SpectralDensity:

@@ -137,6 +137,33 @@ def cast(value: Any, dtype: Any) -> jax.Array:
         )
 
 
+def rooted(square: Estimate, unit: float, rtol: float | None, size: int) -> Estimate:
+    """A Frobenius norm from an estimate of its square, by the delta method.
+
+    Args:
+      square: the estimate of the square, in squared units.
+      unit: the unit of the norm, a power of two.
+      rtol: the relative standard error that counts as converged.
+      size: the dimension.
+
+    Returns:
+      The estimate; the ends of its interval are the roots of those of the square.
+    """
+    dtype = square.value.dtype
+    numbers = (square.value, square.standard_error, square.interval)
+    value, error, ends = (np.asarray(a, np.float64) for a in numbers)
+    value, ends = np.sqrt(np.maximum(value, 0)), np.sqrt(np.maximum(ends, 0))
+    error = error / (2 * value) if value > 0 else error
+    found = Estimate(
+        value=cast(unit * value, dtype),
+        standard_error=cast(unit * error, dtype),
+        interval=cast(unit * ends, dtype),
+        num_products=square.num_products,
+        converged=jnp.asarray(error <= (DEFAULT_RTOL if rtol is None else rtol) * value),
+    )
+    return resolved(found, cast(size**0.5 * unit * value, dtype), size)
+
+
 def resolved(found: Estimate, bound: Any, size: int) -> Estimate:
     """An estimate that has not converged where underflow may have taken it.
 

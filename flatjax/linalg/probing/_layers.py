@@ -9,8 +9,8 @@ import numpy as np
 
 from flatjax import _trees as trees
 from flatjax._trees import Tree
-from flatjax.linalg.krylov import _relation as relations
-from flatjax.linalg.krylov._relation import Relation
+from flatjax.linalg.krylov import _relations as relations
+from flatjax.linalg.krylov._relations import Relation
 from flatjax.linalg.probing._estimate import Estimate
 from flatjax.linalg.probing._quadrature import SpectralDensity
 from flatjax.linalg.vectors import _basis as bases

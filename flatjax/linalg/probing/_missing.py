@@ -26,11 +26,11 @@ from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.linalg.krylov import _extremes as extremes
-from flatjax.linalg.krylov import _relation as relations
+from flatjax.linalg.krylov import _relations as relations
 from flatjax.linalg.krylov import _ritz as ritz
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.krylov._extremes import Extremes
-from flatjax.linalg.krylov._relation import Relation
+from flatjax.linalg.krylov._relations import Relation
 from flatjax.linalg.vectors import _basis as bases
 from flatjax.operators._base import Operator
 

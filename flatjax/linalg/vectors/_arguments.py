@@ -33,15 +33,18 @@ def start(op: Operator, key: jax.Array | None, v0: Tree) -> tuple[Tree, jax.Arra
         )
     if v0 is None:
         key = checks.check_key(key)
-        return probes.probe(jax.random.fold_in(key, 0), op.structure, "normal"), key
+        return probes.probe(key, op.structure, "normal", number=0), key
     return start_vector(op, v0), jax.random.key(0)
+
+
+_norm = jax.jit(trees.norm)
 
 
 def start_vector(op: Operator, v0: Tree) -> Tree:
     """``v0`` checked and cast to the dtypes in which vectors are held."""
     trees.check(v0, op.structure, "v0")
     v0 = trees.cast(v0, op.structure)
-    norm = trees.norm(v0)
+    norm = _norm(v0)
     if not loops.is_traced(norm):  # inside jit even the norm of a constant is
         norm = float(norm)
         if not (norm > 0 and np.isfinite(norm)):

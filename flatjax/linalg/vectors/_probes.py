@@ -11,6 +11,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.typing import ArrayLike
 
 from flatjax import _trees as trees
 from flatjax._trees import Tree
@@ -48,8 +49,9 @@ def static(structure: Tree) -> tuple:
     return tuple(leaves), treedef
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _draw(key, kind, static):
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _draw(key, number, kind, static):
+    key = key if number is None else jax.random.fold_in(key, number)
     structure = jax.tree.unflatten(static[1], static[0])
     shardings = [trees.sharding_of(leaf) for leaf in static[0]]
     if any(s is not None and not s.is_fully_replicated for s in shardings):
@@ -69,7 +71,9 @@ def _in_parts(key, kind, structure):
     return trees.scale(math.sqrt(trees.size(structure)) / trees.norm(z), z)
 
 
-def probe(key: jax.Array, structure: Tree, kind: str = "rademacher") -> Tree:
+def probe(
+    key: jax.Array, structure: Tree, kind: str = "rademacher", number: ArrayLike | None = None
+) -> Tree:
     r"""A random vector $z$ with $E[zz^\top] = I$.
 
     Args:
@@ -78,6 +82,7 @@ def probe(key: jax.Array, structure: Tree, kind: str = "rademacher") -> Tree:
       kind: ``"rademacher"`` (signs: the least variance for traces and diagonals),
         ``"normal"``, or ``"sphere"`` (uniform on the sphere of radius the square root of the
         dimension).
+      number: draw from ``fold_in(key, number)``, within the same program.
 
     Returns:
       A tree of this structure.
@@ -98,13 +103,13 @@ def probe(key: jax.Array, structure: Tree, kind: str = "rademacher") -> Tree:
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}, got {kind!r}.")
-    return _draw(key, kind, static(structure))
+    return _draw(key, number, kind, static(structure))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
 def _draw_many(keys, kind, static):
     structure = jax.tree.unflatten(static[1], static[0])
-    return trees.placed(jax.vmap(lambda key: _draw(key, kind, static))(keys), structure)
+    return trees.placed(jax.vmap(lambda key: _draw(key, None, kind, static))(keys), structure)
 
 
 def block(keys: jax.Array, structure: Tree, kind: str = "rademacher") -> Tree:

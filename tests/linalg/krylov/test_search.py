@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 
-from flatjax.linalg.krylov._search import Search, least_steps, thresholds
+from flatjax.linalg.krylov._search import Search, least_steps, skipped, thresholds
 
 
 def lanczos(matrix, start, steps):
@@ -93,7 +94,9 @@ def test_an_exhausted_space_is_one():
     [
         ("LA", [9.0, 7.0, 4.0], False, (7.0, -np.inf)),  # a further 4 would change nothing
         ("LA", [9.0, 7.0, 4.0], True, (4.5, -np.inf)),
-        ("LA", [9.0, 4.1, 4.0], False, (4.5, -np.inf)),  # within the uncertainty of the last
+        ("LA", [9.0, 4.1, 4.0], False, (9.0, -np.inf)),  # a further 4.1 changes little
+        ("LA", [4.8, 4.4, 4.0], False, (np.inf, -np.inf)),  # as of any of these
+        ("LA", [4.2, 4.1, 4.0], False, (4.5, -np.inf)),  # one value, as far as is known
         ("LA", [9.0], False, (np.inf, -np.inf)),
         ("LA", [9.0], True, (9.5, -np.inf)),
         ("SA", [-9.0, -7.0, 4.0], False, (np.inf, -7.0)),
@@ -108,6 +111,31 @@ def test_an_exhausted_space_is_one():
 def test_what_would_change_the_list(which, values, given, expected):
     margin = np.full(len(values), 0.5)
     assert thresholds(np.array(values), which, margin, given) == expected
+
+
+@pytest.mark.parametrize("which", ["LA", "SA", "LM", "BE"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_too_heavy_values_have_skipped_some(which, count):
+    # The last of four lies far from the first `count`, which weigh as one eigenvector more may.
+    values = np.append(np.linspace(9.2, 9.0, count), [*np.full(4 - count, 5.0), 1.0, 0.0])
+    heaviest = scipy.stats.chi2.ppf(0.99, count)
+    k = 4
+    if which == "BE":
+        values, k = np.concatenate([values, -values]), 8
+    if which == "SA":
+        values = -values
+    weights = np.where(np.abs(values) >= 9, heaviest / count, 0.5)
+
+    def found(factor, bound=0.3):
+        bounds = np.full(len(values), bound)
+        return skipped(values, factor * weights, bounds, k, which)
+
+    # Wilson and Hilferty's quantiles are good to 1 %.
+    assert found(1.02)
+    assert not found(0.98)
+    assert not found(1.02, bound=8.5)  # wherever they are, the list is right to its bounds
+    single = np.where(np.abs(values) >= 9, 0, weights)
+    assert not skipped(values, single, np.full(len(values), 0.3), k, which)
 
 
 @pytest.mark.parametrize(("gap", "spread", "size"), [(0.1, 2.0, 100), (1.0, 1.0, 10**6)])

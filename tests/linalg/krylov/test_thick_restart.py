@@ -44,6 +44,46 @@ def test_who_has_not_looked_says_so():
     assert traced.complete is None
 
 
+@pytest.mark.parametrize("which", ["LA", "SA"])
+def test_a_loose_tolerance_skips_no_place_of_the_list(which):
+    d, k, tol = jnp.linspace(-1, 1, 1000), 10, 0.1
+    expected = d[-k:][::-1] if which == "LA" else d[:k][::-1]
+
+    def solve(seed, **options):
+        key = jax.random.key(seed)
+        return eigsh(lambda v: d * v, k, which=which, key=key, structure=d, tol=tol, **options)
+
+    def off(found):
+        return (np.abs(found.values - expected) / (tol * np.abs(found.values))).max()
+
+    for seed in range(3):
+        swift, found = solve(seed, verify=False), solve(seed)
+        assert np.asarray(swift.converged).all()
+        assert np.asarray(found.converged).all()
+        # Without, a Ritz value stands for some 50 eigenvalues. With, for "about" one of 10: the
+        # weight of 10 is uncertain by half.
+        assert off(swift) > 2.5
+        assert off(found) < 2
+        # No single further copy would move a value by its tolerance: there is no search.
+        assert found.complete is None
+        short = solve(seed, max_products=swift.num_products)
+        assert short.complete is False
+        assert not np.asarray(short.converged).any()
+
+
+def test_a_search_that_would_take_long_is_not_begun(x64):
+    # Of a copy of 10, so near a wide rest, some 110 steps would tell: the longer run takes as many.
+    p = problem(np.concatenate([[10.0, 10.0], np.linspace(-9.99, 9.99, SIZE - 2)]), jnp.float64)
+
+    def solve(tol):
+        return eigsh(p.op, 2, key=jax.random.key(0), structure=p.structure, tol=tol)
+
+    loose, tight = solve(1e-4), solve(1e-10)
+    assert loose.complete is None
+    assert tight.complete is True
+    np.testing.assert_allclose(tight.values, [10, 10], rtol=1e-9)
+
+
 def test_all_dimensions_are_complete():
     d = jnp.array([3.0, 2.0, 2.0])
     found = eigsh(lambda v: d * v, 2, key=jax.random.key(0), structure=d)

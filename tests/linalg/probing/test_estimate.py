@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from flatjax.linalg.probing._estimate import from_samples, student
+from flatjax.linalg.probing._estimate import from_samples, rooted, student
 
 
 @pytest.mark.parametrize("degrees", [1, 2, 3, 4, 9, 19, 40, 199])
@@ -92,3 +92,18 @@ def test_zero_is_known_exactly():
     found = from_samples(np.zeros(4), 0.0, 0.0, 4, None, jnp.float32)
     assert float(found.value) == float(found.standard_error) == 0
     assert bool(found.converged)
+
+
+@pytest.mark.parametrize("unit", [1.0, 0.25])
+def test_the_root_of_a_square_by_the_delta_method(unit):
+    square = from_samples(np.array([8.0, 9, 10, 9]), 0.0, 0.0, 7, None, jnp.float32)
+    found = rooted(square, unit, 0.1, 100)
+    assert float(found.value) == 3 * unit
+    slope = unit / (2 * 3.0)
+    np.testing.assert_allclose(found.standard_error, slope * square.standard_error, rtol=1e-6)
+    np.testing.assert_allclose(np.square(found.interval / unit), square.interval, rtol=1e-6)
+    assert found.num_products == 7
+    assert bool(found.converged)
+    assert not bool(rooted(square, unit, 1e-3, 100).converged)
+    below = rooted(square._replace(value=jnp.float32(-1)), unit, None, 100)
+    assert float(below.value) == 0

@@ -8,7 +8,7 @@ import pytest
 import flatjax
 from flatjax import _trees as trees
 from flatjax.linalg.krylov import _extremes as extremes
-from flatjax.linalg.krylov import _relation as relations
+from flatjax.linalg.krylov import _relations as relations
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.probing import _missing as missing
 from flatjax.operators._base import as_operator

@@ -148,22 +148,6 @@ def test_outputs_without_a_feature_axis(x64):
         references.assert_close(sampled.to_dense(), wanted, 0.05)
 
 
-def test_empirical_fisher_is_the_second_moment_of_the_gradients(x64):
-    params, batch = NETWORKS["attention"].cast()
-    F = references.make("fisher_empirical", attention, params, batch)
-    K = references.make("second_moment", attention, params, batch)
-    references.assert_product(F, np.asarray(K.to_dense()), references.FLOAT64)
-
-
-def test_empirical_fisher_is_not_the_fisher(x64):
-    params, batch = NETWORKS["mlp"].cast()
-    empirical, exact = (
-        np.asarray(ravel_pytree(references.make(kind, mlp, params, batch) @ params)[0])
-        for kind in ("fisher_empirical", "ggn")
-    )
-    assert np.abs(empirical - exact).max() > 0.1 * np.abs(exact).max()
-
-
 def test_draws_are_made_once_and_follow_the_key():
     params, batch = NETWORKS["mlp"].cast(jnp.float32)
     loss = flatjax.softmax_cross_entropy
@@ -234,38 +218,34 @@ def test_the_variance_falls_with_the_number_of_draws(x64):
     assert 4 < single / averaged < 6
 
 
+def summed(outputs, targets):
+    return outputs.sum(axis=-1)
+
+
 class TestErrors:
-    params, batch = {"w": jnp.ones((3, CLASSES))}, (jnp.ones((8, 3)), jnp.zeros(8, jnp.int32))
-    model = staticmethod(lambda p, x: x @ p["w"])
-    loss = flatjax.softmax_cross_entropy
-
-    def fisher(self, loss=loss, **options):
-        return flatjax.fisher(self.model, loss, self.params, self.batch, **options)
-
-    def test_kind(self):
-        with pytest.raises(ValueError, match="kind must be one of 'exact', 'sampled', 'empirical'"):
-            self.fisher(kind="montecarlo")
-
-    def test_sampled_without_a_key(self):
-        with pytest.raises(ValueError, match='kind="sampled" needs key='):
-            self.fisher(kind="sampled")
-
-    @pytest.mark.parametrize("kind", ["exact", "empirical"])
-    def test_a_key_nobody_uses(self, kind):
-        with pytest.raises(ValueError, match="the other kinds take none"):
-            self.fisher(kind=kind, key=jax.random.key(0))
-
-    def test_num_samples(self):
-        with pytest.raises(ValueError, match="num_samples must be at least 1, got 0"):
-            self.fisher(kind="sampled", key=jax.random.key(0), num_samples=0)
-
-    def test_exact_of_a_function(self):
-        with pytest.raises(TypeError, match="the exact Fisher needs the loss's distribution"):
-            self.fisher(loss=lambda z, t: z.sum(axis=-1))
-
-    def test_sampled_of_a_function(self):
-        with pytest.raises(TypeError, match="this loss cannot sample targets: use one of"):
-            self.fisher(lambda z, t: z.sum(axis=-1), kind="sampled", key=jax.random.key(0))
+    @pytest.mark.parametrize(
+        ("options", "error", "text"),
+        [
+            ({"kind": "montecarlo"}, ValueError, "one of 'exact', 'sampled', 'empirical'"),
+            ({"kind": "sampled"}, ValueError, 'kind="sampled" needs key='),
+            ({"kind": "exact", "key": 0}, ValueError, "the other kinds take none"),
+            ({"kind": "empirical", "key": 0}, ValueError, "the other kinds take none"),
+            ({"kind": "sampled", "key": 0, "num_samples": 0}, ValueError, "at least 1, got 0"),
+            ({"loss": summed}, TypeError, "the exact Fisher needs the loss's distribution"),
+            (
+                {"loss": summed, "kind": "sampled", "key": 0},
+                TypeError,
+                "cannot sample targets: use",
+            ),
+        ],
+    )
+    def test_at_the_door(self, options, error, text):
+        options = {"loss": flatjax.softmax_cross_entropy} | options
+        if "key" in options:
+            options["key"] = jax.random.key(0)
+        model, batch = (lambda p, x: x @ p), (jnp.ones((8, 3)), jnp.zeros(8, jnp.int32))
+        with pytest.raises(error, match=text):
+            flatjax.fisher(model, options.pop("loss"), jnp.ones((3, CLASSES)), batch, **options)
 
     def test_per_token_of_a_function(self):
         with pytest.raises(ValueError, match="`per` needs one of flatjax's losses"):

@@ -1,4 +1,4 @@
-"""What the oracles share: groups, micro-batches, devices, and the loss they call."""
+"""A loss and its gradient over the parts of a batch: groups, micro-batches and devices."""
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,14 @@ from flatjax.operators._arguments import matmul_precision
 from flatjax.operators._normalisers import check_mean
 from flatjax.transforms import _base as base
 from flatjax.transforms import _callables as callables
+from flatjax.transforms import _means as means
 from flatjax.transforms import _prng as prng
 from flatjax.transforms._groups import mean_over_groups, split
 
 _LOOKED_AT = 16  # examples
 
 
-class Oracle:
+class LossOverParts:
     """What is not the mathematics of an oracle: groups, micro-batches, devices and checks.
 
     ``args`` are the arguments of the loss after its params, the batch first.
@@ -26,8 +27,8 @@ class Oracle:
 
     def __init__(self, loss_fn, has_aux, groups, accumulate, axis_name, check):
         self.has_aux = has_aux
-        self.groups = base.static_int("groups", groups, 1)
-        self.accumulate = base.static_int("accumulate", accumulate, 1)
+        self.groups = base.static_int("groups", groups)
+        self.accumulate = base.static_int("accumulate", accumulate)
         self.axis_name = axis_name
         self.unchecked = []
         self.checks = check and self.accumulate > 1
@@ -35,35 +36,15 @@ class Oracle:
 
     def replace(self, loss_fn, has_aux=False):
         """``fn(params, args, kwargs) -> (loss, gradient), weight, aux``; no aux is ``None``."""
-        loss_fn = prng.cloning(loss_fn)
-        called = callables.explained(
-            "loss_fn", lambda params, args, kwargs: loss_fn(params, *args, **kwargs)
-        )
-
-        def loss_and_aux(params, args, kwargs):
-            out = called(params, args, kwargs)
-            return callables.loss_and_aux(out) if has_aux else (out, None)
-
-        def mean(params, args, kwargs):
-            loss, extra = loss_and_aux(params, args, kwargs)
-            counted = None
-            if isinstance(loss, Mean) and args:
-                # The arguments without the examples of weight zero.
-                counted = callables.counted_rows(loss, args[0])
-            if counted is not None:
-                again, extra = loss_and_aux(params, (counted, *args[1:]), kwargs)
-                loss = Mean(again.total, loss.weight)
-            value, weight = callables.loss_and_weight("loss_fn", loss)
-            return value, (weight, extra)
+        out = callables.loss_and_aux(loss_fn, has_aux)
+        mean = jax.value_and_grad(callables.mean_and_aux(out), has_aux=True)
 
         def value_and_grad(params, args, kwargs):
-            (value, (weight, extra)), g = jax.value_and_grad(mean, has_aux=True)(
-                params, args, kwargs
-            )
+            (value, (weight, extra)), g = mean(params, args, kwargs)
             return (value, g), weight, extra
 
         if self.checks:
-            self.unchecked.append(lambda *call: loss_and_aux(*call)[0])
+            self.unchecked.append(lambda *call: out(*call)[0])
         return value_and_grad
 
     def evaluate_on(self, args, kwargs, index):
@@ -153,7 +134,7 @@ class Oracle:
         (value, grads), extra, stacked = mean_over_groups(
             one, batch, self.groups, self.axis_name, "auto"
         )
-        return (value, base.average_aux(extra, self.axis_name, stacked)), grads
+        return (value, _mean_of_aux(extra, self.axis_name, stacked)), grads
 
     def check_normaliser(self, value, params, args, kwargs):
         """Look once, at the first eager call, that scalar losses are means over the examples."""
@@ -188,3 +169,24 @@ def _is_scalar(loss, batch):
 
 def _is_float(a):
     return hasattr(a, "dtype") and jnp.issubdtype(a.dtype, jnp.inexact)
+
+
+def _mean_of_aux(tree, axis_name, stacked):
+    """The mean of floating leaves over devices, and over a leading axis if ``stacked``.
+
+    Integers (step counters) are expected to agree and keep their dtype; other leaves (booleans,
+    keys) are taken from the first part.
+    """
+
+    def leaf(a):
+        if not hasattr(a, "dtype") or not jnp.issubdtype(a.dtype, jnp.number):
+            return a[0] if stacked else a
+        if jnp.issubdtype(a.dtype, jnp.inexact):
+            return means.average(a.mean(axis=0) if stacked else a, axis_name)
+        a = a[0] if stacked else a
+        if axis_name is None:
+            return a
+        devices = collectives.total(jnp.ones((), a.dtype), axis_name)
+        return collectives.total(a, axis_name) // devices
+
+    return jax.tree.map(leaf, tree)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from flatjax.linalg.krylov import _relation as relations
+from flatjax.linalg.krylov import _relations as relations
 from flatjax.linalg.vectors import _basis as bases
 from tests.linalg.dense_run import STEPS, glued, make
 

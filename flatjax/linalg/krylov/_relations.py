@@ -59,15 +59,10 @@ class Relation(NamedTuple):
 
 
 def of_state(state: krylov.Krylov) -> Relation:
-    """The relation of a run, in the operator's own units."""
-    filled = jnp.arange(state.alphas.shape[0], dtype=jnp.int32) < state.step
-    alphas = jnp.where(filled, state.alphas * state.scale, 0)
-    betas = jnp.where(filled, state.betas * state.scale, 0)
-    return Relation(state.basis, alphas, betas, state.vector, state.step)
+    """The relation of a run that is not traced, in the operator's own units.
 
-
-def of_finished(state: krylov.Krylov) -> Relation:
-    """The same of a run that is not traced, with NumPy coefficients: no program to compile."""
+    The coefficients are NumPy arrays: no program to compile.
+    """
     alphas, betas, scale, steps = jax.device_get(
         (state.alphas, state.betas, state.scale, state.step)
     )

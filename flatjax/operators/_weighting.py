@@ -30,9 +30,6 @@ def replaced(tree: Any, counted: jax.Array) -> Any:
     Args:
       tree: a pytree whose leaves share the leading axis of ``counted``.
       counted: one flag a row. Without any the rows stay as they are: see [`where_any`][].
-
-    Returns:
-      The tree.
     """
     first = jnp.argmax(counted)
     pick = jnp.arange(counted.shape[0]) == first
@@ -58,12 +55,7 @@ def _replaced(tree, weights):
 
 
 def with_copies(tree: Any, weights: Any) -> Any:
-    """Rows as an operator holds them: [`replaced`][] where it may be needed, once.
-
-    Args:
-      tree: a pytree of rows.
-      weights: the weights of the rows, shape ``(n, ...)``, or ``None``.
-    """
+    """Rows of weights ``(n, ...)`` as an operator holds them: [`replaced`][] where needed."""
     if weights is None:
         return tree
     # Known to count, every one: no copy of the batch. Not asked for a part of a stream, where the
@@ -123,7 +115,7 @@ def over_devices(tree: Any, weights: Any, scale: Any, axis_name: collectives.Axi
       tree: the local sums, in at least float32.
       weights: the weights of this device's examples; none that counts adds exactly zero.
       scale: that of the shares.
-      axis_name: the mesh axes over which the batch is split, or ``None``.
+      axis_name: the mesh axes over which the batch is split.
 
     Returns:
       The mean, the same on every device; NaN where the total weight is zero.

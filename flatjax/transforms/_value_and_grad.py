@@ -17,8 +17,8 @@ from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.transforms import _base as base
 from flatjax.transforms._ascent import EUCLIDEAN, Ascent, Mask, check_ascent
-from flatjax.transforms._oracle import Oracle
-from flatjax.transforms._penalty import Mode, check_mode, hessian_product
+from flatjax.transforms._hessian_product import HessianProduct, Mode
+from flatjax.transforms._parts import LossOverParts
 from flatjax.transforms._perturbed import perturbed_gradient
 
 
@@ -39,8 +39,7 @@ def sam_value_and_grad(
     r"""``jax.value_and_grad`` with the gradient of sharpness-aware minimisation.
 
     The gradient is $(1 - \alpha) \nabla L(w) + \alpha \nabla L(w + \epsilon)$ with the $\epsilon$
-    of [`sam`][]; $\alpha = 1$ is SAM (Foret et al. 2021), $\alpha < 1$ the gradient-norm penalty of
-    Zhao et al. (2022).
+    of [`sam`][]; $\alpha = 1$ is SAM, $\alpha < 1$ that of [`gradient_norm_penalty`][].
 
     Value and auxiliary output are those of the clean pass: batch-norm statistics of both passes
     would count every batch twice. Both passes see the same arguments, hence the same dropout.
@@ -75,8 +74,7 @@ def sam_value_and_grad(
 
     Returns:
       A function with the arguments of ``loss_fn``, the params and the batch by position, that
-      returns ``(value, grads)``, or
-      ``((value, aux), grads)`` with ``has_aux``.
+      returns ``(value, grads)``, or ``((value, aux), grads)`` with ``has_aux``.
 
     Raises:
       ValueError: for ``rho`` < 0, a batch that is not divisible, or an accumulated scalar that is
@@ -89,13 +87,17 @@ def sam_value_and_grad(
       >>> value, grads = step(jnp.array([1.0, 0.0]), jnp.eye(2))
       >>> float(value), grads.tolist()
       (0.25, [0.75, 0.0])
+
+    References:
+      Foret, Kleiner, Mobahi and Neyshabur, "Sharpness-Aware Minimization for Efficiently Improving
+      Generalization", ICLR 2021.
     """
     check_ascent(ascent)
     checks.check_scalar("rho", rho, minimum=0.0)
     checks.check_scalar("alpha", alpha)
-    steps = base.static_int("ascent_steps", ascent_steps, 1)
+    steps = base.static_int("ascent_steps", ascent_steps)
     plain = not isinstance(alpha, jax.core.Tracer) and float(alpha) == 1.0
-    oracle = Oracle(loss_fn, has_aux, groups, accumulate, axis_name, check)
+    oracle = LossOverParts(loss_fn, has_aux, groups, accumulate, axis_name, check)
 
     def group(params, evaluate, within):
         def gradient_fn(w):
@@ -132,17 +134,14 @@ def penalty_value_and_grad(
     The gradient is $g + 2 \lambda H g$, with $g$ the *mean* gradient of the batch (for the sum of
     per-example squared norms set ``groups`` to the batch size). With ``groups`` = m the penalty is
     $(\lambda / m) \sum_k \lVert \nabla L_k \rVert^2$ (for a [`Mean`][] the weighted mean): with
-    $\lambda = h / 4$ the implicit regulariser of SGD with step $h$ over m micro-batches (Smith et
-    al. 2021), and with ``groups=1`` that of gradient descent (Barrett & Dherin 2021).
+    $\lambda = h / 4$ the implicit regulariser of SGD with step $h$ over m micro-batches, and with
+    ``groups=1`` that of gradient descent; see [`stochastic_implicit_gradient_regularization`][].
 
     Cost: 3 gradients and the memory of the residuals (``"linearize"``), 2 (``"forward"``), 3
     (``"central"``); with ``penalty_fn`` one gradient more.
 
     Args:
-      loss_fn: ``loss_fn(params, batch, *args)``: the mean over the examples, per-example losses or
-        a [`Mean`][]; with ``has_aux`` a pair of that and anything. Groups, micro-batches and
-        devices count by the weights of their ``Mean``, else equally; one of weight zero does not
-        count.
+      loss_fn: ``loss_fn(params, batch, *args)``, as of [`sam_value_and_grad`][].
       coef: the coefficient of the *squared* norm.
       penalty_fn: a loss of the same arguments whose gradient is penalised in place of ``loss_fn``'s
         (other labels, for instance).
@@ -157,8 +156,7 @@ def penalty_value_and_grad(
 
     Returns:
       A function with the arguments of ``loss_fn``, the params and the batch by position, that
-      returns ``(value, grads)``, or
-      ``((value, aux), grads)`` with ``has_aux``.
+      returns ``(value, grads)``, or ``((value, aux), grads)`` with ``has_aux``.
 
     Raises:
       ValueError: for a ``coef`` that is not finite, an unknown option, a batch that is not
@@ -173,8 +171,8 @@ def penalty_value_and_grad(
       (1.5, [2.0, 6.0])
     """
     checks.check_scalar("coef", coef)
-    check_mode(mode, step)
-    oracle = Oracle(loss_fn, has_aux, groups, accumulate, axis_name, check)
+    product = HessianProduct(mode, step, mask)
+    oracle = LossOverParts(loss_fn, has_aux, groups, accumulate, axis_name, check)
     other = None if penalty_fn is None else oracle.replace(penalty_fn)
 
     def group(params, evaluate, within):
@@ -187,11 +185,11 @@ def penalty_value_and_grad(
             return within(g, weight), None
 
         if other is None:
-            found = hessian_product(gradient_fn, params, mode=mode, step=step, mask=mask)
+            found = product.of_squared_norm(gradient_fn, params)
             (loss, weight, extra), g = found.extra, found.gradient
         else:
             g, (loss, weight, extra) = gradient_fn(params)
-            found = hessian_product(other_gradient_fn, params, mode=mode, step=step, mask=mask)
+            found = product.of_squared_norm(other_gradient_fn, params)
         grads = base.combine(1.0, g, 2 * jnp.asarray(coef), trees.cast(found.product, g))
         return (loss, grads), weight, extra
 

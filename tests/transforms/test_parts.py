@@ -1,6 +1,4 @@
-"""The drop-in replacements for ``jax.value_and_grad``."""
-
-import functools
+"""Oracles over groups, micro-batches and weights."""
 
 import jax
 import jax.numpy as jnp
@@ -8,38 +6,20 @@ import numpy as np
 import pytest
 
 import flatjax.transforms as ft
+from flatjax import losses
 from flatjax.losses import Mean
 from tests.transforms.zoo import (
     LENGTHS,
+    RHO,
     Dense,
     assert_close,
-    flat,
     loss_fn,
-    model,
-    network,
-    per_example,
     sequence_means,
     sequences,
     token_mean,
 )
 
-RHO = 0.3
-
-
-@pytest.fixture(scope="module")
-def net():
-    with jax.enable_x64(True):
-        params, batch = network(jnp.float64)
-        yield params, batch, Dense(params, batch)
-
-
-def unit(v):
-    return v / np.linalg.norm(v)
-
-
-def sam(dense, batch=None):
-    point = dense.w + RHO * unit(dense.grad(dense.w, batch))
-    return point, dense.grad(point, batch)
+XENT = losses.softmax_cross_entropy
 
 
 def sliced(batch, parts):
@@ -47,64 +27,18 @@ def sliced(batch, parts):
     return [tuple(a[k * size : (k + 1) * size] for a in batch) for k in range(parts)]
 
 
-def test_is_a_drop_in_for_value_and_grad(net):
-    params, batch, dense = net
-    value, grads = jax.jit(ft.sam_value_and_grad(loss_fn, rho=RHO))(params, batch)
-    assert_close(value, dense.value(dense.w))
-    assert_close(grads, sam(dense)[1])
-    assert jax.tree.structure(grads) == jax.tree.structure(params)
-
-
-def test_per_example_losses_are_averaged(net):
-    params, batch, dense = net
-    value, grads = jax.jit(ft.sam_value_and_grad(per_example, rho=RHO))(params, batch)
-    assert_close(value, dense.value(dense.w))
-    assert_close(grads, sam(dense)[1])
-
-
-def test_value_and_aux_are_those_of_the_clean_pass(net):
-    params, batch, dense = net
-
-    def with_aux(params, batch):
-        return loss_fn(params, batch), {"logits": model(params, batch[0])}
-
-    oracle = ft.sam_value_and_grad(with_aux, rho=RHO, has_aux=True)
-    (value, aux), grads = jax.jit(oracle)(params, batch)
-    assert_close(value, dense.value(dense.w))
-    assert_close(aux["logits"], model(params, batch[0]))
-    assert_close(grads, sam(dense)[1])
-
-
-def test_keyword_arguments_reach_the_loss(net):
-    params, batch, dense = net
-    scaled = lambda p, b, *, scale: scale * loss_fn(p, b)  # noqa: E731
-    value, _ = ft.sam_value_and_grad(scaled, rho=0.0)(params, batch, scale=2.0)
-    assert_close(value, 2 * dense.value(dense.w))
-
-
-def test_radius_may_be_traced(net):
-    params, batch, dense = net
-
-    @jax.jit
-    def step(params, rho):
-        return ft.sam_value_and_grad(loss_fn, rho=rho)(params, batch)[1]
-
-    assert_close(step(params, RHO), sam(dense)[1])
-    assert_close(step(params, 0.0), dense.grad(dense.w))
-
-
-def test_groups(net):
-    params, batch, dense = net
+def test_groups(net, dense):
+    params, batch = net
     oracle = ft.sam_value_and_grad(loss_fn, rho=RHO, groups=4)
     value, grads = jax.jit(oracle)(params, batch)
     assert_close(value, dense.value(dense.w))
-    assert_close(grads, np.mean([sam(dense, b)[1] for b in sliced(batch, 4)], axis=0))
+    assert_close(grads, np.mean([dense.sam(b) for b in sliced(batch, 4)], axis=0))
 
 
-def test_accumulation_keeps_the_perturbation_of_the_whole_batch(net):
-    params, batch, dense = net
+def test_accumulation_keeps_the_perturbation_of_the_whole_batch(net, dense):
+    params, batch = net
     oracle = ft.sam_value_and_grad(loss_fn, rho=RHO, accumulate=4)
-    expected = sam(dense)[1]
+    expected = dense.sam()
     assert_close(jax.jit(oracle)(params, batch)[1], expected)
     # Driven from the host, without jit around it.
     value, grads = oracle(params, batch)
@@ -112,15 +46,15 @@ def test_accumulation_keeps_the_perturbation_of_the_whole_batch(net):
     assert_close(value, dense.value(dense.w))
 
 
-def test_accumulation_within_groups(net):
-    params, batch, dense = net
+def test_accumulation_within_groups(net, dense):
+    params, batch = net
     oracle = ft.sam_value_and_grad(loss_fn, rho=RHO, groups=2, accumulate=2)
-    expected = np.mean([sam(dense, b)[1] for b in sliced(batch, 2)], axis=0)
+    expected = np.mean([dense.sam(b) for b in sliced(batch, 2)], axis=0)
     assert_close(jax.jit(oracle)(params, batch)[1], expected)
 
 
 def test_aux_of_groups(net):
-    params, batch, _ = net
+    params, batch = net
 
     def with_aux(params, batch):
         aux = {"mean": batch[0].mean(), "count": jnp.int32(7), "on": jnp.array(True)}
@@ -133,75 +67,12 @@ def test_aux_of_groups(net):
     assert bool(aux["on"])
 
 
-def masked_loss(params, batch, key):
-    """A stochastic loss: dropout on the inputs, and the mask as auxiliary output."""
-    mask = jax.random.bernoulli(key, 0.5, batch[0].shape).astype(batch[0].dtype)
-    return loss_fn(params, (batch[0] * mask, batch[1])), mask
-
-
-def test_dropout_is_the_same_in_both_passes(net):
-    params, batch, _ = net
-    key = jax.random.key(0)
-    fixed = lambda p, b: masked_loss(p, b, key)  # noqa: E731
-    found = jax.jit(ft.sam_value_and_grad(masked_loss, has_aux=True))(params, batch, key)
-    expected = jax.jit(ft.sam_value_and_grad(fixed, has_aux=True))(params, batch)
-    assert_close(found, expected)
-
-
-def test_groups_and_micro_batches_have_dropout_of_their_own(net):
-    params, batch, _ = net
-    for cut in ({"groups": 2}, {"accumulate": 2}):
-        oracle = ft.sam_value_and_grad(masked_loss, has_aux=True, **cut)
-        (_, mask), _ = jax.jit(oracle)(params, batch, jax.random.key(0))
-        assert bool((mask == 0.5).any())  # the mean of two masks that differ
-
-
-def test_second_order_through_the_oracle(net):
-    params, batch, dense = net
-
-    def perturbed_loss(w):
-        g = jax.grad(dense._value)(w, batch)
-        return dense._value(w + RHO * g / jnp.linalg.norm(g), batch)
-
-    expected = jax.jit(jax.grad(perturbed_loss))(jnp.asarray(dense.w))
-    oracle = ft.sam_value_and_grad(loss_fn, rho=RHO, second_order=True)
-    assert_close(jax.jit(oracle)(params, batch)[1], expected, rtol=1e-9)
-
-
-def test_penalty_oracle(net):
-    params, batch, dense = net
-    g, h = dense.grad(dense.w), dense.hessian(dense.w)
-    value, grads = jax.jit(ft.penalty_value_and_grad(loss_fn, coef=0.2))(params, batch)
-    assert_close(grads, g + 0.4 * h @ g)
-    assert_close(value, dense.value(dense.w))
-
-
-@pytest.mark.parametrize("mode", ["forward", "central"])
-def test_penalty_oracle_by_differences(net, mode):
-    params, batch, dense = net
-    g, h = dense.grad(dense.w), dense.hessian(dense.w)
-    oracle = ft.penalty_value_and_grad(loss_fn, coef=0.2, mode=mode, step=1e-4)
-    tolerance = 1e-3 if mode == "forward" else 1e-6  # truncation: step, step^2
-    np.testing.assert_allclose(
-        flat(jax.jit(oracle)(params, batch)[1]), g + 0.4 * h @ g, rtol=tolerance, atol=tolerance
-    )
-
-
-def test_penalty_over_groups_is_the_sum_of_squared_norms(net):
-    params, batch, dense = net
+def test_penalty_over_groups_is_the_sum_of_squared_norms(net, dense):
+    params, batch = net
     total = sum(dense.hessian(dense.w, b) @ dense.grad(dense.w, b) for b in sliced(batch, 8))
     oracle = ft.penalty_value_and_grad(loss_fn, coef=0.2, groups=8)
-    expected = dense.grad(dense.w) + 0.4 / 8 * total
+    expected = dense.g + 0.4 / 8 * total
     assert_close(jax.jit(oracle)(params, batch)[1], expected)
-
-
-def test_penalty_on_another_loss(net):
-    params, batch, dense = net
-    other = (batch[0], (batch[1] + 1) % 3)
-    relabelled = lambda p, b: loss_fn(p, (b[0], (b[1] + 1) % 3))  # noqa: E731
-    oracle = ft.penalty_value_and_grad(loss_fn, coef=0.2, penalty_fn=relabelled)
-    product = dense.hessian(dense.w, other) @ dense.grad(dense.w, other)
-    assert_close(jax.jit(oracle)(params, batch)[1], dense.grad(dense.w) + 0.4 * product)
 
 
 @pytest.fixture(scope="module")
@@ -246,7 +117,7 @@ def test_parts_count_by_the_weights_of_their_means(tokens, cuts):
     oracle = ft.sam_value_and_grad(with_count, rho=RHO, has_aux=True, **cuts)
     (value, aux), grads = jax.jit(oracle)(params, batch)
     assert_close(value, dense.value(dense.w, whole(batch)))
-    assert_close(grads, sum(w * sam(dense, b)[1] for b, w in parts))
+    assert_close(grads, sum(w * dense.sam(b) for b, w in parts))
     # Means among the auxiliary outputs are averaged by part, weights of integers, too.
     assert float(aux["loss"].weight) == sum(LENGTHS) / (groups * cuts.get("accumulate", 1))
 
@@ -283,7 +154,7 @@ def test_rows_of_weight_zero_are_not_seen_by_the_model(tokens):
     params, batch, dense = tokens
     value, grads = jax.jit(ft.sam_value_and_grad(sequence_means, rho=RHO))(params, batch)
     assert_close(value, dense.value(dense.w, whole(batch)))
-    assert_close(grads, sam(dense, whole(batch))[1])
+    assert_close(grads, dense.sam(whole(batch)))
 
 
 @pytest.mark.parametrize("cuts", [{}, {"accumulate": 2}, {"groups": 2}], ids=str)
@@ -327,19 +198,3 @@ def test_accumulated_scalars_must_be_means_over_examples():
     oracle = ft.sam_value_and_grad(counting, accumulate=2)
     counts = [(calls.clear(), oracle(w, batch), len(calls))[2] for _ in range(3)]
     assert counts[0] > counts[1] == counts[2]
-
-
-def test_in_a_flax_train_state(net):
-    # TrainState.apply_gradients does not forward extra arguments: the oracle needs none.
-    import optax
-    from flax.training import train_state
-
-    params, batch, dense = net
-    state = train_state.TrainState.create(apply_fn=model, params=params, tx=optax.sgd(0.5))
-
-    @functools.partial(jax.jit, static_argnums=())
-    def step(state):
-        _, grads = ft.sam_value_and_grad(loss_fn, rho=RHO)(state.params, batch)
-        return state.apply_gradients(grads=grads)
-
-    assert_close(step(state).params, dense.w - 0.5 * sam(dense)[1])
