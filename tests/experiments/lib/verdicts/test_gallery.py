@@ -1,10 +1,12 @@
 """The gallery: all finished runs on one page, and committed pages that agree with the results."""
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from experiments.lib.runs import rundir
 from experiments.lib.verdicts import gallery
-from experiments.lib.verdicts.figures import figure
+from experiments.lib.verdicts.figures import COLORS, band, figure, style
 from tests.repository import ROOT
 
 DOCS = ROOT / "docs" / "gallery"
@@ -74,6 +76,23 @@ def test_the_pages_are_made_of_the_cpu_runs(runs, tmp_path):
     page = (docs / "made_up.md").read_text()
     assert "| falls | 1.25 | at least 1 | **not reproduced** |" in page
     assert "| [made_up](made_up.md) | 1 | 1 | 0 | 0 | 3 |" in (docs / "index.md").read_text()
+
+
+def test_every_colour_of_the_style_survives(tmp_path):
+    """A thin line of each, on panels as an experiment has them; a distance of 10 is not seen."""
+    with figure(tmp_path / "large.png", 1, 3, panel=(4.0, 3.2)) as panels:
+        for number in range(len(COLORS)):
+            values = np.arange(5.0) + number
+            panels[0].plot(values, **style(number), label=f"arm {number}")
+            band(panels[1], np.arange(5.0), values, np.ones(5), number)
+        panels[0].legend()
+    gallery.shrink(tmp_path / "large.png", tmp_path / "small.png")
+    with Image.open(tmp_path / "small.png") as image:
+        assert image.width <= gallery.PIXELS
+        pixels = np.asarray(image.convert("RGB"), float).reshape(-1, 3)
+    for color in COLORS:
+        wanted = np.array([int(color[i : i + 2], 16) for i in (1, 3, 5)])
+        assert np.linalg.norm(pixels - wanted, axis=1).min() <= 10, color
 
 
 def test_experiments_with_claims_are_found_by_their_source():
