@@ -57,6 +57,7 @@ def test_the_interval_of_three_seeds_decides(bound, errors_inside, verdict):
         ({0: 1.5, 1: 1.6, 2: 1.4}, "void", 1.5),
         ({0: 0.5, 1: 0.6, 2: 0.4}, "reproduced", 0.5),
         ({0: 1.0, 1: 1.1, 2: 0.9}, "reproduced", 1.0),  # it does not pass: it may be either
+        ({0: 1.0, 1: 1.0, 2: 1.0}, "reproduced", 1.0),  # no effect, where the bound is its sign
         ({0: 1.5, 1: None, 2: 1.5}, "reproduced", None),
     ],
 )
