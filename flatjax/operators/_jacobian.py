@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
+from flatjax import _convolutions as convolutions
 from flatjax import _trees as trees
 from flatjax.operators import _derivatives as derivatives
 from flatjax.operators._arguments import as_arrays, check_arguments, matmul_precision
@@ -181,7 +182,7 @@ class JacobianTranspose:
         return _product(self, u)
 
 
-@jax.jit
+@convolutions.compiled
 def _product(op, v):
     return op.mv(v)
 
