@@ -20,7 +20,7 @@ from jax.extend.core import primitives
 
 from flatjax import _shifted_products as shifted
 
-REPEATS, MOST_SECONDS, MOST_TERMS = 7, 2.0, 64
+REPEATS, MOST_SECONDS, MOST_TERMS = 15, 3.0, 64
 # Images, their side, inputs, outputs, window, stride, groups.
 PLAIN = (
     (32, 28, 1, 16, 3, 1, 1),

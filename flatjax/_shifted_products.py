@@ -2,7 +2,8 @@
 
 The backend has a fast kernel for convolutions of one group, and a slow one for the others:
 
-- of many groups of few channels each it takes one group after the other;
+- of many groups of few channels each it takes one group after the other, and a single group of few
+  channels and few outputs it takes slowly, too;
 - if the *examples* are grouped, which makes the kernel gradient of a grouped convolution, it
   computes the results of every pair of groups and throws away all but the diagonal;
 - if the kernel is larger than the image, which makes the derivative of a kernel gradient, it walks
@@ -23,6 +24,7 @@ from jax.extend.core import primitives
 # Where the forms were measured to be faster, see `benchmarks/convolutions.py`.
 MOST_TERMS = 64  # of a sum: a window or an image of the result of 7 x 7 at least
 MOST_CHANNELS = 4  # of a group
+FEW_OUTPUTS = 16  # of one group: with more XLA's own is faster, with fewer it has no fast kernel
 SMALLER = 4  # times is an image smaller than the window over it
 _DTYPES = (jnp.float32, jnp.float64, jnp.bfloat16, jnp.float16)
 
@@ -57,8 +59,8 @@ def form_of(params: Any, inputs: Any, kernel: Any, outputs: Any) -> str | None:
         pairs = outputs.shape[layout.out_spec[0]] * kernel.shape[layout.rhs_spec[0]]
         depthwise = pairs == params["batch_group_count"]
         return "places" if places <= MOST_TERMS and not depthwise else None
-    if groups > 1:
-        few = channels <= MOST_CHANNELS and window * channels <= MOST_TERMS
+    few = channels <= MOST_CHANNELS and window * channels <= MOST_TERMS
+    if groups > 1 or (few and kernel.shape[layout.rhs_spec[0]] <= FEW_OUTPUTS):
         return "window" if few else None
     if places == 1:
         return "places"

@@ -66,7 +66,7 @@ def numbers(layout):
 def problem(layout):
     """A convolution with stride, padding and dilation, its inputs and its kernel."""
     where, rank = layout
-    size, window, channels, outputs = (9,) * rank, (3,) * rank, 4, 6
+    size, window, channels, outputs = (9,) * rank, (3,) * rank, 5, 6
     k1, k2 = jax.random.split(jax.random.key(rank))
     if where == "last":
         shapes = (3, *size, channels), (*window, channels, outputs)
@@ -138,7 +138,8 @@ REPLACED = {
     "grouped examples": case(
         (4, 5, 4, 3), (3, 2, 3, 6), (2, 1), "VALID", batch_group_count=2
     ),
-    "1 x 1": case((2, 4, 4, 3), (1, 1, 3, 5), (2, 2)),
+    "few channels and outputs": case((2, 5, 4, 3), (3, 4, 3, 5), (1, 2), rhs_dilation=(2, 1)),
+    "1 x 1": case((2, 4, 4, 5), (1, 1, 5, 6), (2, 2)),
     "larger than the image": case((3, 2, 2, 3), (6, 5, 3, 4), (1, 1), [(5, 4), (3, 4)]),
     "larger, dilated": case(
         (3, 3, 1, 3), (7, 3, 3, 4), (1, 1), [(4, 5), (5, 2)], lhs_dilation=(2, 1),
@@ -244,10 +245,10 @@ def network():
     """A small network of two convolutions, its params and a batch."""
     keys = jax.random.split(jax.random.key(0), 3)
     params = {
-        "a": 0.3 * jax.random.normal(keys[0], (3, 3, 2, 4)),
-        "b": 0.3 * jax.random.normal(keys[1], (3, 3, 4, 4)),
+        "a": 0.3 * jax.random.normal(keys[0], (3, 3, 5, 6)),
+        "b": 0.2 * jax.random.normal(keys[1], (3, 3, 6, 6)),
     }
-    images = jax.random.normal(keys[2], (8, 6, 6, 2))
+    images = jax.random.normal(keys[2], (8, 6, 6, 5))
 
     def loss(params, images):
         for kernel in (params["a"], params["b"]):
