@@ -22,7 +22,7 @@ from jax import lax
 from jax.extend.core import primitives
 
 # Where the forms were measured to be faster, see `benchmarks/convolutions.py`.
-MOST_TERMS = 64  # of a sum: a window or an image of the result of 7 x 7 at least
+MOST_TERMS = 64  # of a sum, so that the program stays small
 MOST_CHANNELS = 4  # of a group
 FEW_OUTPUTS = 16  # of one group: with more XLA's own is faster, with fewer it has no fast kernel
 SMALLER = 4  # times is an image smaller than the window over it
@@ -64,7 +64,8 @@ def form_of(params: Any, inputs: Any, kernel: Any, outputs: Any) -> str | None:
         return "window" if few else None
     if places == 1:
         return "places"
-    swaps = set(params["window_strides"]) == {1} and SMALLER * image <= window
+    plain = {*params["window_strides"], *params["lhs_dilation"]} == {1}
+    swaps = plain and SMALLER * image <= window
     return "swapped" if swaps else None
 
 
@@ -151,16 +152,14 @@ def _swapped(params):
     )
 
     def convolve(inputs, kernel):
-        spans = (
-            [(a.shape[axis] - 1) * d + 1 for axis, d in zip(spec[2:], dilations, strict=True)]
-            for a, spec, dilations in (
-                (inputs, layout.lhs_spec, params["lhs_dilation"]),
-                (kernel, layout.rhs_spec, params["rhs_dilation"]),
-            )
+        images = (inputs.shape[axis] for axis in layout.lhs_spec[2:])
+        windows = (
+            (kernel.shape[axis] - 1) * dilation + 1
+            for axis, dilation in zip(layout.rhs_spec[2:], params["rhs_dilation"], strict=True)
         )
         padding = tuple(
             (low + image - window, high + image - window)
-            for (low, high), image, window in zip(params["padding"], *spans, strict=True)
+            for (low, high), image, window in zip(params["padding"], images, windows, strict=True)
         )
         return primitives.conv_general_dilated_p.bind(
             lax.rev(kernel, layout.rhs_spec[2:]),
@@ -171,6 +170,7 @@ def _swapped(params):
                 "padding": padding,
                 "lhs_dilation": params["rhs_dilation"],
                 "rhs_dilation": params["lhs_dilation"],
+                "precision": params["precision"] and params["precision"][::-1],
             },
         )
 

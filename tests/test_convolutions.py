@@ -142,8 +142,7 @@ REPLACED = {
     "1 x 1": case((2, 4, 4, 5), (1, 1, 5, 6), (2, 2)),
     "larger than the image": case((3, 2, 2, 3), (6, 5, 3, 4), (1, 1), [(5, 4), (3, 4)]),
     "larger, dilated": case(
-        (3, 3, 1, 3), (7, 3, 3, 4), (1, 1), [(4, 5), (5, 2)], lhs_dilation=(2, 1),
-        rhs_dilation=(1, 2),
+        (3, 3, 1, 3), (7, 3, 3, 4), (1, 1), [(4, 5), (5, 2)], rhs_dilation=(1, 2),
     ),
 }  # fmt: skip
 
