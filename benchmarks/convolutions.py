@@ -129,7 +129,7 @@ def timed(equation) -> dict[str, Any]:
     layout = params["dimension_numbers"]
     generator = np.random.default_rng(0)
     args = [jnp.asarray(generator.normal(size=a.shape), a.dtype) for a in avals]
-    forms = {"XLA": lambda *a: primitives.conv_general_dilated_p.bind(*a, **params)}
+    forms: dict[str, Any] = {"XLA": lambda *a: primitives.conv_general_dilated_p.bind(*a, **params)}
     terms = math.prod(avals[1].shape[i] for i in layout.rhs_spec[2:])
     terms *= avals[1].shape[layout.rhs_spec[1]]
     places = math.prod(made.shape[i] for i in layout.out_spec[2:])
@@ -151,4 +151,4 @@ def timed(equation) -> dict[str, Any]:
             begin = time.perf_counter()
             jax.block_until_ready(program(*args))
             best[name] = min(best[name], time.perf_counter() - begin)
-    return {"seconds": best, "chosen": shifted.form_of(params, *avals, made)}
+    return {"seconds": best, "chosen": shifted.form_of(params, avals[0], avals[1], made)}

@@ -134,7 +134,7 @@ def _equation(equation):
     """One operation, and all programs inside it."""
     if equation.primitive is primitives.conv_general_dilated_p:
         operands = [v.aval for v in equation.invars]
-        form = shifted.form_of(equation.params, *operands, equation.outvars[0].aval)
+        form = shifted.form_of(equation.params, operands[0], operands[1], equation.outvars[0].aval)
         if form is not None:
             convolution = shifted.convolution(equation.params, form)
         elif _layout(equation.params) == _fast(operands[0].ndim):
