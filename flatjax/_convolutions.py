@@ -72,10 +72,11 @@ def canonical(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def compiled(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """``jax.jit`` of a function with [`canonical`][] convolutions, traced once.
+    """``jax.jit`` of a function with fast convolutions, traced once.
 
-    For a program whose entry holds derivatives of the user's network. What the function returns
-    must be arrays.
+    For a program whose entry holds derivatives of the user's network. Slow convolutions are
+    replaced, layouts are left to XLA, which sees at an entry which transpositions cancel. What the
+    function returns must be arrays.
 
     Args:
       fn: a traceable function of pytrees.
@@ -93,18 +94,18 @@ def compiled(fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
 
     @functools.wraps(fn)
     def wrapped(*args, **kwargs):
-        return _evaluate(lambda: fn(*args, **kwargs))[0]()
+        return _evaluate(lambda: fn(*args, **kwargs), layouts=False)[0]()
 
     return jax.jit(wrapped, **options)
 
 
-def _evaluate(fn):
+def _evaluate(fn, layouts=True):
     """A function of nothing with other convolutions, and whether it is the same."""
     if jax.default_backend() != "cpu":
         return fn, True
     # Closed over, not passed: tracers keep all that their types say (mesh axes, weak types).
     program, shapes = jax.make_jaxpr(fn, return_shape=True)()
-    rewritten = _rewritten(program.jaxpr)
+    rewritten = _rewritten(program.jaxpr, layouts)
 
     def evaluate():
         leaves = core.jaxpr_as_fun(program.replace(jaxpr=rewritten))()
@@ -113,31 +114,31 @@ def _evaluate(fn):
     return evaluate, rewritten is program.jaxpr
 
 
-def _rewritten(value):
+def _rewritten(value, layouts):
     """A program with its convolutions replaced; the same object if there was nothing to replace."""
     # From JAX 0.12 on the two kinds of program are one, which is its own `jaxpr`.
     if isinstance(value, core.ClosedJaxpr) and value.jaxpr is not value:
-        inner = _rewritten(value.jaxpr)
+        inner = _rewritten(value.jaxpr, layouts)
         return value if inner is value.jaxpr else value.replace(jaxpr=inner)
     if isinstance(value, core.Jaxpr):
-        equations = [_equation(e) for e in value.eqns]
+        equations = [_equation(e, layouts) for e in value.eqns]
         same = all(new is old for new, old in zip(equations, value.eqns, strict=True))
         return value if same else value.replace(eqns=equations)
     if type(value) in (tuple, list):  # the branches of a conditional
-        items = [_rewritten(item) for item in value]
+        items = [_rewritten(item, layouts) for item in value]
         same = all(new is old for new, old in zip(items, value, strict=True))
         return value if same else type(value)(items)
     return value
 
 
-def _equation(equation):
+def _equation(equation, layouts):
     """One operation, and all programs inside it."""
     if equation.primitive is primitives.conv_general_dilated_p:
         operands = [v.aval for v in equation.invars]
         form = shifted.form_of(equation.params, operands[0], operands[1], equation.outvars[0].aval)
         if form is not None:
             convolution = shifted.convolution(equation.params, form)
-        elif _layout(equation.params) == _fast(operands[0].ndim):
+        elif not layouts or _layout(equation.params) == _fast(operands[0].ndim):
             return equation
         else:
             convolution = _convolution(equation.params)
@@ -145,8 +146,8 @@ def _equation(equation):
         # operations; XLA inlines it. It may hold a convolution in its turn, of another layout.
         avals = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in operands]
         (call,) = jax.make_jaxpr(jax.jit(convolution))(*avals).eqns
-        return _equation(equation.replace(primitive=call.primitive, params=call.params))
-    params = {name: _rewritten(value) for name, value in equation.params.items()}
+        return _equation(equation.replace(primitive=call.primitive, params=call.params), layouts)
+    params = {name: _rewritten(value, layouts) for name, value in equation.params.items()}
     if all(params[name] is value for name, value in equation.params.items()):
         return equation
     return equation.replace(params=params)
