@@ -321,6 +321,21 @@ def costs(record: Record) -> str:
     return "\n".join(parts)
 
 
+def convolutions(record: Record) -> str:
+    """XLA's own convolutions and those of the rule, on one core and on two."""
+    rows: dict[tuple[str, ...], list[str]] = {}
+    for row in record["results"]:
+        images, side, inputs, outputs, window, stride, groups = row["case"]
+        shape = f"{images} x {side} x {side} x {inputs} to {outputs}, {window} x {window}"
+        shape += f", stride {stride}" * (stride > 1) + f", {groups} groups" * (groups > 1)
+        own, chosen = row["seconds"]["XLA"], row["chosen"]
+        cells = rows.setdefault((shape, row["operation"], chosen or "XLA's own"), [])
+        cells.append(f"{1e3 * own:.2f} ms")
+        cells.append("" if chosen is None else f"{own / row['seconds'][chosen]:.1f} x")
+    head = ["images and channels, window", "operation", "form", "XLA, one core", "gain"]
+    return table([*head, "XLA, two cores", "gain"], [[*key, *found] for key, found in rows.items()])
+
+
 def machine(record: Record) -> str:
     """Versions and hardware of a run."""
     e = record["environment"]
@@ -402,6 +417,7 @@ def page(found: dict[str, Record]) -> str:
         ("growth", "## Growth\n", _texts.GROWTH, growths),
         ("costs", "## Products and solvers\n", _texts.COSTS, costs),
         ("transforms", "## The transforms\n", _texts.TRANSFORMS, transforms),
+        ("convolutions", "## Convolutions on a CPU\n", _texts.CONVOLUTIONS, convolutions),
     )
     for name, title, text, write in sections:
         if name in found:

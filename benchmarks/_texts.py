@@ -86,6 +86,10 @@ TRANSFORMS = """A step (gradient and update) over the gradient alone: operations
 memory of the compiled programs, and the time, the least of several runs. Below them
 `optax.contrib.sam` and the double backward that one would write.
 """
+CONVOLUTIONS = """Milliseconds of one operation as XLA's CPU backend does it at the entry of a
+program, and how many times faster flatjax's form of it is where it has one; both timed in turn, the
+least of the repetitions. The form is chosen by shape, from this table.
+"""
 FIGURE = "![{text}](_static/{name}.png)\n"
 ALL_ROUND_FIGURE = FIGURE.format(
     name="benchmarks_all_round", text="Seconds of one all-round answer"

@@ -21,8 +21,8 @@ import jax
 import jax.numpy as jnp
 
 from flatjax import _checks as checks
+from flatjax import _convolutions as convolutions
 from flatjax import _trees as trees
-from flatjax._convolutions import canonical
 
 _DEVICE_LOOPS = contextvars.ContextVar("flatjax_device_loops", default=False)
 
@@ -103,7 +103,7 @@ def _shardings(v):
     return shardings if any(s is not None for s in shardings) else None
 
 
-@partial(jax.jit, static_argnums=2)
+@partial(convolutions.compiled, static_argnums=2)
 def _product(op, v, shardings):
     # The product of a vector that is sharded over devices is sharded alike: left to itself the
     # compiler may choose another layout, and every step of a Krylov method moves its vectors twice.
@@ -146,7 +146,7 @@ def product(op: Any) -> Callable[[Any], Any]:
 
 def _compiled(loop, *args):
     """A ``lax`` loop or conditional whose convolutions are as fast as outside."""
-    return canonical(lambda: loop(*args))()
+    return convolutions.canonical(lambda: loop(*args))()
 
 
 def fori(num_steps: Any, body: Callable[[Any, Any], Any], carry: Any, *, like: Any = ()) -> Any:

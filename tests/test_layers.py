@@ -19,6 +19,7 @@ FLOORS = {
     "_layouts": 0,
     "_loops": 0,
     "_programs": 0,
+    "_shifted_products": 0,
     "_trees": 0,
     "loops": 0,
     "losses": 0,

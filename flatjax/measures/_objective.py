@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from flatjax import _collectives as collectives
+from flatjax import _convolutions as convolutions
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
@@ -74,7 +75,7 @@ def value_and_gradient(op: Hessian, params: Tree) -> tuple[jax.Array, Tree]:
 
 # The compiled forms, with the objective as an argument.
 loss_at = jax.jit(value)
-loss_and_gradient_at = jax.jit(value_and_gradient)
+loss_and_gradient_at = convolutions.compiled(value_and_gradient)
 
 
 def row_structure(name: str, rows: Tree) -> Tree:

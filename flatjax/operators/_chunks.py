@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from flatjax import _checks as checks
+from flatjax import _convolutions as convolutions
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax.operators import _normalisers as normalisers
@@ -130,13 +131,13 @@ def _part(op, index, size):
     return op.part(start, size, keep.astype(trees.dtype(op.structure)))
 
 
-@functools.partial(jax.jit, static_argnames="size")
+@functools.partial(convolutions.compiled, static_argnames="size")
 def local_sum(op, index, v, size):
     """The sums over chunk ``index`` for a product with ``v``, on this device."""
     return sums.of(_part(op, index, size), v)
 
 
-@functools.partial(jax.jit, static_argnames="size", donate_argnames="total")
+@functools.partial(convolutions.compiled, static_argnames="size", donate_argnames="total")
 def _add_chunk(op, index, v, total, size):
     return sums.together(total, local_sum(op, index, v, size))
 

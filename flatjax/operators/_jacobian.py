@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from flatjax import _convolutions as convolutions
 from flatjax import _trees as trees
 from flatjax.operators import _derivatives as derivatives
 from flatjax.operators._arguments import as_arrays, check_arguments, matmul_precision
@@ -173,7 +174,7 @@ class JacobianTranspose:
         return _product(self, u)
 
 
-@jax.jit
+@convolutions.compiled
 def _product(op, v):
     return op.mv(v)
 

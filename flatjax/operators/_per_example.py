@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from flatjax import _collectives as collectives
+from flatjax import _convolutions as convolutions
 from flatjax import _loops as loops
 from flatjax.operators import _terms as terms
 from flatjax.operators._arguments import as_arrays, check_arguments, matmul_precision
@@ -70,7 +71,7 @@ def per_example_gradients(
     return loops.map_chunks(gradients, batch, chunk_size)
 
 
-@functools.partial(jax.jit, static_argnames="precision")
+@functools.partial(convolutions.compiled, static_argnames="precision")
 def _gradients(loss_fn, params, batch, args, precision):
     def one(example):
         return terms.gradient_of_one(loss_fn, params, example, args)[0]

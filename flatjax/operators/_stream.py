@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from flatjax import _convolutions as convolutions
 from flatjax import _functions as functions
 from flatjax import _loops as loops
 from flatjax import _trees as trees
@@ -97,7 +98,7 @@ class Stream(Operator):
         return _mean(total)
 
 
-@partial(jax.jit, donate_argnums=2)
+@partial(convolutions.compiled, donate_argnums=2)
 def _add_product(op, v, total):
     return sums.together(total, sums.of(op, v))
 
