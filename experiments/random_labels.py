@@ -20,144 +20,55 @@ Found on seeds 0-4, for q = 0, 1/4, 1/2, 3/4, 1 (means):
 All labels are fitted. The trace rises with q throughout; the largest eigenvalue, which also knows
 how many outlying directions the true classes make, does not.
 
-gpu and paper: a fully connected network on CIFAR-10, when prepared.
+paper: a fully connected network on CIFAR-10, when prepared.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optax
 
-from experiments.lib.data.small import SmallData, stack_seeds
+from experiments.lib.data.small import SmallData
+from experiments.lib.lab import Lab, Options
 from experiments.lib.runs.kept import kept_arrays
 from experiments.lib.training import curvature, minibatch
 from experiments.lib.training.minibatch import Recipe
-from experiments.lib.verdicts.claims import Claim, by_name, judge_all
-from experiments.lib.verdicts.curves import curve
-from experiments.lib.verdicts.figures import figure, style
+from experiments.lib.training.settings import train_grid
+from experiments.lib.verdicts.curves import curve, words
+from experiments.lib.verdicts.figures import style
 from experiments.lib.verdicts.statistics import rank_correlation
-from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
-from experiments.registry import Experiment, ExperimentConfig
 
 Found = dict[str, np.ndarray]
+"""By name, (seeds, fractions): where training ends; `records_*` also over the records."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config(ExperimentConfig):
+class Config(Options):
     """The options."""
 
-    data: str = "digits"
-    """The data set."""
-
-    train_size: int = 500
-    """Training examples."""
-
-    fractions: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    """Fractions of the labels that are drawn anew; from none to all."""
-
-    learning_rate: float = 2e-3
-    """Adam's."""
-
-    recipe: Recipe = field(
-        default_factory=lambda: Recipe(
-            hidden=(256,), activation="relu", init_scale=float(np.sqrt(2.0)), batch_size=None,
-            epochs=600, record_every=5, stop_loss=0.05,
-        )
-    )  # fmt: skip
-    """Network and training; an epoch is one step on the full batch."""
+    train_size: int = 500  # training examples
+    fractions: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)  # of labels drawn anew: none to all
+    learning_rate: float = 2e-3  # Adam's
+    recipe: Recipe = Recipe(
+        hidden=(256,), activation="relu", init_scale=2**0.5, batch_size=None, epochs=600,
+        record_every=5, stop_loss=0.05,
+    )  # network and training; an epoch is one step on the full batch  # fmt: skip
 
 
-PRESETS = {
-    "smoke": Config(
-        preset="smoke", train_size=30, fractions=(0.0, 1.0),
-        recipe=Recipe(
-            hidden=(16,), activation="relu", batch_size=None, epochs=12, record_every=4,
-            stop_loss=0.05,
-        ),
-    ),
-    "cpu": Config(preset="cpu", seeds=3, first_seed=100),
-    "gpu": Config(
-        preset="gpu", seeds=3, first_seed=100, data="cifar10", train_size=5000,
-        recipe=Recipe(
-            hidden=(1024,), activation="relu", init_scale=float(np.sqrt(2.0)), batch_size=None,
-            epochs=5000, record_every=20, stop_loss=0.05,
-        ),
-    ),
-    "paper": Config(
-        preset="paper", seeds=3, first_seed=100, data="cifar10", train_size=50_000,
-        learning_rate=1e-3,
-        recipe=Recipe(
-            hidden=(512, 512, 512), activation="relu", init_scale=float(np.sqrt(2.0)),
-            batch_size=128, epochs=500, record_every=5, stop_loss=0.05,
-        ),
-    ),
-}  # fmt: skip
-
-_PAPER = "Zhang et al. 2017"
-
-CLAIMS = by_name(
-    Claim(
-        name="fits-everything",
-        statement="The least training accuracy over all fractions of random labels.",
-        paper=_PAPER,
-        low=0.99,
-        reason="0.996 to 1 on seeds 0-4",
-    ),
-    Claim(
-        name="chance",
-        statement="Test accuracy with random labels only; chance is 0.1.",
-        paper=_PAPER,
-        low=0.05,
-        high=0.15,
-        reason="0.0786 to 0.103 on seeds 0-4",
-    ),
-    Claim(
-        name="test-falls",
-        statement="Rank correlation of the fraction of random labels and test accuracy.",
-        paper=_PAPER,
-        high=-0.95,
-        reason="-1 to -1 on seeds 0-4",
-    ),
-    Claim(
-        name="slower-by-a-factor",
-        statement="Steps to the same training loss, random labels only over true labels only.",
-        paper=_PAPER,
-        low=1.5,
-        high=8.0,
-        reason="4.39 to 5.09 on seeds 0-4",
-    ),
-    Claim(
-        name="sharper",
-        statement="Largest Hessian eigenvalue at the same loss, random labels over true ones.",
-        paper="Arpit et al. 2017; Keskar et al. 2017",
-        low=1.0,
-        reason="1.32 to 1.59 on seeds 0-4",
-    ),
-    Claim(
-        name="larger-trace",
-        statement="Trace of the Hessian at the same loss, random labels over true ones.",
-        paper="Arpit et al. 2017; Keskar et al. 2017",
-        low=1.0,
-        reason="2.92 to 3.29 on seeds 0-4",
-    ),
-    Claim(
-        name="trace-rises",
-        statement="Rank correlation of the fraction of random labels and the trace.",
-        paper="Arpit et al. 2017; Keskar et al. 2017",
-        low=0.6,
-        reason="1 to 1 on seeds 0-4",
-    ),
-    Claim(
-        name="larger-norm",
-        statement="Norm of the weights at the end, random labels over true ones.",
-        paper="Neyshabur et al. 2017",
-        low=1.0,
-        reason="1.44 to 1.47 on seeds 0-4",
-    ),
+# fmt: off
+lab = Lab(
+    Config, "Zhang et al. 2017", shares=False,
+    smoke={"seeds": 1, "train_size": 30, "fractions": (0.0, 1.0),
+           "recipe": {"hidden": (16,), "init_scale": 1.0, "epochs": 12, "record_every": 4}},
+    paper={"data": "cifar10", "train_size": 50_000, "learning_rate": 1e-3,
+           "recipe": {"hidden": (512,) * 3, "batch_size": 128, "epochs": 500}},
 )
+# fmt: on
+EXPERIMENT = lab.experiment
 
 
 def with_random_labels(data: SmallData, fraction: float, seed: int) -> SmallData:
@@ -169,98 +80,112 @@ def with_random_labels(data: SmallData, fraction: float, seed: int) -> SmallData
     return data._replace(targets=targets)
 
 
+@lab.run
 def run(config: Config, out: Path) -> Found:
-    """Arrays (seeds, fractions): ends and curvature; `records_*` also over the records."""
-    seeds, count = list(config.seed_range()), len(config.fractions)
-    data = stack_seeds(
-        [
-            with_random_labels(
-                minibatch.small_data(config.data, seed=s, train_size=config.train_size), q, s
-            )
-            for s in seeds
-            for q in config.fractions
-        ]
-    )
-    trained = minibatch.train_arm(
+    """Where training ends, and what it is like there."""
+    seeds = config.seed_range()
+    load = minibatch.load_seeds(config.data, seeds, train_size=config.train_size)
+    data = {
+        q: minibatch.stack_seeds(
+            [with_random_labels(curvature.run_of(load, i), q, seed) for i, seed in enumerate(seeds)]
+        )
+        for q in config.fractions
+    }
+    trained = train_grid(
         out / "adam",
         config.recipe,
         data,
-        np.repeat(seeds, count),
+        seeds,
         lambda seed, hyper: optax.adam(config.learning_rate),
+        {"adam": 0.0},
         chunk=10,
         quiet=config.quiet,
     )
-    found = kept_arrays(
-        out / "curvature.npz",
-        lambda: curvature.curvature_of_runs(config.recipe, trained.params, data),
-    )
-    names = ("train_accuracy", "test_accuracy", "train_loss", "norm", "epoch")
-    found |= {name: trained.records[name][:, -1] for name in names}
-    found["reached"] = trained.reached
-    found |= {f"records_{n}": trained.records[n] for n in ("epoch", "train_accuracy")}
-    return {k: v.reshape(len(seeds), count, *v.shape[1:]) for k, v in found.items()}
+
+    def measured(q: float) -> Found:
+        runs = trained["adam", q]
+        found = kept_arrays(
+            out / f"curvature_{q:g}.npz",
+            lambda: curvature.curvature_of_runs(config.recipe, runs.params, data[q]),
+        )
+        names = ("train_accuracy", "test_accuracy", "train_loss", "norm", "epoch")
+        found |= {name: runs.records[name][:, -1] for name in names} | {"reached": runs.reached}
+        return found | {f"records_{n}": runs.records[n] for n in ("epoch", "train_accuracy")}
+
+    each = [measured(q) for q in config.fractions]
+    return {name: np.stack([found[name] for found in each], axis=1) for name in each[0]}
 
 
-def numbers(config: Config, found: Found) -> dict[str, np.ndarray]:
-    """The measured number of every claim, one a seed; missing where the loss was not reached."""
+def ratio(name: str) -> Any:
+    """The measure of a claim: random labels over true ones; NaN where one misses the loss."""
 
-    def ratio(name):
-        return np.where(found["reached"].all(1), found[name][:, -1] / found[name][:, 0], np.nan)
+    def measure(runs: Found, config: Config) -> np.ndarray:
+        return np.where(runs["reached"].all(1), runs[name][:, -1] / runs[name][:, 0], np.nan)
 
-    def order(name):
-        return np.array([rank_correlation(config.fractions, row) for row in found[name]])
-
-    return {
-        "fits-everything": found["train_accuracy"].min(1),
-        "chance": found["test_accuracy"][:, -1],
-        "test-falls": order("test_accuracy"),
-        "slower-by-a-factor": ratio("epoch"),
-        "sharper": ratio("sharpness"),
-        "larger-trace": ratio("trace"),
-        "trace-rises": order("trace"),
-        "larger-norm": ratio("norm"),
-    }
+    return measure
 
 
-def draw(path: Path, config: Config, found: Found) -> None:
+def order(name: str) -> Any:
+    """The measure of a claim: the rank correlation with the fraction of random labels."""
+    return lambda runs, config: [rank_correlation(config.fractions, row) for row in runs[name]]
+
+
+# fmt: off
+SHARP = "Arpit et al. 2017; Keskar et al. 2017"
+lab.claim("fits-everything", "The least training accuracy over all fractions of random labels.",
+          lambda runs, config: runs["train_accuracy"].min(1), low=0.99,
+          source="seeds", reason="0.996 to 1 on seeds 0-4")
+lab.claim("chance", "Test accuracy with random labels only; chance is 0.1.",
+          lambda runs, config: runs["test_accuracy"][:, -1], low=0.05, high=0.15,
+          source="seeds", reason="0.0786 to 0.103 on seeds 0-4")
+lab.claim("test-falls", "Rank correlation of the fraction of random labels and test accuracy.",
+          order("test_accuracy"), high=-0.95, source="seeds", reason="-1 to -1 on seeds 0-4")
+lab.claim("slower-by-a-factor",
+          "Steps to the same training loss, random labels only over true labels only.",
+          ratio("epoch"), low=1.5, high=8.0, source="seeds", reason="4.39 to 5.09 on seeds 0-4")
+lab.claim("sharper", "Largest Hessian eigenvalue at the same loss, random labels over true ones.",
+          ratio("sharpness"), low=1.0, source="seeds", reason="1.32 to 1.59 on seeds 0-4",
+          paper=SHARP)
+lab.claim("larger-trace", "Trace of the Hessian at the same loss, random labels over true ones.",
+          ratio("trace"), low=1.0, source="seeds", reason="2.92 to 3.29 on seeds 0-4", paper=SHARP)
+lab.claim("trace-rises", "Rank correlation of the fraction of random labels and the trace.",
+          order("trace"), low=0.6, source="seeds", reason="1 to 1 on seeds 0-4", paper=SHARP)
+lab.claim("larger-norm", "Norm of the weights at the end, random labels over true ones.",
+          ratio("norm"), low=1.0, source="seeds", reason="1.44 to 1.47 on seeds 0-4",
+          paper="Neyshabur et al. 2017")
+# fmt: on
+
+
+@lab.figure(
+    "Fit along training, every seed; the rest means over seeds, two standard errors.",
+    rows=2, columns=2,
+)  # fmt: skip
+def fractions(axes: Any, runs: Found, config: Config) -> None:
     """Fit along training; accuracy, steps and curvature against the fraction of random labels."""
     q = config.fractions
-    with figure(path, 1, 4, panel=(3.2, 3.0), dpi=95) as axes:
-        for number, fraction in enumerate(q):
-            for k, row in enumerate(found["records_train_accuracy"][:, number]):
-                label = f"{fraction:g} random" if k == 0 else None
-                options = {**style(number, markers=False), "linewidth": 1.0}
-                axes[0].plot(found["records_epoch"][k, number], row, label=label, **options)
-            axes[0].set(xscale="symlog", xlabel="step", title="training accuracy")
-        axes[0].legend(fontsize=8)
-        curve(axes[1], q, found["test_accuracy"], 0, "test accuracy", marker="o")
-        curve(axes[1], q, found["train_accuracy"], 1, "training accuracy", marker="s")
-        axes[1].set(xlabel="fraction of random labels", title="accuracy")
-        axes[1].legend()
-        curve(axes[2], q, found["epoch"], 2, marker="o")
-        axes[2].set(xlabel="fraction of random labels", title="steps to the loss")
-        for number, (name, label) in enumerate(
-            (("sharpness", "largest eigenvalue"), ("trace", "trace"), ("norm", "norm of weights"))
-        ):
-            relative = found[name] / found[name][:, :1]
-            curve(axes[3], q, relative, number, label, marker="o")
-        axes[3].set(xlabel="fraction of random labels", title="over that of true labels")
-        axes[3].legend()
+    along, accuracy, steps, relative = axes.flat
+    for number, fraction in enumerate(q):
+        options = {**style(number, markers=False), "linewidth": 1.0}
+        rows = runs["records_epoch"][:, number], runs["records_train_accuracy"][:, number]
+        for k, (epochs, row) in enumerate(zip(*rows, strict=True)):
+            along.plot(epochs, row, label=None if k else f"{fraction:g} random", **options)
+    along.set(xscale="symlog", xlabel="step", ylabel="training accuracy")
+    curve(accuracy, q, runs["test_accuracy"], 0, "test", marker="o")
+    curve(accuracy, q, runs["train_accuracy"], 1, "training", marker="s")
+    curve(steps, q, runs["epoch"], 2, marker="o")
+    for number, name in enumerate(("sharpness", "trace", "norm")):
+        curve(relative, q, runs[name] / runs[name][:, :1], number, words(name), marker="o")
+    for panel, ylabel in (
+        (accuracy, "accuracy"),
+        (steps, "steps to the loss"),
+        (relative, "over that of true labels"),
+    ):
+        panel.set(xlabel="fraction of random labels", ylabel=ylabel)
+    for panel in (along, accuracy, relative):
+        panel.legend(fontsize=8)
 
 
-def main(config: Config) -> None:
-    """Runs the experiment, or shows the finished run."""
-    with run_folder(config) as out:
-        found = run(config, out)
-        draw(out / "fractions.png", config, found)
-        caption = "Fit along training, every seed; the rest means over seeds, two standard errors."
-        write_summary(
-            out,
-            config,
-            judge_all(CLAIMS, numbers(config, found), config.seed_range()),
-            [Figure("fractions.png", caption)],
-            {k: v for k, v in found.items() if not k.startswith("records_")},
-        )
-
-
-EXPERIMENT = Experiment(main=main, presets=PRESETS)
+@lab.extra
+def ends(runs: Found, config: Config) -> Found:
+    """What is not along training."""
+    return {name: values for name, values in runs.items() if not name.startswith("records_")}
