@@ -1,0 +1,137 @@
+"""SGD at one learning rate and batch size: until a loss is reached, or on wrong labels."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import flatjax
+from experiments.lib.data.small import shuffled_batches
+from experiments.lib.nets.mlp import FlatMlp
+from experiments.lib.runs.kept import kept_arrays
+from experiments.lib.runs.progress import say
+from experiments.lib.training import minibatch
+from experiments.lib.training.minibatch import Recipe
+from experiments.lib.training.settings import train_settings
+from flatjax import loops
+
+if TYPE_CHECKING:
+    from experiments.three_factors import Config
+
+Pairs = dict[tuple[float, int], dict[str, np.ndarray]]
+"""Learning rate and batch size, and what was measured, with a leading axis of seeds."""
+
+RECORDS = 100
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _train(net, losses_fn, batch_size, rate, max_epochs, stop_loss, params, data, keys):
+    """Until the loss is low enough: the parameters, the epochs, the loss and the test accuracy."""
+
+    def one(params, data, key):
+        batch = (data.inputs, data.targets)
+
+        def step(params, index):
+            part = jax.tree.map(lambda a: a[index], batch)
+            gradient = jax.grad(lambda p: losses_fn(p, part).mean())(params)
+            return params - rate * gradient, None
+
+        def epoch(carry):
+            params, _, count = carry
+            order = shuffled_batches(jax.random.fold_in(key, count), len(batch[1]), batch_size)
+            params, _ = loops.scan(step, params, order)
+            return params, losses_fn(params, batch).mean(), count + 1
+
+        def done(carry):
+            goes_on = (carry[1] > stop_loss) & (carry[2] < max_epochs)
+            return ~goes_on  # also with a loss that is not a number
+
+        start = (params, jnp.float32(jnp.inf), jnp.int32(0))
+        params, loss, count = loops.until(done, epoch, start)
+        accuracy = net.accuracy(params, data.test_inputs, data.test_targets)
+        return {"params": params, "loss": loss, "epochs": count, "test_accuracy": accuracy}
+
+    return jax.vmap(one)(params, data, keys)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _curvature(losses_fn, probes, params, data):
+    """Largest eigenvalue and trace of the Hessian of every seed."""
+    tracker = flatjax.track(1, num_blocks=2)
+
+    def one(params, data):
+        hessian = flatjax.hessian(losses_fn, params, (data.inputs, data.targets))
+        start = tracker.init(params, key=jax.random.key(0))
+        top = loops.fori(60, lambda _, t: tracker.update(hessian, t), start)
+        trace = flatjax.trace(hessian, key=jax.random.key(1), num_products=probes)
+        return {"sharpness": top.values[0], "trace": trace.value}
+
+    return jax.vmap(one)(params, data)
+
+
+def network(config: Config, data: Any) -> tuple[FlatMlp, Any]:
+    """The network and its loss: one object of each, so that nothing is compiled twice."""
+    net = FlatMlp((data.inputs.shape[-1], config.width, config.width, 10))
+    return net, net.losses("squared_error")
+
+
+def until_loss(
+    config: Config, out: Path, rate: float, batch_size: int, net: FlatMlp, losses_fn: Any, data: Any
+) -> Pairs:
+    """What was measured at the end of one pair, (seeds,) each; kept in a file."""
+
+    def made() -> dict[str, Any]:
+        say(f"eta {rate:g}, S {batch_size}", enabled=not config.quiet)
+        params = net.init_seeds(config.seed_range())
+        keys = jax.random.split(jax.random.key(1), config.seeds)
+        max_epochs = round(config.max_time / rate * batch_size / config.train_size)
+        options = jnp.float32(rate), max_epochs, config.stop_loss
+        found = _train(net, losses_fn, batch_size, *options, params, data, keys)
+        return found | _curvature(losses_fn, config.probes, found.pop("params"), data)
+
+    return {(rate, batch_size): kept_arrays(out / f"rate_{rate:g}_batch_{batch_size}.npz", made)}
+
+
+def memorising(config: Config, out: Path, batch_size: int, data: Any) -> Pairs:
+    """The records of the extreme learning rates on wrong labels, (seeds, points) each."""
+    rates = (config.rates[0], config.rates[-1])
+    epochs = max(round(config.memorising_time / rates[0] * batch_size / config.train_size), 1)
+    found = train_settings(
+        out / f"wrong_labels_{batch_size}",
+        Recipe(
+            hidden=(config.width, config.width),
+            loss="squared_error",
+            batch_size=batch_size,
+            epochs=epochs,
+            record_every=max(epochs // RECORDS, 1),
+        ),
+        data,
+        config.seed_range(),
+        lambda seed, rate: optax.sgd(rate),
+        {rate: rate for rate in rates},
+        quiet=config.quiet,
+    )
+    return {(rate, batch_size): runs.records for rate, runs in found.items()}
+
+
+def all_pairs(config: Config, out: Path) -> dict[tuple[str, float, int], Any]:
+    """All pieces of work by kind, learning rate and batch size; those of wrong labels have two."""
+    load = functools.partial(
+        minibatch.load_seeds, config.data, config.seed_range(), train_size=config.train_size
+    )
+    data, wrong = load(), load(label_noise=config.wrong_labels)
+    shared = *network(config, data), data
+    return {
+        ("clean", rate, size): functools.partial(until_loss, config, out, rate, size, *shared)
+        for size in config.batch_sizes
+        for rate in config.rates
+    } | {
+        ("wrong", 0.0, size): functools.partial(memorising, config, out, size, wrong)
+        for size in config.memorising_batch_sizes
+    }
