@@ -1,6 +1,9 @@
 """The claims fail where SAM is no flatter."""
 
+import jax.numpy as jnp
 import numpy as np
+import optax
+import pytest
 
 from experiments import sam_vs_sgd as experiment
 
@@ -10,15 +13,17 @@ def _end(top, test, *, reached=True):
     return {
         "reached": np.full(size, reached),
         "sharpness": np.full(size, float(top)),
-        "trace": np.full(size, 50.0 * top**0.4),
+        "trace": np.full(size, 50.0 * top**0.6),
         "sam_sharpness": np.full(size, 0.02 * top),
+        "norm": np.full(size, 20.0),
+        "eigenvalues": np.tile([top, 0.0, 0.0, 0.0, 1.5], (size, 1)),
         "test_accuracy": np.full(size, float(test)),
     }
 
 
 FOUND = {
-    "SGD": (14, 0.7), "rho 0.05": (8, 0.72), "rho 0.1": (4, 0.76), "SAM": (2.4, 0.8),
-    "p 1.5": (3.0, 0.79), "p inf": (3.0, 0.79),
+    "SGD": (14, 0.7), "random": (14.1, 0.699), "rho 0.05": (8, 0.72), "rho 0.1": (4, 0.76),
+    "SAM": (2.4, 0.8), "p 1.5": (3.0, 0.79), "p inf": (3.0, 0.79),
 }  # fmt: skip
 
 
@@ -37,3 +42,15 @@ def test_verdicts_on_made_up_runs():
     useless = {arm: (14.5, 0.695) for arm in FOUND if arm != "SGD"}
     assert set(_verdicts(useless).values()) == {"not reproduced"}
     assert set(_verdicts(reached=False).values()) == {"inconclusive"}
+
+
+def test_random_steps_are_of_their_length_and_take_the_gradient_there():
+    params = {"a": jnp.arange(3.0), "b": jnp.ones((2, 2))}
+    steps = experiment.random_steps(0.3, 5)
+    state = steps.init(params)
+    # The gradient of half the squared norm is where it is taken.
+    found, state = steps.update(params, state, params, grad_fn=lambda p: p)
+    moved = optax.tree.sub(found, params)
+    assert optax.tree.norm(moved) == pytest.approx(0.3, rel=1e-5)  # float32
+    again, _ = steps.update(params, state, params, grad_fn=lambda p: p)
+    assert optax.tree.norm(optax.tree.sub(again, found)) > 0.1

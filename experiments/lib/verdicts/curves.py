@@ -19,6 +19,8 @@ _WORDS = {
     "clean_fit": "right labels fitted",
     "noisy_recovered": "wrong labels corrected",
     "norm": r"$|w|$",
+    "sam_sharpness": "SAM sharpness",
+    "frobenius": r"$\|H\|_F$",
     "train_loss": "training loss",
     "train_accuracy": "training accuracy",
 }
