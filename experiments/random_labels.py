@@ -5,20 +5,11 @@ fit random labels without error, with the same hyperparameters and little more t
 accuracy falls to chance. Here a fraction q of the labels of 500 digits is drawn anew, uniformly,
 and an MLP trained by Adam with full batches until the cross-entropy is 0.05: at matched loss, for
 the Hessian of cross-entropy vanishes with the loss. What memorising costs shows there, in the
-largest Hessian eigenvalue, the trace and the norm of the weights.
+largest Hessian eigenvalue, the trace and the norm of the weights. Beside them, as in the paper's
+figure 1, the true labels with the pixels of every image shuffled in an order of its own, and with
+Gaussian noise for images: without structure, but quicker to fit than random labels.
 
-    python -m experiments random_labels                            # three seeds, 23 seconds
-
-Found on seeds 0-4, for q = 0, 1/4, 1/2, 3/4, 1 (means):
-
-    test accuracy        0.954   0.824   0.604   0.360   0.089
-    steps                52      204     237     244     246
-    largest eigenvalue   1.36    2.01    2.26    2.15    1.95
-    trace                16      32      41      49      50
-    norm                 24.2    29.4    32.6    34.5    35.2
-
-All labels are fitted. The trace rises with q throughout; the largest eigenvalue, which also knows
-how many outlying directions the true classes make, does not.
+    python -m experiments random_labels
 
 paper: a fully connected network on CIFAR-10, when prepared.
 """
@@ -32,7 +23,7 @@ from typing import Any
 import numpy as np
 import optax
 
-from experiments.lib.data.small import SmallData
+from experiments.lib.data.small import SmallData, stack_seeds
 from experiments.lib.lab import Lab, Options
 from experiments.lib.runs.kept import kept_arrays
 from experiments.lib.training import curvature, minibatch
@@ -42,8 +33,9 @@ from experiments.lib.verdicts.curves import curve, words
 from experiments.lib.verdicts.figures import style
 from experiments.lib.verdicts.statistics import rank_correlation
 
-Found = dict[str, np.ndarray]
-"""By name, (seeds, fractions): where training ends; `records_*` also over the records."""
+Runs = dict[float | str, dict[str, np.ndarray]]
+"""By fraction of random labels, or name of the images: where training ends, (seeds,) each;
+`records_*` also over the records."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +62,8 @@ lab = Lab(
 # fmt: on
 EXPERIMENT = lab.experiment
 
+IMAGES = ("pixels", "gaussian")
+
 
 def with_random_labels(data: SmallData, fraction: float, seed: int) -> SmallData:
     """Draws exactly this fraction of the training labels anew, uniformly over the classes."""
@@ -80,17 +74,30 @@ def with_random_labels(data: SmallData, fraction: float, seed: int) -> SmallData
     return data._replace(targets=targets)
 
 
+def with_other_images(data: SmallData, kind: str, seed: int) -> SmallData:
+    """Shuffles the pixels of every training image by itself, or draws Gaussian images.
+
+    The Gaussian ones have mean and standard deviation of each pixel.
+    """
+    rng, inputs = np.random.default_rng([seed, 8]), data.inputs
+    if kind == "pixels":
+        return data._replace(inputs=rng.permuted(inputs, axis=1))
+    drawn = rng.standard_normal(inputs.shape) * inputs.std(0) + inputs.mean(0)
+    return data._replace(inputs=drawn.astype(np.float32))
+
+
 @lab.run
-def run(config: Config, out: Path) -> Found:
+def run(config: Config, out: Path) -> Runs:
     """Where training ends, and what it is like there."""
     seeds = config.seed_range()
-    load = minibatch.load_seeds(config.data, seeds, train_size=config.train_size)
-    data = {
-        q: minibatch.stack_seeds(
-            [with_random_labels(curvature.run_of(load, i), q, seed) for i, seed in enumerate(seeds)]
-        )
-        for q in config.fractions
-    }
+    true = minibatch.load_seeds(config.data, seeds, train_size=config.train_size)
+
+    def changed(change: Any, kind: Any) -> SmallData:
+        each = [change(curvature.run_of(true, i), kind, seed) for i, seed in enumerate(seeds)]
+        return stack_seeds(each)
+
+    data = {q: changed(with_random_labels, q) for q in config.fractions}
+    data |= {kind: changed(with_other_images, kind) for kind in IMAGES}
     trained = train_grid(
         out / "adam",
         config.recipe,
@@ -102,57 +109,88 @@ def run(config: Config, out: Path) -> Found:
         quiet=config.quiet,
     )
 
-    def measured(q: float) -> Found:
-        runs = trained["adam", q]
+    def measured(kind: float | str) -> dict[str, np.ndarray]:
+        runs = trained["adam", kind]
         found = kept_arrays(
-            out / f"curvature_{q:g}.npz",
-            lambda: curvature.curvature_of_runs(config.recipe, runs.params, data[q]),
+            out / f"curvature_{kind}.npz",
+            lambda: curvature.curvature_of_runs(config.recipe, runs.params, data[kind]),
         )
         names = ("train_accuracy", "test_accuracy", "train_loss", "norm", "epoch")
         found |= {name: runs.records[name][:, -1] for name in names} | {"reached": runs.reached}
         return found | {f"records_{n}": runs.records[n] for n in ("epoch", "train_accuracy")}
 
-    each = [measured(q) for q in config.fractions]
-    return {name: np.stack([found[name] for found in each], axis=1) for name in each[0]}
+    return {kind: measured(kind) for kind in data}
+
+
+def by_fraction(runs: Runs, config: Config, name: str) -> np.ndarray:
+    """A number of every seed and fraction, (seeds, fractions)."""
+    return np.stack([runs[q][name] for q in config.fractions], axis=1)
+
+
+def reached(runs: Runs, kind: float | str, name: str) -> np.ndarray:
+    """A number of every seed; NaN where the loss is not reached."""
+    return np.where(runs[kind]["reached"], runs[kind][name], np.nan)
 
 
 def ratio(name: str) -> Any:
-    """The measure of a claim: random labels over true ones; NaN where one misses the loss."""
+    """The measure of a claim: random labels over true ones."""
+    return lambda runs, config: reached(runs, 1.0, name) / reached(runs, 0.0, name)
 
-    def measure(runs: Found, config: Config) -> np.ndarray:
-        return np.where(runs["reached"].all(1), runs[name][:, -1] / runs[name][:, 0], np.nan)
 
-    return measure
+def other_draw(name: str) -> Any:
+    """The null of a claim: true labels over those of the seed before."""
+    return lambda runs, config: reached(runs, 0.0, name) / np.roll(reached(runs, 0.0, name), 1)
 
 
 def order(name: str) -> Any:
     """The measure of a claim: the rank correlation with the fraction of random labels."""
-    return lambda runs, config: [rank_correlation(config.fractions, row) for row in runs[name]]
+    return lambda runs, config: [
+        rank_correlation(config.fractions, row) for row in by_fraction(runs, config, name)
+    ]
+
+
+def sooner(kind: str) -> Any:
+    """The measure of a claim: the steps to the loss over those with random labels."""
+    return lambda runs, config: reached(runs, kind, "epoch") / reached(runs, 1.0, "epoch")
+
+
+def sooner_with_fewer(runs: Runs, config: Config) -> np.ndarray:
+    """The null of a claim: the same of the fraction before all."""
+    return reached(runs, config.fractions[-2], "epoch") / reached(runs, 1.0, "epoch")
 
 
 # fmt: off
 SHARP = "Arpit et al. 2017; Keskar et al. 2017"
+DRAW = "the null is another draw of the true labels"
+ORDER = "a random order of five has it with probability 1 / 120"
 lab.claim("fits-everything", "The least training accuracy over all fractions of random labels.",
-          lambda runs, config: runs["train_accuracy"].min(1), low=0.99,
-          source="seeds", reason="0.996 to 1 on seeds 0-4")
+          lambda runs, config: by_fraction(runs, config, "train_accuracy").min(1),
+          low=0.99, source="paper", reason="no training error; the null is the untrained network",
+          null=lambda runs, config: runs[1.0]["records_train_accuracy"][:, 0])
 lab.claim("chance", "Test accuracy with random labels only; chance is 0.1.",
-          lambda runs, config: runs["test_accuracy"][:, -1], low=0.05, high=0.15,
-          source="seeds", reason="0.0786 to 0.103 on seeds 0-4")
+          lambda runs, config: runs[1.0]["test_accuracy"], low=0.075, high=0.125,
+          source="theory", reason="three standard errors of 1,297 test images; the null has true "
+          "labels", null=lambda runs, config: runs[0.0]["test_accuracy"])
 lab.claim("test-falls", "Rank correlation of the fraction of random labels and test accuracy.",
-          order("test_accuracy"), high=-0.95, source="seeds", reason="-1 to -1 on seeds 0-4")
+          order("test_accuracy"), high=-0.95, source="paper", reason=ORDER)
 lab.claim("slower-by-a-factor",
-          "Steps to the same training loss, random labels only over true labels only.",
-          ratio("epoch"), low=1.5, high=8.0, source="seeds", reason="4.39 to 5.09 on seeds 0-4")
-lab.claim("sharper", "Largest Hessian eigenvalue at the same loss, random labels over true ones.",
-          ratio("sharpness"), low=1.0, source="seeds", reason="1.32 to 1.59 on seeds 0-4",
-          paper=SHARP)
-lab.claim("larger-trace", "Trace of the Hessian at the same loss, random labels over true ones.",
-          ratio("trace"), low=1.0, source="seeds", reason="2.92 to 3.29 on seeds 0-4", paper=SHARP)
+          "Epochs to the same training loss, random labels only over true labels only.",
+          ratio("epoch"), low=1.5, high=3.5, source="paper",
+          reason="what its figure 1 shows; " + DRAW, null=other_draw("epoch"))
+for kind, what in {"pixels": "shuffled pixels", "gaussian": "Gaussian images"}.items():
+    lab.claim(f"{kind}-sooner",
+              f"Epochs to the same training loss, {what} with true labels over random labels only.",
+              sooner(kind), high=0.9, source="sign", null=sooner_with_fewer,
+              reason="a tenth at least; the null has the fraction of random labels before all")
+for name, what, number, paper in (
+    ("sharper", "Largest Hessian eigenvalue", "sharpness", SHARP),
+    ("larger-trace", "Trace of the Hessian", "trace", SHARP),
+    ("larger-norm", "Norm of the weights", "norm", "Neyshabur et al. 2017"),
+):
+    lab.claim(name, f"{what} at the same loss, random labels over true ones.", ratio(number),
+              low=1.0, source="sign", reason=DRAW, null=other_draw(number), paper=paper)
 lab.claim("trace-rises", "Rank correlation of the fraction of random labels and the trace.",
-          order("trace"), low=0.6, source="seeds", reason="1 to 1 on seeds 0-4", paper=SHARP)
-lab.claim("larger-norm", "Norm of the weights at the end, random labels over true ones.",
-          ratio("norm"), low=1.0, source="seeds", reason="1.44 to 1.47 on seeds 0-4",
-          paper="Neyshabur et al. 2017")
+          order("trace"), low=0.95, source="sign", reason=ORDER, paper=SHARP)
 # fmt: on
 
 
@@ -160,32 +198,42 @@ lab.claim("larger-norm", "Norm of the weights at the end, random labels over tru
     "Fit along training, every seed; the rest means over seeds, two standard errors.",
     rows=2, columns=2,
 )  # fmt: skip
-def fractions(axes: Any, runs: Found, config: Config) -> None:
+def fractions(axes: Any, runs: Runs, config: Config) -> None:
     """Fit along training; accuracy, steps and curvature against the fraction of random labels."""
     q = config.fractions
     along, accuracy, steps, relative = axes.flat
-    for number, fraction in enumerate(q):
+    for number, (kind, records) in enumerate(runs.items()):
         options = {**style(number, markers=False), "linewidth": 1.0}
-        rows = runs["records_epoch"][:, number], runs["records_train_accuracy"][:, number]
+        label = kind if kind in IMAGES else f"{kind:g} random"
+        rows = records["records_epoch"], records["records_train_accuracy"]
         for k, (epochs, row) in enumerate(zip(*rows, strict=True)):
-            along.plot(epochs, row, label=None if k else f"{fraction:g} random", **options)
-    along.set(xscale="symlog", xlabel="step", ylabel="training accuracy")
-    curve(accuracy, q, runs["test_accuracy"], 0, "test", marker="o")
-    curve(accuracy, q, runs["train_accuracy"], 1, "training", marker="s")
-    curve(steps, q, runs["epoch"], 2, marker="o")
+            along.plot(epochs, row, label=None if k else label, **options)
+    along.set(xscale="symlog", xlabel="epoch", ylabel="training accuracy")
+
+    def of(name: str) -> np.ndarray:
+        return by_fraction(runs, config, name)
+
+    curve(accuracy, q, of("test_accuracy"), 0, "test", marker="o")
+    curve(accuracy, q, of("train_accuracy"), 1, "training", marker="s")
+    curve(steps, q, of("epoch"), 2, "random labels", marker="o")
+    for number, kind in enumerate(IMAGES, 3):
+        steps.axhline(runs[kind]["epoch"].mean(), **style(number, markers=False), label=kind)
     for number, name in enumerate(("sharpness", "trace", "norm")):
-        curve(relative, q, runs[name] / runs[name][:, :1], number, words(name), marker="o")
+        curve(relative, q, of(name) / of(name)[:, :1], number, words(name), marker="o")
     for panel, ylabel in (
         (accuracy, "accuracy"),
-        (steps, "steps to the loss"),
+        (steps, "epochs to the loss"),
         (relative, "over that of true labels"),
     ):
         panel.set(xlabel="fraction of random labels", ylabel=ylabel)
-    for panel in (along, accuracy, relative):
+    for panel in axes.flat:
         panel.legend(fontsize=8)
 
 
 @lab.extra
-def ends(runs: Found, config: Config) -> Found:
+def ends(runs: Runs, config: Config) -> dict[str, Any]:
     """What is not along training."""
-    return {name: values for name, values in runs.items() if not name.startswith("records_")}
+    return {
+        str(kind): {k: v for k, v in records.items() if not k.startswith("records_")}
+        for kind, records in runs.items()
+    }
