@@ -138,8 +138,13 @@ def ratio(name: str) -> Any:
 
 
 def other_draw(name: str) -> Any:
-    """The null of a claim: true labels over those of the seed before."""
-    return lambda runs, config: reached(runs, 0.0, name) / np.roll(reached(runs, 0.0, name), 1)
+    """The null of a claim: true labels over those of the seed before; NaN with a single seed."""
+
+    def measure(runs: Runs, config: Config) -> np.ndarray:
+        true = reached(runs, 0.0, name)
+        return true / np.roll(true, 1) if len(true) > 1 else np.full(1, np.nan)
+
+    return measure
 
 
 def order(name: str) -> Any:

@@ -30,21 +30,38 @@ Pairs = dict[tuple[float, int], dict[str, np.ndarray]]
 RECORDS = 100
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _train(net, losses_fn, batch_size, rate, max_epochs, stop_loss, params, data, keys):
-    """Until the loss is low enough: the parameters, the epochs, the loss and the test accuracy."""
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _train(net, losses_fn, batch_size, noise, rate, max_epochs, stop_loss, params, data, keys):
+    """Until the loss is low enough: the parameters, the epochs, the loss and the test accuracy.
+
+    With `noise` the covariance of the gradient noise is so many times that of a batch: the scaled
+    difference of two more batches is added, which has mean zero and the covariance of the noise.
+    """
 
     def one(params, data, key):
         batch = (data.inputs, data.targets)
 
-        def step(params, index):
+        def gradient(params, index):
             part = jax.tree.map(lambda a: a[index], batch)
-            gradient = jax.grad(lambda p: losses_fn(p, part).mean())(params)
-            return params - rate * gradient, None
+            return jax.grad(lambda p: losses_fn(p, part).mean())(params)
+
+        def step(params, index):
+            if noise == 1:
+                return params - rate * gradient(params, index), None
+            first, second, third = (gradient(params, i) for i in index)
+            return params - rate * (first + ((noise - 1) / 2) ** 0.5 * (second - third)), None
 
         def epoch(carry):
             params, _, count = carry
-            order = shuffled_batches(jax.random.fold_in(key, count), len(batch[1]), batch_size)
+            key_now = jax.random.fold_in(key, count)
+
+            def drawn(key):
+                return shuffled_batches(key, len(batch[1]), batch_size)
+
+            if noise == 1:
+                order = drawn(key_now)
+            else:
+                order = jnp.stack([drawn(k) for k in jax.random.split(key_now, 3)], axis=1)
             params, _ = loops.scan(step, params, order)
             return params, losses_fn(params, batch).mean(), count + 1
 
@@ -62,7 +79,11 @@ def _train(net, losses_fn, batch_size, rate, max_epochs, stop_loss, params, data
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _curvature(losses_fn, probes, params, data):
-    """Largest eigenvalue and trace of the Hessian of every seed."""
+    """Largest eigenvalue, trace and Frobenius norm of the Hessian of every seed.
+
+    All pairs have the same probes: what is compared are networks from one initialisation, whose
+    Hessians resemble each other, so that most of the error of the estimates cancels.
+    """
     tracker = flatjax.track(1, num_blocks=2)
 
     def one(params, data):
@@ -70,7 +91,16 @@ def _curvature(losses_fn, probes, params, data):
         start = tracker.init(params, key=jax.random.key(0))
         top = loops.fori(60, lambda _, t: tracker.update(hessian, t), start)
         trace = flatjax.trace(hessian, key=jax.random.key(1), num_products=probes)
-        return {"sharpness": top.values[0], "trace": trace.value}
+
+        def square(total, key):
+            # E |H v|^2 = |H|_F^2 where the signs are independent.
+            product = hessian.mv(jax.random.rademacher(key, params.shape, params.dtype))
+            return total + product @ product, None
+
+        keys = jax.random.split(jax.random.key(2), probes)
+        total, _ = loops.scan(square, jnp.zeros((), params.dtype), keys)
+        norm = jnp.sqrt(total / probes)
+        return {"sharpness": top.values[0], "trace": trace.value, "frobenius": norm}
 
     return jax.vmap(one)(params, data)
 
@@ -82,20 +112,22 @@ def network(config: Config, data: Any) -> tuple[FlatMlp, Any]:
 
 
 def until_loss(
-    config: Config, out: Path, rate: float, batch_size: int, net: FlatMlp, losses_fn: Any, data: Any
-) -> Pairs:
+    config: Config, out: Path, rate: float, size: int, noise: float, net: FlatMlp, losses_fn: Any,
+    data: Any,
+) -> Pairs:  # fmt: skip
     """What was measured at the end of one pair, (seeds,) each; kept in a file."""
 
     def made() -> dict[str, Any]:
-        say(f"eta {rate:g}, S {batch_size}", enabled=not config.quiet)
+        say(f"eta {rate:g}, S {size}", enabled=not config.quiet)
         params = net.init_seeds(config.seed_range())
         keys = jax.random.split(jax.random.key(1), config.seeds)
-        max_epochs = round(config.max_time / rate * batch_size / config.train_size)
+        max_epochs = round(config.max_time / rate * size / config.train_size)
         options = jnp.float32(rate), max_epochs, config.stop_loss
-        found = _train(net, losses_fn, batch_size, *options, params, data, keys)
+        found = _train(net, losses_fn, size, noise, *options, params, data, keys)
         return found | _curvature(losses_fn, config.probes, found.pop("params"), data)
 
-    return {(rate, batch_size): kept_arrays(out / f"rate_{rate:g}_batch_{batch_size}.npz", made)}
+    name = f"rate_{rate:g}_batch_{size}" + ("" if noise == 1 else f"_noise_{noise:g}")
+    return {(rate, size): kept_arrays(out / f"{name}.npz", made)}
 
 
 def memorising(config: Config, out: Path, batch_size: int, data: Any) -> Pairs:
@@ -126,12 +158,23 @@ def all_pairs(config: Config, out: Path) -> dict[tuple[str, float, int], Any]:
         minibatch.load_seeds, config.data, config.seed_range(), train_size=config.train_size
     )
     data, wrong = load(), load(label_noise=config.wrong_labels)
-    shared = *network(config, data), data
-    return {
-        ("clean", rate, size): functools.partial(until_loss, config, out, rate, size, *shared)
-        for size in config.batch_sizes
-        for rate in config.rates
-    } | {
-        ("wrong", 0.0, size): functools.partial(memorising, config, out, size, wrong)
-        for size in config.memorising_batch_sizes
-    }
+    own = *network(config, data), data
+    small, large = config.batch_sizes[:2]
+    rate = config.rates[-1]
+    return (
+        {
+            ("clean", rate, size): functools.partial(until_loss, config, out, rate, size, 1, *own)
+            for size in config.batch_sizes
+            for rate in config.rates
+        }
+        | {
+            # The noise of the small batch by other means.
+            ("noisier", rate, large): functools.partial(
+                until_loss, config, out, rate, large, large / small, *own
+            )
+        }
+        | {
+            ("wrong", 0.0, size): functools.partial(memorising, config, out, size, wrong)
+            for size in config.memorising_batch_sizes
+        }
+    )

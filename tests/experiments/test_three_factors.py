@@ -1,43 +1,85 @@
 """Three factors: made-up pairs whose curvature and memorising do not follow eta / S must fail."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import three_factors as experiment
+from experiments.lib.data.small import small_data
+from experiments.lib.nets.mlp import FlatMlp
+from experiments.three_factors.training import _train
 
-CONFIG = experiment.Config(seeds=1, rates=(0.1, 0.2), batch_sizes=(10, 20))
-PAIRS = [(rate, size) for size in (10, 20) for rate in (0.1, 0.2)]
+
+@pytest.fixture(autouse=True)
+def compile_quickly(quick_compilation):
+    """The tolerances are statistical."""
 
 
-def _verdicts(factor, loss=0.0):
+CONFIG = experiment.Config(seeds=1, rates=(0.1, 0.2), batch_sizes=(10, 20, 40))
+PAIRS = [(rate, size) for size in (10, 20, 40) for rate in (0.1, 0.2)]
+
+
+def _verdicts(factor, loss=0.0, noisier=None):
     """Everything follows `factor(rate, size)`, whose values are about 0.01."""
     fit, test = np.linspace(0, 1, 11)[None], np.linspace(0.5, 0.9, 11)[None]
-    runs = {"clean": {}, "wrong": {}}
-    for pair in PAIRS:
-        by = factor(*pair)
-        runs["clean"][pair] = {
-            name: np.array([value])
-            for name, value in {
-                "loss": loss, "epochs": 1 / by, "trace": 1 / by, "sharpness": 1 / by,
-                "test_accuracy": by,
-            }.items()
-        }  # fmt: skip
-        # The larger it is, the better it generalises with as many of the labels memorised.
-        runs["wrong"][pair] = {
-            "noisy_fit": fit, "test_accuracy": test + by, "epoch": np.arange(11.0)[None] / by,
-        }  # fmt: skip
+
+    def end(by):
+        rows = {"loss": loss, "epochs": 1 / by, "frobenius": 1 / by, "test_accuracy": by}
+        return {name: np.array([value]) for name, value in rows.items()}
+
+    small, large = PAIRS[1], PAIRS[3]
+    runs = {
+        "clean": {pair: end(factor(*pair)) for pair in PAIRS},
+        "noisier": {large: end(noisier or factor(*small))},
+        "wrong": {
+            # The larger it is, the better it generalises with as many of the labels memorised.
+            pair: {
+                "noisy_fit": fit,
+                "test_accuracy": test + factor(*pair),
+                "epoch": np.arange(11.0)[None] / factor(*pair),
+            }
+            for pair in PAIRS
+        },
+    }
     return {v.claim.name: v.verdict for v in experiment.lab.judged(runs, CONFIG)}
 
 
 def test_verdicts_on_made_up_runs():
     assert set(_verdicts(lambda rate, size: rate / size).values()) == {"reproduced"}
-    reverse = _verdicts(lambda rate, size: 0.1 + rate - 9 * rate / size)
-    assert reverse.pop("unequal-ratio-unequal-curvature") == "reproduced"
-    assert set(reverse.values()) == {"not reproduced"}
-    flat = _verdicts(lambda rate, size: 0.01)
-    assert flat["unequal-ratio-unequal-curvature"] == "not reproduced"
+    reverse = _verdicts(lambda rate, size: 0.1 + rate - 9 * rate / size, noisier=0.05)
+    # What falls with eta / S here rises with eta S, the null.
+    assert set(reverse.values()) == {"not reproduced", "void"}
+    assert reverse["noise-is-the-third-factor"] == reverse["norm-collapses"] == "not reproduced"
     unfinished = _verdicts(lambda rate, size: rate / size, loss=1.0)
-    assert unfinished["trace-falls-with-the-ratio"] == "inconclusive"
+    assert unfinished["norm-collapses"] == "inconclusive"
+    assert unfinished["noise-is-the-third-factor"] == "inconclusive"
+
+
+def test_the_variance_within_equal_numbers_is_left():
+    rows = np.array([[1.0, 3.0, 6.0, 8.0]])
+    left = experiment.unexplained(rows, [0.1, 0.1, 0.2, 0.2])
+    assert left == pytest.approx(1 / 7.25)  # 1 within either pair, (2.5^2 + 1) in all
+
+
+def test_more_noise_has_the_mean_and_so_many_times_the_covariance():
+    # 39 examples in batches of 20: an epoch is one step. Every run has other batches.
+    data, count = small_data("digits", seed=0, train_size=39), 400
+    net = FlatMlp((64, 2, 10))
+    many = jax.tree.map(lambda a: np.repeat(a[None], count, 0), data)
+    params = jnp.tile(net.init_seeds([0]), (count, 1))
+    keys = jax.random.split(jax.random.key(1), count)
+    options = jnp.float32(0.1), 1, 0.0, params, many, keys
+    losses_fn = net.losses("squared_error")
+    plain, noisier = (
+        np.asarray(_train(net, losses_fn, 20, noise, *options)["params"], float)
+        for noise in (1, 3.0)
+    )
+    plain_var, noisier_var = plain.var(0).sum(), noisier.var(0).sum()
+    # A hundred degrees of freedom at the least: one for every four runs.
+    assert noisier_var / plain_var == pytest.approx(3, rel=4 * (2 * 2 / 100) ** 0.5 / 2)
+    distance = np.square(plain.mean(0) - noisier.mean(0)).sum()
+    assert distance < 4 * (plain_var + noisier_var) / count
 
 
 def test_a_level_is_met_between_two_records():
