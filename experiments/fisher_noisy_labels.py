@@ -27,7 +27,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from scipy.stats import kendalltau
 
@@ -36,6 +35,7 @@ from experiments.lib.training import minibatch, penalties
 from experiments.lib.training.minibatch import Recipe
 from experiments.lib.training.penalties import NAMES
 from experiments.lib.training.settings import train_grid
+from experiments.lib.training.validation import at_best_epoch, final, halves
 from experiments.lib.verdicts.curves import curve, points, words
 from experiments.lib.verdicts.report import Table
 from experiments.lib.verdicts.statistics import accuracy_table
@@ -79,15 +79,6 @@ PAPER = {  # per cent, of VGG11 and of ResNet-52
 }  # fmt: skip
 
 
-def measure(recipe: Recipe, params: Any, data: Any, key: Any) -> dict[str, jax.Array]:
-    """The accuracy of both halves of the test set."""
-    del key
-    logits = minibatch.model_of(recipe)(params, data.test_inputs)
-    hits = logits.argmax(-1) == data.test_targets
-    half = len(hits) // 2
-    return {"validation_accuracy": hits[:half].mean(), "half_accuracy": hits[half:].mean()}
-
-
 @lab.run
 def run(config: Config, out: Path) -> Runs:
     """The records of every arm, of the penalties with the coefficient that is chosen."""
@@ -109,7 +100,7 @@ def run(config: Config, out: Path) -> Runs:
             seeds,
             penalties.optimizer(arm, recipe),
             {coef: {"rate": config.rate, "coef": coef} for coef in coefs},
-            measure=functools.partial(measure, recipe),
+            measure=functools.partial(halves, recipe),
             quiet=config.quiet,
         )
         return {
@@ -125,17 +116,6 @@ def chosen(by_coef: dict[float, dict[str, np.ndarray]]) -> dict[str, np.ndarray]
     """The records with the best validation accuracy on the way, mean over seeds; and its `coef`."""
     best = max(by_coef, key=lambda coef: by_coef[coef]["validation_accuracy"].max(1).mean())
     return by_coef[best] | {"coef": np.full_like(by_coef[best]["epoch"], best, float)}
-
-
-def final(records: dict[str, np.ndarray], name: str = "test_accuracy") -> np.ndarray:
-    """The last of some records, for every seed."""
-    return records[name][:, -1]
-
-
-def at_best_epoch(records: dict[str, np.ndarray]) -> np.ndarray:
-    """Accuracy on the second half of the test set where the first half's is best."""
-    best = records["validation_accuracy"].argmax(1)
-    return np.take_along_axis(records["half_accuracy"], best[:, None], axis=1)[:, 0]
 
 
 def first(records: dict[str, np.ndarray], name: str, level: float) -> np.ndarray:
