@@ -96,7 +96,9 @@ def run(config: Config, out: Path) -> Runs:
         each = [change(curvature.run_of(true, i), kind, seed) for i, seed in enumerate(seeds)]
         return stack_seeds(each)
 
-    data = {q: changed(with_random_labels, q) for q in config.fractions}
+    data: dict[float | str, SmallData] = {
+        q: changed(with_random_labels, q) for q in config.fractions
+    }
     data |= {kind: changed(with_other_images, kind) for kind in IMAGES}
     trained = train_grid(
         out / "adam",
