@@ -286,13 +286,17 @@ def ratio(axes: Any, runs: Runs, config: Config) -> None:
             options = {**style(number), "linestyle": "none", "label": rf"$\eta$ = {rate:g}"}
             panel.errorbar(x, rows.mean(1), yerr=2 * error, capsize=3, **options)
         panel.set(xlabel=r"$\eta / S$", ylabel=NAMES.get(name, words(name)), xscale="log")
+    norm, *_, time = axes.flat
+    (rate, size), end = next(iter(runs["noisier"].items()))
+    small = config.batch_sizes[0]
+    label = rf"$S$ = {size} with the noise of {small}"
+    norm.plot(rate / small, end["frobenius"].mean(), "*", color="#000000", label=label)
     x, rows = ratios_of(runs["clean"]), column(runs, "frobenius").mean(0)
-    line = np.polyfit(np.log(x), np.log(rows), 1)
-    axes[0, 0].plot(np.sort(x), np.exp(np.polyval(line, np.log(np.sort(x)))), color="#555555",
-                    linewidth=1, label=f"slope {line[0]:.3f}")  # fmt: skip
-    axes[0, 0].legend(fontsize=8)
-    for panel in (axes[0, 0], axes[0, 1], axes[1, 1]):
-        panel.set_yscale("log")
+    line = np.polynomial.Polynomial.fit(x, rows, 1)
+    norm.plot(*line.linspace(2), color="#555555", linewidth=1, label="straight line")
+    norm.set_xscale("linear")
+    norm.legend(fontsize=8)
+    time.set_yscale("log")
 
 
 @lab.figure(
