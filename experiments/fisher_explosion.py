@@ -41,6 +41,7 @@ from experiments.lib.training import minibatch, penalties
 from experiments.lib.training.minibatch import Recipe
 from experiments.lib.training.settings import train_settings
 from experiments.lib.training.validation import at_best_epoch, final, halves
+from experiments.lib.verdicts.curves import curve, words
 from experiments.lib.verdicts.figures import style
 from experiments.lib.verdicts.report import Table
 from experiments.lib.verdicts.statistics import accuracy_table, rank_correlation
@@ -235,7 +236,25 @@ lab.claim("late-penalty-does-not",
           reason="a quarter at most; the null is FP", null=share("FP", "FP", final))
 # fmt: on
 
-lab.curves("trace_fisher", "test_accuracy", "noisy_fit", log=("trace_fisher",))
+SHOWN = {"rates": RATES, "penalties": ("baseline", *COLUMNS[2:], "FP early", "FP late")}
+
+
+@lab.figure(
+    "Along training, learning rates above and penalties below; mean, two standard errors.",
+    rows=2, columns=3,
+)  # fmt: skip
+def training(axes: Any, runs: Runs, config: Config) -> None:
+    """Trace, accuracy and memorisation of every arm."""
+    for row, arms in zip(axes, SHOWN.values(), strict=True):
+        for panel, name in zip(row, ("trace_fisher", "test_accuracy", "noisy_fit"), strict=True):
+            panel.set(xlabel="epoch", ylabel=words(name))
+            if name == "trace_fisher":
+                panel.set_yscale("log")
+            for number, arm in enumerate(arms):
+                records = runs[arm]
+                curve(panel, records["epoch"][0], records[name], number, words(arm))
+        row[1].set_ylim(bottom=min(0.6, runs["baseline"]["test_accuracy"][:, -1].min() - 0.05))
+        row[2].legend(fontsize=8)
 
 
 @lab.figure("The paper's table, and the largest trace of every run.", columns=2)
@@ -245,17 +264,18 @@ def table(axes: Any, runs: Runs, config: Config) -> None:
     means = np.array([[of(runs[arm]).mean() for arm in COLUMNS] for of in rows.values()])
     cells = axes[0].table(
         [[f"{100 * mean:.1f}" for mean in row] for row in means],
-        rowLabels=list(rows), colLabels=COLUMNS, loc="center",
+        rowLabels=list(rows), colLabels=[words(c) for c in COLUMNS], loc="center",
     )  # fmt: skip
     for row, best in enumerate(means.argmax(1), 1):
         cells[row, best].set_text_props(fontweight="bold")
     cells.scale(1, 1.6)
     axes[0].set_axis_off()
-    for number, arm in enumerate(runs):
-        at = largest(runs, arm), final(runs[arm])
-        axes[1].plot(*at, **{**style(number), "linestyle": "none"}, label=arm)
+    for number, arms in enumerate((RATES, *((arm,) for arm in SHOWN["penalties"][1:]))):
+        at = [largest(runs, arm) for arm in arms], [final(runs[arm]) for arm in arms]
+        label = "five learning rates" if arms == RATES else words(arms[0])
+        axes[1].plot(*map(np.ravel, at), **style(number) | {"linestyle": "none"}, label=label)
     axes[1].set(xscale="log", xlabel="largest tr $F$", ylabel="final test accuracy")
-    axes[1].legend(ncols=2, fontsize=8)
+    axes[1].legend(fontsize=8, framealpha=0.5)
 
 
 @lab.table

@@ -221,7 +221,7 @@ def labels(axes: Any, runs: Runs, config: Config) -> None:
         for number, arm in enumerate(ARMS):
             records = runs[arm, noise]
             for panel, name in zip(axes[:, column], ("noisy_fit", "clean_fit"), strict=True):
-                curve(panel, records["epoch"][0], records[name], number, NAMES[arm])
+                curve(panel, records["epoch"][0], records[name], number, words(NAMES[arm]))
                 panel.set(xlabel="epoch", ylabel=f"{words(name)}, {100 * noise:g} %")
         axes[1, column].set_ylim(0.8, 1.01)
     axes[0, 0].legend(fontsize=8)
@@ -229,7 +229,8 @@ def labels(axes: Any, runs: Runs, config: Config) -> None:
     for panel, (ylabel, of) in zip(axes[:, -1], rows.items(), strict=True):
         for number, noise in enumerate(NOISES):
             values = [of(runs[arm, noise]) for arm in ARMS]
-            points(panel, [NAMES[a] for a in ARMS], values, number, f"{100 * noise:g} % wrong")
+            names = [words(NAMES[arm]) for arm in ARMS]
+            points(panel, names, values, number, f"{100 * noise:g} % wrong")
         panel.set(ylabel=ylabel)
     axes[0, -1].legend(fontsize=8)
 

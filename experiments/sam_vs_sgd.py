@@ -238,7 +238,7 @@ lab.claim("gains-more-on-noise",
 # fmt: on
 
 
-@lab.figure("Where training ends, at the same training loss.", rows=2, columns=2)
+@lab.figure("Where training ends, at the same training loss.", rows=2, columns=2, panel=(4.8, 3.2))
 def measures(axes: Any, runs: Runs, config: Config) -> None:
     """Test accuracy and three measures of every arm."""
     names = list(dict.fromkeys(arm for arm, _ in runs))

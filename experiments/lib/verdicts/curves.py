@@ -21,13 +21,16 @@ _WORDS = {
     "norm": r"$|w|$",
     "sam_sharpness": "SAM sharpness",
     "frobenius": r"$\|H\|_F$",
+    "eta*": r"$\eta^*$",
+    "GP_x": r"GP$_x$",
+    "GP_r": r"GP$_r$",
     "train_loss": "training loss",
     "train_accuracy": "training accuracy",
 }
 
 
 def words(record: str) -> str:
-    """What the axis of a record says."""
+    """What the axis of a record says, or the legend of an arm."""
     return _WORDS.get(record, record.replace("_", " "))
 
 
