@@ -19,7 +19,7 @@ Here: an MLP on 400 digits, a quarter of the labels wrong (with clean labels the
 half a point there), cross-entropy, SGD with five learning rates, eta* = 1 and the baseline's 0.05
 among them, and the penalties at 0.05; FP also for the first tenth of training alone and after three
 tenths. Accuracies are compared at the end, with all labels memorised, and at the best epoch, which
-one half of the test set chooses and the other half measures. A claim is that of the paper's range
+one half of the test set chooses and the other half measures. What is accepted is the paper's range
 over its five rows.
 
     python -m experiments fisher_explosion

@@ -136,14 +136,19 @@ def reached(runs: Runs, kind: float | str, name: str) -> np.ndarray:
 
 def ratio(name: str) -> Any:
     """The measure of a claim: random labels over true ones."""
-    return lambda runs, config: reached(runs, 1.0, name) / reached(runs, 0.0, name)
+
+    def measure(runs: Runs, config: Config) -> np.ndarray:
+        true, *_, random = config.fractions
+        return reached(runs, random, name) / reached(runs, true, name)
+
+    return measure
 
 
 def other_draw(name: str) -> Any:
     """The null of a claim: true labels over those of the seed before; NaN with a single seed."""
 
     def measure(runs: Runs, config: Config) -> np.ndarray:
-        true = reached(runs, 0.0, name)
+        true = reached(runs, config.fractions[0], name)
         return true / np.roll(true, 1) if len(true) > 1 else np.full(1, np.nan)
 
     return measure
@@ -158,12 +163,16 @@ def order(name: str) -> Any:
 
 def sooner(kind: str) -> Any:
     """The measure of a claim: the steps to the loss over those with random labels."""
-    return lambda runs, config: reached(runs, kind, "epoch") / reached(runs, 1.0, "epoch")
+    return lambda runs, config: (
+        reached(runs, kind, "epoch") / reached(runs, config.fractions[-1], "epoch")
+    )
 
 
 def sooner_with_fewer(runs: Runs, config: Config) -> np.ndarray:
     """The null of a claim: the same of the fraction before all."""
-    return reached(runs, config.fractions[-2], "epoch") / reached(runs, 1.0, "epoch")
+    return reached(runs, config.fractions[-2], "epoch") / reached(
+        runs, config.fractions[-1], "epoch"
+    )
 
 
 # fmt: off
@@ -173,11 +182,11 @@ ORDER = "a random order of five has it with probability 1 / 120"
 lab.claim("fits-everything", "The least training accuracy over all fractions of random labels.",
           lambda runs, config: by_fraction(runs, config, "train_accuracy").min(1),
           low=0.99, source="paper", reason="no training error; the null is the untrained network",
-          null=lambda runs, config: runs[1.0]["records_train_accuracy"][:, 0])
+          null=lambda runs, config: runs[config.fractions[-1]]["records_train_accuracy"][:, 0])
 lab.claim("chance", "Test accuracy with random labels only; chance is 0.1.",
-          lambda runs, config: runs[1.0]["test_accuracy"], low=0.075, high=0.125,
+          lambda runs, config: runs[config.fractions[-1]]["test_accuracy"], low=0.075, high=0.125,
           source="theory", reason="three standard errors of 1,297 test images; the null has true "
-          "labels", null=lambda runs, config: runs[0.0]["test_accuracy"])
+          "labels", null=lambda runs, config: runs[config.fractions[0]]["test_accuracy"])
 lab.claim("test-falls", "Rank correlation of the fraction of random labels and test accuracy.",
           order("test_accuracy"), high=-0.95, source="paper", reason=ORDER)
 lab.claim("slower-by-a-factor",

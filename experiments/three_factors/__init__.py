@@ -18,7 +18,7 @@ paper: a fully connected network on Fashion-MNIST, when prepared.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,19 @@ from experiments.lib.lab import Lab, Options, shared
 from experiments.lib.verdicts.curves import curve, words
 from experiments.lib.verdicts.figures import style
 from experiments.lib.verdicts.statistics import rank_correlation
-from experiments.three_factors.training import Pairs, all_pairs
+from experiments.three_factors.pairs import (
+    Pairs,
+    accuracy_halfway,
+    alike,
+    fitted_at_equal_accuracy,
+    halfway,
+    products_of,
+    rates_of,
+    ratios_of,
+    unexplained,
+    within,
+)
+from experiments.three_factors.training import all_pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,50 +86,6 @@ def run(config: Config, out: Path) -> Runs:
     return found
 
 
-def ratios_of(pairs: Iterable[tuple[float, int]]) -> np.ndarray:
-    """Eta / S of all pairs."""
-    return np.array([rate / size for rate, size in pairs])
-
-
-def products_of(pairs: Iterable[tuple[float, int]]) -> np.ndarray:
-    """Eta times S of all pairs, which is not what decides."""
-    return np.array([rate * size for rate, size in pairs])
-
-
-def alike(numbers: Any) -> list[np.ndarray]:
-    """For each value which of the numbers have it."""
-    numbers = np.asarray(numbers, float)
-    return [np.isclose(numbers, n, rtol=1e-3) for n in np.unique(numbers.round(8))]
-
-
-def spread(values: np.ndarray) -> float:
-    """Largest over smallest, minus one."""
-    return float(values.max() / values.min() - 1)
-
-
-def at(level: float, rising: np.ndarray, *others: np.ndarray) -> list[float]:
-    """The other quantities where the first one reaches a level, between records linearly."""
-    reached = np.flatnonzero(rising >= level)
-    if not len(reached):
-        return [float("nan")] * len(others)
-    j = int(reached[0])
-    if j == 0:
-        return [float(values[0]) for values in others]
-    part = (level - rising[j - 1]) / (rising[j] - rising[j - 1])
-    return [float((1 - part) * values[j - 1] + part * values[j]) for values in others]
-
-
-def halfway(pairs: Pairs) -> np.ndarray:
-    """Validation accuracy and epoch with half of the wrong labels fitted, (pairs, seeds, 2)."""
-    names = ("noisy_fit", "test_accuracy", "epoch")
-    return np.array(
-        [
-            [at(0.5, *row) for row in zip(*(p[n] for n in names), strict=True)]
-            for p in pairs.values()
-        ]
-    )
-
-
 def column(runs: Runs, name: str) -> np.ndarray:
     """A number of every seed and pair."""
     return np.array([pair[name] for pair in runs["clean"].values()], float).T
@@ -147,14 +115,6 @@ def slope(name: str, of: Any = ratios_of) -> Any:
     return measure
 
 
-def unexplained(rows: np.ndarray, numbers: Any) -> np.ndarray:
-    """Share of the variance of rows (seeds, pairs) that is among pairs of equal numbers."""
-    rest = rows.copy()
-    for group in alike(numbers):
-        rest[:, group] -= rest[:, group].mean(1, keepdims=True)
-    return rest.var(1) / rows.var(1)
-
-
 def not_collapsed(runs: Runs, config: Config) -> np.ndarray:
     """What eta / S leaves of the variance of the logarithm of the norm."""
     rows = np.log(at_loss(runs, config, "frobenius"))
@@ -179,29 +139,9 @@ def third_factor(kind: str) -> Any:
     return measure
 
 
-def within(groups: Iterable[np.ndarray], rows: np.ndarray) -> list[float]:
-    """The largest relative range within groups, of rows (seeds, pairs)."""
-    return [max(spread(row[group]) for group in groups) for row in rows]
-
-
 def range_of(number: Callable[[Runs], np.ndarray], kind: str, of: Any = ratios_of) -> Any:
     """The measure of a claim: the largest relative range within pairs of equal eta / S."""
     return lambda runs, config: within(alike(of(runs[kind])), number(runs))
-
-
-def rates_of(pairs: Iterable[tuple[float, int]]) -> list[float]:
-    """Eta of all pairs."""
-    return [rate for rate, _ in pairs]
-
-
-def fitted_at_equal_accuracy(pairs: Pairs, seed: int) -> list[float]:
-    """Wrong labels fitted where the accuracy is first within 1 % of the best that all reach."""
-    tests = [p["test_accuracy"][seed] for p in pairs.values()]
-    level = min(test.max() for test in tests) - 0.01
-    return [
-        at(level, test, p["noisy_fit"][seed])[0]
-        for test, p in zip(tests, pairs.values(), strict=True)
-    ]
 
 
 def with_ratio(number: Callable[[Pairs, int], Any], of: Any = ratios_of) -> Any:
@@ -209,11 +149,6 @@ def with_ratio(number: Callable[[Pairs, int], Any], of: Any = ratios_of) -> Any:
     return lambda runs, config: [
         rank_correlation(of(runs["wrong"]), number(runs["wrong"], i)) for i in range(config.seeds)
     ]
-
-
-def accuracy_halfway(pairs: Pairs, seed: int) -> np.ndarray:
-    """The validation accuracy of every pair where half of the wrong labels are fitted."""
-    return halfway(pairs)[:, seed, 0]
 
 
 def epochs(runs: Runs) -> np.ndarray:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 import flatjax
@@ -19,13 +18,11 @@ from experiments.lib.runs.progress import say
 from experiments.lib.training import minibatch
 from experiments.lib.training.minibatch import Recipe
 from experiments.lib.training.settings import train_settings
+from experiments.three_factors.pairs import Pairs
 from flatjax import loops
 
 if TYPE_CHECKING:
     from experiments.three_factors import Config
-
-Pairs = dict[tuple[float, int], dict[str, np.ndarray]]
-"""Learning rate and batch size, and what was measured, with a leading axis of seeds."""
 
 RECORDS = 100
 
@@ -159,6 +156,8 @@ def all_pairs(config: Config, out: Path) -> dict[tuple[str, float, int], Any]:
     )
     data, wrong = load(), load(label_noise=config.wrong_labels)
     own = *network(config, data), data
+    if len(config.batch_sizes) < 2:
+        raise ValueError("batch_sizes has one size: give two at least, they are compared")
     small, large = config.batch_sizes[:2]
     rate = config.rates[-1]
     return (

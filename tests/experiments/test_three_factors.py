@@ -8,6 +8,7 @@ import pytest
 from experiments import three_factors as experiment
 from experiments.lib.data.small import small_data
 from experiments.lib.nets.mlp import FlatMlp
+from experiments.three_factors import pairs
 from experiments.three_factors.training import _train
 
 
@@ -58,7 +59,7 @@ def test_verdicts_on_made_up_runs():
 
 def test_the_variance_within_equal_numbers_is_left():
     rows = np.array([[1.0, 3.0, 6.0, 8.0]])
-    left = experiment.unexplained(rows, [0.1, 0.1, 0.2, 0.2])
+    left = pairs.unexplained(rows, [0.1, 0.1, 0.2, 0.2])
     assert left == pytest.approx(1 / 7.25)  # 1 within either pair, (2.5^2 + 1) in all
 
 
@@ -84,5 +85,5 @@ def test_more_noise_has_the_mean_and_so_many_times_the_covariance():
 
 def test_a_level_is_met_between_two_records():
     rising, other = np.array([0.0, 0.4, 0.6]), np.array([1.0, 2.0, 4.0])
-    assert experiment.at(0.5, rising, other) == [pytest.approx(3.0)]
-    assert np.isnan(experiment.at(0.7, rising, other)).all()
+    assert pairs.at(0.5, rising, other) == [pytest.approx(3.0)]
+    assert np.isnan(pairs.at(0.7, rising, other)).all()
