@@ -16,9 +16,11 @@ def ratios_of(pairs: Iterable[tuple[float, int]]) -> np.ndarray:
     return np.array([rate / size for rate, size in pairs])
 
 
-def products_of(pairs: Iterable[tuple[float, int]]) -> np.ndarray:
-    """Eta times S of all pairs, which is not what decides."""
-    return np.array([rate * size for rate, size in pairs])
+def crossed(pairs: Iterable[tuple[float, int]]) -> np.ndarray:
+    """A product of powers of eta and S whose logarithm is uncorrelated with that of eta / S."""
+    logs = np.log(np.array(list(pairs)))
+    logs = logs - logs.mean(0)
+    return np.exp(logs @ [1 / (variance or np.inf) for variance in logs.var(0)])
 
 
 def rates_of(pairs: Iterable[tuple[float, int]]) -> list[float]:
