@@ -147,28 +147,30 @@ def in_order(runs: Runs, noise: float, of: Any) -> list[float]:
 
 # fmt: off
 RANDOM = "VGG11's row; of five arms a random order reaches 0.6 with probability 0.12"
-for noise in NOISES:
-    def add(name, what, measure, null=None, noise=noise, **limits):
+def claims_at(noise: float) -> None:
+    """The claims for one fraction of wrong labels."""
+
+    def add(name, what, measure, null=None, **limits):
         """Adds a claim for this fraction of wrong labels."""
         lab.claim(f"{name}-{100 * noise:g}", f"{what}, at {100 * noise:g} % wrong labels.",
                   measure, null=null, **limits)
 
-    def gap(a, b, of=final, noise=noise):
+    def gap(a, b, of=final):
         """The measure of a claim: a number of one arm less that of another."""
         return lambda runs, config: of(runs[a, noise]) - of(runs[b, noise])
 
-    def gains(name, what, a, b, of=final, noise=noise, gap=gap, add=add):
+    def gains(name, what, a, b, of=final):
         """Adds the claim that an arm gains at least as much as the paper's smaller gain."""
         low = min(x - y for x, y in zip(PAPER[noise][a], PAPER[noise][b], strict=True)) / 100
         # A coefficient of zero is the baseline.
         add(name, what, gap(a, b, of), gap("sgd", b, of), low=round(low, 4), source="paper",
             reason="the smaller of the gains of VGG11 and ResNet-52")
 
-    def last(arm, name, at=-1, noise=noise):
+    def last(arm, name, at=-1):
         """The measure of a claim: the last of some records, or the first."""
         return lambda runs, config: runs[arm, noise][name][:, at]
 
-    def slower(arm, noise=noise):
+    def slower(arm):
         """The measure of a claim: how much longer than the baseline it takes."""
         return lambda runs, config: delay(runs[arm, noise]) / delay(runs["sgd", noise])
 
@@ -184,10 +186,10 @@ for noise in NOISES:
         gap("fp", "mixup"), gap("sgd", "mixup"), low=0.0, source="sign",
         reason="VGG11's row; in ResNet-52's mixup is first")
     add("order-final", "Kendall's tau of the arms' final test accuracies with the paper's",
-        lambda runs, config, noise=noise: in_order(runs, noise, final),
+        lambda runs, config: in_order(runs, noise, final),
         low=0.6, source="paper", reason=RANDOM)
     add("order-best", "Kendall's tau of the arms' accuracies at the best epoch with the paper's",
-        lambda runs, config, noise=noise: in_order(runs, noise, at_best_epoch),
+        lambda runs, config: in_order(runs, noise, at_best_epoch),
         low=0.6, source="paper", reason=RANDOM)
     add("baseline-memorises", "Wrong labels that the baseline fits at the end",
         last("sgd", "noisy_fit"), last("sgd", "noisy_fit", 0), low=0.95, source="paper",
@@ -205,9 +207,12 @@ for noise in NOISES:
     lab.claim(f"true-labels-first-{100 * noise:g}",
               "Wrong labels that the baseline predicts as the true ones where it first fits 0.9 of "
               f"the right ones, at {100 * noise:g} % wrong labels.",
-              lambda runs, config, noise=noise: corrected(runs["sgd", noise]),
+              lambda runs, config: corrected(runs["sgd", noise]),
               low=0.5, source="sign", reason="most of them; the null is the untrained network",
               null=last("sgd", "noisy_recovered", 0), paper="Arpit et al. 2017")
+
+for noise in NOISES:
+    claims_at(noise)
 # fmt: on
 
 

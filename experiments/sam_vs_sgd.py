@@ -201,10 +201,11 @@ def exponent(noise: float, *ladder: str) -> Any:
 HALF = "at most half, where the null keeps all"
 EDGE = ("at the edge of SAM, lambda + rho lambda^2 / |g| = 2 / eta (Long and Bartlett 2024), "
         "lambda falls as rho^(-1/2) with |g| fixed, as 1 / rho with |g| proportional to lambda")
-for noise in NOISES:
+def claims_at(noise: float) -> None:
+    """The claims for one fraction of wrong labels."""
     part = f"{100 * noise:g}"
 
-    def add(name, what, measure, null, part=part, **limits):
+    def add(name, what, measure, null, **limits):
         """Adds a claim for this fraction of wrong labels."""
         lab.claim(f"{name}-{part}", f"{what}, at {part} % wrong labels.", measure, null=null,
                   **limits)
@@ -230,6 +231,9 @@ for noise in NOISES:
         low=-1.0, high=-0.5, source="theory", reason=EDGE)
     add("test", "Test accuracy, SAM minus random steps as long", gain(noise, "SAM"),
         gain(noise, "SGD"), low=0.0, source="sign", reason="the null is SGD")
+
+for noise in NOISES:
+    claims_at(noise)
 lab.claim("gains-more-on-noise",
           "Test accuracy gained over random steps by SAM with wrong labels minus that gained with "
           "right ones.",
