@@ -5,156 +5,64 @@ fit random labels without error, with the same hyperparameters and little more t
 accuracy falls to chance. Here a fraction q of the labels of 500 digits is drawn anew, uniformly,
 and an MLP trained by Adam with full batches until the cross-entropy is 0.05: at matched loss, for
 the Hessian of cross-entropy vanishes with the loss. What memorising costs shows there, in the
-largest Hessian eigenvalue, the trace and the norm of the weights.
+largest Hessian eigenvalue, the trace and the norm of the weights. Beside them, as in the paper's
+figure 1, the true labels with the pixels of every image shuffled in an order of its own, and with
+Gaussian noise for images: without structure, but quicker to fit than random labels.
 
-    python -m experiments random_labels                            # three seeds, 23 seconds
+    python -m experiments random_labels
 
-Found on seeds 0-4, for q = 0, 1/4, 1/2, 3/4, 1 (means):
-
-    test accuracy        0.954   0.824   0.604   0.360   0.089
-    steps                52      204     237     244     246
-    largest eigenvalue   1.36    2.01    2.26    2.15    1.95
-    trace                16      32      41      49      50
-    norm                 24.2    29.4    32.6    34.5    35.2
-
-All labels are fitted. The trace rises with q throughout; the largest eigenvalue, which also knows
-how many outlying directions the true classes make, does not.
-
-gpu and paper: a fully connected network on CIFAR-10, when prepared.
+paper: a fully connected network on CIFAR-10, when prepared.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import optax
 
 from experiments.lib.data.small import SmallData, stack_seeds
+from experiments.lib.lab import Lab, Options
 from experiments.lib.runs.kept import kept_arrays
 from experiments.lib.training import curvature, minibatch
 from experiments.lib.training.minibatch import Recipe
-from experiments.lib.verdicts.claims import Claim, by_name, judge_all
-from experiments.lib.verdicts.curves import curve
-from experiments.lib.verdicts.figures import figure, style
+from experiments.lib.training.settings import train_grid
+from experiments.lib.verdicts.curves import curve, words
+from experiments.lib.verdicts.figures import style
 from experiments.lib.verdicts.statistics import rank_correlation
-from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
-from experiments.registry import Experiment, Options
 
-Found = dict[str, np.ndarray]
+Runs = dict[float | str, dict[str, np.ndarray]]
+"""By fraction of random labels, or name of the images: where training ends, (seeds,) each;
+`records_*` also over the records."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Options):
     """The options."""
 
-    data: str = "digits"
-    """The data set."""
-
-    train_size: int = 500
-    """Training examples."""
-
-    fractions: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)
-    """Fractions of the labels that are drawn anew; from none to all."""
-
-    learning_rate: float = 2e-3
-    """Adam's."""
-
+    train_size: int = 500  # training examples
+    fractions: tuple[float, ...] = (0.0, 0.25, 0.5, 0.75, 1.0)  # of labels drawn anew: none to all
+    learning_rate: float = 2e-3  # Adam's
     recipe: Recipe = Recipe(
-        hidden=(256,), activation="relu", init_scale=float(np.sqrt(2.0)), batch_size=None,
-        epochs=600, record_every=5, stop_loss=0.05,
-    )  # fmt: skip
-    """Network and training; an epoch is one step on the full batch."""
+        hidden=(256,), activation="relu", init_scale=2**0.5, batch_size=None, epochs=600,
+        record_every=5, stop_loss=0.05,
+    )  # network and training; an epoch is one step on the full batch  # fmt: skip
 
 
-PRESETS = {
-    "smoke": Config(
-        seeds=1, first_seed=0, train_size=30, fractions=(0.0, 1.0),
-        recipe=Recipe(
-            hidden=(16,), activation="relu", batch_size=None, epochs=12, record_every=4,
-            stop_loss=0.05,
-        ),
-    ),
-    "cpu": Config(),
-    "gpu": Config(
-        data="cifar10", train_size=5000,
-        recipe=Recipe(
-            hidden=(1024,), activation="relu", init_scale=float(np.sqrt(2.0)), batch_size=None,
-            epochs=5000, record_every=20, stop_loss=0.05,
-        ),
-    ),
-    "paper": Config(
-        data="cifar10", train_size=50_000, learning_rate=1e-3,
-        recipe=Recipe(
-            hidden=(512, 512, 512), activation="relu", init_scale=float(np.sqrt(2.0)),
-            batch_size=128, epochs=500, record_every=5, stop_loss=0.05,
-        ),
-    ),
-}  # fmt: skip
-
-_PAPER = "Zhang et al. 2017"
-
-CLAIMS = by_name(
-    Claim(
-        name="fits-everything",
-        statement="The least training accuracy over all fractions of random labels.",
-        paper=_PAPER,
-        low=0.99,
-        reason="0.996 to 1 on seeds 0-4",
-    ),
-    Claim(
-        name="chance",
-        statement="Test accuracy with random labels only; chance is 0.1.",
-        paper=_PAPER,
-        low=0.05,
-        high=0.15,
-        reason="0.0786 to 0.103 on seeds 0-4",
-    ),
-    Claim(
-        name="test-falls",
-        statement="Rank correlation of the fraction of random labels and test accuracy.",
-        paper=_PAPER,
-        high=-0.95,
-        reason="-1 to -1 on seeds 0-4",
-    ),
-    Claim(
-        name="slower-by-a-factor",
-        statement="Steps to the same training loss, random labels only over true labels only.",
-        paper=_PAPER,
-        low=1.5,
-        high=8.0,
-        reason="4.39 to 5.09 on seeds 0-4",
-    ),
-    Claim(
-        name="sharper",
-        statement="Largest Hessian eigenvalue at the same loss, random labels over true ones.",
-        paper="Arpit et al. 2017; Keskar et al. 2017",
-        low=1.0,
-        reason="1.32 to 1.59 on seeds 0-4",
-    ),
-    Claim(
-        name="larger-trace",
-        statement="Trace of the Hessian at the same loss, random labels over true ones.",
-        paper="Arpit et al. 2017; Keskar et al. 2017",
-        low=1.0,
-        reason="2.92 to 3.29 on seeds 0-4",
-    ),
-    Claim(
-        name="trace-rises",
-        statement="Rank correlation of the fraction of random labels and the trace.",
-        paper="Arpit et al. 2017; Keskar et al. 2017",
-        low=0.6,
-        reason="1 to 1 on seeds 0-4",
-    ),
-    Claim(
-        name="larger-norm",
-        statement="Norm of the weights at the end, random labels over true ones.",
-        paper="Neyshabur et al. 2017",
-        low=1.0,
-        reason="1.44 to 1.47 on seeds 0-4",
-    ),
+# fmt: off
+lab = Lab(
+    Config, "Zhang et al. 2017", shares=False,
+    smoke={"seeds": 1, "train_size": 30, "fractions": (0.0, 1.0),
+           "recipe": {"hidden": (16,), "init_scale": 1.0, "epochs": 12, "record_every": 4}},
+    paper={"data": "cifar10", "train_size": 50_000, "learning_rate": 1e-3,
+           "recipe": {"hidden": (512,) * 3, "batch_size": 128, "epochs": 500}},
 )
+# fmt: on
+EXPERIMENT = lab.experiment
+
+IMAGES = ("pixels", "gaussian")
 
 
 def with_random_labels(data: SmallData, fraction: float, seed: int) -> SmallData:
@@ -166,98 +74,184 @@ def with_random_labels(data: SmallData, fraction: float, seed: int) -> SmallData
     return data._replace(targets=targets)
 
 
-def run(config: Config, out: Path) -> Found:
-    """Arrays (seeds, fractions): ends and curvature; `records_*` also over the records."""
-    seeds, count = list(config.seed_range()), len(config.fractions)
-    data = stack_seeds(
-        [
-            with_random_labels(
-                minibatch.small_data(config.data, seed=s, train_size=config.train_size), q, s
-            )
-            for s in seeds
-            for q in config.fractions
-        ]
+def with_other_images(data: SmallData, kind: str, seed: int) -> SmallData:
+    """Shuffles the pixels of every training image by itself, or draws Gaussian images.
+
+    The Gaussian ones have mean and standard deviation of each pixel.
+    """
+    rng, inputs = np.random.default_rng([seed, 8]), data.inputs
+    if kind == "pixels":
+        return data._replace(inputs=rng.permuted(inputs, axis=1))
+    drawn = rng.standard_normal(inputs.shape) * inputs.std(0) + inputs.mean(0)
+    return data._replace(inputs=drawn.astype(np.float32))
+
+
+@lab.run
+def run(config: Config, out: Path) -> Runs:
+    """Where training ends, and what it is like there."""
+    seeds = config.seed_range()
+    true = minibatch.load_seeds(
+        config.data, seeds, train_size=config.train_size, flat=config.recipe.flat
     )
-    trained = minibatch.train_arm(
+
+    def changed(change: Any, kind: Any) -> SmallData:
+        each = [change(curvature.run_of(true, i), kind, seed) for i, seed in enumerate(seeds)]
+        return stack_seeds(each)
+
+    data: dict[float | str, SmallData] = {
+        q: changed(with_random_labels, q) for q in config.fractions
+    }
+    data |= {kind: changed(with_other_images, kind) for kind in IMAGES}
+    trained = train_grid(
         out / "adam",
         config.recipe,
         data,
-        np.repeat(seeds, count),
+        seeds,
         lambda seed, hyper: optax.adam(config.learning_rate),
+        {"adam": 0.0},
         chunk=10,
         quiet=config.quiet,
     )
-    found = kept_arrays(
-        out / "curvature.npz",
-        lambda: curvature.curvature_of_runs(config.recipe, trained.params, data),
+
+    def measured(kind: float | str) -> dict[str, np.ndarray]:
+        runs = trained["adam", kind]
+        found = kept_arrays(
+            out / f"curvature_{kind}.npz",
+            lambda: curvature.curvature_of_runs(config.recipe, runs, data[kind]),
+        )
+        names = ("train_accuracy", "test_accuracy", "train_loss", "norm", "epoch")
+        found |= {name: runs.records[name][:, -1] for name in names} | {"reached": runs.reached}
+        return found | {f"records_{n}": runs.records[n] for n in ("epoch", "train_accuracy")}
+
+    return {kind: measured(kind) for kind in data}
+
+
+def by_fraction(runs: Runs, config: Config, name: str) -> np.ndarray:
+    """A number of every seed and fraction, (seeds, fractions)."""
+    return np.stack([runs[q][name] for q in config.fractions], axis=1)
+
+
+def reached(runs: Runs, kind: float | str, name: str) -> np.ndarray:
+    """A number of every seed; NaN where the loss is not reached."""
+    return np.where(runs[kind]["reached"], runs[kind][name], np.nan)
+
+
+def ratio(name: str) -> Any:
+    """The measure of a claim: random labels over true ones."""
+
+    def measure(runs: Runs, config: Config) -> np.ndarray:
+        true, *_, random = config.fractions
+        return reached(runs, random, name) / reached(runs, true, name)
+
+    return measure
+
+
+def other_draw(name: str) -> Any:
+    """The null of a claim: true labels over those of the seed before; NaN with a single seed."""
+
+    def measure(runs: Runs, config: Config) -> np.ndarray:
+        true = reached(runs, config.fractions[0], name)
+        return true / np.roll(true, 1) if len(true) > 1 else np.full(1, np.nan)
+
+    return measure
+
+
+def order(name: str) -> Any:
+    """The measure of a claim: the rank correlation with the fraction of random labels."""
+    return lambda runs, config: [
+        rank_correlation(config.fractions, row) for row in by_fraction(runs, config, name)
+    ]
+
+
+def sooner(kind: str) -> Any:
+    """The measure of a claim: the steps to the loss over those with random labels."""
+    return lambda runs, config: (
+        reached(runs, kind, "epoch") / reached(runs, config.fractions[-1], "epoch")
     )
-    names = ("train_accuracy", "test_accuracy", "train_loss", "norm", "epoch")
-    found |= {name: trained.records[name][:, -1] for name in names}
-    found["reached"] = trained.reached
-    found |= {f"records_{n}": trained.records[n] for n in ("epoch", "train_accuracy")}
-    return {k: v.reshape(len(seeds), count, *v.shape[1:]) for k, v in found.items()}
 
 
-def numbers(config: Config, found: Found) -> dict[str, np.ndarray]:
-    """The measured number of every claim, one a seed; missing where the loss was not reached."""
-
-    def ratio(name):
-        return np.where(found["reached"].all(1), found[name][:, -1] / found[name][:, 0], np.nan)
-
-    def order(name):
-        return np.array([rank_correlation(config.fractions, row) for row in found[name]])
-
-    return {
-        "fits-everything": found["train_accuracy"].min(1),
-        "chance": found["test_accuracy"][:, -1],
-        "test-falls": order("test_accuracy"),
-        "slower-by-a-factor": ratio("epoch"),
-        "sharper": ratio("sharpness"),
-        "larger-trace": ratio("trace"),
-        "trace-rises": order("trace"),
-        "larger-norm": ratio("norm"),
-    }
+def sooner_with_fewer(runs: Runs, config: Config) -> np.ndarray:
+    """The null of a claim: the same of the fraction before all."""
+    return reached(runs, config.fractions[-2], "epoch") / reached(
+        runs, config.fractions[-1], "epoch"
+    )
 
 
-def draw(path: Path, config: Config, found: Found) -> None:
+# fmt: off
+SHARP = "Arpit et al. 2017; Keskar et al. 2017"
+DRAW = "the null is another draw of the true labels"
+ORDER = "a random order of five has it with probability 1 / 120"
+lab.claim("fits-everything", "The least training accuracy over all fractions of random labels.",
+          lambda runs, config: by_fraction(runs, config, "train_accuracy").min(1),
+          low=0.99, source="paper", reason="no training error; the null is the untrained network",
+          null=lambda runs, config: runs[config.fractions[-1]]["records_train_accuracy"][:, 0])
+lab.claim("chance", "Test accuracy with random labels only; chance is 0.1.",
+          lambda runs, config: runs[config.fractions[-1]]["test_accuracy"], low=0.075, high=0.125,
+          source="theory", reason="three standard errors of 1,297 test images; the null has true "
+          "labels", null=lambda runs, config: runs[config.fractions[0]]["test_accuracy"])
+lab.claim("test-falls", "Rank correlation of the fraction of random labels and test accuracy.",
+          order("test_accuracy"), high=-0.95, source="paper", reason=ORDER)
+lab.claim("slower-by-a-factor",
+          "Epochs to the same training loss, random labels only over true labels only.",
+          ratio("epoch"), low=1.5, high=3.5, source="paper",
+          reason="what its figure 1 shows; " + DRAW, null=other_draw("epoch"))
+for kind, what in {"pixels": "shuffled pixels", "gaussian": "Gaussian images"}.items():
+    lab.claim(f"{kind}-sooner",
+              f"Epochs to the same training loss, {what} with true labels over random labels only.",
+              sooner(kind), high=0.9, source="sign", null=sooner_with_fewer,
+              reason="a tenth at least; the null has the fraction of random labels before all")
+for name, what, number, paper in (
+    ("sharper", "Largest Hessian eigenvalue", "sharpness", SHARP),
+    ("larger-trace", "Trace of the Hessian", "trace", SHARP),
+    ("larger-norm", "Norm of the weights", "norm", "Neyshabur et al. 2017"),
+):
+    lab.claim(name, f"{what} at the same loss, random labels over true ones.", ratio(number),
+              low=1.0, source="sign", reason=DRAW, null=other_draw(number), paper=paper)
+lab.claim("trace-rises", "Rank correlation of the fraction of random labels and the trace.",
+          order("trace"), low=0.95, source="sign", reason=ORDER, paper=SHARP)
+# fmt: on
+
+
+@lab.figure(
+    "Fit along training, every seed; the rest means over seeds, two standard errors.",
+    rows=2, columns=2,
+)  # fmt: skip
+def fractions(axes: Any, runs: Runs, config: Config) -> None:
     """Fit along training; accuracy, steps and curvature against the fraction of random labels."""
     q = config.fractions
-    with figure(path, 1, 4, panel=(3.2, 3.0), dpi=95) as axes:
-        for number, fraction in enumerate(q):
-            for k, row in enumerate(found["records_train_accuracy"][:, number]):
-                label = f"{fraction:g} random" if k == 0 else None
-                options = {**style(number, markers=False), "linewidth": 1.0}
-                axes[0].plot(found["records_epoch"][k, number], row, label=label, **options)
-            axes[0].set(xscale="symlog", xlabel="step", title="training accuracy")
-        axes[0].legend(fontsize=8)
-        curve(axes[1], q, found["test_accuracy"], 0, "test accuracy", marker="o")
-        curve(axes[1], q, found["train_accuracy"], 1, "training accuracy", marker="s")
-        axes[1].set(xlabel="fraction of random labels", title="accuracy")
-        axes[1].legend()
-        curve(axes[2], q, found["epoch"], 2, marker="o")
-        axes[2].set(xlabel="fraction of random labels", title="steps to the loss")
-        for number, (name, label) in enumerate(
-            (("sharpness", "largest eigenvalue"), ("trace", "trace"), ("norm", "norm of weights"))
-        ):
-            relative = found[name] / found[name][:, :1]
-            curve(axes[3], q, relative, number, label, marker="o")
-        axes[3].set(xlabel="fraction of random labels", title="over that of true labels")
-        axes[3].legend()
+    along, accuracy, steps, relative = axes.flat
+    for number, (kind, records) in enumerate(runs.items()):
+        options = {**style(number, markers=False), "linewidth": 1.0}
+        label = kind if kind in IMAGES else f"{kind:g} random"
+        rows = records["records_epoch"], records["records_train_accuracy"]
+        for k, (epochs, row) in enumerate(zip(*rows, strict=True)):
+            along.plot(epochs, row, label=None if k else label, **options)
+    along.set(xscale="symlog", xlabel="epoch", ylabel="training accuracy")
+
+    def of(name: str) -> np.ndarray:
+        return by_fraction(runs, config, name)
+
+    curve(accuracy, q, of("test_accuracy"), 0, "test", marker="o")
+    curve(accuracy, q, of("train_accuracy"), 1, "training", marker="s")
+    curve(steps, q, of("epoch"), 2, "random labels", marker="o")
+    for number, kind in enumerate(IMAGES, 3):
+        steps.axhline(runs[kind]["epoch"].mean(), **style(number, markers=False), label=kind)
+    for number, name in enumerate(("sharpness", "trace", "norm")):
+        curve(relative, q, of(name) / of(name)[:, :1], number, words(name), marker="o")
+    for panel, ylabel in (
+        (accuracy, "accuracy"),
+        (steps, "epochs to the loss"),
+        (relative, "over that of true labels"),
+    ):
+        panel.set(xlabel="fraction of random labels", ylabel=ylabel)
+    for panel in axes.flat:
+        panel.legend(fontsize=8)
 
 
-def main(config: Config) -> None:
-    """Runs the experiment, or shows the finished run."""
-    with run_folder(config) as out:
-        found = run(config, out)
-        draw(out / "fractions.png", config, found)
-        caption = "Fit along training, every seed; the rest means over seeds, two standard errors."
-        write_summary(
-            out,
-            config,
-            judge_all(CLAIMS, numbers(config, found), config.seed_range()),
-            [Figure("fractions.png", caption)],
-            {k: v for k, v in found.items() if not k.startswith("records_")},
-        )
-
-
-EXPERIMENT = Experiment(main=main, presets=PRESETS)
+@lab.extra
+def ends(runs: Runs, config: Config) -> dict[str, Any]:
+    """What is not along training."""
+    return {
+        str(kind): {k: v for k, v in records.items() if not k.startswith("records_")}
+        for kind, records in runs.items()
+    }

@@ -197,10 +197,10 @@ class Lab(Generic[C]):
         def training(axes: Any, runs: Runs, config: C) -> None:
             del config
             for panel, name in zip(np.atleast_1d(axes), names, strict=True):
-                for number, (arm, records) in enumerate(runs.items()):
-                    curve(panel, records[x][0], records[name], number, arm)
                 scales = {f"{a}scale": "log" for a, n in (("x", x), ("y", name)) if n in log}
                 panel.set(xlabel=words(x), ylabel=words(name), **scales)
+                for number, (arm, records) in enumerate(runs.items()):
+                    curve(panel, records[x][0], records[name], number, arm)
             np.atleast_1d(axes)[0].legend(ncols=2, fontsize=8)
 
         caption = "Along training; mean over seeds, two standard errors."

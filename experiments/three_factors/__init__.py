@@ -2,148 +2,267 @@
 
 Jastrzebski et al. 2017, "Three Factors Influencing Minima in SGD". A tanh network learns the digits
 with squared error by SGD, with all pairs of three learning rates eta and four batch sizes S, until
-the training loss is 0.01, so that curvature is compared at equal loss. Both largest eigenvalue and
-trace of the Hessian at the end fall with eta / S, validation accuracy rises; pairs of equal eta / S
-need equally many epochs and end equally curved.
+the training loss is 0.01, so that curvature is compared at equal loss. The norm of the Hessian at
+the end falls with eta / S, validation accuracy rises; pairs of equal eta / S need equally many
+epochs and end equally curved. The third factor is the covariance of the gradient noise: twice a
+batch with twice its noise ends as the batch does.
 
 The paper's memorisation experiment beside it: a quarter of the labels wrong, with the extreme
 learning rates and three batch sizes. There a larger eta / S memorises less at the same validation
 accuracy, or generalises better where as much is memorised.
 
-    python -m experiments three_factors        # three seeds, 1 minute
+    python -m experiments three_factors
 
-Found: rank correlations of eta / S with the largest eigenvalue and with the trace -0.98, with the
-validation accuracy 0.79; the trace varies by 34 % over all pairs and by 1 % within pairs of equal
-eta / S, whose epochs differ by 3 % at most.
-
-With wrong labels, pairs of equal eta / S memorise in epochs that differ by 5 %. That memorisation
-falls with eta / S is not reproduced: where half of the wrong labels are fitted, the validation
-accuracy is 84.1 to 84.3 per cent for all ratios up to 0.005, with no order beyond the noise, and
-79.4 at 0.02, where batches of four are so noisy that it jumps by 3 per cent between epochs. Much
-the same came with cross-entropy, with three layers, with half of the labels wrong, and with
-learning rates up to 0.4, on seeds 0-2. What is seen is that noise delays: at an equal product of
-eta / S and epochs the largest ratio has memorised less than the others. At the end, with 95 per
-cent of the wrong labels fitted where the others of its rate have all, it keeps an accuracy of 76
-per cent where they have 69 and 70.
+paper: a fully connected network on Fashion-MNIST, when prepared.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from experiments.lib.runs.metrics import MetricsLog
-from experiments.lib.runs.shares import shared
-from experiments.lib.verdicts.claims import judge_all
-from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
-from experiments.registry import Experiment, Options
-from experiments.three_factors import memorisation, pairs
+import numpy as np
+
+from experiments.lib.lab import Lab, Options, shared
+from experiments.lib.verdicts.curves import curve, words
+from experiments.lib.verdicts.figures import style
+from experiments.lib.verdicts.statistics import rank_correlation
+from experiments.three_factors.pairs import (
+    Pairs,
+    accuracy_halfway,
+    alike,
+    crossed,
+    fitted_at_equal_accuracy,
+    halfway,
+    rates_of,
+    ratios_of,
+    unexplained,
+    within,
+)
+from experiments.three_factors.training import all_pairs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Options):
     """The options."""
 
-    data: str = "digits"
-    """The data set."""
-
-    train_size: int = 320
-    """Training examples."""
-
-    width: int = 64
-    """Units of each of the two hidden layers."""
-
-    rates: tuple[float, ...] = (0.02, 0.04, 0.08)
-    """Learning rates ..."""
-
-    batch_sizes: tuple[int, ...] = (4, 8, 16, 32)
-    """... and batch sizes, all pairs of them."""
-
-    stop_loss: float = 0.01
-    """Train until the loss of the training set is this ..."""
-
-    max_time: float = 600.0
-    """... or learning rate times steps is this."""
-
-    probes: int = 40
-    """Random vectors of the trace of the Hessian."""
-
-    wrong_labels: float = 0.25
-    """Share of wrong labels where memorisation is looked at, with the extreme learning rates ..."""
-
-    memorising_batch_sizes: tuple[int, ...] = (4, 16, 64)
-    """... and these batch sizes, for ..."""
-
-    memorising_time: float = 80.0
-    """... so much of the smallest learning rate times steps."""
+    train_size: int = 320  # training examples
+    width: int = 64  # units of each of the two hidden layers
+    rates: tuple[float, ...] = (0.02, 0.04, 0.08)  # learning rates ...
+    batch_sizes: tuple[int, ...] = (4, 8, 16, 32)  # ... and batch sizes, all pairs of them
+    stop_loss: float = 0.01  # train until the loss of the training set is this ...
+    max_time: float = 600.0  # ... or learning rate times steps is this
+    probes: int = 40  # random vectors of trace and norm of the Hessian
+    wrong_labels: float = 0.25  # share of them where the extreme rates memorise ...
+    memorising_batch_sizes: tuple[int, ...] = (4, 16, 64)  # ... with these batch sizes ...
+    memorising_time: float = 80.0  # ... for so much of the smallest learning rate times steps
 
 
-PRESETS = {
-    "smoke": Config(
-        seeds=1,
-        train_size=32,
-        width=8,
-        rates=(0.05, 0.1),
-        batch_sizes=(8,),
-        stop_loss=0.2,
-        max_time=30.0,
-        probes=4,
-        memorising_batch_sizes=(8,),
-    ),
-    "cpu": Config(),
-    "gpu": Config(
-        data="cifar10",
-        train_size=10000,
-        width=512,
-        rates=(0.005, 0.01, 0.02),
-        batch_sizes=(16, 32, 64, 128),
-        stop_loss=0.1,
-    ),
-    "paper": Config(
-        data="fashion_mnist",
-        train_size=55000,
-        width=512,
-        rates=(0.005, 0.01, 0.02),
-        batch_sizes=(16, 32, 64, 128),
-        stop_loss=0.02,
-    ),
-}
+# fmt: off
+lab = Lab(
+    Config, "Jastrzebski et al. 2017",
+    smoke={"seeds": 1, "train_size": 32, "width": 8, "rates": (0.05, 0.1),
+           "batch_sizes": (8, 16), "stop_loss": 0.2, "max_time": 30.0, "probes": 4,
+           "memorising_batch_sizes": (8,)},
+    paper={"data": "fashion_mnist", "train_size": 55_000, "width": 512,
+           "rates": (0.005, 0.01, 0.02), "batch_sizes": (16, 32, 64, 128), "stop_loss": 0.02},
+)
+# fmt: on
+EXPERIMENT = lab.experiment
+
+Runs = dict[str, Pairs]
+"""`clean`: what every pair ends with; `noisier`: the largest rate and second batch size with the
+noise of the first; `wrong`: the records of pairs with wrong labels."""
 
 
-CLAIMS = pairs.CLAIMS | memorisation.CLAIMS
+@lab.run
+def run(config: Config, out: Path) -> Runs:
+    """All pairs of learning rate and batch size."""
+    found: Runs = {"clean": {}, "noisier": {}, "wrong": {}}
+    for (kind, *_), pairs in shared(config, all_pairs(config, out)).items():
+        found[kind] |= pairs
+    return found
 
 
-def main(config: Config) -> None:
-    """Runs the experiment, or shows the finished run."""
-    with run_folder(config) as out:
-        work = pairs.pieces(config, out)
-        done: dict[Any, Any] = shared(config, {**work, **memorisation.pieces(config, out)})
-        found = {pair: done[pair] for pair in work}
-        sizes = config.memorising_batch_sizes
-        curves = {pair: curve for size in sizes for pair, curve in done[size].items()}
-        with MetricsLog(out) as log:
-            for step, ((rate, size), row) in enumerate(found.items()):
-                log.write(step, "pair", {"rate": rate, "batch_size": size, **row})
-        numbers = pairs.measure(config, found) | memorisation.measure(config, curves)
-        pairs.draw(out / "ratio.png", config, found)
-        memorisation.draw(out / "wrong_labels.png", curves)
-        write_summary(
-            out,
-            config,
-            judge_all(CLAIMS, numbers, config.seed_range()),
-            [
-                Figure("ratio.png", "At the end of training against eta / S; means over seeds."),
-                Figure(
-                    "wrong_labels.png",
-                    "With wrong labels: along training, mean over seeds and two standard errors, "
-                    "and every seed's accuracy against what is memorised.",
-                ),
-            ],
-            {
-                "pairs": {f"{rate:g}/{size}": row for (rate, size), row in found.items()},
-                "wrong_labels_half_fitted": memorisation.halfway(curves),
-            },
-        )
+def column(runs: Runs, name: str) -> np.ndarray:
+    """A number of every seed and pair."""
+    return np.array([pair[name] for pair in runs["clean"].values()], float).T
 
 
-EXPERIMENT = Experiment(main=main, presets=PRESETS, shares=True)
+def at_loss(runs: Runs, config: Config, name: str) -> np.ndarray:
+    """A number of every seed and pair; NaN for a seed if one of its pairs misses the loss."""
+    reached = (column(runs, "loss") <= config.stop_loss).all(1, keepdims=True)
+    return np.where(reached, column(runs, name), np.nan)
+
+
+def rank(name: str, of: Any = ratios_of) -> Any:
+    """The measure of a claim: rank correlation with eta / S."""
+    return lambda runs, config: [
+        rank_correlation(of(runs["clean"]), row) for row in at_loss(runs, config, name)
+    ]
+
+
+def slope(name: str, runs: Runs, config: Config) -> np.ndarray:
+    """The slope of the logarithm against that of eta / S, for every seed."""
+    x = np.log(ratios_of(runs["clean"]))
+    x = x - x.mean()
+    return np.log(at_loss(runs, config, name)) @ x / (x @ x)
+
+
+def not_collapsed(runs: Runs, config: Config) -> np.ndarray:
+    """What eta / S leaves of the variance of the logarithm of the norm."""
+    rows = np.log(at_loss(runs, config, "frobenius"))
+    return unexplained(rows, ratios_of(runs["clean"]))
+
+
+def by_one_alone(runs: Runs, config: Config) -> np.ndarray:
+    """What the learning rate alone leaves of it, or the batch size if that is less."""
+    rows = np.log(at_loss(runs, config, "frobenius"))
+    return np.minimum(*(unexplained(rows, numbers) for numbers in zip(*runs["clean"], strict=True)))
+
+
+def third_factor(kind: str) -> Any:
+    """The measure of a claim: the norm for the second batch size over that for the first."""
+
+    def measure(runs: Runs, config: Config) -> np.ndarray:
+        rate, (small, large) = config.rates[-1], config.batch_sizes[:2]
+        ends = runs[kind][rate, large], runs["clean"][rate, small]
+        reached = np.all([end["loss"] <= config.stop_loss for end in ends], axis=0)
+        return np.where(reached, ends[0]["frobenius"] / ends[1]["frobenius"], np.nan)
+
+    return measure
+
+
+def range_of(number: Callable[[Runs], np.ndarray], kind: str, of: Any = ratios_of) -> Any:
+    """The measure of a claim: the largest relative range within pairs of equal eta / S."""
+    return lambda runs, config: within(alike(of(runs[kind])), number(runs))
+
+
+def with_ratio(number: Callable[[Pairs, int], Any], of: Any = ratios_of) -> Any:
+    """The measure of a claim on wrong labels: rank correlation of eta / S and a number."""
+    return lambda runs, config: [
+        rank_correlation(of(runs["wrong"]), number(runs["wrong"], i)) for i in range(config.seeds)
+    ]
+
+
+def epochs(runs: Runs) -> np.ndarray:
+    """Epochs to the loss, (seeds, pairs)."""
+    return column(runs, "epochs")
+
+
+def epochs_halfway(runs: Runs) -> np.ndarray:
+    """Epochs until half of the wrong labels are fitted, (seeds, pairs)."""
+    return halfway(runs["wrong"])[..., 1].T
+
+
+# fmt: off
+CROSSED = "the null has a product of powers of eta and S, uncorrelated with the ratio, and 0"
+TIME = "0 in time eta / S times epochs; the null are pairs of equal eta"
+lab.claim("norm-falls-with-the-ratio",
+          "Rank correlation of eta / S with |H|_F (Frobenius) at the end.",
+          rank("frobenius"), high=-0.9, source="sign", reason="monotone but for ties; " + CROSSED,
+          null=rank("frobenius", crossed))
+lab.claim("norm-collapses",
+          "Share of the variance of log |H|_F that is within pairs of equal eta / S.",
+          not_collapsed, high=0.02, source="theory", null=by_one_alone,
+          reason="0 but for the finite step; the null are pairs of equal eta, or of equal S")
+lab.claim("noise-is-the-third-factor",
+          "|H|_F for the second batch size with the noise of the first over that for the first, "
+          "at the largest eta.",
+          third_factor("noisier"), low=0.97, high=1.03, source="theory",
+          reason="1; the null has the second batch size's own noise", null=third_factor("clean"))
+lab.claim("accuracy-rises-with-the-ratio",
+          "Rank correlation of eta / S with the validation accuracy.",
+          rank("test_accuracy"), low=0.5, source="sign", reason=CROSSED,
+          null=rank("test_accuracy", crossed))
+lab.claim("equal-ratio-equal-time",
+          "Largest relative range of the epochs within pairs of equal eta / S.",
+          range_of(epochs, "clean"), high=0.05, source="theory", reason=TIME,
+          null=range_of(epochs, "clean", rates_of))
+lab.claim("equal-ratio-equal-memorisation",
+          "Largest relative range of the epochs until half of the wrong labels are fitted, "
+          "within pairs of equal eta / S.",
+          range_of(epochs_halfway, "wrong"), high=0.1, source="theory", reason=TIME,
+          null=range_of(epochs_halfway, "wrong", rates_of))
+lab.claim("accuracy-at-equal-memorisation-rises-with-the-ratio",
+          "Rank correlation of eta / S with the validation accuracy where half of the wrong "
+          "labels are fitted.",
+          with_ratio(accuracy_halfway), low=0.5, source="sign", reason=CROSSED,
+          null=with_ratio(accuracy_halfway, crossed))
+lab.claim("memorisation-at-equal-accuracy-falls-with-the-ratio",
+          "Rank correlation of eta / S with the wrong labels fitted where the validation "
+          "accuracy is first within 1 % of the best that all pairs reach.",
+          with_ratio(fitted_at_equal_accuracy), high=-0.5, source="sign", reason=CROSSED,
+          null=with_ratio(fitted_at_equal_accuracy, crossed))
+# fmt: on
+
+NAMES = {"test_accuracy": "validation accuracy", "epochs": "epochs to the loss"}
+
+
+@lab.figure(
+    "At the end of training against eta / S; means over seeds, two standard errors.",
+    rows=2, columns=2,
+)  # fmt: skip
+def ratio(axes: Any, runs: Runs, config: Config) -> None:
+    """Curvature, accuracy and epochs against eta / S: a point a pair."""
+    for panel, name in zip(
+        axes.flat, ("frobenius", "sharpness", "test_accuracy", "epochs"), strict=True
+    ):
+        for number, rate in enumerate(config.rates):
+            rows = np.array([runs["clean"][rate, size][name] for size in config.batch_sizes])
+            error = rows.std(1, ddof=1) / np.sqrt(config.seeds) if config.seeds > 1 else 0.0
+            x = [rate / size for size in config.batch_sizes]
+            options = {**style(number), "linestyle": "none", "label": rf"$\eta$ = {rate:g}"}
+            panel.errorbar(x, rows.mean(1), yerr=2 * error, capsize=3, **options)
+        panel.set(xlabel=r"$\eta / S$", ylabel=NAMES.get(name, words(name)), xscale="log")
+    norm, *_, time = axes.flat
+    (rate, size), end = next(iter(runs["noisier"].items()))
+    small = config.batch_sizes[0]
+    label = rf"$S$ = {size} with the noise of {small}"
+    norm.plot(rate / small, end["frobenius"].mean(), "*", color="#000000", label=label)
+    x, rows = ratios_of(runs["clean"]), column(runs, "frobenius").mean(0)
+    line = np.polynomial.Polynomial.fit(x, rows, 1)
+    norm.plot(*line.linspace(2), color="#555555", linewidth=1, label="straight line")
+    norm.set_xscale("linear")
+    norm.legend(fontsize=8)
+    time.set_yscale("log")
+
+
+@lab.figure(
+    "With wrong labels: along training, mean over seeds and two standard errors, and every seed's "
+    "accuracy against what is memorised.",
+    columns=3,
+)
+def wrong_labels(axes: Any, runs: Runs, config: Config) -> None:
+    """Validation accuracy against the wrong labels fitted, and both along training."""
+    pairs = runs["wrong"]
+    for number, (rate, size) in enumerate(sorted(pairs, key=lambda pair: pair[0] / pair[1])):
+        p = pairs[rate, size]
+        time = p["epoch"][0] * rate / size
+        curve(axes[0], time, p["noisy_fit"], number, rf"$\eta$ = {rate:g}, $S$ = {size}")
+        curve(axes[1], time, p["test_accuracy"], number)
+        for row in zip(p["noisy_fit"], p["test_accuracy"], strict=True):
+            axes[2].plot(*row, **style(number, markers=False) | {"linewidth": 0.8})
+    # The first records, at chance, would flatten what is compared.
+    lowest = min(p["test_accuracy"][:, -1].min() for p in pairs.values())
+    for panel in axes[1:]:
+        panel.set(ylabel="validation accuracy", ylim=(lowest - 0.1, None))
+    for panel in axes[:2]:
+        panel.set(xlabel=r"epochs $\times\ \eta / S$")
+    axes[0].set(ylabel=words("noisy_fit"))
+    axes[2].set(xlabel=words("noisy_fit"))
+    axes[0].legend(fontsize=7)
+
+
+@lab.extra
+def numbers(runs: Runs, config: Config) -> dict[str, Any]:
+    """What every pair ends with, slopes, and where half of the wrong labels are fitted."""
+    half = zip(runs["wrong"], halfway(runs["wrong"]), strict=True)
+    return {
+        "pairs": {f"{rate:g}/{size}": row for (rate, size), row in runs["clean"].items()},
+        "noisier": {f"{rate:g}/{size}": row for (rate, size), row in runs["noisier"].items()},
+        "slopes": {n: slope(n, runs, config) for n in ("frobenius", "sharpness", "trace")},
+        "wrong_labels_half_fitted": {f"{rate:g}/{size}": rows for (rate, size), rows in half},
+    }

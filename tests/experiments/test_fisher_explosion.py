@@ -4,34 +4,35 @@ import numpy as np
 
 from experiments import fisher_explosion as experiment
 
+ARMS = ("eta*", "baseline", "GP_x", "GP", "FP", "GP_r", "lower", "middle", "higher", "FP early",
+        "FP late")  # fmt: skip
+TRACE = (40, 130, 70, 24, 15, 12, 110, 80, 39, 15, 130)
+FINAL = (0.78, 0.7, 0.76, 0.8, 0.83, 0.83, 0.72, 0.74, 0.79, 0.8, 0.71)
 
-def _runs(final, trace):
+
+def _verdicts(final, trace, norms=1.0):
     epochs = np.tile(np.arange(0, 30, 10), (3, 1))
     noise = np.array([[-0.001], [0.0], [0.001]])
-    return {
-        arm: {
+    runs = {}
+    for arm, accuracy, largest in zip(ARMS, final, trace, strict=True):
+        traces = largest * (1 + noise) + 0.0 * epochs
+        runs[arm] = {
             "epoch": epochs,
-            "test_accuracy": final[arm] + noise + 0 * epochs,
-            "trace_fisher": trace[arm] * (1 + noise) + 0.0 * epochs,
+            "test_accuracy": accuracy + noise + 0 * epochs,
+            "half_accuracy": accuracy + noise + 0 * epochs,
+            "validation_accuracy": 0.5 + 0 * epochs,
+            "trace_fisher": traces,
+            "drawn_norms": norms * traces,
+            "given_norms": 3 * traces,
         }
-        for arm in experiment.ARMS
-    }
-
-
-TRACE = {"eta*": 40, "middle": 80, "baseline": 130, "GP_x": 70, "GP": 24, "FP": 15, "GP_r": 12}
-FINAL = {"eta*": 0.74, "middle": 0.71, "baseline": 0.7, "GP_x": 0.78, "GP": 0.83, "FP": 0.88,
-         "GP_r": 0.87}  # fmt: skip
-
-
-def _verdicts(final, trace):
-    config = experiment.Config(seeds=3, early_epochs=10)
-    return {v.claim.name: v.verdict for v in experiment.lab.judged(_runs(final, trace), config)}
+    judged = experiment.lab.judged(runs, experiment.Config(seeds=3))
+    return {v.claim.name: v.verdict for v in judged}
 
 
 def test_verdicts_on_made_up_runs():
     assert set(_verdicts(FINAL, TRACE).values()) == {"reproduced"}
-    useless = FINAL | {"eta*": 0.69, "GP_x": 0.73, "FP": 0.72, "GP": 0.82, "GP_r": 0.78}
-    flat = dict.fromkeys(experiment.ARMS, 100)
-    kept = {name for name, verdict in _verdicts(useless, flat).items() if verdict == "reproduced"}
-    assert not kept - {"fp-recovers"}
-    assert _verdicts(useless | {"eta*": 0.8}, flat)["fp-recovers"] != "reproduced"
+    useless = (0.71, 0.7, 0.74, 0.705, 0.73, 0.7, 0.72, 0.73, 0.74, 0.705, 0.72)
+    assert "reproduced" not in _verdicts(useless, (100,) * len(ARMS), norms=1.1).values()
+    only_late = _verdicts((*FINAL[:-2], 0.71, 0.82), TRACE)
+    failed = {name for name, verdict in only_late.items() if verdict == "not reproduced"}
+    assert failed == {"early-penalty-suffices", "late-penalty-does-not"}

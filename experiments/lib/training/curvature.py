@@ -217,28 +217,33 @@ def run_of(tree: Any, index: int) -> Any:
 
 
 def curvature_of_runs(
-    recipe: Recipe, trained: Trained, data: SmallData, *, products: int = 40
+    recipe: Recipe, trained: Trained, data: SmallData, *, top: int = 1, products: int = 40
 ) -> dict[str, np.ndarray]:
-    """Largest eigenvalue and trace of the training loss's Hessian, and the trace's error.
+    """Largest eigenvalues and trace of the training loss's Hessian, and the trace's error.
 
     Args:
       recipe: the network and its loss.
       trained: with a leading axis of runs.
       data: likewise.
+      top: how many eigenvalues.
       products: of the trace estimate.
 
     Returns:
-      `sharpness`, `trace` and `trace_error`, shape (runs,).
+      `sharpness`, `trace` and `trace_error`, shape (runs,); `eigenvalues`, (runs, top), of which
+      the sharpness is the first.
     """
-    found: dict[str, list[float]] = {"sharpness": [], "trace": [], "trace_error": []}
+    found: dict[str, list[Any]] = {"eigenvalues": [], "trace": [], "trace_error": []}
     for index in range(len(data.targets)):
         batch = minibatch.training_batch(recipe, run_of(data, index))
         params, model_state = run_of((trained.params, trained.model_state), index)
         hessian = flatjax.hessian(minibatch.losses_fn(recipe), params, batch, model_state)
-        trace = flatjax.trace(hessian, key=jax.random.key(1), num_products=products)
-        found["sharpness"].append(
-            float(flatjax.sharpness(hessian, key=jax.random.key(0), max_products=100).value)
+        # No check by a second start: the first one is random.
+        pairs = flatjax.eigsh(
+            hessian, top, which="LA", key=jax.random.key(0), max_products=100, verify=False
         )
+        trace = flatjax.trace(hessian, key=jax.random.key(1), num_products=products)
+        found["eigenvalues"].append(np.asarray(pairs.values))
         found["trace"].append(float(trace.value))
         found["trace_error"].append(float(trace.standard_error))
-    return {name: np.array(values) for name, values in found.items()}
+    arrays = {name: np.array(values, float) for name, values in found.items()}
+    return arrays | {"sharpness": arrays["eigenvalues"][:, 0]}

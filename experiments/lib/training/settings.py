@@ -4,7 +4,8 @@
     found = train_settings(out, recipe, data, seeds, lambda seed, rate: optax.sgd(rate), rates)
     found[0.3].records["test_accuracy"]                              # (seeds, records)
 
-Settings of different shapes, another optimiser say, are arms of their own.
+Settings of different shapes, another optimiser say, are arms of their own. `train_grid` does so for
+each of several data.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from experiments.lib.training import minibatch
 from experiments.lib.training.minibatch import MakeOptimizer, Recipe, Trained
 
 K = TypeVar("K")
+D = TypeVar("D")
 
 
 def train_settings(
@@ -61,4 +63,37 @@ def train_settings(
     )
     return {
         name: jax.tree.map(lambda a, i=i: a[i::count], trained) for i, name in enumerate(settings)
+    }
+
+
+def train_grid(
+    folder: Path,
+    recipe: Recipe,
+    data: Mapping[D, SmallData],
+    seeds: Sequence[int],
+    make_optimizer: MakeOptimizer,
+    settings: Mapping[K, Any],
+    **options: Any,
+) -> dict[tuple[K, D], Trained]:
+    """Trains every seed with every setting on each of some data, such as those of a label noise.
+
+    Args:
+      folder: a folder of its own.
+      recipe: network and training.
+      data: by name, of one shape, each with a leading axis of seeds.
+      seeds: the seeds.
+      make_optimizer: `make_optimizer(seed, setting)`, see `minibatch.train_arm`.
+      settings: trees of numbers of one structure, by name.
+      **options: more for `minibatch.train_arm`.
+
+    Returns:
+      For each setting and each data its runs, with a leading axis of seeds.
+    """
+    stacked = jax.tree.map(lambda *leaves: np.concatenate(leaves), *data.values())
+    every = [*seeds] * len(data)
+    found = train_settings(folder, recipe, stacked, every, make_optimizer, settings, **options)
+    return {
+        (setting, name): jax.tree.map(lambda a, i=i: a[i : i + len(seeds)], trained)
+        for setting, trained in found.items()
+        for i, name in zip(range(0, len(every), len(seeds)), data, strict=True)
     }

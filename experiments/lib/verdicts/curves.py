@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.lib.verdicts.figures import band, style
+from experiments.lib.verdicts.figures import style
 from experiments.lib.verdicts.statistics import mean_and_error
 
 _WORDS = {
@@ -19,23 +19,35 @@ _WORDS = {
     "clean_fit": "right labels fitted",
     "noisy_recovered": "wrong labels corrected",
     "norm": r"$|w|$",
+    "sam_sharpness": "SAM sharpness",
+    "frobenius": r"$\|H\|_F$",
+    "eta*": r"$\eta^*$",
+    "GP_x": r"GP$_x$",
+    "GP_r": r"GP$_r$",
     "train_loss": "training loss",
     "train_accuracy": "training accuracy",
 }
 
 
 def words(record: str) -> str:
-    """What the axis of a record says."""
+    """What the axis of a record says, or the legend of an arm."""
     return _WORDS.get(record, record.replace("_", " "))
 
 
 def curve(axes: Any, x: Any, values: Any, number: int, label: str = "", **options: Any) -> None:
-    """Draws the mean of `values` (seeds, points) over `x`."""
+    """Draws the mean of `values` (seeds, points) over `x`; on a logarithmic axis the geometric."""
     values = np.asarray(values, float)
     options = {**style(number, markers=False), **options}
-    axes.plot(x, values.mean(0), label=label or None, **options)
+    log = axes.get_yscale() == "log"
+    if log:  # or the band reaches to zero where the seeds differ by factors
+        values = np.log(np.where(values > 0, values, np.nan))
+    back = np.exp if log else np.asarray
+    mean = values.mean(0)
+    axes.plot(x, back(mean), label=label or None, **options)
     if len(values) > 1:
-        band(axes, x, values.mean(0), values.std(0, ddof=1) / np.sqrt(len(values)), number)
+        reach = 2 * values.std(0, ddof=1) / np.sqrt(len(values))
+        low, high = back(mean - reach), back(mean + reach)
+        axes.fill_between(x, low, high, color=style(number)["color"], alpha=0.18, linewidth=0)
 
 
 def points(axes: Any, labels: Sequence[str], values: Sequence[Any], number: int, name: str = ""):

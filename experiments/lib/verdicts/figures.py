@@ -97,12 +97,19 @@ def figure(
 
 
 def _thin_out(axes: Any) -> None:
-    """Few and round numbers on linear axes, so that they never touch."""
-    from matplotlib.ticker import AutoLocator, MaxNLocator
+    """Few and round numbers, so that they never touch; plain ones where an axis is short."""
+    from matplotlib.ticker import AutoLocator, FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     for axis in (axes.xaxis, axes.yaxis):
+        low, high = sorted(axis.get_view_interval())
         if isinstance(axis.get_major_locator(), AutoLocator):
             axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+        elif axis.get_scale() == "log" and low > 0 and high < 50 * low:
+            # Without this they read "2 x 10^2".
+            even = MaxNLocator(5, steps=[1, 2, 5, 10])
+            axis.set_major_locator(even if high < 4 * low else LogLocator(subs=(1, 2, 5)))
+            axis.set_minor_locator(NullLocator())
+            axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
 
 
 def style(number: int, *, markers: bool = True) -> dict[str, Any]:

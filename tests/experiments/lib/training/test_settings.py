@@ -6,7 +6,7 @@ import pytest
 
 from experiments.lib.training import minibatch
 from experiments.lib.training.minibatch import Recipe
-from experiments.lib.training.settings import train_settings
+from experiments.lib.training.settings import train_grid, train_settings
 
 
 @pytest.fixture(autouse=True)
@@ -28,3 +28,24 @@ def test_every_setting_has_its_seeds_and_its_number(tmp_path):
     # The seeds are not mixed up: both settings start from the same networks and data.
     np.testing.assert_array_equal(still[:, 0], moved[:, 0])
     assert still[0, 0] != still[1, 0]
+
+
+def test_a_grid_is_every_setting_on_every_data(tmp_path):
+    recipe, seeds = Recipe(hidden=(3,), batch_size=None, epochs=1), [3, 4]
+    data = {
+        noise: minibatch.load_seeds("digits", seeds, train_size=12, label_noise=noise)
+        for noise in (0.0, 0.5)
+    }
+    settings = {"none": 0.0, "some": 0.5}
+    found = train_grid(
+        tmp_path / "grid", recipe, data, seeds, lambda seed, rate: optax.sgd(rate), settings
+    )
+    assert set(found) == {(name, noise) for name in settings for noise in data}
+    make = lambda seed, rate: optax.sgd(rate)  # noqa: E731
+    alone = train_settings(tmp_path / "alone", recipe, data[0.5], seeds, make, settings)
+    for name, trained in alone.items():
+        for record, values in trained.records.items():
+            # Another number of runs side by side: rounding in float32.
+            np.testing.assert_allclose(
+                found[name, 0.5].records[record], values, rtol=1e-4, err_msg=record
+            )

@@ -54,6 +54,17 @@ def test_numbers_on_axes_and_references_do_not_touch(tmp_path):
     assert touching_texts(figs[0]) == []
 
 
+def test_a_short_logarithmic_axis_has_plain_numbers(tmp_path):
+    with figures.figure(tmp_path / "a.png", 1, 3) as panels:
+        for axes, high in zip(panels, (300, 2000, 1e5), strict=True):
+            axes.plot([1, 2], [150, high])
+            axes.set_yscale("log")
+    few, some, many = ([t.get_text() for t in a.get_yticklabels()] for a in panels)
+    assert {"200", "300"} <= set(few)
+    assert {"200", "500", "1000"} <= set(some)
+    assert r"$\mathdefault{10^{3}}$" in many
+
+
 def test_the_band_is_two_standard_errors_wide(tmp_path):
     with figures.figure(tmp_path / "a.png") as axes:
         figures.band(axes, [0, 1], [10.0, 20.0], [1.0, 2.0], 0)

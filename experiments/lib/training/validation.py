@@ -1,0 +1,34 @@
+"""The test set in two halves: one chooses the epoch, the other one is measured there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from experiments.lib.data.small import SmallData
+from experiments.lib.training import minibatch
+from experiments.lib.training.minibatch import Recipe
+
+
+def halves(
+    recipe: Recipe, params: Any, model_state: Any, data: SmallData, key: Any = None
+) -> dict[str, jax.Array]:
+    """The accuracy on both halves of the test set; with a recipe, a `minibatch.Measure`."""
+    del key
+    logits = minibatch.logits(recipe, params, model_state, data.test_inputs)
+    hits = logits.argmax(-1) == data.test_targets
+    half = len(hits) // 2
+    return {"validation_accuracy": hits[:half].mean(), "half_accuracy": hits[half:].mean()}
+
+
+def at_best_epoch(records: dict[str, np.ndarray]) -> np.ndarray:
+    """Accuracy on the second half where that on the first is best, for every seed."""
+    best = records["validation_accuracy"].argmax(1)
+    return np.take_along_axis(records["half_accuracy"], best[:, None], axis=1)[:, 0]
+
+
+def final(records: dict[str, np.ndarray], name: str = "test_accuracy") -> np.ndarray:
+    """The last of some records, for every seed."""
+    return records[name][:, -1]

@@ -1,0 +1,179 @@
+"""SGD at one learning rate and batch size: until a loss is reached, or on wrong labels."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import flatjax
+from experiments.lib.data.small import shuffled_batches
+from experiments.lib.nets.mlp import FlatMlp
+from experiments.lib.runs.kept import kept_arrays
+from experiments.lib.runs.progress import say
+from experiments.lib.training import minibatch
+from experiments.lib.training.minibatch import Recipe
+from experiments.lib.training.settings import train_settings
+from experiments.three_factors.pairs import Pairs
+from flatjax import loops
+
+if TYPE_CHECKING:
+    from experiments.three_factors import Config
+
+RECORDS = 100
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _train(net, losses_fn, batch_size, noise, rate, max_epochs, stop_loss, params, data, keys):
+    """Until the loss is low enough: the parameters, the epochs, the loss and the test accuracy.
+
+    With `noise` the covariance of the gradient noise is so many times that of a batch: the scaled
+    difference of two more batches is added, which has mean zero and the covariance of the noise.
+    """
+
+    def one(params, data, key):
+        batch = (data.inputs, data.targets)
+
+        def gradient(params, index):
+            part = jax.tree.map(lambda a: a[index], batch)
+            return jax.grad(lambda p: losses_fn(p, part).mean())(params)
+
+        def step(params, index):
+            if noise == 1:
+                return params - rate * gradient(params, index), None
+            first, second, third = (gradient(params, i) for i in index)
+            return params - rate * (first + ((noise - 1) / 2) ** 0.5 * (second - third)), None
+
+        def epoch(carry):
+            params, _, count = carry
+            key_now = jax.random.fold_in(key, count)
+
+            def drawn(key):
+                return shuffled_batches(key, len(batch[1]), batch_size)
+
+            if noise == 1:
+                order = drawn(key_now)
+            else:
+                order = jnp.stack([drawn(k) for k in jax.random.split(key_now, 3)], axis=1)
+            params, _ = loops.scan(step, params, order)
+            return params, losses_fn(params, batch).mean(), count + 1
+
+        def done(carry):
+            goes_on = (carry[1] > stop_loss) & (carry[2] < max_epochs)
+            return ~goes_on  # also with a loss that is not a number
+
+        start = (params, jnp.float32(jnp.inf), jnp.int32(0))
+        params, loss, count = loops.until(done, epoch, start)
+        accuracy = net.accuracy(params, data.test_inputs, data.test_targets)
+        return {"params": params, "loss": loss, "epochs": count, "test_accuracy": accuracy}
+
+    return jax.vmap(one)(params, data, keys)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _curvature(losses_fn, probes, params, data):
+    """Largest eigenvalue, trace and Frobenius norm of the Hessian of every seed.
+
+    All pairs have the same probes: what is compared are networks from one initialisation, whose
+    Hessians resemble each other, so that most of the error of the estimates cancels.
+    """
+    tracker = flatjax.track(1, num_blocks=2)
+
+    def one(params, data):
+        hessian = flatjax.hessian(losses_fn, params, (data.inputs, data.targets))
+        start = tracker.init(params, key=jax.random.key(0))
+        top = loops.fori(60, lambda _, t: tracker.update(hessian, t), start)
+        trace = flatjax.trace(hessian, key=jax.random.key(1), num_products=probes)
+
+        def square(total, key):
+            # E |H v|^2 = |H|_F^2 where the signs are independent.
+            product = hessian.mv(jax.random.rademacher(key, params.shape, params.dtype))
+            return total + product @ product, None
+
+        keys = jax.random.split(jax.random.key(2), probes)
+        total, _ = loops.scan(square, jnp.zeros((), params.dtype), keys)
+        norm = jnp.sqrt(total / probes)
+        return {"sharpness": top.values[0], "trace": trace.value, "frobenius": norm}
+
+    return jax.vmap(one)(params, data)
+
+
+def network(config: Config, data: Any) -> tuple[FlatMlp, Any]:
+    """The network and its loss: one object of each, so that nothing is compiled twice."""
+    net = FlatMlp((data.inputs.shape[-1], config.width, config.width, 10))
+    return net, net.losses("squared_error")
+
+
+def until_loss(
+    config: Config, out: Path, rate: float, size: int, noise: float, net: FlatMlp, losses_fn: Any,
+    data: Any,
+) -> Pairs:  # fmt: skip
+    """What was measured at the end of one pair, (seeds,) each; kept in a file."""
+
+    def made() -> dict[str, Any]:
+        say(f"eta {rate:g}, S {size}", enabled=not config.quiet)
+        params = net.init_seeds(config.seed_range())
+        keys = jax.random.split(jax.random.key(1), config.seeds)
+        max_epochs = round(config.max_time / rate * size / config.train_size)
+        options = jnp.float32(rate), max_epochs, config.stop_loss
+        found = _train(net, losses_fn, size, noise, *options, params, data, keys)
+        return found | _curvature(losses_fn, config.probes, found.pop("params"), data)
+
+    name = f"rate_{rate:g}_batch_{size}" + ("" if noise == 1 else f"_noise_{noise:g}")
+    return {(rate, size): kept_arrays(out / f"{name}.npz", made)}
+
+
+def memorising(config: Config, out: Path, batch_size: int, data: Any) -> Pairs:
+    """The records of the extreme learning rates on wrong labels, (seeds, points) each."""
+    rates = (config.rates[0], config.rates[-1])
+    epochs = max(round(config.memorising_time / rates[0] * batch_size / config.train_size), 1)
+    found = train_settings(
+        out / f"wrong_labels_{batch_size}",
+        Recipe(
+            hidden=(config.width, config.width),
+            loss="squared_error",
+            batch_size=batch_size,
+            epochs=epochs,
+            record_every=max(epochs // RECORDS, 1),
+        ),
+        data,
+        config.seed_range(),
+        lambda seed, rate: optax.sgd(rate),
+        {rate: rate for rate in rates},
+        quiet=config.quiet,
+    )
+    return {(rate, batch_size): runs.records for rate, runs in found.items()}
+
+
+def all_pairs(config: Config, out: Path) -> dict[tuple[str, float, int], Any]:
+    """All pieces of work by kind, learning rate and batch size; those of wrong labels have two."""
+    load = functools.partial(
+        minibatch.load_seeds, config.data, config.seed_range(), train_size=config.train_size
+    )
+    data, wrong = load(), load(label_noise=config.wrong_labels)
+    own = *network(config, data), data
+    if len(config.batch_sizes) < 2:
+        raise ValueError("batch_sizes has one size: give two at least, they are compared")
+    small, large = config.batch_sizes[:2]
+    rate = config.rates[-1]
+    return (
+        {
+            ("clean", rate, size): functools.partial(until_loss, config, out, rate, size, 1, *own)
+            for size in config.batch_sizes
+            for rate in config.rates
+        }
+        | {
+            # The noise of the small batch by other means.
+            ("noisier", rate, large): functools.partial(
+                until_loss, config, out, rate, large, large / small, *own
+            )
+        }
+        | {
+            ("wrong", 0.0, size): functools.partial(memorising, config, out, size, wrong)
+            for size in config.memorising_batch_sizes
+        }
+    )

@@ -1,0 +1,28 @@
+"""One half of the test set chooses, the other one is measured."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.lib.data.small import small_data
+from experiments.lib.training.minibatch import Recipe, accuracies
+from experiments.lib.training.validation import at_best_epoch, final, halves
+
+
+def test_the_halves_make_up_the_test_set():
+    recipe = Recipe(hidden=())
+    data = small_data("digits", seed=0, train_size=50, test_size=100)
+    params = {"layer_0": {"kernel": jnp.eye(64, 10), "bias": jnp.zeros(10)}}
+    found = halves(recipe, params, data)
+    both = (found["validation_accuracy"] + found["half_accuracy"]) / 2
+    whole = accuracies(recipe, params, data)["test_accuracy"]
+    np.testing.assert_allclose(both, whole, atol=1e-6)  # float32
+    assert found["validation_accuracy"] != found["half_accuracy"]
+
+
+def test_the_first_half_chooses_for_every_seed():
+    records = {
+        "validation_accuracy": np.array([[0.1, 0.9, 0.2], [0.5, 0.3, 0.4]]),
+        "half_accuracy": np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]),
+    }
+    assert at_best_epoch(records).tolist() == [2.0, 4.0]
+    assert final(records, "half_accuracy").tolist() == [3.0, 6.0]
