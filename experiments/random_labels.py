@@ -81,7 +81,8 @@ def with_other_images(data: SmallData, kind: str, seed: int) -> SmallData:
     """
     rng, inputs = np.random.default_rng([seed, 8]), data.inputs
     if kind == "pixels":
-        return data._replace(inputs=rng.permuted(inputs, axis=1))
+        flat = rng.permuted(inputs.reshape(len(inputs), -1), axis=1)
+        return data._replace(inputs=flat.reshape(inputs.shape))
     drawn = rng.standard_normal(inputs.shape) * inputs.std(0) + inputs.mean(0)
     return data._replace(inputs=drawn.astype(np.float32))
 

@@ -43,7 +43,7 @@ def test_batches_with_drawn_labels_have_the_trace_of_the_fisher_matrix():
     params, data = _start()
     batch = minibatch.training_batch(RECIPE, data)
     draws = 2000
-    found = penalties.batch_norms(RECIPE, params, data, jax.random.key(0), draws)
+    found = penalties.batch_norms(RECIPE, params, {}, data, jax.random.key(0), draws)
     model_fn = minibatch.model_of(RECIPE)
     fisher = flatjax.fisher(model_fn, flatjax.losses.softmax_cross_entropy, params, batch)
     trace = np.trace(np.asarray(fisher.to_dense(), float))

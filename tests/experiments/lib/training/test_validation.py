@@ -12,7 +12,7 @@ def test_the_halves_make_up_the_test_set():
     recipe = Recipe(hidden=())
     data = small_data("digits", seed=0, train_size=50, test_size=100)
     params = {"layer_0": {"kernel": jnp.eye(64, 10), "bias": jnp.zeros(10)}}
-    found = halves(recipe, params, data)
+    found = halves(recipe, params, {}, data)
     both = (found["validation_accuracy"] + found["half_accuracy"]) / 2
     whole = accuracies(recipe, params, data)["test_accuracy"]
     np.testing.assert_allclose(both, whole, atol=1e-6)  # float32
