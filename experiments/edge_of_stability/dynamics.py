@@ -28,14 +28,12 @@ class Arm(NamedTuple):
     """One optimiser.
 
     Attributes:
-      name: its name in files and figures.
       optimizer: an optax transformation; arms that share one share a compiled program.
       hyperparams: values for its `inject_hyperparams`.
       threshold: the sharpness at which it becomes unstable, see `flatjax.stability_threshold`.
       batch_size: None for full batches.
     """
 
-    name: str
     optimizer: optax.GradientTransformation
     hyperparams: dict[str, float]
     threshold: float
@@ -187,7 +185,7 @@ def gradient_flow(
     every: int,
     chunk: int,
     quiet: bool,
-) -> dict[str, np.ndarray]:
+) -> tuple[jax.Array, dict[str, np.ndarray]]:
     """Solves d theta/dt = -grad L by Runge-Kutta steps of at most 1 / sharpness, beside descent.
 
     Args:
@@ -202,8 +200,8 @@ def gradient_flow(
       quiet: no progress bar.
 
     Returns:
-      Records with a leading axis of seeds, (steps // every,): `sharpness` and `loss` of the flow,
-      `distance` between flow and descent, `moved`, how far the flow has come.
+      The last parameters, and records with a leading axis of seeds, (steps // every,): `sharpness`
+      and `loss` of the flow, `distance` between flow and descent, `moved`, how far the flow came.
     """
     batch = full_batch(data)
     span = learning_rate * every
@@ -249,10 +247,10 @@ def gradient_flow(
     keys = jax.random.split(jax.random.key(2), seeds)
     track = _settled(losses_fn, batch, params, keys)
     start = Flow(params, params, params, track)
-    _, records = run_chunks(
+    state, records = run_chunks(
         folder, start, advance, steps // every, max(chunk // every, 1), axis=1, quiet=quiet
     )
-    return records
+    return state.flow, records
 
 
 @functools.partial(jax.jit, static_argnums=(0, 5))
