@@ -51,21 +51,6 @@ class Arm(NamedTuple):
         return f"{words}, batch norm" if self.batch_norm else words
 
 
-def arms(config: Config) -> dict[str, Arm]:
-    """The arms by name: learning rates, batch sizes, and learning rates with batch norm."""
-    small, middle, large = config.batch_sizes
-
-    def plain(rate: float, batch_size: int) -> Arm:
-        return Arm(rate, batch_size, round(config.time / rate))
-
-    slowest = config.rates[-1]
-    return (
-        {f"rate_{rate:g}": plain(rate, middle) for rate in config.rates}
-        | {f"batch_{size}": plain(slowest, size) for size in (small, large)}
-        | {f"norm_rate_{r:g}": Arm(r, middle, config.norm_steps, True) for r in config.norm_rates}
-    )
-
-
 class State(NamedTuple):
     """A state of training; with a leading axis of seeds."""
 
@@ -147,21 +132,21 @@ def groups_of(config: Config) -> np.ndarray:
     return np.concatenate(order).reshape(-1, size)
 
 
-def run_arm(config: Config, out: Path, name: str, data: SmallData) -> Records:
+def run_arm(config: Config, folder: Path, arm: Arm, data: SmallData) -> Records:
     """The records of one arm, (seeds, measurements) and more axes each."""
-    say(name, enabled=not config.quiet)
-    arm = arms(config)[name]
+    say(folder.name, enabled=not config.quiet)
     # Normalised layers do not know the scale of their weights: it only makes steps longer.
     scale = 1.0 if arm.batch_norm else config.init_scale
     net = network(data.inputs.shape[-1], config.width, scale, arm.batch_norm)
     every = max(round(arm.steps / config.measurements), 1)
     params = net.init_seeds(config.seed_range())
     keys = jax.random.split(jax.random.key(1), config.seeds)
+    data = jax.tree.map(jnp.asarray, data)
     start = State(params, _settled(losses_of(net), data, params, keys), jax.random.key_data(keys))
     hyper = (jnp.float32(arm.rate), jnp.int32(every))
     groups = jnp.asarray(groups_of(config))
     _, records = run_chunks(
-        out / name,
+        folder,
         start,
         lambda state, blocks: _advance(
             net, arm.batch_size, config.examples, hyper, (data, groups), state, blocks
@@ -171,4 +156,7 @@ def run_arm(config: Config, out: Path, name: str, data: SmallData) -> Records:
         axis=1,
         quiet=config.quiet,
     )
-    return records | {"steps": every * np.arange(1, config.measurements + 1)}
+    for of in {"K", "B"} & {name[-1] for name in records}:
+        records[f"ratio_{of}"] = records[f"trace_{of}"] / records[f"lambda_{of}"]
+    times = arm.rate * every * np.arange(1, config.measurements + 1)
+    return records | {"time": np.tile(times, (config.seeds, 1))}
