@@ -79,25 +79,14 @@ def worst_rise(parts: int | None) -> Callable[..., float]:
     return number
 
 
-def apart(times: float) -> Callable[..., float | None]:
-    """Distance of descent and flow over the way of the flow, at a multiple of the crossing."""
+def grows(to: float, since: float) -> Callable[..., float | None]:
+    """Distance of descent and flow over the way of the flow, at two multiples of the crossing."""
 
     def number(config: Config, own: Own, flow: Own) -> float | None:
         first = crossing(own["ratio"])
-        if first is None or not 0 < times * first < len(flow["distance"]):
-            return None
-        at = round(times * first)
-        return flow["distance"][at] / flow["moved"][at]
-
-    return number
-
-
-def grows(to: float, since: float) -> Callable[..., float | None]:
-    """That distance at one multiple of the crossing over that at another."""
-
-    def number(config: Config, own: Own, flow: Own) -> float | None:
-        far, near = (apart(times)(config, own, flow) for times in (to, since))
-        return None if far is None or near is None else far / near
+        relative = flow["distance"] / flow["moved"]
+        far, near = (min(round(times * (first or 0)), len(relative) - 1) for times in (to, since))
+        return relative[far] / relative[near] if 0 < near < far else None
 
     return number
 

@@ -115,6 +115,8 @@ def _distances(config, recipe, start, batch):
         )
         end = flow(name, 400, start, batch, smallest, horizon)
         yield f"horizon {name}", [distance(long, end)]
+    twice = flow("modified", 400, start, batch, 2 * smallest, horizon)
+    yield "horizon twice", [distance(long, twice)]
     for name in ("flow", "modified", "isgr"):
         yield (
             f"epoch {name}",

@@ -74,7 +74,7 @@ def _arm(level, threshold, rate, end=None, rising=3):
     return {name: np.tile(row, (3, 1)) for name, row in rows.items()}
 
 
-def _runs(level, sgd, entropy, flow, second, model, apart, rising):
+def _runs(level, sgd, entropy, flow, second, model, apart, rising, early=0.03):
     arms = training.arms(MADE_UP)
     runs = {}
     for name, arm in arms.items():
@@ -85,7 +85,7 @@ def _runs(level, sgd, entropy, flow, second, model, apart, rising):
         own = entropy if name == "cross_entropy" else own
         runs[name] = _arm(own, arm.threshold, rate, **{"rising": rising, **options})
     runs["flow"] = _arm(flow, 10.0, 0.2, rising=0)
-    distance = np.interp(np.arange(100), [0, 25, 75, 99], [0.001, 0.03, apart, apart])
+    distance = np.interp(np.arange(100), [0, 25, 50, 99], [early, 0.03, apart, apart])
     runs["flow"] |= {"distance": np.tile(distance, (3, 1)), "moved": np.ones((3, 100))}
     curves = {"before": [1.0, model[0]], "at": [1.0, model[1]]}
     runs["edge"] = {k: np.tile(np.array(v)[None, :, None], (3, 1, 2)) for k, v in curves.items()}
@@ -112,5 +112,7 @@ def test_verdicts_on_made_up_runs():
     }  # fmt: skip
     assert _reproduced(bad) <= others
     good["gd"]["loss"] = good["gd"]["loss"][:, ::-1]
-    good["flow"]["distance"] *= 10
+    good["flow"]["distance"] = _runs(
+        lambda rate: 1.01, sgd, 1.5, 1.7, 1.0, (1.0, 1e4), 0.2, 3, early=0.001
+    )["flow"]["distance"]
     assert not _reproduced(good) & others
