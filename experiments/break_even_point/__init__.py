@@ -8,28 +8,20 @@ or a smaller batch that comes earlier, and the largest values on the way (median
 up to 97 % training accuracy) stay smaller: the variance-reduction conjecture. By the
 pre-conditioning conjecture tr K / lambda_K is larger then. The break-even point of the small rate
 is here the first measurement at which tr K exceeds the largest tr K of the large rate; from there
-its predictions on the test set leave the path of the large rate's.
+its predictions on the test set leave the path of the large rate's. In the paper's model it is where
+(1 - eta lambda_H)^2 + eta^2 s^2 (N - S) / (S (N - 1)) reaches 1, with the variance s^2 of the
+examples' curvatures along the top eigenvector, the batch size S and N examples.
 
 The paper's K is that of the gradients of batches, not of examples. It is measured too, and alone
 where the network has batch normalisation, with which no example has a gradient of its own. The
 conjectures are also about such networks, and the paper finds that without a large learning rate
 normalisation does not make the loss surface better conditioned.
 
-    python -m experiments break_even_point        # three seeds, 2 minutes
+An arm with another order of the batches says what chance does; two paths are said to part if the
+distance to the large rate's path is larger than to that arm's. tr K / lambda_K is compared from the
+sixth measurement on: it is large in the untrained network.
 
-Found: a ten times smaller rate makes the largest lambda_H 3.9 times and tr K 1.6 times as large, a
-batch of 200 in place of 8 makes them 3.2 and 1.4 times as large; after the break-even point the
-paths are 1.5 times as far apart as before. For single examples lambda_K remains open (1.2 times in
-both cases, with standard errors of 0.1 and 0.3: of 200, a quarter of them with wrong labels, single
-ones decide it late in training); for batches it is 1.6 and 1.4 times as large. With batch norm the
-small rate makes lambda_H 5.4 times, lambda_K 2.7 times and tr K 2.3 times as large; and with the
-small rate lambda_K is 2.4 times that without norm: by itself the norm makes nothing flatter.
-
-The pre-conditioning conjecture is not seen. The paper has a largest tr K / lambda_K of 14.3 against
-10.7; here it does not differ beyond the noise without norm, and with norm it is smaller with the
-large rate, by 13 %: a large rate lowers tr K as much as lambda_K, so that over accuracies of 60 to
-97 % the ratio's mean is 8.8 with the large rate and 10.4 with the small one. At equal, large rate
-the norm itself raises the ratio, by 8 %.
+    python -m experiments break_even_point        # five seeds, some minutes
 """
 
 from __future__ import annotations
@@ -37,18 +29,25 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from experiments.break_even_point.training import Arm, run_arm
+from experiments.break_even_point.arms import arms, plain_arms, roles
+from experiments.break_even_point.numbers import (
+    LEARNED,
+    break_even,
+    compared,
+    largest,
+    learned,
+    nearest,
+    smooth,
+)
+from experiments.break_even_point.training import run_arm
 from experiments.lib.lab import Lab, Options, Runs, shared
 from experiments.lib.training.minibatch import load_seeds
 from experiments.lib.verdicts.curves import words
 from experiments.lib.verdicts.figures import style
-
-LEARNED = 0.97
-"""Training accuracy up to which is compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,44 +82,6 @@ lab = Lab(
 EXPERIMENT = lab.experiment
 
 
-class Roles(NamedTuple):
-    """The arms that are compared, by name."""
-
-    fast: str
-    slow: str
-    small: str
-    large: str
-    norm_fast: str
-    norm_slow: str
-
-
-def roles(config: Config) -> Roles:
-    """The extremes of the learning rates and of the batch sizes."""
-    return Roles(
-        f"rate_{config.rates[0]:g}",
-        f"rate_{config.rates[-1]:g}",
-        f"batch_{config.batch_sizes[0]}",
-        f"batch_{config.batch_sizes[-1]}",
-        f"norm_rate_{config.norm_rates[0]:g}",
-        f"norm_rate_{config.norm_rates[-1]:g}",
-    )
-
-
-def arms(config: Config) -> dict[str, Arm]:
-    """The arms by name: learning rates, batch sizes, and learning rates with batch norm."""
-    small, middle, large = config.batch_sizes
-
-    def plain(rate: float, batch_size: int) -> Arm:
-        return Arm(rate, batch_size, round(config.time / rate))
-
-    slowest = config.rates[-1]
-    return (
-        {f"rate_{rate:g}": plain(rate, middle) for rate in config.rates}
-        | {f"batch_{size}": plain(slowest, size) for size in (small, large)}
-        | {f"norm_rate_{r:g}": Arm(r, middle, config.norm_steps, True) for r in config.norm_rates}
-    )
-
-
 @lab.run
 def run(config: Config, out: Path) -> Runs:
     """The records of every arm."""
@@ -136,55 +97,20 @@ def run(config: Config, out: Path) -> Runs:
     )
 
 
-def smooth(values: np.ndarray) -> np.ndarray:
-    """Means of 9 of medians of 9: single spikes late in training do not count."""
-    for mean in (np.median, np.mean):
-        windows = np.lib.stride_tricks.sliding_window_view(np.pad(values, 4, mode="edge"), 9)
-        values = mean(windows, -1)
-    return values
-
-
-def learned(accuracy: np.ndarray) -> int:
-    """The first measurement at which nearly everything is learned."""
-    found = np.flatnonzero(accuracy >= LEARNED)
-    return int(found[0]) if len(found) else len(accuracy)
-
-
-def largest(records: dict[str, np.ndarray], quantity: str) -> np.ndarray:
-    """The largest smoothed value until nearly everything is learned, for every seed."""
-    values = records[quantity]
-    ends = [max(learned(row), 5) for row in records["accuracy"]]
-    return np.array([smooth(v[:end]).max() for v, end in zip(values, ends, strict=True)], float)
-
-
-def break_even(slow: dict[str, np.ndarray], fast: dict[str, np.ndarray]) -> list[int | None]:
-    """The measurement at which the slow arm's tr K passes the fast arm's largest."""
-    found = []
-    for row, top in zip(slow["trace_K"], largest(fast, "trace_K"), strict=True):
-        passed = np.flatnonzero(smooth(row) > top)
-        found.append(int(passed[0]) if len(passed) else None)
-    return found
-
-
-def divergence(slow: dict[str, np.ndarray], fast: dict[str, np.ndarray]) -> list[float]:
-    """Mean distance of the slow arm's predictions to the fast arm's path, after over before."""
+def parting(runs: Runs, config: Config, after: bool) -> list[float]:
+    """Mean distance of the slow arm's predictions to the fast arm's path, over to its twin's."""
+    slow, fast, again = (runs[getattr(roles(config), r)] for r in ("slow", "fast", "again"))
     found = []
     for i, at in enumerate(break_even(slow, fast)):
         end = learned(slow["accuracy"][i])
         if at is None or at < 2 or at + 2 > end:
             found.append(np.nan)
             continue
-        distance = nearest(slow["predictions"][i], fast["predictions"][i])
-        found.append(distance[at:end].mean() / distance[:at].mean())
+        part = slice(at, end) if after else slice(at)
+        own = slow["predictions"][i][part]
+        to_fast, to_twin = (nearest(own, other["predictions"][i]) for other in (fast, again))
+        found.append(to_fast.mean() / to_twin.mean())
     return found
-
-
-def nearest(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """For every row of a the distance to the closest row of b, per example of the predictions."""
-    shown = a.shape[1]
-    a, b = (x.reshape(len(x), -1).astype(np.float32) for x in (a, b))
-    squares = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
-    return np.sqrt(np.maximum(squares, 0).min(1) / shown)
 
 
 def over(a: str, b: str, quantity: str) -> Any:
@@ -197,12 +123,40 @@ def over(a: str, b: str, quantity: str) -> Any:
     return measured
 
 
-def against_edge(role: str) -> Any:
-    """The measure of a claim on the largest lambda_H times rate / 2."""
+def against_edge(role: str, of: str) -> Any:
+    """The measure of a claim on an arm's largest lambda_H times the rate / 2 of another's."""
 
     def measured(runs: Runs, config: Config) -> np.ndarray:
-        name = getattr(roles(config), role)
-        return largest(runs[name], "lambda_H") * (arms(config)[name].rate / 2)
+        named = roles(config)._asdict()
+        return largest(runs[named[role]], "lambda_H") * (arms(config)[named[of]].rate / 2)
+
+    return measured
+
+
+def hand_in_hand(shuffled: bool) -> Any:
+    """The measure of a claim on the correlation of lambda_H and lambda_K along training."""
+
+    def measured(runs: Runs, config: Config) -> list[float]:
+        rng = np.random.RandomState(0)
+        rows = []
+        for name in plain_arms(config, most=config.rates[-2]):
+            pairs = zip(*(compared(runs[name], q) for q in ("lambda_H", "lambda_K")), strict=True)
+            both = [(h, rng.permutation(k) if shuffled else k) for h, k in pairs]
+            rows.append([np.corrcoef(h, k)[0, 1] for h, k in both])
+        return np.min(rows, 0).tolist()
+
+    return measured
+
+
+def stability(worst: Any, at: str) -> Any:
+    """The measure of a claim on the left side of the condition over all arms, at the top or end."""
+
+    def measured(runs: Runs, config: Config) -> list[float]:
+        rows = []
+        for name in plain_arms(config):
+            pairs = zip(*(compared(runs[name], q) for q in ("lambda_H", "stability")), strict=True)
+            rows.append([left[np.argmax(h) if at == "top" else 0] for h, left in pairs])
+        return worst(rows, 0).tolist()
 
     return measured
 
@@ -219,47 +173,58 @@ COMPARED = {
     "norm-rate": ("batch norm and the smallest learning rate over that with the largest",
                   "norm_slow", "norm_fast"),
 }
-REDUCED = {
-    "rate": {"lambda-h": 2.0, "lambda-k": 1.0, "trace-k": 1.25, "lambda-b": 1.3, "trace-b": 1.3},
-    "batch": {"lambda-h": 1.7, "lambda-k": 1.0, "trace-k": 1.15, "lambda-b": 1.0, "trace-b": 1.25},
-    "norm-rate": {"lambda-h": 3.0, "lambda-b": 1.7, "trace-b": 1.8},
-}
-SEEN = {"source": "seeds", "reason": "set on seeds 0 and 1"}
-for by, (compared, a, b) in COMPARED.items():
-    for name, low in REDUCED[by].items():
-        lab.claim(f"{by}-reduces-{name}", f"The largest {QUANTITIES[name][1]} with {compared}.",
-                  over(a, b, QUANTITIES[name][0]), low=low, **SEEN)
+SIGN = {"low": 1.0, "source": "sign"}
+for by, (words_of, a, b) in COMPARED.items():
+    pair = ("norm_again", "norm_slow") if by == "norm-rate" else ("again", "slow")
+    for name, (quantity, what) in QUANTITIES.items():
+        if by != "norm-rate" or not name.endswith("-k"):  # with norm no example has a gradient
+            lab.claim(f"{by}-reduces-{name}", f"The largest {what} with {words_of}.",
+                      over(a, b, quantity), null=over(*pair, quantity), **SIGN)
 lab.claim("sharpness-within-stability",
           "The largest lambda_H with the largest learning rate, times rate / 2.",
-          against_edge("fast"), high=1.1, **SEEN)
+          against_edge("fast", "fast"), high=1.1, source="theory",
+          reason="1, and a tenth for swings", null=against_edge("slow", "fast"))
+lab.claim("curvature-and-noise-go-together",
+          "Smallest correlation of lambda_H and lambda_K along training, of the arms with all but "
+          "the largest learning rate.",
+          hand_in_hand(shuffled=False), low=0.8, source="paper", reason="K stands for H there",
+          null=hand_in_hand(shuffled=True))
+lab.claim("stability-is-reached",
+          "Smallest left side of the condition of stability at the largest lambda_H, of all arms.",
+          stability(np.min, "top"), low=0.7, source="theory", reason="1 at the break-even point",
+          null=stability(np.min, "start"))
 lab.claim("rate-preconditions",
           "Largest tr K / lambda_K with the largest rate over that with the smallest.",
-          over("fast", "slow", "ratio_K"), low=1.0, source="sign")
+          over("fast", "slow", "ratio_K"), null=over("again", "slow", "ratio_K"), **SIGN)
 lab.claim("rate-preconditions-batches", "The same of the gradients of batches.",
-          over("fast", "slow", "ratio_B"), low=1.0, source="sign")
+          over("fast", "slow", "ratio_B"), null=over("again", "slow", "ratio_B"), **SIGN)
 lab.claim("batch-preconditions",
           "Largest tr K / lambda_K with the smallest batch over that with the largest.",
-          over("small", "large", "ratio_K"), low=1.0, source="sign")
+          over("small", "large", "ratio_K"), null=over("again", "slow", "ratio_K"), **SIGN)
 lab.claim("paths-part-at-the-break-even-point",
-          "Mean distance of the small rate's predictions to the path of the large rate's, after "
-          "the break-even point over before.",
-          lambda runs, config: divergence(*(runs[roles(config)[i]] for i in (1, 0))),
-          low=1.2, **SEEN)
+          "Mean distance of the small rate's predictions after the break-even point to the path of "
+          "the large rate's, over that to their path with another order of the batches.",
+          functools.partial(parting, after=True), low=1.3, source="paper",
+          reason="the specification's size", null=functools.partial(parting, after=False))
 lab.claim("norm-sharpness-within-stability",
           "With batch norm, the largest lambda_H with the largest rate, times rate / 2.",
-          against_edge("norm_fast"), high=1.1, **SEEN)
+          against_edge("norm_fast", "norm_fast"), high=1.1, source="theory",
+          reason="1, and a tenth for swings", null=against_edge("norm_slow", "norm_fast"))
 lab.claim("norm-rate-preconditions",
           "With batch norm, the largest tr K / lambda_K of batch gradients with the largest rate "
           "over that with the smallest.",
-          over("norm_fast", "norm_slow", "ratio_B"), low=1.0, source="sign")
+          over("norm_fast", "norm_slow", "ratio_B"),
+          null=over("norm_again", "norm_slow", "ratio_B"), **SIGN)
 lab.claim("norm-alone-does-not-flatten",
           "The largest lambda_K of batch gradients with the smallest rate, with batch norm over "
           "without.",
-          over("norm_slow", "slow", "lambda_B"), low=1.3, **SEEN)
+          over("norm_slow", "slow", "lambda_B"), null=over("norm_again", "norm_slow", "lambda_B"),
+          **SIGN)
 lab.claim("norm-conditions",
           "The largest tr K / lambda_K of batch gradients with the largest rate, with batch norm "
           "over without.",
-          over("norm_fast", "fast", "ratio_B"), low=1.0, **SEEN)
+          over("norm_fast", "fast", "ratio_B"), null=over("norm_again", "norm_slow", "ratio_B"),
+          **SIGN)
 # fmt: on
 
 
@@ -278,7 +243,7 @@ def draw(panel: Any, runs: Runs, config: Config, names: Any, x: str, quantity: s
             rows=2, columns=2, panel=(5.0, 3.4))  # fmt: skip
 def growth(axes: Any, runs: Runs, config: Config) -> None:
     """lambda_H, lambda_K, tr K and accuracy of the arms without batch norm."""
-    plain = [name for name, arm in arms(config).items() if not arm.batch_norm]
+    plain = plain_arms(config)
     for panel, quantity in zip(axes.flat, ("lambda_H", "lambda_K", "trace_K", "accuracy"),
                                strict=True):  # fmt: skip
         draw(panel, runs, config, plain, "time", quantity)
@@ -297,7 +262,7 @@ def growth(axes: Any, runs: Runs, config: Config) -> None:
 @lab.figure("With and without batch normalisation; seed means.", columns=3, panel=(4.0, 3.2))
 def batch_norm(axes: Any, runs: Runs, config: Config) -> None:
     """lambda_H, lambda_K and tr K of batch gradients against the training accuracy."""
-    fast, slow, _, _, norm_fast, norm_slow = roles(config)
+    fast, slow, _, _, norm_fast, norm_slow, *_ = roles(config)
     for panel, quantity in zip(axes, ("lambda_H", "lambda_B", "trace_B"), strict=True):
         draw(panel, runs, config, (fast, slow, norm_fast, norm_slow), "accuracy", quantity)
         panel.set_yscale("log")

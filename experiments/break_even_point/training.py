@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import flatjax
+from experiments.break_even_point.arms import Arm
 from experiments.break_even_point.network import BatchNormMlp, losses_of, network
 from experiments.lib.data.small import SmallData
 from experiments.lib.runs.progress import say
@@ -28,27 +29,6 @@ Records = dict[str, np.ndarray]
 TRACKER = flatjax.track(1, num_blocks=2)
 SHOWN = 200
 """Test examples whose predictions are recorded."""
-
-
-class Arm(NamedTuple):
-    """One way of training.
-
-    Attributes:
-      rate: the learning rate.
-      batch_size: examples an update.
-      steps: updates.
-      batch_norm: whether the network has batch normalisation.
-    """
-
-    rate: float
-    batch_size: int
-    steps: int
-    batch_norm: bool = False
-
-    def __str__(self) -> str:
-        """How it is named in figures."""
-        words = f"rate {self.rate:g}, batch {self.batch_size}"
-        return f"{words}, batch norm" if self.batch_norm else words
 
 
 class State(NamedTuple):
@@ -98,7 +78,11 @@ def _advance(net, batch_size, examples, rate_and_every, data_and_groups, state, 
             some = jax.tree.map(lambda a: a[:examples], batch)
             values = jnp.linalg.eigvalsh(flatjax.gradient_gram(losses_fn, params, some))
             predictions = jax.nn.softmax(logits[:SHOWN]).astype(jnp.float16)
+            # The curvature of every example's loss along the top eigenvector.
+            along = functools.partial(jax.jvp, tangents=(track.vectors[0],))
+            slopes = lambda p: along(lambda q: losses_fn(q, batch), (p,))[1]  # noqa: E731
             found |= {
+                "variance_H": along(slopes, (params,))[1].var(),
                 "lambda_K": values[-1],
                 "trace_K": values.sum(),
                 "predictions": predictions,
@@ -140,7 +124,7 @@ def run_arm(config: Config, folder: Path, arm: Arm, data: SmallData) -> Records:
     net = network(data.inputs.shape[-1], config.width, scale, arm.batch_norm)
     every = max(round(arm.steps / config.measurements), 1)
     params = net.init_seeds(config.seed_range())
-    keys = jax.random.split(jax.random.key(1), config.seeds)
+    keys = jax.random.split(jax.random.key(arm.order), config.seeds)
     data = jax.tree.map(jnp.asarray, data)
     start = State(params, _settled(losses_of(net), data, params, keys), jax.random.key_data(keys))
     hyper = (jnp.float32(arm.rate), jnp.int32(every))
@@ -158,5 +142,10 @@ def run_arm(config: Config, folder: Path, arm: Arm, data: SmallData) -> Records:
     )
     for of in {"K", "B"} & {name[-1] for name in records}:
         records[f"ratio_{of}"] = records[f"trace_{of}"] / records[f"lambda_{of}"]
+    if not arm.batch_norm:
+        # The left side of their condition of stability, with the variance of SGD's batches.
+        left = (config.train_size - arm.batch_size) / (arm.batch_size * (config.train_size - 1))
+        noise = left * arm.rate**2 * records["variance_H"]
+        records["stability"] = (1 - arm.rate * records["lambda_H"]) ** 2 + noise
     times = arm.rate * every * np.arange(1, config.measurements + 1)
     return records | {"time": np.tile(times, (config.seeds, 1))}

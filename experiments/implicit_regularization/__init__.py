@@ -209,11 +209,11 @@ lab.claim("epoch-order-igr",
           null=order("epoch isgr"))
 lab.claim("epoch-isgr-beyond-igr", "Order of the ISGR flow less that of the IGR flow.",
           order_beyond("epoch isgr", "epoch modified"), low=0.8, source="theory", reason="1",
-          null=order_beyond("epoch modified", "epoch flow"))
+          null=order_beyond("epoch flow", "epoch modified"))
 lab.claim("epoch-isgr-closer",
           "Distance of the mean epoch from the ISGR flow over that from the IGR flow.",
           nearer("epoch isgr", "epoch modified"), high=0.3, source="theory", reason="of order h",
-          null=nearer("epoch modified", "epoch flow"))
+          null=nearer("epoch flow", "epoch modified"))
 lab.claim("large-step-lowers", "The largest tr F of the large step over that of the small one.",
           lowers("large step"), high=1.0, source="sign", null=lowers("other order"))
 lab.claim("explicit-lowers",

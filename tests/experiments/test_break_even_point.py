@@ -4,27 +4,21 @@ import jax
 import numpy as np
 
 from experiments import break_even_point as experiment
+from experiments.break_even_point import numbers
+from experiments.break_even_point.arms import arms
 from experiments.break_even_point.network import network
 
-
-def made_up(level):
-    """tr K rises linearly to a level; the predictions move away at a constant speed."""
-    return {
-        "trace_K": level * np.linspace(0, 1, 41)[None],
-        "accuracy": np.zeros((1, 41)),
-        "predictions": np.arange(41.0)[None, :, None, None] * np.ones((1, 1, 3, 2)),
-    }
+CONFIG = experiment.Config(seeds=3)
 
 
 def test_the_break_even_point_is_where_the_slow_path_passes_the_fast_ones_largest():
-    slow, fast = made_up(2.0), made_up(1.0)
+    slow, fast = (
+        {"trace_K": level * np.linspace(0, 1, 41)[None], "accuracy": np.zeros((1, 41))}
+        for level in (2, 1)
+    )
     # The fast path's smoothed end is a little below its level of 1; the slow one is there halfway.
-    assert experiment.break_even(slow, fast)[0] in (19, 20)
-    assert experiment.break_even(fast, slow) == [None]
-    stays = fast | {"predictions": np.zeros((1, 41, 3, 2))}
-    # Distances 0..40 from a path that stays: mean of the second half over that of the first.
-    ratio = experiment.divergence(slow, stays)[0]
-    assert 2.5 < ratio < 3.5
+    assert numbers.break_even(slow, fast)[0] in (19, 20)
+    assert numbers.break_even(fast, slow) == [None]
 
 
 def test_smoothing_removes_a_spike_and_keeps_a_line():
@@ -32,7 +26,14 @@ def test_smoothing_removes_a_spike_and_keeps_a_line():
     spiked = line.copy()
     spiked[15] = 1000
     # Next to the spike the medians are those of eight numbers and a larger one: half a step more.
-    np.testing.assert_allclose(experiment.smooth(spiked)[10:20], line[10:20], atol=1)
+    np.testing.assert_allclose(numbers.smooth(spiked)[10:20], line[10:20], atol=1)
+
+
+def test_the_nearest_row_is_the_nearest_per_example():
+    path = np.arange(5.0)[:, None, None] * np.ones((1, 3, 2))
+    # Half a unit in each of two classes.
+    found = numbers.nearest(path[1:3] + 0.5, path)
+    np.testing.assert_allclose(found, np.sqrt(0.5), rtol=1e-6)
 
 
 def test_batch_norm_makes_the_network_blind_to_the_scale_of_its_inputs_and_weights():
@@ -46,3 +47,33 @@ def test_batch_norm_makes_the_network_blind_to_the_scale_of_its_inputs_and_weigh
     tree["layer_1"]["kernel"] *= 5
     scaled = jax.flatten_util.ravel_pytree(tree)[0]
     np.testing.assert_allclose(net(scaled, inputs), logits, atol=1e-4)
+
+
+def _reproduced(tops, ratios, stability, noise, apart):
+    """Quantities that rise to the tops of the arms; the paths of fast and slow grow apart."""
+    rise = np.linspace(0.1, 1, 60)
+    rng = np.random.RandomState(1)
+    runs = {}
+    for name in arms(CONFIG):
+        chance = 1 + 0.01 * rng.randn(3, 1)
+        own = tops[name] * rise * chance
+        runs[name] = dict.fromkeys(("lambda_H", "trace_K", "lambda_B", "trace_B"), own)
+        runs[name] |= dict.fromkeys(("ratio_K", "ratio_B"), ratios[name] * chance + 0 * own)
+        runs[name]["lambda_K"] = own + noise * rng.randn(3, 60)
+        runs[name]["accuracy"] = np.zeros((3, 60))
+        runs[name]["stability"] = np.linspace(0.3, stability, 60) + 0 * own
+        away = apart * np.maximum(np.arange(60.0) - 30, 0) if name == "rate_1" else 0.0
+        path = np.arange(60.0) + away + (0.5 if name in ("rate_1", "again") else 0)
+        runs[name]["predictions"] = np.tile(path[None, :, None, None], (3, 1, 2, 2))
+    judged = experiment.lab.judged(runs, CONFIG)
+    return {v.claim.name for v in judged if v.verdict == "reproduced"}
+
+
+def test_verdicts_on_made_up_runs():
+    tops = {"rate_1": 1.8, "rate_0.3": 3.0, "rate_0.1": 4.0, "batch_8": 2.0, "batch_200": 6.0,
+            "norm_rate_1": 1.5, "norm_rate_0.1": 9.0, "again": 4.0, "norm_again": 9.0}  # fmt: skip
+    ratios = dict.fromkeys(tops, 8.0) | {"rate_1": 9.0, "batch_8": 12.0, "batch_200": 11.0}
+    ratios |= {"norm_rate_1": 11.0}
+    assert _reproduced(tops, ratios, 1.0, 0.01, 3.0) == set(experiment.lab.claims)
+    same = dict.fromkeys(tops, 5.0)
+    assert not _reproduced(same | {"norm_rate_0.1": 4.0}, same, 0.4, 5.0, 0.0)
