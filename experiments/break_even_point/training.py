@@ -78,11 +78,15 @@ def _advance(net, batch_size, examples, rate_and_every, data_and_groups, state, 
             some = jax.tree.map(lambda a: a[:examples], batch)
             values = jnp.linalg.eigvalsh(flatjax.gradient_gram(losses_fn, params, some))
             predictions = jax.nn.softmax(logits[:SHOWN]).astype(jnp.float16)
-            # The curvature of every example's loss along the top eigenvector.
-            along = functools.partial(jax.jvp, tangents=(track.vectors[0],))
-            slopes = lambda p: along(lambda q: losses_fn(q, batch), (p,))[1]  # noqa: E731
+            # H_i e of every example, for the top eigenvector e.
+            one = lambda p, x: losses_fn(p, jax.tree.map(lambda a: a[None], x)).sum()  # noqa: E731
+            push = jax.jvp(
+                lambda p: jax.vmap(jax.grad(one), (None, 0))(p, batch),
+                (params,),
+                (track.vectors[0],),
+            )[1]
             found |= {
-                "variance_H": along(slopes, (params,))[1].var(),
+                "variance_H": jnp.square(push - push.mean(0)).sum(1).mean(),
                 "lambda_K": values[-1],
                 "trace_K": values.sum(),
                 "predictions": predictions,
@@ -143,7 +147,7 @@ def run_arm(config: Config, folder: Path, arm: Arm, data: SmallData) -> Records:
     for of in {"K", "B"} & {name[-1] for name in records}:
         records[f"ratio_{of}"] = records[f"trace_{of}"] / records[f"lambda_{of}"]
     if not arm.batch_norm:
-        # The left side of their condition of stability, with the variance of SGD's batches.
+        # The mean square of |e - eta H_B e| over SGD's batches: what one step makes of e.
         left = (config.train_size - arm.batch_size) / (arm.batch_size * (config.train_size - 1))
         noise = left * arm.rate**2 * records["variance_H"]
         records["stability"] = (1 - arm.rate * records["lambda_H"]) ** 2 + noise

@@ -13,7 +13,6 @@ from experiments.edge_of_stability import dynamics, training
 from experiments.lib.runs.errors import ExperimentError
 
 SMOKE = dataclasses.replace(experiment.lab.presets["smoke"], quiet=True)
-MADE_UP = experiment.Config(seeds=3, steps=400)
 
 
 @pytest.fixture(autouse=True)
@@ -74,45 +73,48 @@ def _arm(level, threshold, rate, end=None, rising=3):
     return {name: np.tile(row, (3, 1)) for name, row in rows.items()}
 
 
-def _runs(level, sgd, entropy, flow, second, model, apart, rising, early=0.03):
-    arms = training.arms(MADE_UP)
+def _reproduced(
+    *,
+    level=lambda rate: 1.01,
+    sgd=(0.75, 0.9),
+    entropy=(1.5, 0.1),
+    flow=1.7,
+    second=1.0,
+    model=(1.0, 1e4),
+    apart=(0.03, 0.2),
+    rising=3,
+    backwards=False,
+):
+    config = experiment.Config(seeds=3, steps=400)
     runs = {}
-    for name, arm in arms.items():
+    for name, arm in training.arms(config).items():
         rate = arm.hyperparams["learning_rate"]
-        own = level(rate) if name.startswith("gd") else level(0.2)
-        own = sgd.get(name, own)
-        options = {"end": 0.1, "rising": 0} if name == "cross_entropy" and entropy > 1 else {}
-        own = entropy if name == "cross_entropy" else own
-        runs[name] = _arm(own, arm.threshold, rate, **{"rising": rising, **options})
+        tops = dict(zip(("sgd_15", "sgd_75"), sgd, strict=True))
+        top = tops.get(name, level(rate if name.startswith("gd") else 0.2))
+        options = {"level": top, "rising": rising}
+        if name == "cross_entropy":
+            options = {"level": entropy[0], "end": entropy[1], "rising": 0}
+        runs[name] = _arm(threshold=arm.threshold, rate=rate, **options)
+    if backwards:
+        runs["gd"]["loss"] = runs["gd"]["loss"][:, ::-1]
     runs["flow"] = _arm(flow, 10.0, 0.2, rising=0)
-    distance = np.interp(np.arange(100), [0, 25, 50, 99], [early, 0.03, apart, apart])
-    runs["flow"] |= {"distance": np.tile(distance, (3, 1)), "moved": np.ones((3, 100))}
+    distance = np.interp(np.arange(100), [0, 25, 50, 99], [apart[0], 0.03, apart[1], apart[1]])
     curves = {"before": [1.0, model[0]], "at": [1.0, model[1]]}
-    runs["edge"] = {k: np.tile(np.array(v)[None, :, None], (3, 1, 2)) for k, v in curves.items()}
     pairs = {"start": [6.0, 4.0], "end": [10.0, 10 * second]}
+    runs["flow"] |= {"distance": np.tile(distance, (3, 1)), "moved": np.ones((3, 100))}
+    runs["edge"] = {k: np.tile(np.array(v)[None, :, None], (3, 1, 2)) for k, v in curves.items()}
     runs["edge"] |= {k: np.tile(v, (3, 1)) for k, v in pairs.items()}
-    return runs
-
-
-def _reproduced(runs):
-    judged = experiment.lab.judged(runs, MADE_UP)
+    judged = experiment.lab.judged(runs, config)
     return {v.claim.name for v in judged if v.verdict == "reproduced"}
 
 
 def test_verdicts_on_made_up_runs():
-    sgd = {"sgd_15": 0.75, "sgd_75": 0.9}
-    good = _runs(lambda rate: 1.01, sgd, 1.5, 1.7, 1.0, (1.0, 1e4), 0.2, 3)
-    assert _reproduced(good) == set(experiment.lab.claims)
+    assert _reproduced() == set(experiment.lab.claims)
     # Sharpness that knows no rate, no curve at the edge, and no difference between anything.
-    same = {"sgd_15": 1.1, "sgd_75": 1.1}
-    bad = _runs(lambda rate: 1.1 * rate / 0.2, same, 0.9, 1.1, 0.4, (2.0, 2.0), 0.03, 0)
-    others = {
-        "loss-falls-monotonically-before", "loss-falls-over-long-times",
+    same = {"sgd": (1.1, 1.1), "entropy": (0.9, 0.9), "flow": 1.1, "apart": (0.03, 0.03)}
+    others = {"second": 0.4, "model": (2.0, 2.0), "rising": 0}
+    assert not _reproduced(level=lambda rate: 1.1 * rate / 0.2, **same, **others)
+    assert not {
+        "loss-falls-over-long-times", "loss-falls-monotonically-before",
         "descent-follows-the-flow-before",
-    }  # fmt: skip
-    assert _reproduced(bad) <= others
-    good["gd"]["loss"] = good["gd"]["loss"][:, ::-1]
-    good["flow"]["distance"] = _runs(
-        lambda rate: 1.01, sgd, 1.5, 1.7, 1.0, (1.0, 1e4), 0.2, 3, early=0.001
-    )["flow"]["distance"]
-    assert not _reproduced(good) & others
+    } & _reproduced(backwards=True, apart=(0.001, 0.2))  # fmt: skip
