@@ -150,14 +150,21 @@ def hand_in_hand(shuffled: bool) -> Any:
     return measured
 
 
-def stability(worst: Any, at: str) -> Any:
-    """The measure of a claim on the left side of the condition over all arms, at the top or end."""
+def condition(worst: Any, *, at_top: bool = True, exchanged: bool = False) -> Any:
+    """The measure of a claim on the left side of the condition of stability, over all arms.
+
+    At the largest lambda_H or in the untrained network; or as if all had the largest rate.
+    """
 
     def measured(runs: Runs, config: Config) -> list[float]:
-        rows = []
+        rows, n = [], config.train_size
         for name in plain_arms(config):
-            pairs = zip(*(compared(runs[name], q) for q in ("lambda_H", "stability")), strict=True)
-            rows.append([left[np.argmax(h) if at == "top" else 0] for h, left in pairs])
+            arm = arms(config)[name]
+            rate = config.rates[0] if exchanged else arm.rate
+            share = (n - arm.batch_size) / (arm.batch_size * (n - 1))
+            pairs = zip(*(compared(runs[name], q) for q in ("lambda_H", "variance_H")), strict=True)
+            left = [(h, (1 - rate * h) ** 2 + share * rate**2 * v) for h, v in pairs]
+            rows.append([row[np.argmax(h) if at_top else 0] for h, row in left])
         return worst(rows, 0).tolist()
 
     return measured
@@ -193,8 +200,11 @@ lab.claim("curvature-and-noise-go-together",
           null=hand_in_hand(shuffled=True))
 lab.claim("stability-is-reached",
           "Smallest left side of the condition of stability at the largest lambda_H, of all arms.",
-          stability(np.min, "top"), low=0.7, source="theory", reason="1 at the break-even point",
-          null=stability(np.min, "start"))
+          condition(np.min), low=0.7, source="theory", reason="1 at the break-even point",
+          null=condition(np.min, at_top=False))
+lab.claim("stability-is-kept", "The largest of them.",
+          condition(np.max), high=1.1, source="theory", reason="1, and a tenth for swings",
+          null=condition(np.max, exchanged=True))
 lab.claim("rate-preconditions",
           "Largest tr K / lambda_K with the largest rate over that with the smallest.",
           over("fast", "slow", "ratio_K"), null=over("again", "slow", "ratio_K"), **SIGN)

@@ -146,10 +146,5 @@ def run_arm(config: Config, folder: Path, arm: Arm, data: SmallData) -> Records:
     )
     for of in {"K", "B"} & {name[-1] for name in records}:
         records[f"ratio_{of}"] = records[f"trace_{of}"] / records[f"lambda_{of}"]
-    if not arm.batch_norm:
-        # The mean square of |e - eta H_B e| over SGD's batches: what one step makes of e.
-        left = (config.train_size - arm.batch_size) / (arm.batch_size * (config.train_size - 1))
-        noise = left * arm.rate**2 * records["variance_H"]
-        records["stability"] = (1 - arm.rate * records["lambda_H"]) ** 2 + noise
     times = arm.rate * every * np.arange(1, config.measurements + 1)
     return records | {"time": np.tile(times, (config.seeds, 1))}

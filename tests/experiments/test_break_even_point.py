@@ -61,7 +61,11 @@ def _reproduced(tops, ratios, stability, noise, leaves):
         runs[name] |= dict.fromkeys(("ratio_K", "ratio_B"), ratios[name] * chance + 0 * own)
         runs[name]["lambda_K"] = own + noise * rng.randn(3, 60)
         runs[name]["accuracy"] = np.zeros((3, 60))
-        runs[name]["stability"] = np.linspace(0.3, stability, 60) + 0 * own
+        arm = arms(CONFIG)[name]
+        # What the noise adds to the left side of the condition of stability.
+        noise_part = np.linspace(0, 1, 60) * (stability - (1 - arm.rate * tops[name]) ** 2)
+        share = (400 - arm.batch_size) / (arm.batch_size * 399)
+        runs[name]["variance_H"] = noise_part / (share * arm.rate**2) + 0 * own
         away = 3 * np.maximum(np.arange(60.0) - 25, 0) if name == leaves else 0.0
         path = np.arange(60.0) + away + (0.5 if name in ("rate_1", "again") else 0)
         runs[name]["predictions"] = np.tile(path[None, :, None, None], (3, 1, 2, 2))
@@ -76,4 +80,6 @@ def test_verdicts_on_made_up_runs():
     ratios |= {"norm_rate_1": 11.0}
     assert _reproduced(tops, ratios, 1.0, 0.01, "rate_1") == set(experiment.lab.claims)
     same = dict.fromkeys(tops, 5.0)
-    assert not _reproduced(same | {"norm_rate_0.1": 4.0}, same, 0.4, 5.0, "again")
+    bad = _reproduced(same | {"norm_rate_0.1": 4.0}, same, 0.4, 5.0, "again")
+    assert bad <= {"stability-is-kept"}
+    assert "stability-is-kept" not in _reproduced(tops, ratios, 2.0, 0.01, "rate_1")
