@@ -78,15 +78,8 @@ def _advance(net, batch_size, examples, rate_and_every, data_and_groups, state, 
             some = jax.tree.map(lambda a: a[:examples], batch)
             values = jnp.linalg.eigvalsh(flatjax.gradient_gram(losses_fn, params, some))
             predictions = jax.nn.softmax(logits[:SHOWN]).astype(jnp.float16)
-            # H_i e of every example, for the top eigenvector e.
-            one = lambda p, x: losses_fn(p, jax.tree.map(lambda a: a[None], x)).sum()  # noqa: E731
-            push = jax.jvp(
-                lambda p: jax.vmap(jax.grad(one), (None, 0))(p, batch),
-                (params,),
-                (track.vectors[0],),
-            )[1]
             found |= {
-                "variance_H": jnp.square(push - push.mean(0)).sum(1).mean(),
+                "variance_H": curvature_variance(losses_fn, params, some, track.vectors[0]),
                 "lambda_K": values[-1],
                 "trace_K": values.sum(),
                 "predictions": predictions,
@@ -97,6 +90,17 @@ def _advance(net, batch_size, examples, rate_and_every, data_and_groups, state, 
         return loops.scan(functools.partial(block, data), state, length=blocks)
 
     return jax.vmap(one)(data, state)
+
+
+def curvature_variance(losses_fn, params, batch, direction) -> jax.Array:
+    """Mean over the examples of |H_i e - H e|^2, for a direction e."""
+
+    def gradient(p, example):
+        return jax.grad(lambda q: losses_fn(q, jax.tree.map(lambda a: a[None], example)).sum())(p)
+
+    gradients = lambda p: jax.vmap(gradient, (None, 0))(p, batch)  # noqa: E731
+    _, pushed = jax.jvp(gradients, (params,), (direction,))
+    return jnp.square(pushed - pushed.mean(0)).sum(1).mean()
 
 
 @functools.partial(jax.jit, static_argnums=0)

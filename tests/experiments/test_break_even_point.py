@@ -7,6 +7,7 @@ from experiments import break_even_point as experiment
 from experiments.break_even_point import numbers
 from experiments.break_even_point.arms import arms
 from experiments.break_even_point.network import network
+from experiments.break_even_point.training import curvature_variance
 
 CONFIG = experiment.Config(seeds=3)
 
@@ -34,6 +35,15 @@ def test_the_nearest_row_is_the_nearest_per_example():
     # Half a unit in each of two classes.
     found = numbers.nearest(path[1:3] + 0.5, path)
     np.testing.assert_allclose(found, np.sqrt(0.5), rtol=1e-6)
+
+
+def test_the_variance_of_the_curvature_is_that_of_the_examples_hessians():
+    rows = np.random.RandomState(0).randn(5, 3).astype(np.float32)
+    direction = np.array([0.6, 0.0, 0.8], np.float32)
+    found = curvature_variance(lambda p, x: (x @ p) ** 2 / 2, np.ones(3), rows, direction)
+    pushed = rows * (rows @ direction)[:, None]  # the Hessian of an example is x x^T
+    expected = np.square(pushed - pushed.mean(0)).sum(1).mean()
+    np.testing.assert_allclose(found, expected, rtol=1e-5)  # float32
 
 
 def test_batch_norm_makes_the_network_blind_to_the_scale_of_its_inputs_and_weights():
