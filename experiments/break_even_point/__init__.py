@@ -220,10 +220,11 @@ lab.claim("paths-differ-after-the-break-even-point",
                                            for r in ("fast", "again"))),
           low=1.3, source="seeds", reason="no size is known")
 lab.claim("paths-part-at-the-break-even-point",
-          "Mean distance to the path of the large rate's after over before the break-even point, "
-          "over the same for the other order, which has no reason to part there.",
-          lambda runs, config: np.divide(*(np.divide(*parting(runs, config, r).T[::-1])
-                                           for r in ("fast", "again"))), **SIGN)
+          "By how much the mean distance to the path of the large rate is larger after the "
+          "break-even point than before, less the same for the other order.",
+          lambda runs, config: np.subtract(*(np.diff(parting(runs, config, r))[:, 0]
+                                             for r in ("fast", "again"))),
+          low=0.0, source="sign", reason="the other order has no reason to part there")
 lab.claim("norm-sharpness-within-stability",
           "With batch norm, the largest lambda_H with the largest rate, times rate / 2.",
           against_edge("norm_fast", "norm_fast"), high=1.1, source="theory",

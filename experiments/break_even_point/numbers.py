@@ -36,7 +36,7 @@ def largest(records: dict[str, np.ndarray], quantity: str) -> np.ndarray:
 
 def break_even(slow: dict[str, np.ndarray], fast: dict[str, np.ndarray]) -> list[int | None]:
     """The measurement at which the slow arm's tr K passes the fast arm's largest."""
-    found = []
+    found: list[int | None] = []
     for row, top in zip(slow["trace_K"], largest(fast, "trace_K"), strict=True):
         passed = np.flatnonzero(smooth(row) > top)
         found.append(int(passed[0]) if len(passed) else None)
