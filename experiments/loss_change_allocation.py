@@ -238,7 +238,7 @@ def allocation(axes: Any, runs: Runs, config: Config) -> None:
         total = own["layers"].sum(1).mean(0)
         position = np.arange(len(total)) + 0.2 * number
         right.bar(position, total, 0.2, color=look["color"])
-    left.set(xlabel="step", ylabel="harm / help", yscale="log")
+    left.set(xlabel="step", ylabel="harm / help", ylim=(0, 1))
     middle.set(xlabel="step", ylabel="parameters that hurt", ylim=(0, 0.6))
     right.set(xlabel="layer", ylabel="loss change allocated over training")
     left.legend(fontsize=7)
