@@ -19,8 +19,8 @@ conjectures are also about such networks, and the paper finds that without a lar
 normalisation does not make the loss surface better conditioned.
 
 An arm with another order of the batches says what chance does, and how far paths are apart that
-have no reason to part. tr K / lambda_K is compared from the
-sixth measurement on: it is large in the untrained network.
+have no reason to part. tr K / lambda_K is compared from the sixth measurement on: it is large in
+the untrained network.
 
     python -m experiments break_even_point        # five seeds, some minutes
 """

@@ -4,12 +4,12 @@ Cohen, Kaur, Li, Kolter & Talwalkar 2021, "Gradient Descent on Neural Networks T
 the Edge of Stability", and Cohen et al. 2022 for Adam. A tanh network learns the digits with
 squared error by full-batch gradient descent: the largest Hessian eigenvalue rises until it reaches
 2/eta and stays there, while the loss goes on falling, no longer at every step. With momentum the
-level is (2 + 2 beta)/eta, for Adam the preconditioned sharpness settles at 38/eta; more than
-one eigenvalue comes to stand there. SGD stays below, the further the smaller its batches; gradient
-flow (Runge-Kutta steps of at most 1 / sharpness) rises on. At the edge the quadratic Taylor model,
-on which gradient descent diverges, says nothing about the training to come: it is made at the
-largest sharpness of the recorded run itself, because rounding decides when a run comes there. The
-largest learning rate starts above its edge and comes down to it.
+level is (2 + 2 beta)/eta, for Adam the preconditioned sharpness settles at 38/eta; more than one
+eigenvalue comes to stand there. SGD stays below, the further the smaller its batches; gradient flow
+(Runge-Kutta steps of at most 1 / sharpness) rises on. At the edge the quadratic Taylor model, on
+which gradient descent diverges, says nothing about the training to come: it is made at the largest
+sharpness of the recorded run itself, because rounding decides when a run comes there. The largest
+learning rate starts above its edge and comes down to it.
 
 The level is measured from the first crossing until the loss is 0.001: after that the network hardly
 moves, and its sharpness says nothing about the edge. With cross-entropy and half of the labels

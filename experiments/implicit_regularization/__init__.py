@@ -1,7 +1,7 @@
 """Implicit regularisation: discrete steps follow the flow of a modified loss; made explicit.
 
 Barrett & Dherin (ICLR 2021, "Implicit Gradient Regularization"): gradient descent with step h
-follows the flow of L + h/4 |grad L|^2 with an error of third order a step, that of L itself only
+follows the flow of L + h/4 |grad L|^2 with an error of third order per step, that of L itself only
 with second. Smith et al. (ICLR 2021, "On the Origin of Implicit Regularization in Stochastic
 Gradient Descent"): SGD without replacement over m batches follows, on average over their order, the
 flow of L + h/(4m) sum_k |grad L_k|^2 (ISGR); with a small step and that term added explicitly, one
