@@ -6,11 +6,11 @@ the step, here by Simpson's rule on the whole training set: the shares sum to th
 loss. A tanh network learns the digits with cross-entropy, by SGD and by slow full-batch descent.
 A parameter hurts at a step if its share is positive, and oscillates if its update turns its sign.
 
-    python -m experiments loss_change_allocation        # three seeds, 16 seconds
+The paper finds barely more than half of the parameters helping, as many updates turning their sign,
+and whole layers that hurt, in a ResNet on CIFAR-10. The instability is compared over three learning
+rates; the sum of the shares is compared with that of the gradients at the start of every step.
 
-Found: 40 % of the parameters hurt at a step of SGD, 0.05 % at a step of slow descent; what they
-lose is 18 % of what the others win. 45 % of the updates turn their sign from one step to the next.
-(The paper has close to one half for both, with a ResNet on CIFAR-10.)
+    python -m experiments loss_change_allocation        # five seeds, half a minute
 """
 
 from __future__ import annotations
@@ -25,53 +25,39 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.lib.data.small import SmallData, small_data, stack_seeds
+from experiments.lib.data.small import SmallData
+from experiments.lib.lab import Lab, Options, Runs, shared
 from experiments.lib.nets.mlp import FlatMlp
 from experiments.lib.runs.trajectory import run_chunks
-from experiments.lib.verdicts.claims import by_name, claims_of, judge_all
-from experiments.lib.verdicts.figures import figure, style
-from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
-from experiments.registry import Experiment, Options
+from experiments.lib.training.minibatch import load_seeds
+from experiments.lib.verdicts.figures import style
 from flatjax import loops
-
-ARMS = ("sgd", "gd")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Options):
     """The options."""
 
-    data: str = "digits"
-    """The data set."""
-
-    train_size: int = 300
-    """Training examples: all of them in every allocation."""
-
-    width: int = 64
-    """Units of each of the two hidden layers."""
-
-    learning_rate: float = 0.1
-    """Of SGD."""
-
-    batch_size: int = 25
-    """Of SGD."""
-
-    slow_rate: float = 0.05
-    """Of full-batch gradient descent."""
-
-    steps: int = 600
-    """Updates."""
-
-    chunk: int = 300
-    """Updates between two saves."""
+    train_size: int = 300  # training examples: all of them in every allocation
+    width: int = 64  # units of each of the two hidden layers
+    learning_rate: float = 0.1  # of SGD ...
+    other_rates: tuple[float, ...] = (0.02, 0.5)  # ... and more of it, for comparison
+    batch_size: int = 25  # of SGD
+    slow_rate: float = 0.05  # of full-batch gradient descent
+    settled: int = 100  # steps of SGD that do not count in the shares of parameters
+    steps: int = 600  # updates
+    chunk: int = 300  # updates between two saves
 
 
-PRESETS = {
-    "smoke": Config(seeds=1, train_size=50, width=8, steps=20, chunk=10),
-    "cpu": Config(),
-    "gpu": Config(data="cifar10", train_size=10000, width=512, steps=5000, batch_size=250),
-    "paper": Config(data="cifar10", train_size=45000, width=1024, steps=20000, batch_size=250),
-}
+# fmt: off
+lab = Lab(
+    Config, "Lan et al. 2019",
+    smoke={"seeds": 1, "train_size": 50, "width": 8, "settled": 5, "steps": 20, "chunk": 10},
+    paper={"data": "cifar10", "train_size": 45000, "width": 1024, "steps": 20000,
+           "batch_size": 250},
+)
+# fmt: on
+EXPERIMENT = lab.experiment
 
 
 class State(NamedTuple):
@@ -114,6 +100,7 @@ def _advance(net, losses_fn, batch_size, rate, batch, state, steps):
         found = {
             "loss": loss,
             "total": share.sum(),
+            "first_order": (change * state.gradient).sum(),
             "hurting": (share > 0).mean(),
             "harm": jnp.maximum(share, 0).sum(),
             "help": jnp.minimum(share, 0).sum(),
@@ -141,16 +128,15 @@ def layer_of(net: FlatMlp) -> jax.Array:
 
 def run_arm(
     config: Config, out: Path, name: str, net: FlatMlp, losses_fn: Any, data: SmallData
-) -> tuple[State, dict[str, np.ndarray]]:
-    """The last state of an arm, and its records, (seeds, steps) and more axes each."""
+) -> dict[str, np.ndarray]:
+    """The records of an arm, (seeds, steps) and more axes each, and its whole `allocation`."""
     batch = (jnp.asarray(data.inputs), jnp.asarray(data.targets))
     params = net.init_seeds(config.seed_range())
     gradient = jax.vmap(jax.grad(lambda p, b: losses_fn(p, b).mean()))(params, batch)
     zeros = jnp.zeros_like(params)
     keys = jax.random.key_data(jax.random.split(jax.random.key(1), config.seeds))
-    batch_size, rate = config.batch_size, config.learning_rate
-    if name == "gd":
-        batch_size, rate = None, config.slow_rate
+    batch_size = None if name == "gd" else config.batch_size
+    rate = rates(config)[name]
     state, records = run_chunks(
         out / name,
         State(params, gradient, zeros, zeros, keys),
@@ -161,103 +147,104 @@ def run_arm(
         quiet=config.quiet,
     )
     first = jax.vmap(lambda p, b: losses_fn(p, b).mean())(params, batch)
-    return state, records | {"first_loss": np.asarray(first)}
+    kept = {"first_loss": np.asarray(first), "allocation": np.asarray(state.allocation)}
+    return records | kept
 
 
-_claim = claims_of("Lan et al. 2019", "set on seeds 0-4")
-
-CLAIMS = by_name(
-    _claim(
-        "allocations-sum-to-the-change",
-        "Sum of all allocations of SGD minus the change of the loss, over that change.",
-        None,
-        1e-3,
-    ),
-    _claim("nearly-half-hurt", "Share of the parameters that hurt, mean over SGD.", 0.3, 0.5),
-    _claim(
-        "few-hurt-in-slow-descent",
-        "The same for slow full-batch gradient descent.",
-        None,
-        0.05,
-    ),
-    _claim(
-        "harm-is-a-large-part",
-        "Sum of the positive allocations of SGD over that of the negative ones.",
-        0.1,
-        1.0,
-    ),
-    _claim(
-        "updates-oscillate",
-        "Share of the parameters whose update turns its sign from step to step of SGD.",
-        0.35,
-        0.65,
-    ),
-    _claim(
-        "all-layers-help",
-        "Smallest share of a layer in the fall of the loss.",
-        0.0,
-        None,
-    ),
-)
+def rates(config: Config) -> dict[str, float]:
+    """The learning rates of the arms."""
+    other = {f"sgd_{rate:g}": rate for rate in config.other_rates}
+    return {"sgd": config.learning_rate, "gd": config.slow_rate} | other
 
 
-def measure(config: Config, runs: dict[str, tuple[State, dict[str, np.ndarray]]]) -> dict:
-    """The number of every claim for every seed."""
-    found: dict[str, dict[int, float | None]] = {name: {} for name in CLAIMS}
-    r, slow = runs["sgd"][1], runs["gd"][1]
-    for i, seed in enumerate(config.seed_range()):
-        change = float(r["loss"][i, -1] - r["first_loss"][i])
-        total = float(r["total"][i].sum(dtype=np.float64))
-        found["allocations-sum-to-the-change"][seed] = abs((total - change) / change)
-        found["nearly-half-hurt"][seed] = float(r["hurting"][i].mean())
-        found["few-hurt-in-slow-descent"][seed] = float(slow["hurting"][i].mean())
-        found["harm-is-a-large-part"][seed] = float(-r["harm"][i].sum() / r["help"][i].sum())
-        found["updates-oscillate"][seed] = float(r["turned"][i, 1:].mean())
-        found["all-layers-help"][seed] = float((r["layers"][i].sum(0) / change).min())
-    return found
+@lab.run
+def run(config: Config, out: Path) -> Runs:
+    """The records of all arms."""
+    seeds = list(config.seed_range())
+    data = load_seeds(config.data, seeds, train_size=config.train_size)
+    net = FlatMlp((data.inputs.shape[-1], config.width, config.width, 10))
+    common = net, net.losses("cross_entropy"), data
+    return shared(
+        config, {n: functools.partial(run_arm, config, out, n, *common) for n in rates(config)}
+    )
 
 
-def draw(path: Path, runs: dict[str, tuple[State, dict[str, np.ndarray]]]) -> None:
+def change(own: dict[str, np.ndarray]) -> np.ndarray:
+    """By how much the loss has changed, for every seed."""
+    return own["loss"][:, -1] - own["first_loss"]
+
+
+def mean(name: str, arm: str) -> Any:
+    """The measure of a claim on the mean of a record over the settled steps."""
+    return lambda runs, config: runs[arm][name][:, config.settled :].mean(1)
+
+
+def left_over(total: str) -> Any:
+    """The measure of a claim on what a sum misses of the change, over the change."""
+
+    def measured(runs: Runs, config: Config) -> np.ndarray:
+        found, fall = runs["sgd"][total].sum(1, dtype=float), change(runs["sgd"])
+        return abs((found - fall) / fall)
+
+    return measured
+
+
+def harm_grows(runs: Runs, config: Config) -> np.ndarray:
+    """The smallest increase of harm over help from one learning rate of SGD to the next."""
+    arms = {rate: name for name, rate in rates(config).items() if name != "gd"}
+    sums = [runs[arms[rate]] for rate in sorted(arms)]
+    parts = [-own["harm"].sum(1) / own["help"].sum(1) for own in sums]
+    return np.diff(parts, axis=0).min(0)
+
+
+def smallest_layer(arm: str) -> Any:
+    """The measure of a claim on the smallest share of a layer in the fall of the loss."""
+    return lambda runs, config: (runs[arm]["layers"].sum(1).T / change(runs[arm])).min(0)
+
+
+# fmt: off
+lab.claim("allocations-sum-to-the-change",
+          "Sum of all allocations of SGD minus the change of the loss, over that change.",
+          left_over("total"), high=1e-4, source="theory", reason="0, up to Simpson's rule",
+          null=left_over("first_order"))
+lab.claim("nearly-half-hurt", "Share of the parameters that hurt, mean over settled SGD.",
+          mean("hurting", "sgd"), low=0.45, high=0.5, source="paper",
+          reason="barely more than half of them help", null=mean("hurting", "gd"))
+lab.claim("few-hurt-in-slow-descent", "The same for slow full-batch gradient descent.",
+          mean("hurting", "gd"), high=0.02, source="theory", reason="none on the gradient flow",
+          null=mean("hurting", "sgd"))
+lab.claim("updates-oscillate",
+          "Share of the parameters whose update turns its sign from step to step of settled SGD.",
+          mean("turned", "sgd"), low=0.45, high=0.55, source="paper", reason="close to a half",
+          null=mean("turned", "gd"))
+lab.claim("harm-grows-with-the-rate",
+          "Smallest increase of harm over help of SGD from one learning rate to the next.",
+          harm_grows, low=0.0, source="sign")
+lab.claim("a-layer-hurts", "Smallest share of a layer in the fall of the loss of SGD.",
+          smallest_layer("sgd"), high=0.0, source="paper", reason="whole layers hurt",
+          null=smallest_layer("gd"))
+# fmt: on
+
+
+@lab.figure("Loss change allocation, means over seeds.", columns=3, panel=(4.0, 3.2))
+def allocation(axes: Any, runs: Runs, config: Config) -> None:
     """Harm and help along training, the share that hurts, and the layers' totals."""
-    with figure(path, 1, 3, panel=(4.0, 3.2)) as (left, middle, right):
-        for number, name in enumerate(ARMS):
-            r = runs[name][1]
-            label = {"sgd": "SGD", "gd": "slow full batch"}[name]
-            middle.plot(r["hurting"].mean(0), **style(number, markers=False), label=label)
-            total = (r["layers"].sum(1)).mean(0)
-            position = np.arange(len(total)) + 0.4 * number
-            right.bar(position, total, 0.4, color=style(number)["color"], label=label)
-        r = runs["sgd"][1]
-        left.plot(r["harm"].mean(0), **style(1, markers=False), label="harm")
-        left.plot(-r["help"].mean(0), **style(0, markers=False), label="help")
-        left.set(xlabel="step of SGD", ylabel="loss change allocated", yscale="log")
-        middle.set(xlabel="step", ylabel="parameters that hurt", ylim=(0, 0.6))
-        right.set(xlabel="layer", ylabel="allocated over training")
-        for axes in (left, middle, right):
-            axes.legend()
+    left, middle, right = axes
+    for number, (name, rate) in enumerate(rates(config).items()):
+        own, look = runs[name], style(number, markers=False)
+        label = rf"{'full batch' if name == 'gd' else 'SGD'}, $\eta$ = {rate:g}"
+        left.plot(-(own["harm"] / own["help"]).mean(0), **look, label=label)
+        middle.plot(own["hurting"].mean(0), **look)
+        total = own["layers"].sum(1).mean(0)
+        position = np.arange(len(total)) + 0.2 * number
+        right.bar(position, total, 0.2, color=look["color"])
+    left.set(xlabel="step", ylabel="harm / help", ylim=(0, 1))
+    middle.set(xlabel="step", ylabel="parameters that hurt", ylim=(0, 0.6))
+    right.set(xlabel="layer", ylabel="loss change allocated over training")
+    left.legend(fontsize=7)
 
 
-def main(config: Config) -> None:
-    """Runs the experiment, or shows the finished run."""
-    with run_folder(config) as out:
-        data = stack_seeds(
-            [
-                small_data(config.data, seed=seed, train_size=config.train_size)
-                for seed in config.seed_range()
-            ]
-        )
-        net = FlatMlp((data.inputs.shape[-1], config.width, config.width, 10))
-        losses_fn = net.losses("cross_entropy")
-        runs = {name: run_arm(config, out, name, net, losses_fn, data) for name in ARMS}
-        allocation = np.asarray(runs["sgd"][0].allocation)
-        draw(out / "allocation.png", runs)
-        write_summary(
-            out,
-            config,
-            judge_all(CLAIMS, measure(config, runs), config.seed_range()),
-            [Figure("allocation.png", "Loss change allocation, means over seeds.")],
-            {"parameters_that_hurt_over_training": (allocation > 0).mean(1)},
-        )
-
-
-EXPERIMENT = Experiment(main=main, presets=PRESETS)
+@lab.extra
+def over_training(runs: Runs, config: Config) -> dict[str, Any]:
+    """The share of the parameters that hurt in sum."""
+    return {"parameters_that_hurt_over_training": (runs["sgd"]["allocation"] > 0).mean(1)}

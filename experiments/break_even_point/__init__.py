@@ -8,149 +8,320 @@ or a smaller batch that comes earlier, and the largest values on the way (median
 up to 97 % training accuracy) stay smaller: the variance-reduction conjecture. By the
 pre-conditioning conjecture tr K / lambda_K is larger then. The break-even point of the small rate
 is here the first measurement at which tr K exceeds the largest tr K of the large rate; from there
-its predictions on the test set leave the path of the large rate's.
+its predictions on the test set leave the path of the large rate's. In the paper's model it is where
+(1 - eta lambda_H)^2 + eta^2 s^2 (N - S) / (S (N - 1)) reaches 1, with the batch size S and N
+examples; s^2 is here the mean of |H_i e - H e|^2 over the examples, for the top eigenvector e, so
+that the sum is the mean square of what a step of SGD makes of e.
 
 The paper's K is that of the gradients of batches, not of examples. It is measured too, and alone
 where the network has batch normalisation, with which no example has a gradient of its own. The
 conjectures are also about such networks, and the paper finds that without a large learning rate
 normalisation does not make the loss surface better conditioned.
 
-    python -m experiments break_even_point        # three seeds, 2 minutes
+An arm with another order of the batches says what chance does, and how far paths are apart that
+have no reason to part. tr K / lambda_K is compared from the sixth measurement on: it is large in
+the untrained network.
 
-Found: a ten times smaller rate makes the largest lambda_H 3.9 times and tr K 1.6 times as large, a
-batch of 200 in place of 8 makes them 3.2 and 1.4 times as large; after the break-even point the
-paths are 1.5 times as far apart as before. For single examples lambda_K remains open (1.2 times in
-both cases, with standard errors of 0.1 and 0.3: of 200, a quarter of them with wrong labels, single
-ones decide it late in training); for batches it is 1.6 and 1.4 times as large. With batch norm the
-small rate makes lambda_H 5.4 times, lambda_K 2.7 times and tr K 2.3 times as large; and with the
-small rate lambda_K is 2.4 times that without norm: by itself the norm makes nothing flatter.
-
-The pre-conditioning conjecture is not seen. The paper has a largest tr K / lambda_K of 14.3 against
-10.7; here it does not differ beyond the noise without norm, and with norm it is smaller with the
-large rate, by 13 %: a large rate lowers tr K as much as lambda_K, so that over accuracies of 60 to
-97 % the ratio's mean is 8.8 with the large rate and 10.4 with the small one. At equal, large rate
-the norm itself raises the ratio, by 8 %.
+    python -m experiments break_even_point        # five seeds, some minutes
 """
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-import jax.numpy as jnp
+import numpy as np
 
-from experiments.break_even_point.conjectures import CLAIMS, measure
-from experiments.break_even_point.pictures import draw_growth, draw_norm, draw_paths
-from experiments.break_even_point.training import arms, run_arm
-from experiments.lib.data.small import SmallData, small_data, stack_seeds
-from experiments.lib.runs.shares import shared
-from experiments.lib.verdicts.claims import judge_all
-from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
-from experiments.registry import Experiment, Options
+from experiments.break_even_point.arms import arms, plain_arms, roles
+from experiments.break_even_point.numbers import (
+    LEARNED,
+    break_even,
+    compared,
+    largest,
+    learned,
+    nearest,
+    smooth,
+)
+from experiments.break_even_point.training import run_arm
+from experiments.lib.lab import Lab, Options, Runs, shared
+from experiments.lib.training.minibatch import load_seeds
+from experiments.lib.verdicts.curves import words
+from experiments.lib.verdicts.figures import style
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Options):
     """The options."""
 
-    data: str = "digits"
-    """The data set."""
-
-    train_size: int = 400
-    """Training examples."""
-
-    label_noise: float = 0.25
-    """Share of wrong labels."""
-
-    width: int = 64
-    """Units of each of the three hidden layers."""
-
-    init_scale: float = 0.6
-    """Of the initial weights; small, so that training starts flat."""
-
-    rates: tuple[float, ...] = (1.0, 0.3, 0.1)
-    """Learning rates, from the largest, all with the middle batch size ..."""
-
-    batch_sizes: tuple[int, ...] = (8, 40, 200)
-    """... and three batch sizes, all with the smallest learning rate."""
-
-    norm_rates: tuple[float, ...] = (1.0, 0.1)
-    """Learning rates, from the largest, with batch normalisation and the middle batch size."""
-
-    norm_steps: int = 480
-    """Steps with batch normalisation: the small rate needs no more of them than the large one."""
-
-    time: float = 400.0
-    """Steps times learning rate of every arm without."""
-
-    measurements: int = 120
-    """Measurements on the way of every arm."""
-
-    examples: int = 200
-    """K is that of so many training examples."""
-
-    gradient_batches: int = 30
-    """The covariance K_B is that of the gradients of at least so many batches of the middle
-    size."""
-
-    chunk: int = 60
-    """Measurements between two saves."""
+    train_size: int = 400  # training examples
+    label_noise: float = 0.25  # share of wrong labels
+    width: int = 64  # units of each of the three hidden layers
+    init_scale: float = 0.6  # of the initial weights; small, so that training starts flat
+    rates: tuple[float, ...] = (1.0, 0.3, 0.1)  # from the largest, all with the middle batch size
+    batch_sizes: tuple[int, ...] = (8, 40, 200)  # three, all with the smallest learning rate
+    norm_rates: tuple[float, ...] = (1.0, 0.1)  # from the largest, with batch normalisation
+    norm_steps: int = 480  # steps with it: the small rate needs no more of them than the large one
+    time: float = 400.0  # steps times learning rate of every arm without
+    measurements: int = 120  # on the way of every arm
+    examples: int = 200  # K is that of so many training examples
+    gradient_batches: int = 30  # K_B is that of at least so many batches of the middle size
+    chunk: int = 60  # measurements between two saves
 
 
-PRESETS = {
-    "smoke": Config(
-        seeds=1,
-        train_size=40,
-        width=8,
-        rates=(1.0, 0.5),
-        batch_sizes=(8, 8, 8),
-        norm_rates=(1.0, 0.5),
-        norm_steps=20,
-        gradient_batches=5,
-        time=10.0,
-        measurements=10,
-        examples=16,
-        chunk=5,
-    ),
-    "cpu": Config(),
-    "gpu": Config(data="cifar10", train_size=20000, width=256, rates=(0.1, 0.03, 0.01), time=2000),
-    "paper": Config(
-        data="cifar10", train_size=45000, width=512, rates=(0.1, 0.01, 0.001), time=4000
-    ),
+# fmt: off
+lab = Lab(
+    Config, "Jastrzebski et al. 2020",
+    smoke={"seeds": 1, "train_size": 40, "width": 8, "rates": (1.0, 0.5),
+           "batch_sizes": (8, 8, 8), "norm_rates": (1.0, 0.5), "norm_steps": 20,
+           "gradient_batches": 5, "time": 10.0, "measurements": 10, "examples": 16, "chunk": 5},
+    paper={"data": "cifar10", "train_size": 45000, "width": 512, "rates": (0.1, 0.01, 0.001),
+           "time": 4000.0},
+)
+# fmt: on
+EXPERIMENT = lab.experiment
+
+
+@lab.run
+def run(config: Config, out: Path) -> Runs:
+    """The records of every arm."""
+    seeds = list(config.seed_range())
+    options = {"train_size": config.train_size, "label_noise": config.label_noise}
+    data = load_seeds(config.data, seeds, **options)
+    return shared(
+        config,
+        {
+            name: functools.partial(run_arm, config, out / name, arm, data)
+            for name, arm in arms(config).items()
+        },
+    )
+
+
+def parting(runs: Runs, config: Config, role: str) -> np.ndarray:
+    """Mean distance of the slow arm's predictions to another's path, before and after: (seeds, 2).
+
+    Before and after the break-even point, and up to where nearly everything is learned.
+    """
+    slow, fast, other = (runs[getattr(roles(config), r)] for r in ("slow", "fast", role))
+    found = []
+    for i, at in enumerate(break_even(slow, fast)):
+        end = learned(slow["accuracy"][i])
+        if at is None or at < 2 or at + 2 > end:
+            found.append([np.nan, np.nan])
+            continue
+        distance = nearest(slow["predictions"][i][:end], other["predictions"][i])
+        found.append([distance[:at].mean(), distance[at:].mean()])
+    return np.array(found)
+
+
+def over(a: str, b: str, quantity: str) -> Any:
+    """The measure of a claim on the largest value of the arm of one role over another's."""
+
+    def measured(runs: Runs, config: Config) -> np.ndarray:
+        named = roles(config)._asdict()
+        return largest(runs[named[a]], quantity) / largest(runs[named[b]], quantity)
+
+    return measured
+
+
+def against_edge(role: str, of: str) -> Any:
+    """The measure of a claim on an arm's largest lambda_H times the rate / 2 of another's."""
+
+    def measured(runs: Runs, config: Config) -> np.ndarray:
+        named = roles(config)._asdict()
+        return largest(runs[named[role]], "lambda_H") * (arms(config)[named[of]].rate / 2)
+
+    return measured
+
+
+def hand_in_hand(shuffled: bool) -> Any:
+    """The measure of a claim on the correlation of lambda_H and lambda_K along training."""
+
+    def measured(runs: Runs, config: Config) -> list[float]:
+        rng = np.random.RandomState(0)
+        rows = []
+        for name in plain_arms(config, most=config.rates[-2]):
+            pairs = zip(*(compared(runs[name], q) for q in ("lambda_H", "lambda_K")), strict=True)
+            both = [(h, rng.permutation(k) if shuffled else k) for h, k in pairs]
+            rows.append([np.corrcoef(h, k)[0, 1] for h, k in both])
+        return np.min(rows, 0).tolist()
+
+    return measured
+
+
+def condition(worst: Any, *, at_top: bool = True, exchanged: bool = False) -> Any:
+    """The measure of a claim on the left side of the condition of stability, over all arms.
+
+    At the largest lambda_H or in the untrained network; or as if all had the largest rate.
+    """
+
+    def measured(runs: Runs, config: Config) -> list[float]:
+        rows, n = [], config.train_size
+        for name in plain_arms(config):
+            arm = arms(config)[name]
+            rate = config.rates[0] if exchanged else arm.rate
+            share = (n - arm.batch_size) / (arm.batch_size * (n - 1))
+            pairs = zip(*(compared(runs[name], q) for q in ("lambda_H", "variance_H")), strict=True)
+            left = [(h, (1 - rate * h) ** 2 + share * rate**2 * v) for h, v in pairs]
+            rows.append([row[np.argmax(h) if at_top else 0] for h, row in left])
+        return worst(rows, 0).tolist()
+
+    return measured
+
+
+# fmt: off
+QUANTITIES = {
+    "lambda-h": ("lambda_H", "lambda_H"), "lambda-k": ("lambda_K", "lambda_K"),
+    "trace-k": ("trace_K", "tr K"), "lambda-b": ("lambda_B", "lambda_K of batch gradients"),
+    "trace-b": ("trace_B", "tr K of batch gradients"),
 }
+COMPARED = {
+    "rate": ("the smallest learning rate over that with the largest", "slow", "fast"),
+    "batch": ("the largest batch over that with the smallest", "large", "small"),
+    "norm-rate": ("batch norm and the smallest learning rate over that with the largest",
+                  "norm_slow", "norm_fast"),
+}
+SIGN = {"low": 1.0, "source": "sign"}
+for by, (words_of, a, b) in COMPARED.items():
+    pair = ("norm_again", "norm_slow") if by == "norm-rate" else ("again", "slow")
+    for name, (quantity, what) in QUANTITIES.items():
+        if by != "norm-rate" or not name.endswith("-k"):  # with norm no example has a gradient
+            lab.claim(f"{by}-reduces-{name}", f"The largest {what} with {words_of}.",
+                      over(a, b, quantity), null=over(*pair, quantity), **SIGN)
+lab.claim("sharpness-within-stability",
+          "The largest lambda_H with the largest learning rate, times rate / 2.",
+          against_edge("fast", "fast"), high=1.1, source="theory",
+          reason="1, and a tenth for swings", null=against_edge("slow", "fast"))
+lab.claim("curvature-and-noise-go-together",
+          "Smallest correlation of lambda_H and lambda_K along training, of the arms with all but "
+          "the largest learning rate.",
+          hand_in_hand(shuffled=False), low=0.8, source="paper", reason="K stands for H there",
+          null=hand_in_hand(shuffled=True))
+lab.claim("stability-is-reached",
+          "Smallest left side of the condition of stability at the largest lambda_H, of all arms.",
+          condition(np.min), low=0.7, source="theory", reason="1 at the break-even point",
+          null=condition(np.min, at_top=False))
+lab.claim("stability-is-kept", "The largest of them.",
+          condition(np.max), high=1.1, source="theory", reason="1, and a tenth for swings",
+          null=condition(np.max, exchanged=True))
+lab.claim("rate-preconditions",
+          "Largest tr K / lambda_K with the largest rate over that with the smallest.",
+          over("fast", "slow", "ratio_K"), null=over("again", "slow", "ratio_K"), **SIGN)
+lab.claim("rate-preconditions-batches", "The same of the gradients of batches.",
+          over("fast", "slow", "ratio_B"), null=over("again", "slow", "ratio_B"), **SIGN)
+lab.claim("batch-preconditions",
+          "Largest tr K / lambda_K with the smallest batch over that with the largest.",
+          over("small", "large", "ratio_K"), null=over("again", "slow", "ratio_K"), **SIGN)
+lab.claim("paths-differ-after-the-break-even-point",
+          "Mean distance of the small rate's predictions after the break-even point to the path of "
+          "the large rate's, over that to their own path with another order of the batches.",
+          lambda runs, config: np.divide(*(parting(runs, config, r)[:, 1]
+                                           for r in ("fast", "again"))),
+          low=1.3, source="seeds", reason="no size is known")
+lab.claim("paths-part-at-the-break-even-point",
+          "By how much the mean distance to the path of the large rate is larger after the "
+          "break-even point than before, less the same for the other order.",
+          lambda runs, config: np.subtract(*(np.diff(parting(runs, config, r))[:, 0]
+                                             for r in ("fast", "again"))),
+          low=0.0, source="sign", reason="the other order has no reason to part there")
+lab.claim("norm-sharpness-within-stability",
+          "With batch norm, the largest lambda_H with the largest rate, times rate / 2.",
+          against_edge("norm_fast", "norm_fast"), high=1.1, source="theory",
+          reason="1, and a tenth for swings", null=against_edge("norm_slow", "norm_fast"))
+lab.claim("norm-rate-preconditions",
+          "With batch norm, the largest tr K / lambda_K of batch gradients with the largest rate "
+          "over that with the smallest.",
+          over("norm_fast", "norm_slow", "ratio_B"),
+          null=over("norm_again", "norm_slow", "ratio_B"), **SIGN)
+lab.claim("norm-alone-does-not-flatten",
+          "The largest lambda_K of batch gradients with the smallest rate, with batch norm over "
+          "without.",
+          over("norm_slow", "slow", "lambda_B"), null=over("norm_again", "norm_slow", "lambda_B"),
+          **SIGN)
+lab.claim("norm-conditions",
+          "The largest tr K / lambda_K of batch gradients with the largest rate, with batch norm "
+          "over without.",
+          over("norm_fast", "fast", "ratio_B"), null=over("norm_again", "norm_slow", "ratio_B"),
+          **SIGN)
+# fmt: on
 
 
-def main(config: Config) -> None:
-    """Runs the experiment, or shows the finished run."""
-    with run_folder(config) as out:
-        options = {"train_size": config.train_size, "label_noise": config.label_noise}
-        data = stack_seeds(
-            [small_data(config.data, seed=seed, **options) for seed in config.seed_range()]
-        )
-        data = SmallData(*map(jnp.asarray, data))
-        work = {name: functools.partial(run_arm, config, out, name, data) for name in arms(config)}
-        records = shared(config, work)
-        numbers = measure(config, records)
-        draw_growth(out / "growth.png", config, records)
-        draw_paths(out / "paths.png", config, records)
-        draw_norm(out / "batch_norm.png", config, records)
-        last = {name: r["test_accuracy"][:, -1] for name, r in records.items()}
-        reached = {name: r["accuracy"][:, -1] for name, r in records.items()}
-        write_summary(
-            out,
-            config,
-            judge_all(CLAIMS, numbers, config.seed_range()),
-            [
-                Figure("growth.png", "Curvature and gradient noise along training, seed means."),
-                Figure(
-                    "paths.png",
-                    "Predictions of the first seed along training; the cross is the break-even "
-                    "point of the small rate.",
-                ),
-                Figure("batch_norm.png", "With and without batch normalisation; seed means."),
-            ],
-            {"last_test_accuracy": last, "last_training_accuracy": reached},
-        )
+def draw(panel: Any, runs: Runs, config: Config, names: Any, x: str, quantity: str) -> None:
+    """Seed means of one quantity of some arms."""
+    for number, name in enumerate(names):
+        records = runs[name]
+        across, values = (np.mean([smooth(row) for row in records[of]], 0) for of in (x, quantity))
+        shown = across < (LEARNED if x == "accuracy" else np.inf)
+        look = style(number, markers=False)
+        panel.plot(across[shown], values[shown], **look, label=str(arms(config)[name]))
+    panel.set(xlabel=words(x), ylabel=words(quantity))
 
 
-EXPERIMENT = Experiment(main=main, presets=PRESETS, shares=True)
+@lab.figure("Curvature and noise along training, their start, and 2 / learning rate.",
+            rows=2, columns=2, panel=(5.0, 3.4))  # fmt: skip
+def growth(axes: Any, runs: Runs, config: Config) -> None:
+    """lambda_H, lambda_K, tr K and accuracy of the arms without batch norm."""
+    plain = plain_arms(config)
+    for panel, quantity in zip(axes.flat, ("lambda_H", "lambda_K", "trace_K", "accuracy"),
+                               strict=True):  # fmt: skip
+        draw(panel, runs, config, plain, "time", quantity)
+    for panel in axes.flat[:3]:
+        panel.set_yscale("log")
+    for number, rate in enumerate(config.rates):
+        look = {**style(number, markers=False), "linewidth": 0.8}
+        axes[0, 0].axhline(2 / rate, **look, label=rf"$2/\eta$, $\eta$ = {rate:g}")
+    start = axes[1, 1].inset_axes((0.45, 0.15, 0.5, 0.5))
+    draw(start, runs, config, plain, "time", "accuracy")
+    start.set(xlim=(0, 0.15 * config.time), xlabel="", ylabel="")
+    axes[0, 1].legend(fontsize=7)
+    axes[0, 0].legend(fontsize=6, ncols=2)
+
+
+@lab.figure("With and without batch normalisation; seed means.", columns=3, panel=(4.0, 3.2))
+def batch_norm(axes: Any, runs: Runs, config: Config) -> None:
+    """lambda_H, lambda_K and tr K of batch gradients against the training accuracy."""
+    fast, slow, _, _, norm_fast, norm_slow, *_ = roles(config)
+    for panel, quantity in zip(axes, ("lambda_H", "lambda_B", "trace_B"), strict=True):
+        draw(panel, runs, config, (fast, slow, norm_fast, norm_slow), "accuracy", quantity)
+        panel.set_yscale("log")
+    axes[0].legend(fontsize=7)
+
+
+@lab.figure("Paths of the predictions of up to three seeds, over the nearest run's value; the "
+            "cross is the break-even point of the small rate.",
+            columns=2, panel=(5.0, 4.0))  # fmt: skip
+def paths(axes: Any, runs: Runs, config: Config) -> None:
+    """The predictions of the large (red) and the small rate (blue) in two principal components."""
+    pair = [runs[name] for name in roles(config)[:2]]
+    seeds = range(min(3, config.seeds))
+    rows = np.stack([[r["predictions"][i].astype(np.float32) for i in seeds] for r in pair])
+    flat = rows.reshape(-1, np.prod(rows.shape[3:]))
+    left, values, _ = np.linalg.svd(flat - flat.mean(0), full_matrices=False)
+    points = (left * values)[:, :2]
+    lines = points.reshape(*rows.shape[:3], 2)
+    low, high = points.min(0), points.max(0)
+    grid = np.meshgrid(*(np.linspace(a, b, 120) for a, b in zip(low, high, strict=True)))
+    places = np.stack(grid, -1).reshape(-1, 1, 2)
+    closest = ((places - points) ** 2).sum(-1).argmin(1)
+    for panel, quantity in zip(axes, ("lambda_K", "accuracy"), strict=True):
+        heights = np.stack([[smooth(r[quantity][i]) for i in seeds] for r in pair]).ravel()
+        colours = heights[closest].reshape(grid[0].shape)
+        shown = panel.pcolormesh(*grid, colours, cmap="Greys", alpha=0.6, shading="nearest")
+        panel.figure.colorbar(shown, ax=panel, label=words(quantity))
+        for own, colour, name in zip(lines, ("red", "blue"), ("large", "small"), strict=True):
+            for i, line in enumerate(own):
+                label = f"{name} learning rate" if i == 0 else None
+                panel.plot(*line.T, color=colour, linewidth=1.2, label=label)
+        for i, at in zip(seeds, break_even(pair[1], pair[0]), strict=False):
+            if at is not None:
+                panel.plot(*lines[1, i, at], marker="X", color="black", markersize=10)
+        panel.set(xlabel="first component", ylabel="second component")
+        panel.legend(fontsize=8)
+
+
+@lab.extra
+def ends(runs: Runs, config: Config) -> dict[str, Any]:
+    """The last accuracies."""
+    last = {"last_test_accuracy": "test_accuracy", "last_training_accuracy": "accuracy"}
+    return {k: {name: r[of][:, -1] for name, r in runs.items()} for k, of in last.items()}

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import flatjax
+from experiments.break_even_point.arms import Arm
 from experiments.break_even_point.network import BatchNormMlp, losses_of, network
 from experiments.lib.data.small import SmallData
 from experiments.lib.runs.progress import say
@@ -28,42 +29,6 @@ Records = dict[str, np.ndarray]
 TRACKER = flatjax.track(1, num_blocks=2)
 SHOWN = 200
 """Test examples whose predictions are recorded."""
-
-
-class Arm(NamedTuple):
-    """One way of training.
-
-    Attributes:
-      rate: the learning rate.
-      batch_size: examples an update.
-      steps: updates.
-      batch_norm: whether the network has batch normalisation.
-    """
-
-    rate: float
-    batch_size: int
-    steps: int
-    batch_norm: bool = False
-
-    def __str__(self) -> str:
-        """How it is named in figures."""
-        words = f"rate {self.rate:g}, batch {self.batch_size}"
-        return f"{words}, batch norm" if self.batch_norm else words
-
-
-def arms(config: Config) -> dict[str, Arm]:
-    """The arms by name: learning rates, batch sizes, and learning rates with batch norm."""
-    small, middle, large = config.batch_sizes
-
-    def plain(rate: float, batch_size: int) -> Arm:
-        return Arm(rate, batch_size, round(config.time / rate))
-
-    slowest = config.rates[-1]
-    return (
-        {f"rate_{rate:g}": plain(rate, middle) for rate in config.rates}
-        | {f"batch_{size}": plain(slowest, size) for size in (small, large)}
-        | {f"norm_rate_{r:g}": Arm(r, middle, config.norm_steps, True) for r in config.norm_rates}
-    )
 
 
 class State(NamedTuple):
@@ -114,6 +79,7 @@ def _advance(net, batch_size, examples, rate_and_every, data_and_groups, state, 
             values = jnp.linalg.eigvalsh(flatjax.gradient_gram(losses_fn, params, some))
             predictions = jax.nn.softmax(logits[:SHOWN]).astype(jnp.float16)
             found |= {
+                "variance_H": curvature_variance(losses_fn, params, some, track.vectors[0]),
                 "lambda_K": values[-1],
                 "trace_K": values.sum(),
                 "predictions": predictions,
@@ -124,6 +90,17 @@ def _advance(net, batch_size, examples, rate_and_every, data_and_groups, state, 
         return loops.scan(functools.partial(block, data), state, length=blocks)
 
     return jax.vmap(one)(data, state)
+
+
+def curvature_variance(losses_fn, params, batch, direction) -> jax.Array:
+    """Mean over the examples of |H_i e - H e|^2, for a direction e."""
+
+    def gradient(p, example):
+        return jax.grad(lambda q: losses_fn(q, jax.tree.map(lambda a: a[None], example)).sum())(p)
+
+    gradients = lambda p: jax.vmap(gradient, (None, 0))(p, batch)  # noqa: E731
+    _, pushed = jax.jvp(gradients, (params,), (direction,))
+    return jnp.square(pushed - pushed.mean(0)).sum(1).mean()
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -147,21 +124,21 @@ def groups_of(config: Config) -> np.ndarray:
     return np.concatenate(order).reshape(-1, size)
 
 
-def run_arm(config: Config, out: Path, name: str, data: SmallData) -> Records:
+def run_arm(config: Config, folder: Path, arm: Arm, data: SmallData) -> Records:
     """The records of one arm, (seeds, measurements) and more axes each."""
-    say(name, enabled=not config.quiet)
-    arm = arms(config)[name]
+    say(folder.name, enabled=not config.quiet)
     # Normalised layers do not know the scale of their weights: it only makes steps longer.
     scale = 1.0 if arm.batch_norm else config.init_scale
     net = network(data.inputs.shape[-1], config.width, scale, arm.batch_norm)
     every = max(round(arm.steps / config.measurements), 1)
     params = net.init_seeds(config.seed_range())
-    keys = jax.random.split(jax.random.key(1), config.seeds)
+    keys = jax.random.split(jax.random.key(arm.order), config.seeds)
+    data = jax.tree.map(jnp.asarray, data)
     start = State(params, _settled(losses_of(net), data, params, keys), jax.random.key_data(keys))
     hyper = (jnp.float32(arm.rate), jnp.int32(every))
     groups = jnp.asarray(groups_of(config))
     _, records = run_chunks(
-        out / name,
+        folder,
         start,
         lambda state, blocks: _advance(
             net, arm.batch_size, config.examples, hyper, (data, groups), state, blocks
@@ -171,4 +148,7 @@ def run_arm(config: Config, out: Path, name: str, data: SmallData) -> Records:
         axis=1,
         quiet=config.quiet,
     )
-    return records | {"steps": every * np.arange(1, config.measurements + 1)}
+    for of in {"K", "B"} & {name[-1] for name in records}:
+        records[f"ratio_{of}"] = records[f"trace_{of}"] / records[f"lambda_{of}"]
+    times = arm.rate * every * np.arange(1, config.measurements + 1)
+    return records | {"time": np.tile(times, (config.seeds, 1))}

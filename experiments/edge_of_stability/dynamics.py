@@ -28,14 +28,12 @@ class Arm(NamedTuple):
     """One optimiser.
 
     Attributes:
-      name: its name in files and figures.
       optimizer: an optax transformation; arms that share one share a compiled program.
       hyperparams: values for its `inject_hyperparams`.
       threshold: the sharpness at which it becomes unstable, see `flatjax.stability_threshold`.
       batch_size: None for full batches.
     """
 
-    name: str
     optimizer: optax.GradientTransformation
     hyperparams: dict[str, float]
     threshold: float
@@ -43,13 +41,25 @@ class Arm(NamedTuple):
 
 
 class State(NamedTuple):
-    """A state of training; with a leading axis of seeds."""
+    """A state of training; with a leading axis of seeds.
+
+    Attributes:
+      params: the parameters.
+      opt_state: of the optimiser.
+      track: the largest eigenvalue.
+      key: data of a PRNG key.
+      batch_size: examples per update.
+      top: the largest sharpness so far ...
+      at_top: ... and the parameters there.
+    """
 
     params: jax.Array
     opt_state: Any
     track: Any
     key: jax.Array
     batch_size: jax.Array
+    top: jax.Array
+    at_top: jax.Array
 
 
 TRACKER = flatjax.track(1, num_blocks=2)
@@ -104,7 +114,14 @@ def _advance(losses_fn, optimizer, every, batch, state, blocks):
             "sharpness": track.values[0],
             "residual": track.residual_norms[0],
         }
-        return state._replace(track=track), found
+        # Kept on the way: at the edge rounding decides when the sharpness peaks, and another
+        # program would find another peak.
+        above = found["sharpness"] > state.top
+        return state._replace(
+            track=track,
+            top=jnp.maximum(state.top, found["sharpness"]),
+            at_top=jnp.where(above, state.params, state.at_top),
+        ), found
 
     def one(batch, state):
         return loops.scan(functools.partial(block, batch), state, length=blocks)
@@ -123,7 +140,7 @@ def train(
     every: int,
     chunk: int,
     quiet: bool,
-) -> tuple[jax.Array, dict[str, np.ndarray]]:
+) -> dict[str, np.ndarray]:
     """Trains all seeds side by side and tracks the sharpness after every `every` steps.
 
     Args:
@@ -138,8 +155,9 @@ def train(
       quiet: no progress bar.
 
     Returns:
-      The last parameters, and records with a leading axis of seeds: `loss` (steps,), before each
-      update; `sharpness`, preconditioned for Adam, and `residual` (steps // every,).
+      Records with a leading axis of seeds: `loss` (steps,), before each update; `sharpness`,
+      preconditioned for Adam, and `residual` (steps // every,); the parameters at the largest
+      sharpness, `at_top`, and at the end, `last` (size,).
     """
     batch = full_batch(data)
     seeds, examples = batch[1].shape
@@ -153,6 +171,8 @@ def train(
         _settled(losses_fn, batch, params, keys),
         jax.random.key_data(keys),
         jnp.full(seeds, arm.batch_size or examples, jnp.int32),
+        jnp.full(seeds, -jnp.inf),
+        params,
     )
     state, records = run_chunks(
         folder,
@@ -164,7 +184,7 @@ def train(
         quiet=quiet,
     )
     records["loss"] = records["loss"].reshape(seeds, -1)
-    return state.params, records
+    return records | {"at_top": np.asarray(state.at_top), "last": np.asarray(state.params)}
 
 
 class Flow(NamedTuple):
@@ -258,6 +278,8 @@ def gradient_flow(
 @functools.partial(jax.jit, static_argnums=(0, 5))
 def quadratic_model(losses_fn, params, batch, learning_rate, when, steps):
     """Gradient descent on the loss and on its quadratic Taylor model from a point on its way.
+
+    Where rounding decides the way, at the edge, give the point itself and `when` 0.
 
     Args:
       losses_fn: per-example losses.

@@ -28,7 +28,7 @@ def orders(config: Config, seed: int) -> dict[str, list[float]]:
             lambda a: jnp.asarray(a, jnp.float64), minibatch.training_batch(recipe, data)
         )
         stacked = minibatch.stack_seeds([data])
-        start = minibatch.init_runs(recipe, stacked, jnp.array([seed], jnp.uint32))
+        start, _ = minibatch.init_runs(recipe, stacked, jnp.array([seed], jnp.uint32))
         start = jax.tree.map(lambda a: a.astype(jnp.float64), curvature.run_of(start, 0))
         return {k: [float(x) for x in v] for k, v in _distances(config, recipe, start, batch)}
 
@@ -36,7 +36,7 @@ def orders(config: Config, seed: int) -> dict[str, list[float]]:
 @functools.cache
 def _programs(recipe: Recipe) -> tuple[Any, Any, Any]:
     """The flows, gradient descent and the mean epoch: compiled once for all seeds."""
-    losses_fn = minibatch.losses_fn(recipe.activation, recipe.loss)
+    losses_fn = minibatch.losses_fn(recipe)
 
     def gradient(params, batch):
         return jax.grad(lambda p: losses_fn(p, batch).mean())(params)
@@ -115,6 +115,8 @@ def _distances(config, recipe, start, batch):
         )
         end = flow(name, 400, start, batch, smallest, horizon)
         yield f"horizon {name}", [distance(long, end)]
+    twice = flow("modified", 400, start, batch, 2 * smallest, horizon)
+    yield "horizon twice", [distance(long, twice)]
     for name in ("flow", "modified", "isgr"):
         yield (
             f"epoch {name}",

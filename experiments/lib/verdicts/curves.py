@@ -24,6 +24,13 @@ _WORDS = {
     "eta*": r"$\eta^*$",
     "GP_x": r"GP$_x$",
     "GP_r": r"GP$_r$",
+    "lambda_H": r"$\lambda_H$",
+    "lambda_K": r"$\lambda_K$",
+    "trace_K": "tr $K$",
+    "lambda_B": r"$\lambda_K$ of batch gradients",
+    "trace_B": "tr $K$ of batch gradients",
+    "accuracy": "training accuracy",
+    "time": "steps times learning rate",
     "train_loss": "training loss",
     "train_accuracy": "training accuracy",
 }
