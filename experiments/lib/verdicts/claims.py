@@ -85,8 +85,8 @@ def judge(
       null: the same number of something for which the claim must fail.
 
     Returns:
-      `void` if the null lies within the range as well, not on a bound, so that the claim says
-      nothing; `inconclusive`
+      `void` if the null lies in the range as well, so that the claim says nothing (on the bound of
+      a sign there is no effect); `inconclusive`
       if a number is missing or not finite, or if the 95 % interval of the mean (Student's t)
       reaches over a bound; `reproduced` if that interval lies in the range; else `not reproduced`.
       A single seed has no interval and counts by its value alone.
@@ -95,7 +95,8 @@ def judge(
     if null is None:
         return found
     other = _compared(claim, null)
-    void = other.verdict == "reproduced" and other.mean not in (claim.low, claim.high)
+    without = claim.source == "sign" and other.mean in (claim.low, claim.high)
+    void = other.verdict == "reproduced" and not without
     return found._replace(null=other.mean, **({"verdict": "void"} if void else {}))
 
 

@@ -14,7 +14,7 @@ def test_the_halves_make_up_the_test_set():
     params = {"layer_0": {"kernel": jnp.eye(64, 10), "bias": jnp.zeros(10)}}
     found = halves(recipe, params, {}, data)
     both = (found["validation_accuracy"] + found["half_accuracy"]) / 2
-    whole = accuracies(recipe, params, data)["test_accuracy"]
+    whole = accuracies(recipe, params, {}, data)["test_accuracy"]
     np.testing.assert_allclose(both, whole, atol=1e-6)  # float32
     assert found["validation_accuracy"] != found["half_accuracy"]
 

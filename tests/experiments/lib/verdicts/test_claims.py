@@ -57,7 +57,7 @@ def test_the_interval_of_three_seeds_decides(bound, errors_inside, verdict):
         ({0: 1.5, 1: 1.6, 2: 1.4}, "void", 1.5),
         ({0: 0.5, 1: 0.6, 2: 0.4}, "reproduced", 0.5),
         ({0: 1.0, 1: 1.1, 2: 0.9}, "reproduced", 1.0),  # it does not pass: it may be either
-        ({0: 1.0, 1: 1.0, 2: 1.0}, "reproduced", 1.0),  # no effect, where the bound is its sign
+        ({0: 1.0, 1: 1.0, 2: 1.0}, "void", 1.0),
         ({0: 1.5, 1: None, 2: 1.5}, "reproduced", None),
     ],
 )
@@ -65,6 +65,12 @@ def test_a_claim_that_its_null_passes_is_void(null, verdict, mean):
     found = judge(CLAIM, {0: 1.5, 1: 1.6, 2: 1.4}, null)
     assert (found.verdict, found.null and round(found.null, 6)) == (verdict, mean)
     assert found.mean == pytest.approx(1.5)
+
+
+def test_no_effect_does_not_pass_for_a_sign():
+    claim = Claim(name="c", statement="S.", paper="P", low=0.0, source="sign")
+    assert judge(claim, {0: 1.0, 1: 1.01}, {0: 0.0, 1: 0.0}).verdict == "reproduced"
+    assert judge(claim, {0: 1.0, 1: 1.01}, {0: 0.1, 1: 0.1}).verdict == "void"
 
 
 def test_a_single_seed_has_no_standard_error():
