@@ -53,13 +53,14 @@ class TestStartVectorOfTheDeflation:
         np.testing.assert_allclose(sums, found.row_weights * (1 - found.num_exact / N), rtol=1e-6)
 
     def test_of_a_multiple_eigenvalue_is_left_out(self):
-        # The one copy that the run sees has the weight of all thirty.
-        values = np.concatenate([np.full(30, 20.0), VALUES[:270]])
+        # The one copy that the run sees has the weight of all sixty: a chi square of as many degrees,
+        # four deviations above the bound for some ten single ones.
+        values = np.concatenate([np.full(60, 20.0), VALUES[:240]])
         found = self.density(values, num_probes=2, num_steps=16, deflation_steps=48)
         assert found.nodes.shape[0] == 2
         near = np.abs(found.atoms - 20) < 0.01
-        # Of 300 eigenvalues 30, by two probes: each sees the share to sqrt(2 * 0.1 * 0.9 / 300).
-        assert abs(found.weights[near].sum() - 0.1) < 4 * np.sqrt(0.18 / 300 / 2)
+        # Of 300 eigenvalues 60, by two probes: each sees the share to sqrt(2 * 0.2 * 0.8 / 300).
+        assert abs(found.weights[near].sum() - 0.2) < 4 * np.sqrt(0.32 / 300 / 2)
 
     def test_is_unbiased(self):
         means, truths = [], []
