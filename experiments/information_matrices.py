@@ -27,14 +27,11 @@ import scipy.linalg
 
 import flatjax
 from experiments.lib.data.small import small_data
+from experiments.lib.lab import Lab, Options, shared
 from experiments.lib.nets.mlp import FlatMlp
 from experiments.lib.runs.kept import each_seed, kept_arrays
 from experiments.lib.runs.metrics import MetricsLog
-from experiments.lib.runs.shares import shared
-from experiments.lib.verdicts.claims import Claim, by_name, claims_of, judge_all
-from experiments.lib.verdicts.figures import figure, style
-from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
-from experiments.registry import Experiment, Options
+from experiments.lib.verdicts.figures import style
 from flatjax import loops
 
 PAIRS = (("H", "C"), ("C", "F"), ("F", "H"))
@@ -43,35 +40,29 @@ TOP = 9
 DISTANCES = (1e-1, 1e-2, 1e-3)
 """Lengths of the random d in the divergence."""
 
+Records = dict[str, np.ndarray]
+"""By name, (seeds, steps) and more axes each."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Options):
     """The options."""
 
-    data: str = "digits"
-    """The data set."""
-
-    train_size: int = 200
-    """Training examples, all of them in every batch."""
-
-    width: int = 12
-    """Units of the hidden layer; the matrices have the square of the parameters."""
-
-    learning_rate: float = 0.3
-    """Of gradient descent."""
-
-    steps: tuple[int, ...] = (0, 20, 100, 500, 3000)
-    """The matrices are compared after so many steps."""
+    train_size: int = 200  # training examples, all of them in every batch
+    width: int = 12  # units of the hidden layer; the matrices have the square of the parameters
+    learning_rate: float = 0.3  # of gradient descent
+    steps: tuple[int, ...] = (0, 20, 100, 500, 3000)  # the matrices are compared after so many
 
 
-PRESETS = {
-    "smoke": Config(seeds=1, train_size=30, width=3, steps=(0, 5, 20)),
-    "cpu": Config(),
-    "gpu": Config(train_size=1500, width=100, steps=(0, 100, 500, 2000, 10000)),
-    "paper": Config(
-        data="mnist", train_size=5000, width=20, steps=(0, 100, 500, 2000, 10000, 50000)
-    ),
-}
+# fmt: off
+lab = Lab(
+    Config, "Thomas et al. 2020",
+    smoke={"seeds": 1, "train_size": 30, "width": 3, "steps": (0, 5, 20)},
+    paper={"data": "mnist", "train_size": 5000, "width": 20,
+           "steps": (0, 100, 500, 2000, 10_000, 50_000)},
+)
+# fmt: on
+EXPERIMENT = lab.experiment
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -127,9 +118,10 @@ def divergences(net: FlatMlp, params: jax.Array, inputs: Any, key: jax.Array) ->
         return ratios
 
 
-def run_seed(config: Config, net: FlatMlp, losses_fn: Any, seed: int, folder: Path) -> dict:
+def run_seed(config: Config, seed: int, folder: Path) -> dict:
     """The comparisons of one seed after every number of steps."""
     data = small_data(config.data, seed=seed, train_size=config.train_size)
+    net, losses_fn = network(data.inputs.shape[-1], config.width)
     batch = (jnp.asarray(data.inputs), jnp.asarray(data.targets))
     rows = []
 
@@ -153,80 +145,74 @@ def run_seed(config: Config, net: FlatMlp, losses_fn: Any, seed: int, folder: Pa
     return {"rows": rows}
 
 
-_claim = claims_of("Thomas et al. 2020", "set on seeds 0-4")
-
-CLAIMS = by_name(
-    _claim("fisher-like-hessian", "s(F, H) at the end.", 0.9, None),
-    _claim("covariance-like-fisher", "s(C, F) at the end.", 0.6, None),
-    _claim("hessian-like-covariance", "s(H, C) at the end.", 0.55, None),
-    _claim("cosines-grow", "Least growth of a cosine from first to last step.", 0.0, None),
-    _claim("same-top-directions", "Overlap of the top subspaces of F and H.", 0.8, None),
-    _claim(
-        "scales-part",
-        "r(C, F) at the end over r(C, F) at the first step.",
-        None,
-        0.3,
-    ),
-    Claim(
-        name="fisher-is-the-divergence",
-        statement="KL(p_w || p_(w+d)) over d'Fd / 2 at the smallest d, all steps: the ratio "
-        "farthest from 1.",
-        paper="Amari 1998",
-        low=0.99,
-        high=1.01,
-        reason="exact but for third order",
-    ),
-)
+@functools.cache
+def network(inputs: int, width: int) -> tuple[FlatMlp, Any]:
+    """The network and its losses; one object for each, so that nothing is compiled twice."""
+    net = FlatMlp((inputs, width, 10))
+    return net, net.losses("cross_entropy")
 
 
-def measure(results: dict[int, dict]) -> dict[str, dict[int, float]]:
-    """The number of every claim for every seed."""
-    found: dict[str, dict[int, float]] = {name: {} for name in CLAIMS}
-    for seed, result in results.items():
-        first, last = result["rows"][0], result["rows"][-1]
-        cosines = [f"s({a},{b})" for a, b in PAIRS]
-        found["fisher-like-hessian"][seed] = last["s(F,H)"]
-        found["covariance-like-fisher"][seed] = last["s(C,F)"]
-        found["hessian-like-covariance"][seed] = last["s(H,C)"]
-        found["cosines-grow"][seed] = min(last[c] - first[c] for c in cosines)
-        found["same-top-directions"][seed] = last["overlap(F,H)"]
-        found["scales-part"][seed] = last["r(C,F)"] / first["r(C,F)"]
-        ratios = [row["kl"][-1] for row in result["rows"]]
-        found["fisher-is-the-divergence"][seed] = max(ratios, key=lambda x: abs(x - 1))
-    return found
+@lab.run
+def run(config: Config, out: Path) -> Records:
+    """The comparisons of all seeds."""
+    results = shared(config, each_seed(config, functools.partial(run_seed, config)))
+    rows = [result["rows"] for result in results.values()]
+    return {name: np.array([[row[name] for row in own] for own in rows]) for name in rows[0][0]}
 
 
-def draw(path: Path, results: dict[int, dict]) -> None:
+def last(name: str) -> Any:
+    """The measure of a claim on a comparison at the end."""
+    return lambda runs, config: runs[name][:, -1]
+
+
+def least_growth(runs: Records, config: Config) -> np.ndarray:
+    """The growth of the cosine that grows least."""
+    cosines = np.array([runs[f"s({a},{b})"] for a, b in PAIRS])
+    return (cosines[:, :, -1] - cosines[:, :, 0]).min(0)
+
+
+def farthest(runs: Records, config: Config) -> np.ndarray:
+    """The ratio of the divergence to its second order that is farthest from 1."""
+    ratios = runs["kl"][:, :, -1]
+    return np.take_along_axis(ratios, abs(ratios - 1).argmax(1)[:, None], 1)[:, 0]
+
+
+# fmt: off
+lab.claim("fisher-like-hessian", "s(F, H) at the end.", last("s(F,H)"),
+          low=0.9, source="seeds", reason="set on seeds 0-4")
+lab.claim("covariance-like-fisher", "s(C, F) at the end.", last("s(C,F)"),
+          low=0.6, source="seeds", reason="set on seeds 0-4")
+lab.claim("hessian-like-covariance", "s(H, C) at the end.", last("s(H,C)"),
+          low=0.55, source="seeds", reason="set on seeds 0-4")
+lab.claim("cosines-grow", "Least growth of a cosine from first to last step.", least_growth,
+          low=0.0, source="seeds", reason="set on seeds 0-4")
+lab.claim("same-top-directions", "Overlap of the top subspaces of F and H.", last("overlap(F,H)"),
+          low=0.8, source="seeds", reason="set on seeds 0-4")
+lab.claim("scales-part", "r(C, F) at the end over r(C, F) at the first step.",
+          lambda runs, config: runs["r(C,F)"][:, -1] / runs["r(C,F)"][:, 0],
+          high=0.3, source="seeds", reason="set on seeds 0-4")
+lab.claim("fisher-is-the-divergence",
+          "KL(p_w || p_(w+d)) over d'Fd / 2 at the smallest d, all steps: the ratio farthest "
+          "from 1.", farthest, low=0.99, high=1.01, source="theory", paper="Amari 1998",
+          reason="exact but for third order")
+# fmt: on
+
+
+@lab.figure("C, H and F in pairs along training; every seed a line.", columns=3, panel=(4.0, 3.2))
+def matrix_pairs(panels: Any, runs: Records, config: Config) -> None:
     """Cosines, ratios of traces and overlaps along training; every seed a thin line."""
-    words = {"s": "cosine s", "r": "ratio of traces r", "overlap": "overlap of top subspaces"}
-    with figure(path, 1, 3, panel=(4.0, 3.2)) as panels:
-        for axes, (kind, label) in zip(panels, words.items(), strict=True):
-            for number, (a, b) in enumerate(PAIRS):
-                for i, result in enumerate(results.values()):
-                    steps = [row["step"] + 1 for row in result["rows"]]
-                    values = [row[f"{kind}({a},{b})"] for row in result["rows"]]
-                    axes.plot(steps, values, **style(number), label=f"{a}, {b}" if i == 0 else None)
-            axes.set(xlabel="step + 1", ylabel=label, xscale="log")
-            axes.legend()
-        panels[1].set_yscale("log")
+    words = {"s": "cosine $s$", "r": "ratio of traces $r$", "overlap": "overlap of top subspaces"}
+    for axes, (kind, label) in zip(panels, words.items(), strict=True):
+        for number, (a, b) in enumerate(PAIRS):
+            for i, row in enumerate(runs[f"{kind}({a},{b})"]):
+                text = f"${a}$, ${b}$" if i == 0 else None
+                axes.plot(runs["step"][i] + 1, row, **style(number), label=text)
+        axes.set(xlabel="step + 1", ylabel=label, xscale="log")
+        axes.legend()
+    panels[1].set_yscale("log")
 
 
-def main(config: Config) -> None:
-    """Runs the experiment, or shows the finished run."""
-    with run_folder(config) as out:
-        inputs = small_data(config.data, seed=0, train_size=config.train_size).inputs.shape[-1]
-        net = FlatMlp((inputs, config.width, 10))
-        losses_fn = net.losses("cross_entropy")
-        work = each_seed(config, functools.partial(run_seed, config, net, losses_fn))
-        results = shared(config, work)
-        draw(out / "matrices.png", results)
-        write_summary(
-            out,
-            config,
-            judge_all(CLAIMS, measure(results), config.seed_range()),
-            [Figure("matrices.png", "C, H and F in pairs along training; every seed a line.")],
-            {"rows": {seed: result["rows"] for seed, result in results.items()}},
-        )
-
-
-EXPERIMENT = Experiment(main=main, presets=PRESETS, shares=True)
+@lab.extra
+def rows(runs: Records, config: Config) -> dict[str, Any]:
+    """All comparisons."""
+    return {"rows": runs}
