@@ -28,13 +28,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import flatjax
-from experiments.lib.data.small import small_data, stack_seeds
+from experiments.lib.lab import Lab, Options, Runs
 from experiments.lib.nets.mlp import FlatMlp
 from experiments.lib.runs.trajectory import run_chunks
-from experiments.lib.verdicts.claims import by_name, claims_of, judge_all
-from experiments.lib.verdicts.figures import figure, reference, style
-from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
-from experiments.registry import Experiment, Options
+from experiments.lib.training import minibatch
+from experiments.lib.verdicts.figures import reference, style
 from flatjax import loops
 
 ARMS = {"large": 1.0, "small": 1.0, "gamma_0.1": 0.1, "gamma_0.01": 0.01}
@@ -45,86 +43,29 @@ ARMS = {"large": 1.0, "small": 1.0, "gamma_0.1": 0.1, "gamma_0.01": 0.01}
 class Config(Options):
     """The options."""
 
-    data: str = "digits"
-    """The data set."""
-
-    train_size: int = 300
-    """Examples, all of them in every batch."""
-
-    label_noise: float = 0.2
-    """Share of wrong labels."""
-
-    width: int = 64
-    """Units of each of the two hidden layers."""
-
-    large_rate: float = 0.2
-    """A learning rate that meets the sharpness, also that of nudged descent ..."""
-
-    small_rate: float = 0.02
-    """... and one that does not."""
-
-    top: int = 5
-    """K, the sharpest directions."""
-
-    steps: int = 1000
-    """Updates."""
-
-    every: int = 5
-    """Steps between two measurements; nudged descent keeps the directions as long."""
-
-    chunk: int = 500
-    """Steps between two saves."""
+    train_size: int = 300  # examples, all of them in every batch
+    label_noise: float = 0.2  # share of wrong labels
+    width: int = 64  # units of each of the two hidden layers
+    large_rate: float = 0.2  # meets the sharpness; also the rate of nudged descent ...
+    small_rate: float = 0.02  # ... and one that does not meet it
+    top: int = 5  # K, the sharpest directions
+    steps: int = 1000  # updates
+    every: int = 5  # steps between two measurements; nudged descent keeps the directions as long
+    chunk: int = 500  # steps between two saves
 
 
-PRESETS = {
-    "smoke": Config(seeds=1, train_size=40, width=8, steps=40, chunk=20, top=2),
-    "cpu": Config(),
-    "gpu": Config(data="cifar10", train_size=5000, width=200, large_rate=0.05, steps=10000),
-    "paper": Config(data="cifar10", train_size=45000, width=512, large_rate=0.01, steps=100000),
-}
+# fmt: off
+lab = Lab(
+    Config, "Jastrzebski et al. 2019", shares=False,
+    smoke={"seeds": 1, "train_size": 40, "width": 8, "steps": 40, "chunk": 20, "top": 2},
+    paper={"data": "cifar10", "train_size": 45_000, "width": 512, "large_rate": 0.01,
+           "steps": 100_000},
+)
+# fmt: on
+EXPERIMENT = lab.experiment
 
 MULTIPLES = np.geomspace(0.05, 50, 32).astype("float32")
 """Of the step along the top eigenvector, tried by the line search."""
-
-_SEEDS = "set on seeds 0-4"
-
-
-_claim = claims_of("Jastrzebski et al. 2019", _SEEDS)
-
-CLAIMS = by_name(
-    _claim(
-        "step-too-long-at-the-edge",
-        "Median best multiple of the step along the top eigenvector where rate x sharpness is "
-        "at least 1.7 and a tenth of the squared gradient is along it.",
-        None,
-        0.65,
-    ),
-    _claim(
-        "step-too-short-at-a-small-rate",
-        "The same over the first 10 measurements with the small rate.",
-        3.0,
-        None,
-    ),
-    _claim(
-        "gradient-along-the-sharpest",
-        "Share of the gradient in the top directions over that of a random vector, mean over "
-        "training.",
-        20.0,
-        None,
-    ),
-    _claim(
-        "nudged-goes-sharper",
-        "Sharpness with gamma 0.01 over that with gamma 1 at equal loss.",
-        1.2,
-        None,
-    ),
-    _claim(
-        "mildly-nudged-goes-sharper",
-        "Sharpness with gamma 0.1 over that with gamma 1 at equal loss.",
-        1.1,
-        None,
-    ),
-)
 
 
 class State(NamedTuple):
@@ -219,12 +160,27 @@ def run_arm(config: Config, out: Path, name: str, net: FlatMlp, losses_fn, data)
         axis=1,
         quiet=config.quiet,
     )
-    return records
+    # What a random direction would have of the gradient, for the claims.
+    return records | {"random_overlap": np.full(config.seeds, config.top / net.size)}
 
 
 def learning_rate(config: Config, arm: str) -> float:
     """The learning rate of an arm."""
     return config.small_rate if arm == "small" else config.large_rate
+
+
+@lab.run
+def run(config: Config, out: Path) -> Runs:
+    """The records of all arms."""
+    data = minibatch.load_seeds(
+        config.data,
+        config.seed_range(),
+        train_size=config.train_size,
+        label_noise=config.label_noise,
+    )
+    net = FlatMlp((data.inputs.shape[-1], config.width, config.width, 10))
+    losses_fn = net.losses("squared_error")
+    return {name: run_arm(config, out, name, net, losses_fn, data) for name in ARMS}
 
 
 def at_equal_loss(a: dict[str, Any], b: dict[str, Any], seed: int) -> tuple[float, float]:
@@ -237,94 +193,78 @@ def at_equal_loss(a: dict[str, Any], b: dict[str, Any], seed: int) -> tuple[floa
     return found[0], found[1]
 
 
-def measure(config: Config, records: dict[str, dict[str, Any]], size: int) -> dict[str, dict]:
-    """The number of every claim for every seed."""
-    found: dict[str, dict[int, float | None]] = {name: {} for name in CLAIMS}
-    for i, seed in enumerate(config.seed_range()):
-        large, small = records["large"], records["small"]
-        edge = config.large_rate * large["sharpness"][i] >= 1.7
-        # Elsewhere there is no step along the vector to speak of.
-        edge &= large["share_of_first"][i] >= 0.1
-        found["step-too-long-at-the-edge"][seed] = (
-            float(np.median(large["best_multiple"][i][edge])) if edge.any() else None
-        )
-        found["step-too-short-at-a-small-rate"][seed] = float(
-            np.median(small["best_multiple"][i, :10])
-        )
-        found["gradient-along-the-sharpest"][seed] = float(
-            large["overlap"][i].mean() / (config.top / size)
-        )
-        nudged = at_equal_loss(records["gamma_0.01"], large, i)
-        found["nudged-goes-sharper"][seed] = nudged[0] / nudged[1]
-        mild = at_equal_loss(records["gamma_0.1"], large, i)
-        found["mildly-nudged-goes-sharper"][seed] = mild[0] / mild[1]
-    return found
+def sharper(arm: str) -> Any:
+    """The measure of a claim on the sharpness of an arm at equal loss over that of `large`."""
+
+    def measure(runs: Runs, config: Config) -> list[float]:
+        pairs = (at_equal_loss(runs[arm], runs["large"], i) for i in range(config.seeds))
+        return [a / b for a, b in pairs]
+
+    return measure
 
 
-def draw(path: Path, config: Config, records: dict[str, dict[str, Any]]) -> None:
-    """The best multiple of the step against the product of rate and sharpness; sharpness."""
-    steps = config.every * np.arange(records["large"]["sharpness"].shape[1])
-    with figure(path, 1, 3, panel=(4.0, 3.3)) as (left, middle, right):
-        for number, name in enumerate(("large", "small")):
-            r = records[name]
-            product = learning_rate(config, name) * r["sharpness"][:, 5:]
-            look = style(number) | {"linestyle": "none", "markersize": 2.5}
-            left.plot(product.ravel(), r["best_multiple"][:, 5:].ravel(), **look, label=name)
-        line = np.geomspace(0.1, 2.5, 50)
-        left.plot(line, 1 / line, color="#555555", linewidth=1, label="1 / x (quadratic)")
-        left.set(
-            xscale="log",
-            yscale="log",
-            xlabel="rate x sharpness",
-            ylabel="best multiple of the step",
-        )
-        reference(left, 1.0, "the step itself", at="left")
-        for number, name in enumerate(("large", "gamma_0.1", "gamma_0.01")):
-            label = "gamma 1" if name == "large" else name.replace("_", " ")
-            for seed, row in enumerate(records[name]["sharpness"]):
-                look = style(number, markers=False) | {"linewidth": 1.1}
-                middle.plot(steps, row, **look, label=label if seed == 0 else None)
-        middle.set(xlabel="step", ylabel="sharpness", ylim=(0, None))
-        reference(middle, 2 / config.large_rate, "2 / learning rate")
-        for number, name in enumerate(("large", "small")):
-            overlap = records[name]["overlap"].mean(0)
-            right.plot(steps, overlap, **style(number, markers=False), label=name)
-        right.set(xlabel="step", ylabel=f"gradient in top {config.top} directions", ylim=(0, 1))
-        for axes in (left, middle, right):
-            axes.legend()
+def at_the_edge(runs: Runs, config: Config) -> list[float]:
+    """The median best multiple at the edge, for every seed; NaN where none got there."""
+    large = runs["large"]
+    edge = config.large_rate * large["sharpness"] >= 1.7
+    edge &= large["share_of_first"] >= 0.1  # elsewhere there is no step along the vector
+    rows = zip(large["best_multiple"], edge, strict=True)
+    return [np.median(row[there]) if there.any() else np.nan for row, there in rows]
 
 
-def main(config: Config) -> None:
-    """Runs the experiment, or shows the finished run."""
-    with run_folder(config) as out:
-        data = stack_seeds(
-            [
-                small_data(
-                    config.data,
-                    seed=seed,
-                    train_size=config.train_size,
-                    label_noise=config.label_noise,
-                )
-                for seed in config.seed_range()
-            ]
-        )
-        net = FlatMlp((data.inputs.shape[-1], config.width, config.width, 10))
-        losses_fn = net.losses("squared_error")
-        records = {name: run_arm(config, out, name, net, losses_fn, data) for name in ARMS}
-        numbers = measure(config, records, net.size)
-        draw(out / "directions.png", config, records)
-        write_summary(
-            out,
-            config,
-            judge_all(CLAIMS, numbers, config.seed_range()),
-            [
-                Figure(
-                    "directions.png",
-                    "Best multiple of the step along the top eigenvector; sharpness of nudged "
-                    "descent, every seed a line; share of the gradient, mean over seeds.",
-                )
-            ],
-        )
+# fmt: off
+lab.claim("step-too-long-at-the-edge",
+          "Median best multiple of the step along the top eigenvector where rate x sharpness is "
+          "at least 1.7 and a tenth of the squared gradient is along it.",
+          at_the_edge, high=0.65, source="seeds", reason="set on seeds 0-4")
+lab.claim("step-too-short-at-a-small-rate",
+          "The same over the first 10 measurements with the small rate.",
+          lambda runs, config: np.median(runs["small"]["best_multiple"][:, :10], 1),
+          low=3.0, source="seeds", reason="set on seeds 0-4")
+lab.claim("gradient-along-the-sharpest",
+          "Share of the gradient in the top directions over that of a random vector, mean over "
+          "training.",
+          lambda runs, config: [
+              row.mean() / float(one) for row, one in zip(
+                  runs["large"]["overlap"], runs["large"]["random_overlap"], strict=True)],
+          low=20.0, source="seeds", reason="set on seeds 0-4")
+lab.claim("nudged-goes-sharper",
+          "Sharpness with gamma 0.01 over that with gamma 1 at equal loss.",
+          sharper("gamma_0.01"), low=1.2, source="seeds", reason="set on seeds 0-4")
+lab.claim("mildly-nudged-goes-sharper",
+          "Sharpness with gamma 0.1 over that with gamma 1 at equal loss.",
+          sharper("gamma_0.1"), low=1.1, source="seeds", reason="set on seeds 0-4")
+# fmt: on
 
 
-EXPERIMENT = Experiment(main=main, presets=PRESETS)
+@lab.figure(
+    "Best multiple of the step along the top eigenvector; sharpness of nudged descent, every seed "
+    "a line; share of the gradient, mean over seeds.",
+    columns=3,
+    panel=(4.0, 3.3),
+)
+def directions(axes: Any, runs: Runs, config: Config) -> None:
+    """The best multiple against the product of rate and sharpness; sharpness; gradients."""
+    left, middle, right = axes
+    steps = config.every * np.arange(runs["large"]["sharpness"].shape[1])
+    for number, name in enumerate(("large", "small")):
+        records = runs[name]
+        product = learning_rate(config, name) * records["sharpness"][:, 5:]
+        look = style(number) | {"linestyle": "none", "markersize": 2.5}
+        left.plot(product.ravel(), records["best_multiple"][:, 5:].ravel(), **look, label=name)
+        overlap = records["overlap"].mean(0)
+        right.plot(steps, overlap, **style(number, markers=False), label=name)
+    line = np.geomspace(0.1, 2.5, 50)
+    left.plot(line, 1 / line, color="#555555", linewidth=1, label="$1 / x$ (quadratic)")
+    left.set(xscale="log", yscale="log", xlabel=r"$\eta \lambda_1$", ylabel="best multiple")
+    reference(left, 1.0, "the step itself", at="left")
+    for number, name in enumerate(("large", "gamma_0.1", "gamma_0.01")):
+        for seed, row in enumerate(runs[name]["sharpness"]):
+            look = style(number, markers=False) | {"linewidth": 1.1}
+            label = rf"$\gamma$ = {ARMS[name]:g}" if seed == 0 else None
+            middle.plot(steps, row, **look, label=label)
+    middle.set(xlabel="step", ylabel=r"$\lambda_1(H)$", ylim=(0, None))
+    reference(middle, 2 / config.large_rate, r"$2 / \eta$")
+    right.set(xlabel="step", ylabel=f"gradient in top {config.top} directions", ylim=(0, 1))
+    for panel in axes:
+        panel.legend()

@@ -1,30 +1,10 @@
-"""Sharpest directions: the smoke preset, and the line search on made-up slopes."""
-
-import dataclasses
+"""Sharpest directions: the line search on made-up slopes, and claims on made-up paths."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import sharpest_directions as experiment
-from experiments.lib.runs.rundir import read_json
-from experiments.lib.verdicts.claims import judge
-
-
-@pytest.fixture(autouse=True)
-def compile_quickly(quick_compilation):
-    """The numbers hold at any optimisation of the programs."""
-
-
-def test_the_smoke_preset_judges_all_claims(tmp_path):
-    config = dataclasses.replace(experiment.PRESETS["smoke"], out=tmp_path, quiet=True)
-    experiment.main(config)
-    summary = read_json(tmp_path / "summary.json")
-    assert {c["name"] for c in summary["claims"]} == set(experiment.CLAIMS)
-    by_name = {c["name"]: c for c in summary["claims"]}
-    # With a small step on a nearly quadratic line the best multiple is 1 / (rate x sharpness).
-    assert by_name["step-too-short-at-a-small-rate"]["measured"] > 3
-    assert (tmp_path / "directions.png").stat().st_size > 5000
 
 
 @pytest.mark.parametrize(
@@ -42,6 +22,25 @@ def test_two_arms_are_compared_where_both_have_the_same_loss():
     assert experiment.at_equal_loss(steep, flat, 0) == (6.0, 2.0)
 
 
-def test_a_made_up_flat_path_is_refused():
-    claim = experiment.CLAIMS["nudged-goes-sharper"]
-    assert judge(claim, {0: 1.0, 1: 1.01, 2: 0.99}).verdict == "not reproduced"
+def _kept(multiples, overlap, nudged, mild):
+    def arm(multiple, sharpness):
+        values = {
+            "loss": np.linspace(1, 0, 12),
+            "sharpness": sharpness + np.zeros(12),
+            "best_multiple": multiple + np.zeros(12),
+            "share_of_first": np.ones(12),
+            "overlap": overlap + np.zeros(12),
+            "random_overlap": 1e-3,
+        }
+        return {name: np.stack([v] * 3) for name, v in values.items()}
+
+    runs = dict(zip(experiment.ARMS, (
+        arm(multiples[0], 10.0), arm(multiples[1], 5.0), arm(1.0, mild), arm(1.0, nudged),
+    ), strict=True))  # fmt: skip
+    found = experiment.lab.judged(runs, experiment.Config(seeds=3))
+    return {v.claim.name for v in found if v.verdict == "reproduced"}
+
+
+def test_verdicts_on_made_up_paths():
+    assert _kept((0.5, 10.0), 0.5, nudged=20.0, mild=13.0) == set(experiment.lab.claims)
+    assert not _kept((1.0, 1.0), 1e-3, nudged=10.0, mild=10.0)
