@@ -25,53 +25,39 @@ import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.lib.data.small import SmallData, small_data, stack_seeds
+from experiments.lib.data.small import SmallData
+from experiments.lib.lab import Lab, Options, Runs
 from experiments.lib.nets.mlp import FlatMlp
 from experiments.lib.runs.trajectory import run_chunks
-from experiments.lib.verdicts.claims import by_name, claims_of, judge_all
-from experiments.lib.verdicts.figures import figure, style
-from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
-from experiments.registry import Experiment, Options
+from experiments.lib.training import minibatch
+from experiments.lib.verdicts.figures import style
 from flatjax import loops
-
-ARMS = ("sgd", "gd")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Options):
     """The options."""
 
-    data: str = "digits"
-    """The data set."""
-
-    train_size: int = 300
-    """Training examples: all of them in every allocation."""
-
-    width: int = 64
-    """Units of each of the two hidden layers."""
-
-    learning_rate: float = 0.1
-    """Of SGD."""
-
-    batch_size: int = 25
-    """Of SGD."""
-
-    slow_rate: float = 0.05
-    """Of full-batch gradient descent."""
-
-    steps: int = 600
-    """Updates."""
-
-    chunk: int = 300
-    """Updates between two saves."""
+    train_size: int = 300  # training examples: all of them in every allocation
+    width: int = 64  # units of each of the two hidden layers
+    learning_rate: float = 0.1  # of SGD
+    batch_size: int = 25  # of SGD
+    slow_rate: float = 0.05  # of full-batch gradient descent
+    steps: int = 600  # updates
+    chunk: int = 300  # updates between two saves
 
 
-PRESETS = {
-    "smoke": Config(seeds=1, train_size=50, width=8, steps=20, chunk=10),
-    "cpu": Config(),
-    "gpu": Config(data="cifar10", train_size=10000, width=512, steps=5000, batch_size=250),
-    "paper": Config(data="cifar10", train_size=45000, width=1024, steps=20000, batch_size=250),
-}
+# fmt: off
+lab = Lab(
+    Config, "Lan et al. 2019", shares=False,
+    smoke={"seeds": 1, "train_size": 50, "width": 8, "steps": 20, "chunk": 10},
+    paper={"data": "cifar10", "train_size": 45_000, "width": 1024, "steps": 20_000,
+           "batch_size": 250},
+)
+# fmt: on
+EXPERIMENT = lab.experiment
+
+ARMS = {"sgd": "SGD", "gd": "slow full batch"}
 
 
 class State(NamedTuple):
@@ -141,8 +127,8 @@ def layer_of(net: FlatMlp) -> jax.Array:
 
 def run_arm(
     config: Config, out: Path, name: str, net: FlatMlp, losses_fn: Any, data: SmallData
-) -> tuple[State, dict[str, np.ndarray]]:
-    """The last state of an arm, and its records, (seeds, steps) and more axes each."""
+) -> dict[str, np.ndarray]:
+    """The records of an arm, (seeds, steps) and more axes each; and its allocation at the end."""
     batch = (jnp.asarray(data.inputs), jnp.asarray(data.targets))
     params = net.init_seeds(config.seed_range())
     gradient = jax.vmap(jax.grad(lambda p, b: losses_fn(p, b).mean()))(params, batch)
@@ -161,103 +147,82 @@ def run_arm(
         quiet=config.quiet,
     )
     first = jax.vmap(lambda p, b: losses_fn(p, b).mean())(params, batch)
-    return state, records | {"first_loss": np.asarray(first)}
+    ends = {"first_loss": np.asarray(first), "allocation": np.asarray(state.allocation)}
+    return records | ends
 
 
-_claim = claims_of("Lan et al. 2019", "set on seeds 0-4")
-
-CLAIMS = by_name(
-    _claim(
-        "allocations-sum-to-the-change",
-        "Sum of all allocations of SGD minus the change of the loss, over that change.",
-        None,
-        1e-3,
-    ),
-    _claim("nearly-half-hurt", "Share of the parameters that hurt, mean over SGD.", 0.3, 0.5),
-    _claim(
-        "few-hurt-in-slow-descent",
-        "The same for slow full-batch gradient descent.",
-        None,
-        0.05,
-    ),
-    _claim(
-        "harm-is-a-large-part",
-        "Sum of the positive allocations of SGD over that of the negative ones.",
-        0.1,
-        1.0,
-    ),
-    _claim(
-        "updates-oscillate",
-        "Share of the parameters whose update turns its sign from step to step of SGD.",
-        0.35,
-        0.65,
-    ),
-    _claim(
-        "all-layers-help",
-        "Smallest share of a layer in the fall of the loss.",
-        0.0,
-        None,
-    ),
-)
+@lab.run
+def run(config: Config, out: Path) -> Runs:
+    """The records of both arms."""
+    data = minibatch.load_seeds(config.data, config.seed_range(), train_size=config.train_size)
+    net = FlatMlp((data.inputs.shape[-1], config.width, config.width, 10))
+    losses_fn = net.losses("cross_entropy")
+    return {name: run_arm(config, out, name, net, losses_fn, data) for name in ARMS}
 
 
-def measure(config: Config, runs: dict[str, tuple[State, dict[str, np.ndarray]]]) -> dict:
-    """The number of every claim for every seed."""
-    found: dict[str, dict[int, float | None]] = {name: {} for name in CLAIMS}
-    r, slow = runs["sgd"][1], runs["gd"][1]
-    for i, seed in enumerate(config.seed_range()):
-        change = float(r["loss"][i, -1] - r["first_loss"][i])
-        total = float(r["total"][i].sum(dtype=np.float64))
-        found["allocations-sum-to-the-change"][seed] = abs((total - change) / change)
-        found["nearly-half-hurt"][seed] = float(r["hurting"][i].mean())
-        found["few-hurt-in-slow-descent"][seed] = float(slow["hurting"][i].mean())
-        found["harm-is-a-large-part"][seed] = float(-r["harm"][i].sum() / r["help"][i].sum())
-        found["updates-oscillate"][seed] = float(r["turned"][i, 1:].mean())
-        found["all-layers-help"][seed] = float((r["layers"][i].sum(0) / change).min())
-    return found
+def change(records: dict[str, np.ndarray]) -> np.ndarray:
+    """The change of the loss over all of training, for every seed."""
+    return records["loss"][:, -1] - records["first_loss"]
 
 
-def draw(path: Path, runs: dict[str, tuple[State, dict[str, np.ndarray]]]) -> None:
+def missing(runs: Runs, config: Config) -> np.ndarray:
+    """What is missing in the sum of all allocations of SGD, over the change of the loss."""
+    fall = change(runs["sgd"]).astype(float)
+    return abs((runs["sgd"]["total"].sum(1, dtype=np.float64) - fall) / fall)
+
+
+def harm(runs: Runs, config: Config) -> np.ndarray:
+    """All positive allocations of SGD over the negative ones."""
+    return -runs["sgd"]["harm"].sum(1) / runs["sgd"]["help"].sum(1)
+
+
+def least_layer(runs: Runs, config: Config) -> np.ndarray:
+    """The smallest share of a layer in the fall of the loss."""
+    return (runs["sgd"]["layers"].sum(1) / change(runs["sgd"])[:, None]).min(1)
+
+
+# fmt: off
+lab.claim("allocations-sum-to-the-change",
+          "Sum of all allocations of SGD minus the change of the loss, over that change.",
+          missing, high=1e-3, source="seeds", reason="set on seeds 0-4")
+lab.claim("nearly-half-hurt", "Share of the parameters that hurt, mean over SGD.",
+          lambda runs, config: runs["sgd"]["hurting"].mean(1),
+          low=0.3, high=0.5, source="seeds", reason="set on seeds 0-4")
+lab.claim("few-hurt-in-slow-descent", "The same for slow full-batch gradient descent.",
+          lambda runs, config: runs["gd"]["hurting"].mean(1),
+          high=0.05, source="seeds", reason="set on seeds 0-4")
+lab.claim("harm-is-a-large-part",
+          "Sum of the positive allocations of SGD over that of the negative ones.",
+          harm, low=0.1, high=1.0, source="seeds", reason="set on seeds 0-4")
+lab.claim("updates-oscillate",
+          "Share of the parameters whose update turns its sign from step to step of SGD.",
+          lambda runs, config: runs["sgd"]["turned"][:, 1:].mean(1),
+          low=0.35, high=0.65, source="seeds", reason="set on seeds 0-4")
+lab.claim("all-layers-help", "Smallest share of a layer in the fall of the loss.",
+          least_layer, low=0.0, source="seeds", reason="set on seeds 0-4")
+# fmt: on
+
+
+@lab.figure("Loss change allocation, means over seeds.", columns=3, panel=(4.0, 3.2))
+def allocation(axes: Any, runs: Runs, config: Config) -> None:
     """Harm and help along training, the share that hurts, and the layers' totals."""
-    with figure(path, 1, 3, panel=(4.0, 3.2)) as (left, middle, right):
-        for number, name in enumerate(ARMS):
-            r = runs[name][1]
-            label = {"sgd": "SGD", "gd": "slow full batch"}[name]
-            middle.plot(r["hurting"].mean(0), **style(number, markers=False), label=label)
-            total = (r["layers"].sum(1)).mean(0)
-            position = np.arange(len(total)) + 0.4 * number
-            right.bar(position, total, 0.4, color=style(number)["color"], label=label)
-        r = runs["sgd"][1]
-        left.plot(r["harm"].mean(0), **style(1, markers=False), label="harm")
-        left.plot(-r["help"].mean(0), **style(0, markers=False), label="help")
-        left.set(xlabel="step of SGD", ylabel="loss change allocated", yscale="log")
-        middle.set(xlabel="step", ylabel="parameters that hurt", ylim=(0, 0.6))
-        right.set(xlabel="layer", ylabel="allocated over training")
-        for axes in (left, middle, right):
-            axes.legend()
+    left, middle, right = axes
+    for number, (name, label) in enumerate(ARMS.items()):
+        records = runs[name]
+        middle.plot(records["hurting"].mean(0), **style(number, markers=False), label=label)
+        total = records["layers"].sum(1).mean(0)
+        position = np.arange(len(total)) + 0.4 * number
+        right.bar(position, total, 0.4, color=style(number)["color"], label=label)
+    left.plot(runs["sgd"]["harm"].mean(0), **style(1, markers=False), label="harm")
+    left.plot(-runs["sgd"]["help"].mean(0), **style(0, markers=False), label="help")
+    left.set(xlabel="step of SGD", ylabel="loss change allocated", yscale="log")
+    middle.set(xlabel="step", ylabel="parameters that hurt", ylim=(0, 0.6))
+    right.set(xlabel="layer", ylabel="allocated over training")
+    for panel in axes:
+        panel.legend()
 
 
-def main(config: Config) -> None:
-    """Runs the experiment, or shows the finished run."""
-    with run_folder(config) as out:
-        data = stack_seeds(
-            [
-                small_data(config.data, seed=seed, train_size=config.train_size)
-                for seed in config.seed_range()
-            ]
-        )
-        net = FlatMlp((data.inputs.shape[-1], config.width, config.width, 10))
-        losses_fn = net.losses("cross_entropy")
-        runs = {name: run_arm(config, out, name, net, losses_fn, data) for name in ARMS}
-        allocation = np.asarray(runs["sgd"][0].allocation)
-        draw(out / "allocation.png", runs)
-        write_summary(
-            out,
-            config,
-            judge_all(CLAIMS, measure(config, runs), config.seed_range()),
-            [Figure("allocation.png", "Loss change allocation, means over seeds.")],
-            {"parameters_that_hurt_over_training": (allocation > 0).mean(1)},
-        )
-
-
-EXPERIMENT = Experiment(main=main, presets=PRESETS)
+@lab.extra
+def over_training(runs: Runs, config: Config) -> dict[str, Any]:
+    """The share of the parameters whose allocation over all of training is positive."""
+    return {"parameters_that_hurt_over_training": (runs["sgd"]["allocation"] > 0).mean(1)}

@@ -1,4 +1,4 @@
-"""Loss change allocation: the smoke preset, and allocations that sum to the change of the loss."""
+"""Loss change allocation: the shares sum to the change of the loss, and the claims can fail."""
 
 import dataclasses
 import time
@@ -10,28 +10,16 @@ import pytest
 from experiments import loss_change_allocation as experiment
 from experiments.lib.nets.mlp import FlatMlp
 from experiments.lib.runs.rundir import read_json
-from experiments.lib.runs.trajectory import load_arrays
-from experiments.lib.verdicts.claims import judge
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory, quick_compilation_of_module):
+def smoke(tmp_path_factory, quick_compilation_of_module):
     out = tmp_path_factory.mktemp("allocation")
-    config = dataclasses.replace(experiment.PRESETS["smoke"], out=out, quiet=True)
-    experiment.main(config)
-    return config
+    return dataclasses.replace(experiment.lab.presets["smoke"], out=out, quiet=True)
 
 
-def test_the_smoke_preset_judges_all_claims(run):
-    summary = read_json(run.out / "summary.json")
-    assert {c["name"] for c in summary["claims"]} == set(experiment.CLAIMS)
-    assert all(c["measured"] is not None for c in summary["claims"])
-    by_name = {c["name"]: c for c in summary["claims"]}
-    assert by_name["allocations-sum-to-the-change"]["verdict"] == "reproduced"
-
-
-def test_every_step_is_conserved_and_split_by_sign_and_layer(run):
-    records = load_arrays(run.out / "sgd" / "records" / "10.npz")
+def test_every_step_is_conserved_and_split_by_sign_and_layer(smoke):
+    records = experiment.run(smoke, smoke.out)["sgd"]
     change = np.diff(records["loss"][0])
     # Simpson's rule over steps of about 0.1, and float32
     np.testing.assert_allclose(records["total"][0, 1:], change, atol=1e-5)
@@ -48,13 +36,34 @@ def test_the_layers_are_those_of_the_network():
     assert (marked["layer_1"]["kernel"] == 1).all()
 
 
-def test_made_up_shares_are_refused():
-    claim = experiment.CLAIMS["nearly-half-hurt"]
-    assert judge(claim, {0: 0.01, 1: 0.02, 2: 0.01}).verdict == "not reproduced"
+def _arm(hurting, harm, turned, layers=(-0.5, -0.5), loss=-1.0):
+    """Two steps that change the loss from 0 to `loss`, as it is allocated to -1."""
+    records = {
+        "loss": [loss / 2, loss],
+        "total": [-0.5, -0.5],
+        "hurting": [hurting] * 2,
+        "harm": [harm] * 2,
+        "help": [-1.0] * 2,
+        "turned": [0.0, turned],
+        "layers": [layers] * 2,
+    }
+    found = {name: np.stack([v] * 3) for name, v in records.items()}
+    return found | {"first_loss": np.zeros(3)}
+
+
+def _kept(sgd, slow):
+    found = experiment.lab.judged({"sgd": sgd, "gd": slow}, experiment.Config(seeds=3))
+    return {v.claim.name for v in found if v.verdict == "reproduced"}
+
+
+def test_verdicts_on_made_up_runs():
+    slow = _arm(0.001, 0.001, 0.0)
+    assert _kept(_arm(0.4, 0.2, 0.45), slow) == set(experiment.lab.claims)
+    assert not _kept(_arm(0.01, 0.01, 0.01, (0.5, -1.0), loss=-1.1), _arm(0.4, 0.2, 0.4))
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_with_the_same_numbers(run, command_line, tmp_path):
+def test_a_killed_run_ends_with_the_same_numbers(smoke, command_line, tmp_path):
     command = ("loss_change_allocation", "--preset", "smoke", "--out", tmp_path, "--steps", 200)
     process = command_line(*command)
     first = tmp_path / "sgd" / "checkpoints" / "10"
@@ -70,7 +79,7 @@ def test_a_killed_run_ends_with_the_same_numbers(run, command_line, tmp_path):
     process = command_line(*command)
     output = process.communicate(timeout=240)
     assert process.returncode == 0, output
-    config = dataclasses.replace(run, out=tmp_path / "whole", steps=200)
-    experiment.main(config)
+    config = dataclasses.replace(smoke, out=tmp_path / "whole", steps=200)
+    experiment.lab.main(config)
     whole = read_json(config.out / "summary.json")
     assert read_json(tmp_path / "summary.json")["claims"] == whole["claims"]
