@@ -1,42 +1,18 @@
-"""The experiment runs end to end, its one-dimensional part is exact, and its claims can fail."""
-
-import dataclasses
+"""The part in one dimension is the paper's own at every size, and the claims can fail."""
 
 import numpy as np
-import pytest
 
 from experiments import stiffness as experiment
-from experiments.lib.runs import rundir
-from experiments.lib.verdicts.claims import judge
-from experiments.lib.verdicts.statistics import by_seed
+from experiments.stiffness.stability import one_dimension
 
 
-@pytest.fixture(autouse=True)
-def compile_quickly(quick_compilation):
-    """The numbers do not matter here."""
+def test_one_dimension_is_exact():
+    assert set(one_dimension(0, 20).values()) == {1.0}
 
 
-def test_smoke_end_to_end(tmp_path):
-    config = dataclasses.replace(experiment.PRESETS["smoke"], out=tmp_path, quiet=True)
-    experiment.main(config)
-    summary = rundir.read_json(tmp_path / "summary.json")
-    assert [c["name"] for c in summary["claims"]] == list(experiment.CLAIMS)
-    by_name = {c["name"]: c for c in summary["claims"]}
-    # The part in one dimension is the paper's own at every size.
-    exact = [c for name, c in by_name.items() if name.startswith("one-dimension")]
-    assert {c["verdict"] for c in exact} == {"reproduced"}
-    assert all((tmp_path / figure["file"]).exists() for figure in summary["figures"])
-
-
-def _verdicts(within=0.4, value=0.5, small=(10.0, 6.0), full=(15.0, 12.0)):
-    shape = (3, 5)
-    records = {
-        "cos_within": np.full(shape, within),
-        "cos_between": np.full(shape, -0.01),
-        "sign_within": np.full(shape, min(1.0, 2 * within)),
-        "sign_between": np.full(shape, -0.2),
-        "test_cos_within": np.full(shape, 0.8 * within),
-    }
+def _kept(cosines, signs, test, value, small, full, line, *, together=1):
+    def records(**values):
+        return {name: np.full((3, 5), v) for name, v in values.items()}
 
     def minima(sharpness, spread):
         scale = np.array([[1.2, 1.0]] * 3)
@@ -44,21 +20,31 @@ def _verdicts(within=0.4, value=0.5, small=(10.0, 6.0), full=(15.0, 12.0)):
             "reached": np.ones((3, 2), bool),
             "value": np.full((3, 2), value),
             "sharpness": sharpness * scale,
-            "non_uniformity": spread * scale,
+            "non_uniformity": spread * scale**together,
         }
 
-    values = experiment.numbers([records], {"4": minima(*small), "200": minima(*full)})
-    return {
-        name: judge(experiment.CLAIMS[name], by_seed(range(3), v)).verdict
-        for name, v in values.items()
-    }
+    training = records(
+        cos_within=cosines[0],
+        cos_between=cosines[1],
+        sign_within=signs[0],
+        sign_between=signs[1],
+        test_cos_within=test,
+    )
+    found = experiment.Found(
+        {"0.03": training},
+        {"4": minima(*small), "200": minima(*full)},
+        {
+            f"one-dimension-{name}": np.full(3, line)
+            for name in ("stays", "leaves", "descent-stays")
+        },
+    )
+    judged = experiment.lab.judged(found, experiment.Config(seeds=3))
+    return {v.claim.name for v in judged if v.verdict == "reproduced"}
 
 
 def test_verdicts_on_made_up_runs():
-    assert set(_verdicts().values()) == {"reproduced"}
-    bad = _verdicts(within=0.1, value=1.5, small=(15.0, 12.0))
-    failed = {name for name, verdict in bad.items() if verdict == "not reproduced"}
-    assert failed == {
-        "within", "sign-within", "test-within", "stable", "small-batches-uniform",
-        "small-batches-flat",
-    }  # fmt: skip
+    good = _kept((0.4, -0.01), (0.9, -0.2), 0.35, 0.5, (10.0, 6.0), (15.0, 12.0), 1.0)
+    assert good == set(experiment.lab.claims)
+    assert not _kept(
+        (0.1, 0.2), (0.2, 0.2), 0.01, 1.5, (15.0, 12.0), (14.0, 11.9), 0.5, together=-5
+    )

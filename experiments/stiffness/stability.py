@@ -31,7 +31,9 @@ Found = dict[str, dict[str, np.ndarray]]
 def sgd_ends(config: Config, out: Path) -> dict[str, Callable[[], dict[str, np.ndarray]]]:
     """The batch sizes as pieces of work; each returns where SGD ends: (seeds, learning rates)."""
     seeds = list(config.seed_range())
-    data = minibatch.load_seeds(config.data, seeds, train_size=config.stable_size)
+    data = minibatch.load_seeds(
+        config.data, seeds, train_size=config.stable_size, flat=config.stable.flat
+    )
 
     def ends(size: int) -> dict[str, np.ndarray]:
         say(f"minima of SGD with batches of {size}", enabled=not config.quiet)
@@ -61,13 +63,14 @@ def sgd_ends(config: Config, out: Path) -> dict[str, Callable[[], dict[str, np.n
 
 def stability(recipe: Recipe, found: dict[float, Trained], data: Any, size: int):
     """Sharpness, non-uniformity and the stability condition of all runs: (seeds, rates)."""
-    losses_fn = minibatch.losses_fn(recipe.activation, recipe.loss)
+    losses_fn, run_of = minibatch.losses_fn(recipe), curvature.run_of
     results = [
         [
             flatjax.linear_stability(
                 losses_fn,
-                curvature.run_of(runs.params, index),
-                minibatch.training_batch(recipe, curvature.run_of(data, index)),
+                run_of(runs.params, index),
+                minibatch.training_batch(recipe, run_of(data, index)),
+                run_of(runs.model_state, index),
                 learning_rate=rate,
                 batch_size=size,
                 key=jax.random.key(0),
