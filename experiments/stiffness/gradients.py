@@ -1,4 +1,4 @@
-"""Stiffness along training."""
+"""Stiffness along training, and how the gradients of the logits cluster."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ from experiments.lib.training.settings import train_settings
 if TYPE_CHECKING:
     from experiments.stiffness import Config
 
+INPUTS = 20
+"""Whose logits' gradients are compared: as many as there are classes for each."""
+
 
 def measure(
     recipe: Recipe, count: int, params: Any, model_state: Any, data: Any, key: Any
@@ -36,10 +39,7 @@ def measure(
         flatjax.stiffness, losses_fn, params, batch, model_state, labels=labels, num_classes=classes
     )
     train, test = stiffness(), stiffness(other=other, other_labels=other_labels)
-    logits = minibatch.model_of(recipe)(params, batch[0], model_state)
-    members = jax.nn.one_hot(labels, classes)
-    means = (members.T @ logits) / jnp.maximum(members.sum(0), 1)[:, None]
-    spread = jnp.square(logits - members @ means).sum() / jnp.square(logits - logits.mean(0)).sum()
+    logit = logit_gradients(recipe, params, model_state, batch[0][:INPUTS])
     return {
         "cos_within": train.cosine.within,
         "cos_between": train.cosine.between,
@@ -48,8 +48,36 @@ def measure(
         "classes": train.cosine.classes,
         "test_cos_within": test.cosine.within,
         "test_cos_between": test.cosine.between,
-        "logit_spread": spread,
+        "same": share_of_one_class(labels, labels, distinct=True),
+        "test_same": share_of_one_class(labels, other_labels, distinct=False),
+        "same_logit": logit.cosine.within,
+        "other_logit": logit.cosine.between,
     }
+
+
+def logit_gradients(recipe: Recipe, params: Any, model_state: Any, inputs: Any) -> Any:
+    """How alike the gradients of the logits of some inputs are, by which logit it is."""
+    model_fn, classes = minibatch.model_of(recipe), recipe.classes
+
+    def one_logit(params, batch, model_state):
+        inputs, which = batch
+        found = model_fn(params, inputs, model_state)
+        return jnp.take_along_axis(found, which[:, None], axis=1)[:, 0]
+
+    which = jnp.tile(jnp.arange(classes), len(inputs))
+    batch = (jnp.repeat(inputs, classes, axis=0), which)
+    return flatjax.stiffness(
+        one_logit, params, batch, model_state, labels=which, num_classes=classes
+    )
+
+
+def share_of_one_class(labels: Any, others: Any, *, distinct: bool) -> jax.Array:
+    """The share of the pairs that have one class; of an example with itself or not."""
+    same = labels[:, None] == others[None, :]
+    if distinct:
+        count = len(labels)
+        return (same.sum() - count) / (count * (count - 1))
+    return same.mean()
 
 
 def training(config: Config, out: Path) -> Callable[[], dict[str, dict[str, np.ndarray]]]:
