@@ -20,27 +20,39 @@ def test_two_arms_are_compared_where_both_have_the_same_loss():
     steep = {"loss": np.array([[4.0, 3, 2, 1, 0.5, 0.5]]), "sharpness": np.ones((1, 6)) * 6}
     flat = {"loss": np.array([[4.0, 3.5, 3, 2.5, 2.2, 2]]), "sharpness": np.ones((1, 6)) * 2}
     assert experiment.at_equal_loss(steep, flat, 0) == (6.0, 2.0)
+    diverged = {"loss": np.full((1, 6), np.nan), "sharpness": np.full((1, 6), np.nan)}
+    assert np.isnan(experiment.at_equal_loss(diverged, flat, 0)).all()
 
 
-def _kept(multiples, overlap, nudged, mild):
-    def arm(multiple, sharpness):
+def _judged(best, overlap, sharpness, loss, accuracy):
+    """Records of all arms; `best` is the product of best multiple, rate and sharpness."""
+
+    def arm(name):
+        top = sharpness.get(name, 10.0)
+        rate = 0.02 if name == "small" else 0.2
         values = {
-            "loss": np.linspace(1, 0, 12),
-            "sharpness": sharpness + np.zeros(12),
-            "best_multiple": multiple + np.zeros(12),
-            "share_of_first": np.ones(12),
-            "overlap": overlap + np.zeros(12),
-            "random_overlap": 1e-3,
+            "loss": np.linspace(1, {"small": 0.4, "gamma_0.01": loss}.get(name, 0.1), 12),
+            "test_accuracy": np.linspace(0.1, accuracy if name == "gamma_0.01" else 0.85, 12),
+            "sharpness": np.full(12, top),
+            "last": np.full(12, top / 2),
+            "best_multiple": np.full(12, best / rate / top),
+            "share_of_first": np.full(12, 0.3),
+            "overlap": np.full(12, overlap if name == "sgd" else 0.01),
         }
         return {name: np.stack([v] * 3) for name, v in values.items()}
 
-    runs = dict(zip(experiment.ARMS, (
-        arm(multiples[0], 10.0), arm(multiples[1], 5.0), arm(1.0, mild), arm(1.0, nudged),
-    ), strict=True))  # fmt: skip
+    runs = {name: arm(name) for name in experiment.ARMS}
     found = experiment.lab.judged(runs, experiment.Config(seeds=3))
-    return {v.claim.name for v in found if v.verdict == "reproduced"}
+    return {verdict: {v.claim.name for v in found if v.verdict == verdict}
+            for verdict in ("reproduced", "void")}  # fmt: skip
 
 
 def test_verdicts_on_made_up_paths():
-    assert _kept((0.5, 10.0), 0.5, nudged=20.0, mild=13.0) == set(experiment.lab.claims)
-    assert not _kept((1.0, 1.0), 1e-3, nudged=10.0, mild=10.0)
+    sharpness = {"gamma_2": 5.0, "gamma_0.1": 13.0, "gamma_0.01": 19.0}
+    good = _judged(1.0, 0.4, sharpness, 0.09, 0.86)
+    assert good == {"reproduced": set(experiment.lab.claims), "void": set()}
+    bad = _judged(1.3, 0.1, {}, 0.2, 0.7)
+    assert bad["reproduced"] == set()
+    control = sharpness | {"random_0.01": 19.0}  # random directions do as well
+    void = {"nudged-goes-sharper", "mildly-nudged-goes-sharper"}
+    assert _judged(1.0, 0.4, control, 0.09, 0.86)["void"] == void
