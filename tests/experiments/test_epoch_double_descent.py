@@ -1,4 +1,4 @@
-"""The claims fail on runs without a second descent, and on a control that falls as well."""
+"""The claims fail on runs without a second descent, and where the control falls as well."""
 
 import numpy as np
 
@@ -7,33 +7,56 @@ from experiments import epoch_double_descent as experiment
 POINTS = np.linspace(0.0, 1.0, 11)
 
 
-def _phase(loss, trace, fitted=1.0, norm=1.0):
+def _phase(loss, trace, fitted=1.0 + 0 * POINTS, norm=1.0):
     values = {
+        "epoch": 100 * POINTS,
+        "train_loss": 1 - 0.9 * POINTS,
         "test_loss": loss,
+        "test_accuracy": 1 - loss / 4,
         "trace_fisher": trace,
         "sharpness": trace / 30,
-        "noisy_fit": fitted + 0 * POINTS,
+        "noisy_fit": fitted,
         "norm": 1 + (norm - 1) * POINTS,
     }
     return {name: np.tile(v, (3, 1)) for name, v in values.items()}
 
 
-def _kept(fit, drift, control):
-    runs = {"fit": fit, "drift": drift, "control": control}
+def _judged(fit, drift, slow, control):
+    runs = {"fit": fit, "drift": drift, "slow": slow, "control": control}
     found = experiment.lab.judged(runs, experiment.Config(seeds=3))
-    return {v.claim.name for v in found if v.verdict == "reproduced"}
+    return {
+        verdict: {v.claim.name for v in found if v.verdict == verdict}
+        for verdict in ("reproduced", "void")
+    }
+
+
+FIT = _phase(1 + 0.3 * POINTS, 500 + 0 * POINTS, fitted=POINTS)
+DRIFT = _phase(1.3 - 0.6 * POINTS, 500 - 450 * POINTS)
+SLOW = _phase(1.3 - 0.2 * POINTS, 500 - 125 * POINTS)
+CONTROL = _phase(1.3 + 0.1 * POINTS, 500 + 10 * POINTS)
+
+
+def test_the_time_to_fall_is_interpolated():
+    stays = _phase(1 + 0 * POINTS, 500 + 0 * POINTS)
+    runs = {"drift": DRIFT, "control": stays}
+    np.testing.assert_allclose(experiment.time_to_fall(runs, "drift"), 100 * 125 / 450, rtol=1e-12)
+    assert np.isnan(experiment.time_to_fall(runs, "control")).all()
 
 
 def test_verdicts_on_made_up_runs():
-    fit = _phase(1 + 0.3 * POINTS, 500 + 0 * POINTS)
-    control = _phase(1.3 + 0.1 * POINTS, 500 + 10 * POINTS)
-    assert _kept(fit, _phase(1.3 - 0.6 * POINTS, 500 - 400 * POINTS), control) == set(
-        experiment.lab.claims
-    )
-    stays = _phase(1.3 + 0.1 * POINTS, 500 - 100 * POINTS)
-    assert _kept(fit, stays, control) == {
-        "memorising-hurts", "stays-fitted", "no-shrinkage", "control-loss", "control-fisher"
+    assert _judged(FIT, DRIFT, SLOW, CONTROL) == {
+        "reproduced": set(experiment.lab.claims),
+        "void": set(),
+    }
+    stays = _phase(1.3 + 0.1 * POINTS, 500 - 150 * POINTS)
+    assert not _judged(FIT, stays, stays, CONTROL)["reproduced"] & {
+        "second-descent", "second-descent-of-error", "fisher-falls", "sharpness-falls",
+        "speed-is-noise-squared",
     }  # fmt: skip
-    shrinks = _phase(1.3 + 0.1 * POINTS, 500 - 100 * POINTS, fitted=0.9, norm=0.5)
-    falls = _phase(1.3 - 0.1 * POINTS, 500 - 10 * POINTS)
-    assert not _kept(_phase(1 - 0.3 * POINTS, 500 + 0 * POINTS), shrinks, falls)
+    never = _phase(1 - 0.3 * POINTS, 500 + 0 * POINTS)
+    shrinks = _phase(1.3 + 0.1 * POINTS, 500 - 150 * POINTS, 0.9 + 0 * POINTS, norm=0.5)
+    assert not _judged(never, shrinks, shrinks, DRIFT)["reproduced"]
+    falls_too = _judged(FIT, DRIFT, SLOW, DRIFT)["void"]
+    assert falls_too == {
+        "second-descent", "second-descent-of-error", "fisher-falls", "sharpness-falls"
+    }  # fmt: skip
