@@ -165,7 +165,8 @@ def run_arm(config: Config, arm: str, size: int, width: int, seed: int, folder: 
             row["loss"] = float(losses_fn(params, train).mean())
             row["gap"] = float(losses_fn(params, test).mean()) - row["loss"]
             row["accuracy"] = float(net.accuracy(params, *train))
-            row["takeuchi"] = takeuchi(found, size)
+            if arm == "fresh":
+                row["takeuchi"] = takeuchi(found, size)
             row["kl"], row["kl_by_c"] = divergences(
                 net, losses_fn, params, batch, jax.random.key(seed)
             )
