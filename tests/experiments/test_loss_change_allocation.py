@@ -36,30 +36,48 @@ def test_the_layers_are_those_of_the_network():
     assert (marked["layer_1"]["kernel"] == 1).all()
 
 
-def _arm(hurting, harm, turned, layers=(-0.5, -0.5), loss=-1.0):
-    """Two steps that change the loss from 0 to `loss`, as it is allocated to -1."""
+STEPS = 400
+
+
+def _arm(hurting, harm, turned, *, layers=(-0.5, -0.5), linear=-1.0, lag=0, total=-1.0):
+    """Steps that change the loss by 1 in all; layers change together, one `lag` steps later."""
+    waves = np.random.RandomState(0).randn(STEPS)
+    each = np.array(layers) / STEPS + np.stack([waves, np.roll(waves, lag)], 1)
+    each += np.array(layers) / STEPS - each.mean(0)
     records = {
-        "loss": [loss / 2, loss],
-        "total": [-0.5, -0.5],
-        "hurting": [hurting] * 2,
-        "harm": [harm] * 2,
-        "help": [-1.0] * 2,
-        "turned": [0.0, turned],
-        "layers": [layers] * 2,
+        "loss": np.linspace(0, -1, STEPS),
+        "total": np.full(STEPS, total / STEPS),
+        "linear": np.full(STEPS, linear / STEPS),
+        "hurting": np.full(STEPS, hurting),
+        "harm": np.full(STEPS, harm),
+        "help": np.full(STEPS, -1.0),
+        "turned": np.full(STEPS, turned),
+        "layers": each,
     }
     found = {name: np.stack([v] * 3) for name, v in records.items()}
+    found["harm"] *= np.array([[0.98], [1.0], [1.02]])
     return found | {"first_loss": np.zeros(3)}
 
 
-def _kept(sgd, slow):
-    found = experiment.lab.judged({"sgd": sgd, "gd": slow}, experiment.Config(seeds=3))
-    return {v.claim.name for v in found if v.verdict == "reproduced"}
+def _judged(**arms):
+    config = experiment.Config(seeds=3, first_steps=5)
+    found = experiment.lab.judged(arms, config)
+    return {
+        verdict: {v.claim.name for v in found if v.verdict == verdict}
+        for verdict in ("reproduced", "void")
+    }
 
 
 def test_verdicts_on_made_up_runs():
-    slow = _arm(0.001, 0.001, 0.0)
-    assert _kept(_arm(0.4, 0.2, 0.45), slow) == set(experiment.lab.claims)
-    assert not _kept(_arm(0.01, 0.01, 0.01, (0.5, -1.0), loss=-1.1), _arm(0.4, 0.2, 0.4))
+    slow, small, large = _arm(0.001, 0.001, 0.0), _arm(0.4, 0.1, 0.4), _arm(0.5, 0.4, 0.5)
+    sgd = _arm(0.48, 0.2, 0.5, layers=(-1.1, 0.1), linear=-1.2)
+    good = {"reproduced": set(experiment.lab.claims), "void": set()}
+    assert _judged(sgd=sgd, small=small, large=large, gd=slow) == good
+    other = _arm(0.01, 0.2, 0.01, lag=7, total=-1.1)
+    bad = _judged(sgd=other, small=large, large=small, gd=_arm(0.4, 0.2, 0.4))
+    assert not bad["reproduced"]
+    same = _judged(sgd=sgd, small=small, large=large, gd=sgd)
+    assert {"nearly-half-hurt", "updates-oscillate", "a-layer-hurts"} <= same["void"]
 
 
 @pytest.mark.slow
