@@ -207,8 +207,8 @@ lab.claim("sign-between", "Sign stiffness between classes, the largest after the
           null=untrained("sign_between"))
 lab.claim("stable", "The stability condition's left side where SGD ends, the largest of all.",
           lambda found, config: of_minima(found, "value").max(1), high=1.02, paper=WU,
-          source="theory", reason="beyond 1 fluctuations can grow; 0.02 for the eigenvalues; null: full-batch minima "
-          "with the smallest batches", null=full_batch_minima)
+          source="theory", reason="beyond 1 fluctuations can grow; 0.02 for the eigenvalues; null: "
+          "the smallest batches at full-batch minima", null=full_batch_minima)
 lab.claim("bound-is-met", "The left side with the smallest batches at the large rate.",
           lambda found, config: where_reached(found, of_arm(found, "value", 0)),
           low=0.9, high=1.02, paper=WU, source="theory", reason="held by the bound, close below it",

@@ -39,10 +39,10 @@ def test_the_layers_are_those_of_the_network():
 STEPS = 400
 
 
-def _arm(hurting, harm, turned, *, layers=(-0.5, -0.5), linear=-1.0, lag=0, total=-1.0):
-    """Steps that change the loss by 1 in all; layers change together, one `lag` steps later."""
+def _arm(hurting, harm, turned, *, layers=(-0.5, -0.5), linear=-1.0, together=1, total=-1.0):
+    """Steps that change the loss by 1 in all; layers change together, or against each other."""
     waves = np.random.RandomState(0).randn(STEPS)
-    each = np.array(layers) / STEPS + np.stack([waves, np.roll(waves, lag)], 1)
+    each = np.array(layers) / STEPS + np.stack([waves, together * waves], 1)
     each += np.array(layers) / STEPS - each.mean(0)
     records = {
         "loss": np.linspace(0, -1, STEPS),
@@ -73,7 +73,7 @@ def test_verdicts_on_made_up_runs():
     sgd = _arm(0.48, 0.2, 0.5, layers=(-1.1, 0.1), linear=-1.2)
     good = {"reproduced": set(experiment.lab.claims), "void": set()}
     assert _judged(sgd=sgd, small=small, large=large, gd=slow) == good
-    other = _arm(0.01, 0.2, 0.01, lag=7, total=-1.1)
+    other = _arm(0.01, 0.2, 0.01, together=-1, total=-1.1)
     bad = _judged(sgd=other, small=large, large=small, gd=_arm(0.4, 0.2, 0.4))
     assert not bad["reproduced"]
     same = _judged(sgd=sgd, small=small, large=large, gd=sgd)
