@@ -53,6 +53,7 @@ class Config(Options):
     width: int = 12  # units of its hidden layer; the matrices have the square of the parameters
     fresh_size: int = 1200  # the same of `fresh` ...
     fresh_width: int = 3  # ... and its units
+    test_size: int | None = None  # test examples; all others unless given
     learning_rate: float = 0.3  # of gradient descent
     steps: tuple[int, ...] = (0, 20, 100, 500, 3000)  # the matrices are compared after so many
 
@@ -60,7 +61,8 @@ class Config(Options):
 # fmt: off
 lab = Lab(
     Config, "Thomas et al. 2020",
-    smoke={"seeds": 1, "train_size": 30, "width": 3, "fresh_size": 60,
+    smoke={"seeds": 1, "train_size": 30, "width": 3, "fresh_size": 30,
+           "test_size": 30,
            "steps": (0, 5, 20)},
     paper={"data": "mnist", "train_size": 5000, "width": 20,
            "fresh_size": 50_000, "fresh_width": 2, "steps": (0, 100, 500, 2000, 10_000, 50_000)},
@@ -105,7 +107,7 @@ def compare(found: dict[str, np.ndarray]) -> dict[str, float]:
 
 def takeuchi(found: dict[str, np.ndarray], count: int) -> float:
     """Tr(H^-1 C) / n, the inverse where H is well above zero."""
-    values, vectors = scipy.linalg.eigh(found["H"])
+    values, vectors = np.linalg.eigh(found["H"])
     kept = values > CUT * values.max()
     forms = (vectors[:, kept] * (found["C"] @ vectors[:, kept])).sum(0)
     return float((forms / values[kept]).sum() / count)
@@ -141,7 +143,7 @@ def run_seed(config: Config, seed: int, folder: Path) -> dict:
 
 def run_arm(config: Config, arm: str, size: int, width: int, seed: int, folder: Path) -> list:
     """The comparisons of one arm."""
-    data = small_data(config.data, seed=seed, train_size=size)
+    data = small_data(config.data, seed=seed, train_size=size, test_size=config.test_size)
     net, losses_fn = network(data.inputs.shape[-1], width)
     train = (jnp.asarray(data.inputs), jnp.asarray(data.targets))
     test = (jnp.asarray(data.test_inputs), jnp.asarray(data.test_targets))
