@@ -44,6 +44,7 @@ class Config(Options):
     label_noise: float = 0.2  # the fraction of wrong labels
     noise: float = 0.3  # standard deviation of the target noise of phase two; the control has none
     learning_rate: float = 0.05  # of SGD, in both phases
+    measured: int | None = None  # training examples of tr F and the eigenvalue; None for all
     fit_epochs: int = 400  # the first phase: fit the labels, the wrong ones too
     recipe: Recipe = Recipe(  # network, and epochs of both phases together
         hidden=(64, 64),
@@ -62,8 +63,8 @@ lab = Lab(
     smoke={"seeds": 1, "train_size": 40, "fit_epochs": 4,
            "recipe": {"hidden": (8,), "init_scale": 1.0, "epochs": 8, "record_every": 2}},
     real={"data": "fashion_mnist", "seeds": 3, "train_size": 4000, "learning_rate": 0.02,
-          "fit_epochs": 100,
-          "recipe": {"network": "s2cnn-16", "batch_size": 128, "epochs": 400, "record_every": 5}},
+          "fit_epochs": 100, "measured": 500,
+          "recipe": {"network": "s2cnn-16", "batch_size": 128, "epochs": 200, "record_every": 10}},
     paper={"data": "cifar10", "train_size": 50_000, "learning_rate": 0.01, "fit_epochs": 200,
            "recipe": {"hidden": (512, 512), "batch_size": 128, "epochs": 2200, "record_every": 10}},
 )
@@ -71,9 +72,11 @@ lab = Lab(
 EXPERIMENT = lab.experiment
 
 
-def measure(recipe: Recipe, params: Any, model_state: Any, data: Any, key: Any) -> dict[str, Any]:
+def measure(
+    recipe: Recipe, count: int | None, params: Any, model_state: Any, data: Any, key: Any
+) -> dict[str, Any]:
     """Trace of the Fisher information and largest Hessian eigenvalue of one run."""
-    batch = minibatch.training_batch(recipe, data)
+    batch = minibatch.training_batch(recipe, data, count)
     loss = losses.OUTPUT_LOSSES[recipe.loss]
     fisher = flatjax.fisher(minibatch.model_of(recipe), loss, params, batch, model_state)
     hessian = flatjax.hessian(minibatch.losses_fn(recipe), params, batch, model_state)
@@ -112,7 +115,7 @@ def run(config: Config, out: Path) -> Runs:
         seeds,
         noisy_sgd,
         {"drift": config.noise, "slow": config.noise / 2, "control": 0.0},
-        measure=functools.partial(measure, recipe),
+        measure=functools.partial(measure, recipe, config.measured),
         quiet=config.quiet,
     )
     turn = config.fit_epochs // recipe.record_every

@@ -9,7 +9,7 @@ POINTS = np.linspace(0.0, 1.0, 11)
 
 def _phase(loss, trace, fitted=1.0 + 0 * POINTS, norm=1.0):
     values = {
-        "epoch": 100 * POINTS,
+        "epoch": 400 + 100 * POINTS,
         "train_loss": 1 - 0.9 * POINTS,
         "test_loss": loss,
         "test_accuracy": 1 - loss / 4,
