@@ -276,7 +276,7 @@ def allocation(axes: Any, runs: Runs, config: Config) -> None:
         label = rf"{kind}, $\eta$ = {learning_rate(config, name):g}"
         middle.plot(records["hurting"].mean(0), **style(number, markers=False), label=label)
         total = (records["layers"].sum(1) / change(records)[:, None]).mean(0)
-        position = np.arange(len(total)) + 0.2 * number
+        position = np.arange(len(total)) + 0.2 * (number - 1.5)
         right.bar(position, total, 0.2, color=style(number)["color"], label=label)
     left.plot(runs["sgd"]["harm"].mean(0), **style(1, markers=False), label="harm")
     left.plot(-runs["sgd"]["help"].mean(0), **style(0, markers=False), label="help")

@@ -81,10 +81,14 @@ def test_verdicts_on_made_up_runs():
 
 
 @pytest.mark.slow
-def test_a_killed_run_ends_with_the_same_numbers(smoke, command_line, tmp_path):
-    command = ("loss_change_allocation", "--preset", "smoke", "--out", tmp_path, "--steps", 200)
-    process = command_line(*command)
-    first = tmp_path / "sgd" / "checkpoints" / "10"
+def test_a_killed_run_ends_with_the_same_numbers(command_line, tmp_path):
+    def command(out):  # processes all: programs of the same compiler options
+        options = ("--preset", "smoke", "--out", out, "--steps", 200)
+        return command_line("loss_change_allocation", *options)
+
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = command(killed)
+    first = killed / "sgd" / "checkpoints" / "10"
     deadline = time.monotonic() + 240
     while not first.exists():
         assert process.poll() is None, process.communicate()
@@ -92,12 +96,11 @@ def test_a_killed_run_ends_with_the_same_numbers(smoke, command_line, tmp_path):
         time.sleep(0.01)
     process.kill()
     process.communicate()
-    assert not (tmp_path / "summary.json").exists()
+    assert not (killed / "summary.json").exists()
 
-    process = command_line(*command)
-    output = process.communicate(timeout=240)
-    assert process.returncode == 0, output
-    config = dataclasses.replace(smoke, out=tmp_path / "whole", steps=200)
-    experiment.lab.main(config)
-    whole = read_json(config.out / "summary.json")
-    assert read_json(tmp_path / "summary.json")["claims"] == whole["claims"]
+    for out in (killed, whole):
+        process = command(out)
+        output = process.communicate(timeout=240)
+        assert process.returncode == 0, output
+    claims = [read_json(out / "summary.json")["claims"] for out in (killed, whole)]
+    assert claims[0] == claims[1]
