@@ -1,21 +1,19 @@
 """Epoch-wise double descent: generalise, memorise, consolidate; the Fisher trace peaks in between.
 
 Nakkiran et al. (ICLR 2020, "Deep Double Descent") and Heckel & Yilmaz (ICLR 2021) see the test
-error of one run fall, rise while wrong labels are memorised, and fall again. Here the second
-descent is drift along the manifold of zero training error towards flat regions, driven by fresh
-noise on the targets (Blanc et al., COLT 2020; Damian et al., NeurIPS 2021): phase one is plain SGD
-until every label is fitted, the wrong 20 % too; phase two goes on with target noise, and, as a
-control, without.
+error of one run fall, rise while wrong labels are memorised, and fall again. A plain MLP on these
+data does not do so by itself (twelve recipes were tried): its test loss falls and then rises. Here
+the second descent is switched on: phase one is plain SGD until every label is fitted, the wrong
+20 % too; phase two adds fresh noise to the targets, which makes SGD drift along the manifold of
+zero training error towards flat regions (Blanc et al., COLT 2020; Damian et al., NeurIPS 2021), at
+a speed that goes with the square of the noise. The control goes on without noise.
 
-    python -m experiments epoch_double_descent                     # three seeds, 42 seconds
+    python -m experiments epoch_double_descent
 
-Expected: the test loss rises by a fifth or more in phase one, and falls in phase two to about two
-thirds of its first minimum, with all wrong labels still fitted; tr F (of squared error, so the mean
-squared norm of the outputs' Jacobian) and the largest Hessian eigenvalue fall with it, to a fifth,
-while the norm of the weights stays. Without noise nothing falls. A plain MLP on these data, without
-target noise, has no second descent (twelve recipes were tried): its test loss only rises.
+tr F is that of squared error, so the mean squared norm of the outputs' Jacobian.
 
-gpu and paper: larger fully connected networks on CIFAR-10, when it is prepared.
+real: a small convolutional network on Fashion-MNIST. paper: larger fully connected networks on
+CIFAR-10, when it is prepared.
 """
 
 from __future__ import annotations
@@ -25,153 +23,63 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 import flatjax
+from experiments.lib.lab import Lab, Options, Runs
 from experiments.lib.nets import losses
 from experiments.lib.training import minibatch
 from experiments.lib.training.minibatch import Recipe
 from experiments.lib.training.settings import train_settings
-from experiments.lib.verdicts.claims import Claim, by_name, judge_all
-from experiments.lib.verdicts.curves import curve
-from experiments.lib.verdicts.figures import figure
-from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
-from experiments.registry import Experiment, Options
+from experiments.lib.verdicts.curves import curve, words
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Options):
     """The options."""
 
-    data: str = "digits"
-    """The data set."""
-
-    train_size: int = 200
-    """Training examples."""
-
-    label_noise: float = 0.2
-    """The fraction of wrong labels."""
-
-    noise: float = 0.3
-    """Standard deviation of the target noise of the second phase; the control has none."""
-
-    learning_rate: float = 0.05
-    """Of SGD, in both phases."""
-
-    fit_epochs: int = 400
-    """The first phase: fit the labels, the wrong ones too."""
-
-    network: Recipe = Recipe(
-        hidden=(64, 64), activation="relu", init_scale=float(np.sqrt(2.0)),
-        loss="squared_error", batch_size=20, epochs=4400, record_every=20,
-    )  # fmt: skip
-    """Network, and epochs of both phases together."""
+    train_size: int = 200  # training examples
+    label_noise: float = 0.2  # the fraction of wrong labels
+    noise: float = 0.3  # standard deviation of the target noise of phase two; the control has none
+    learning_rate: float = 0.05  # of SGD, in both phases
+    measured: int | None = None  # training examples of tr F and the eigenvalue; None for all
+    fit_epochs: int = 400  # the first phase: fit the labels, the wrong ones too
+    recipe: Recipe = Recipe(  # network, and epochs of both phases together
+        hidden=(64, 64),
+        activation="relu",
+        init_scale=float(np.sqrt(2.0)),
+        loss="squared_error",
+        batch_size=20,
+        epochs=4400,
+        record_every=20,
+    )
 
 
-_LARGE = Recipe(
-    hidden=(512, 512), activation="relu", init_scale=float(np.sqrt(2.0)), loss="squared_error",
-    batch_size=128, epochs=2200, record_every=10,
-)  # fmt: skip
-
-PRESETS = {
-    "smoke": Config(
-        seeds=1, first_seed=0, train_size=40, fit_epochs=4,
-        network=Recipe(
-            hidden=(8,), activation="relu", loss="squared_error", batch_size=20, epochs=8,
-            record_every=2,
-        ),
-    ),
-    "cpu": Config(),
-    "gpu": Config(
-        data="cifar10", train_size=5000,
-        learning_rate=0.01, fit_epochs=200, network=_LARGE,
-    ),
-    "paper": Config(
-        data="cifar10", train_size=50_000,
-        learning_rate=0.01, fit_epochs=200, network=_LARGE,
-    ),
-}  # fmt: skip
-
-_NAKKIRAN = "Nakkiran et al. 2020; Heckel & Yilmaz 2021"
-_DRIFT = "Blanc et al. 2020; Damian et al. 2021"
-
-CLAIMS = by_name(
-    Claim(
-        name="memorising-hurts",
-        statement="Memorising raises the test loss: at the end of phase one over its minimum.",
-        paper=_NAKKIRAN,
-        low=1.15,
-        reason="1.27 to 1.43 on seeds 0-4",
-    ),
-    Claim(
-        name="second-descent",
-        statement="The test loss after the drift over its first minimum.",
-        paper=_NAKKIRAN,
-        high=0.8,
-        reason="0.669 to 0.772 on seeds 0-4",
-    ),
-    Claim(
-        name="stays-fitted",
-        statement="The least fraction of the wrong labels that is fitted during the drift.",
-        paper=_DRIFT,
-        low=0.99,
-        reason="1 to 1 on seeds 0-4",
-    ),
-    Claim(
-        name="fisher-falls",
-        statement="tr F after the drift over tr F before.",
-        paper=_DRIFT,
-        high=0.35,
-        reason="0.197 to 0.215 on seeds 0-4",
-    ),
-    Claim(
-        name="sharpness-falls",
-        statement="The largest Hessian eigenvalue after the drift over that before.",
-        paper=_DRIFT,
-        high=0.35,
-        reason="0.125 to 0.144 on seeds 0-4",
-    ),
-    Claim(
-        name="fisher-goes-with-loss",
-        statement="Correlation of tr F and test loss over the records of the drift.",
-        paper="the consolidation hypothesis (Achille et al. 2019)",
-        low=0.9,
-        reason="0.988 to 0.994 on seeds 0-4",
-    ),
-    Claim(
-        name="no-shrinkage",
-        statement="The norm of the weights after the drift over that before.",
-        paper=_DRIFT,
-        low=0.9,
-        high=1.05,
-        reason="0.981 to 0.994 on seeds 0-4",
-    ),
-    Claim(
-        name="control-loss",
-        statement="Without noise: test loss at the end over that at the end of phase one.",
-        paper=_DRIFT,
-        low=1.0,
-        reason="1.07 to 1.1 on seeds 0-4",
-    ),
-    Claim(
-        name="control-fisher",
-        statement="Without noise: tr F at the end over that at the end of phase one.",
-        paper=_DRIFT,
-        low=1.0,
-        reason="1.08 to 1.11 on seeds 0-4",
-    ),
+# fmt: off
+lab = Lab(
+    Config, "Nakkiran et al. 2020; Heckel & Yilmaz 2021", shares=False,
+    smoke={"seeds": 1, "train_size": 40, "fit_epochs": 4,
+           "recipe": {"hidden": (8,), "init_scale": 1.0, "epochs": 8, "record_every": 2}},
+    real={"data": "fashion_mnist", "seeds": 3, "train_size": 4000, "learning_rate": 0.02,
+          "fit_epochs": 100, "measured": 500,
+          "recipe": {"network": "s2cnn-16", "batch_size": 128, "epochs": 200, "record_every": 10}},
+    paper={"data": "cifar10", "train_size": 50_000, "learning_rate": 0.01, "fit_epochs": 200,
+           "recipe": {"hidden": (512, 512), "batch_size": 128, "epochs": 2200, "record_every": 10}},
 )
+# fmt: on
+EXPERIMENT = lab.experiment
 
 
-def measure(recipe: Recipe, params: Any, data: Any, key: Any) -> dict[str, jax.Array]:
+def measure(
+    recipe: Recipe, count: int | None, params: Any, model_state: Any, data: Any, key: Any
+) -> dict[str, Any]:
     """Trace of the Fisher information and largest Hessian eigenvalue of one run."""
-    batch = minibatch.training_batch(recipe, data)
+    batch = minibatch.training_batch(recipe, data, count)
     loss = losses.OUTPUT_LOSSES[recipe.loss]
-    fisher = flatjax.fisher(minibatch.model_of(recipe), loss, params, batch)
-    hessian = flatjax.hessian(minibatch.losses_fn(recipe.activation, recipe.loss), params, batch)
+    fisher = flatjax.fisher(minibatch.model_of(recipe), loss, params, batch, model_state)
+    hessian = flatjax.hessian(minibatch.losses_fn(recipe), params, batch, model_state)
     top = flatjax.power_iteration(hessian, key=key, max_products=15)
     return {
         "trace_fisher": flatjax.trace(fisher, key=key, num_products=8).value,
@@ -179,13 +87,17 @@ def measure(recipe: Recipe, params: Any, data: Any, key: Any) -> dict[str, jax.A
     }
 
 
-def run(config: Config, out: Path) -> dict[str, dict[str, np.ndarray]]:
-    """The records, by seed and point, of `fit`, `drift` and `control`."""
-    seeds = list(config.seed_range())
+@lab.run
+def run(config: Config, out: Path) -> Runs:
+    """The records, by seed and point, of `fit`, `drift`, `slow` and `control`."""
+    seeds, recipe = list(config.seed_range()), config.recipe
     data = minibatch.load_seeds(
-        config.data, seeds, train_size=config.train_size, label_noise=config.label_noise
+        config.data,
+        seeds,
+        train_size=config.train_size,
+        label_noise=config.label_noise,
+        flat=recipe.flat,
     )
-    recipe = config.network
     model_fn, loss = minibatch.model_of(recipe), losses.OUTPUT_LOSSES[recipe.loss]
     fit_steps = config.fit_epochs * (config.train_size // (recipe.batch_size or config.train_size))
 
@@ -202,8 +114,8 @@ def run(config: Config, out: Path) -> dict[str, dict[str, np.ndarray]]:
         data,
         seeds,
         noisy_sgd,
-        {"drift": config.noise, "control": 0.0},
-        measure=functools.partial(measure, recipe),
+        {"drift": config.noise, "slow": config.noise / 2, "control": 0.0},
+        measure=functools.partial(measure, recipe, config.measured),
         quiet=config.quiet,
     )
     turn = config.fit_epochs // recipe.record_every
@@ -211,70 +123,153 @@ def run(config: Config, out: Path) -> dict[str, dict[str, np.ndarray]]:
     return {"fit": {k: v[:, : turn + 1] for k, v in found["drift"].records.items()}, **after}
 
 
-def numbers(records: dict[str, dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """The measured number of every claim, one a seed."""
-    fit, drift, control = records["fit"], records["drift"], records["control"]
-    least = fit["test_loss"].min(1)
+def change(arm: str, name: str) -> Any:
+    """The measure of a claim on a record at the end of a phase over that at its start."""
+    return lambda runs, config: runs[arm][name][:, -1] / runs[arm][name][:, 0]
 
-    def change(phase, name):
-        return phase[name][:, -1] / phase[name][:, 0]
 
-    together = zip(drift["trace_fisher"], drift["test_loss"], strict=True)
-    return {
-        "memorising-hurts": fit["test_loss"][:, -1] / least,
-        "second-descent": drift["test_loss"][:, -1] / least,
-        "stays-fitted": drift["noisy_fit"].min(1),
-        "fisher-falls": change(drift, "trace_fisher"),
-        "sharpness-falls": change(drift, "sharpness"),
-        "fisher-goes-with-loss": np.array([np.corrcoef(a, b)[0, 1] for a, b in together]),
-        "no-shrinkage": change(drift, "norm"),
-        "control-loss": change(control, "test_loss"),
-        "control-fisher": change(control, "trace_fisher"),
+def over_least(arm: str, name: str = "test_loss") -> Any:
+    """The measure of a claim on a loss at the end of a phase over its least in phase one."""
+    return lambda runs, config: runs[arm][name][:, -1] / runs["fit"][name].min(1)
+
+
+def test_error(runs: Runs, arm: str) -> np.ndarray:
+    """(seeds, points) the share of the test examples that is misclassified."""
+    return 1 - runs[arm]["test_accuracy"]
+
+
+def error_over_least(arm: str) -> Any:
+    """The measure of a claim on the test error at the end of a phase over its first minimum."""
+    return lambda runs, config: test_error(runs, arm)[:, -1] / test_error(runs, "fit").min(1)
+
+
+def fitted_at_the_best(runs: Runs, config: Config) -> np.ndarray:
+    """The fraction of the wrong labels that is fitted where the test error is first least."""
+    best = test_error(runs, "fit").argmin(1)[:, None]
+    return np.take_along_axis(runs["fit"]["noisy_fit"], best, 1)[:, 0]
+
+
+LEVEL = 0.75
+"""Of tr F without noise; the time to fall to it measures the speed of the drift."""
+
+
+def time_to_fall(runs: Runs, arm: str) -> np.ndarray:
+    """The epochs of phase two after which tr F is first at the level, for every seed; or NaN."""
+    found = []
+    ratios = runs[arm]["trace_fisher"] / runs["control"]["trace_fisher"]
+    for epochs, above in zip(runs[arm]["epoch"], ratios - LEVEL, strict=True):
+        i = int((above <= 0).argmax())
+        if i == 0:
+            found.append(np.nan)
+            continue
+        share = above[i - 1] / (above[i - 1] - above[i])
+        found.append(epochs[i - 1] + share * (epochs[i] - epochs[i - 1]) - epochs[0])
+    return np.array(found)
+
+
+def slowing(runs: Runs, config: Config) -> np.ndarray:
+    """How much longer tr F takes to fall with half the noise."""
+    return time_to_fall(runs, "slow") / time_to_fall(runs, "drift")
+
+
+def slowing_of_another(runs: Runs, config: Config) -> np.ndarray:
+    """The same of two drifts that only differ by their seed."""
+    times = time_to_fall(runs, "drift")
+    return np.roll(times, 1) / times
+
+
+DRIFT = "Blanc et al. 2020; Damian et al. 2021"
+
+# fmt: off
+lab.claim("memorising-hurts",
+          "Memorising raises the test loss: at the end of phase one over its minimum.",
+          over_least("fit"), low=1.2, source="seeds",
+          reason="the papers show error; 1.27 to 1.43 on seeds 0-4; null: the training loss",
+          null=over_least("fit", "train_loss"))
+lab.claim("memorised-after-the-best",
+          "The fraction of the wrong labels that is fitted where the test error is first least.",
+          fitted_at_the_best, high=0.5, source="sign", reason="few of them; null: the end",
+          null=lambda runs, config: runs["fit"]["noisy_fit"][:, -1])
+lab.claim("second-descent", "The test loss after the drift over its first minimum.",
+          over_least("drift"), high=0.8, source="seeds",
+          reason="the papers show error; 0.669 to 0.772 on seeds 0-4; null: the control",
+          null=over_least("control"))
+lab.claim("second-descent-of-error", "The test error after the drift over its first minimum.",
+          error_over_least("drift"), high=1.0, source="sign", reason="null: the control",
+          null=error_over_least("control"))
+lab.claim("stays-fitted", "The least fraction of the wrong labels that is fitted in the drift.",
+          lambda runs, config: runs["drift"]["noisy_fit"].min(1), low=0.99, paper=DRIFT,
+          source="theory", reason="along the manifold; null: the untrained network",
+          null=lambda runs, config: runs["fit"]["noisy_fit"][:, 0])
+lab.claim("fisher-falls", "tr F after the drift over tr F before.",
+          change("drift", "trace_fisher"), high=0.35, paper=DRIFT,
+          source="seeds", reason="theory has no end; 0.197 to 0.215 on 0-4; null: the control",
+          null=change("control", "trace_fisher"))
+lab.claim("sharpness-falls", "The largest Hessian eigenvalue after the drift over that before.",
+          change("drift", "sharpness"), high=0.35, paper=DRIFT,
+          source="seeds", reason="theory has no end; 0.125 to 0.144 on 0-4; null: the control",
+          null=change("control", "sharpness"))
+lab.claim("speed-is-noise-squared",
+          "Epochs until tr F is three quarters of the control's, with half the noise over those "
+          "with all.",
+          slowing, low=3.0, high=5.3, paper=DRIFT, source="theory",
+          reason="4 in the limit of small noise, within a third; null: another seed",
+          null=slowing_of_another)
+lab.claim("no-shrinkage", "The norm of the weights after the drift over that before.",
+          change("drift", "norm"), low=0.9, high=1.05, paper=DRIFT,
+          source="theory", reason="it is not the scale that falls")
+lab.claim("control-loss",
+          "Without noise: test loss at the end over that at the end of phase one.",
+          change("control", "test_loss"), low=1.0, paper=DRIFT,
+          source="sign", reason="null: with noise", null=change("drift", "test_loss"))
+lab.claim("control-fisher", "Without noise: tr F at the end over that at the end of phase one.",
+          change("control", "trace_fisher"), low=1.0, paper=DRIFT,
+          source="sign", reason="null: with noise", null=change("drift", "trace_fisher"))
+# fmt: on
+
+
+@lab.figure(
+    "Mean over seeds and two standard errors; the line is the end of phase one.",
+    rows=2,
+    columns=3,
+    panel=(4.0, 3.0),
+)
+def epochs(axes: Any, runs: Runs, config: Config) -> None:
+    """Error, loss, fit of the labels and curvature over both phases."""
+    arms = {
+        "drift": f"noise {config.noise:g}",
+        "slow": f"noise {config.noise / 2:g}",
+        "control": "no noise",
     }
+    error, fit, fractions = axes[0, 0], runs["fit"], axes[0, 2]
+    names = ("test_loss", "trace_fisher", "sharpness", "norm")
+    # The first record is the untrained network, far off the scale.
+    start = {name: values[:, 1:] for name, values in fit.items()}
+    for panel, name in zip((axes[0, 1], *axes[1]), names, strict=True):
+        curve(panel, start["epoch"][0], start[name], 6, "phase one")
+        for number, (arm, text) in enumerate(arms.items()):
+            curve(panel, runs[arm]["epoch"][0], runs[arm][name], number, text)
+        panel.set(ylabel=words(name))
+    for kind, alpha in (("test", 1.0), ("train", 0.5)):
+        name = f"{kind}_accuracy"
+        curve(error, start["epoch"][0], 1 - start[name], 6, f"phase one, {kind}", alpha=alpha)
+        for number, (arm, text) in enumerate(arms.items()):
+            x, y = runs[arm]["epoch"][0], 1 - runs[arm][name]
+            curve(error, x, y, number, text if kind == "test" else "", alpha=alpha)
+    error.set(ylabel="error")
+    for number, name in enumerate(("clean_fit", "noisy_fit", "noisy_recovered")):
+        curve(fractions, start["epoch"][0], start[name], number, words(name))
+        curve(fractions, runs["drift"]["epoch"][0], runs["drift"][name], number)
+    fractions.set(ylabel="fraction of the training labels")
+    for panel in axes.ravel():
+        panel.set(xscale="log", xlabel="epoch")
+        panel.axvline(config.fit_epochs, color="#888888", linewidth=0.8)
+    error.legend(fontsize=7)
+    fractions.legend(fontsize=7)
 
 
-def draw(path: Path, config: Config, records: dict[str, dict[str, np.ndarray]]) -> None:
-    """Test loss, fit of the labels and curvature over both phases."""
-    fit, start = records["fit"], config.fit_epochs
-    panels = (
-        ("test_loss", "test loss"),
-        ("trace_fisher", "tr F"),
-        ("sharpness", "largest Hessian eigenvalue"),
-    )
-    with figure(path, 1, 4, panel=(3.3, 3.0), dpi=100) as axes:
-        for panel, (name, label) in zip(axes, panels, strict=False):
-            # The first record is the untrained network, far off the scale.
-            curve(panel, fit["epoch"][0][1:], fit[name][:, 1:], 6, "SGD")
-            for number, (arm, text) in enumerate(
-                (("drift", f"target noise {config.noise:g}"), ("control", "no noise"))
-            ):
-                phase = records[arm]
-                curve(panel, phase["epoch"][0], phase[name], number, text)
-            panel.set(xscale="log", xlabel="epoch", title=label)
-            panel.axvline(start, color="#888888", linewidth=0.8)
-        axes[0].legend()
-        for number, name in enumerate(("clean_fit", "noisy_fit", "noisy_recovered")):
-            curve(axes[3], fit["epoch"][0][1:], fit[name][:, 1:], number, name.replace("_", " "))
-            drift = records["drift"]
-            curve(axes[3], drift["epoch"][0], drift[name], number)
-        axes[3].set(xscale="log", xlabel="epoch", title="fraction of the training labels")
-        axes[3].legend()
-
-
-def main(config: Config) -> None:
-    """Runs the experiment, or shows the finished run."""
-    with run_folder(config) as out:
-        records = run(config, out)
-        found = numbers(records)
-        draw(out / "epochs.png", config, records)
-        caption = "Mean over seeds and two standard errors; the line is the end of phase one."
-        write_summary(
-            out,
-            config,
-            judge_all(CLAIMS, found, config.seed_range()),
-            [Figure("epochs.png", caption)],
-            {"least_test_loss": records["fit"]["test_loss"].min(1)},
-        )
-
-
-EXPERIMENT = Experiment(main=main, presets=PRESETS)
+@lab.extra
+def least(runs: Runs, config: Config) -> dict[str, Any]:
+    """The first minima of the test loss and error."""
+    least_error = test_error(runs, "fit").min(1)
+    return {"least_test_loss": runs["fit"]["test_loss"].min(1), "least_test_error": least_error}

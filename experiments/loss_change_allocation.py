@@ -3,14 +3,12 @@
 Lan, Liu, Zhou & Yosinski 2019, "LCA: Loss Change Allocation for Neural Network Training". A
 parameter's share of the change of the training loss in a step is the integral of its gradient along
 the step, here by Simpson's rule on the whole training set: the shares sum to the change of the
-loss. A tanh network learns the digits with cross-entropy, by SGD and by slow full-batch descent.
-A parameter hurts at a step if its share is positive, and oscillates if its update turns its sign.
+loss. A tanh network learns the digits with cross-entropy, by SGD with three learning rates and by
+slow full-batch descent. A parameter hurts at a step if its share is positive, and oscillates if its
+update turns its sign. The paper, with convolutional networks, finds that barely more than half of
+the parameters help, that whole layers hurt on average, and that layers learn at the same moments.
 
-The paper finds barely more than half of the parameters helping, as many updates turning their sign,
-and whole layers that hurt, in a ResNet on CIFAR-10. The instability is compared over three learning
-rates; the sum of the shares is compared with that of the gradients at the start of every step.
-
-    python -m experiments loss_change_allocation        # five seeds, half a minute
+    python -m experiments loss_change_allocation
 """
 
 from __future__ import annotations
@@ -26,11 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.lib.data.small import SmallData
-from experiments.lib.lab import Lab, Options, Runs, shared
+from experiments.lib.lab import Lab, Options, Runs
 from experiments.lib.nets.mlp import FlatMlp
 from experiments.lib.runs.trajectory import run_chunks
-from experiments.lib.training.minibatch import load_seeds
+from experiments.lib.training import minibatch
 from experiments.lib.verdicts.figures import style
+from experiments.lib.verdicts.statistics import rank_correlation
 from flatjax import loops
 
 
@@ -41,23 +40,28 @@ class Config(Options):
     train_size: int = 300  # training examples: all of them in every allocation
     width: int = 64  # units of each of the two hidden layers
     learning_rate: float = 0.1  # of SGD ...
-    other_rates: tuple[float, ...] = (0.02, 0.5)  # ... and more of it, for comparison
+    small_rate: float = 0.02  # ... a smaller ...
+    large_rate: float = 0.5  # ... and a larger one
     batch_size: int = 25  # of SGD
     slow_rate: float = 0.05  # of full-batch gradient descent
-    settled: int = 100  # steps of SGD that do not count in the shares of parameters
     steps: int = 600  # updates
+    first_steps: int = 100  # left out of the parameters that hurt
     chunk: int = 300  # updates between two saves
 
 
 # fmt: off
 lab = Lab(
-    Config, "Lan et al. 2019",
-    smoke={"seeds": 1, "train_size": 50, "width": 8, "settled": 5, "steps": 20, "chunk": 10},
-    paper={"data": "cifar10", "train_size": 45000, "width": 1024, "steps": 20000,
+    Config, "Lan et al. 2019", shares=False,
+    smoke={"seeds": 1, "train_size": 50, "width": 8, "steps": 20, "chunk": 10,
+           "first_steps": 2},
+    paper={"data": "cifar10", "train_size": 45_000, "width": 1024, "steps": 20_000,
            "batch_size": 250},
 )
 # fmt: on
 EXPERIMENT = lab.experiment
+
+ARMS = ("sgd", "small", "large", "gd")
+"""SGD with three learning rates, and slow full-batch descent."""
 
 
 class State(NamedTuple):
@@ -100,7 +104,7 @@ def _advance(net, losses_fn, batch_size, rate, batch, state, steps):
         found = {
             "loss": loss,
             "total": share.sum(),
-            "first_order": (change * state.gradient).sum(),
+            "linear": jnp.vdot(change, state.gradient),
             "hurting": (share > 0).mean(),
             "harm": jnp.maximum(share, 0).sum(),
             "help": jnp.minimum(share, 0).sum(),
@@ -129,14 +133,14 @@ def layer_of(net: FlatMlp) -> jax.Array:
 def run_arm(
     config: Config, out: Path, name: str, net: FlatMlp, losses_fn: Any, data: SmallData
 ) -> dict[str, np.ndarray]:
-    """The records of an arm, (seeds, steps) and more axes each, and its whole `allocation`."""
+    """The records of an arm, (seeds, steps) and more axes each; and its allocation at the end."""
     batch = (jnp.asarray(data.inputs), jnp.asarray(data.targets))
     params = net.init_seeds(config.seed_range())
     gradient = jax.vmap(jax.grad(lambda p, b: losses_fn(p, b).mean()))(params, batch)
     zeros = jnp.zeros_like(params)
     keys = jax.random.key_data(jax.random.split(jax.random.key(1), config.seeds))
     batch_size = None if name == "gd" else config.batch_size
-    rate = rates(config)[name]
+    rate = learning_rate(config, name)
     state, records = run_chunks(
         out / name,
         State(params, gradient, zeros, zeros, keys),
@@ -147,82 +151,119 @@ def run_arm(
         quiet=config.quiet,
     )
     first = jax.vmap(lambda p, b: losses_fn(p, b).mean())(params, batch)
-    kept = {"first_loss": np.asarray(first), "allocation": np.asarray(state.allocation)}
-    return records | kept
+    ends = {"first_loss": np.asarray(first), "allocation": np.asarray(state.allocation)}
+    return records | ends
 
 
-def rates(config: Config) -> dict[str, float]:
-    """The learning rates of the arms."""
-    other = {f"sgd_{rate:g}": rate for rate in config.other_rates}
-    return {"sgd": config.learning_rate, "gd": config.slow_rate} | other
+def learning_rate(config: Config, arm: str) -> float:
+    """The learning rate of an arm."""
+    rates = {
+        "sgd": config.learning_rate,
+        "small": config.small_rate,
+        "large": config.large_rate,
+        "gd": config.slow_rate,
+    }
+    return rates[arm]
 
 
 @lab.run
 def run(config: Config, out: Path) -> Runs:
     """The records of all arms."""
-    seeds = list(config.seed_range())
-    data = load_seeds(config.data, seeds, train_size=config.train_size)
+    data = minibatch.load_seeds(config.data, config.seed_range(), train_size=config.train_size)
     net = FlatMlp((data.inputs.shape[-1], config.width, config.width, 10))
-    common = net, net.losses("cross_entropy"), data
-    return shared(
-        config, {n: functools.partial(run_arm, config, out, n, *common) for n in rates(config)}
-    )
+    losses_fn = net.losses("cross_entropy")
+    return {name: run_arm(config, out, name, net, losses_fn, data) for name in ARMS}
 
 
-def change(own: dict[str, np.ndarray]) -> np.ndarray:
-    """By how much the loss has changed, for every seed."""
-    return own["loss"][:, -1] - own["first_loss"]
+def change(records: dict[str, np.ndarray]) -> np.ndarray:
+    """The change of the loss over all of training, for every seed."""
+    return records["loss"][:, -1] - records["first_loss"]
 
 
-def mean(name: str, arm: str) -> Any:
-    """The measure of a claim on the mean of a record over the settled steps."""
-    return lambda runs, config: runs[arm][name][:, config.settled :].mean(1)
+def missing(name: str) -> Any:
+    """The measure of a claim on what is missing in the sum of all allocations of SGD."""
+
+    def measure(runs: Runs, config: Config) -> np.ndarray:
+        fall = change(runs["sgd"]).astype(float)
+        return abs((runs["sgd"][name].sum(1, dtype=np.float64) - fall) / fall)
+
+    return measure
 
 
-def left_over(total: str) -> Any:
-    """The measure of a claim on what a sum misses of the change, over the change."""
-
-    def measured(runs: Runs, config: Config) -> np.ndarray:
-        found, fall = runs["sgd"][total].sum(1, dtype=float), change(runs["sgd"])
-        return abs((found - fall) / fall)
-
-    return measured
+def hurting(arm: str) -> Any:
+    """The measure of a claim on the parameters that hurt after the first steps."""
+    return lambda runs, config: runs[arm]["hurting"][:, config.first_steps :].mean(1)
 
 
-def harm_grows(runs: Runs, config: Config) -> np.ndarray:
-    """The smallest increase of harm over help from one learning rate of SGD to the next."""
-    arms = {rate: name for name, rate in rates(config).items() if name != "gd"}
-    sums = [runs[arms[rate]] for rate in sorted(arms)]
-    parts = [-own["harm"].sum(1) / own["help"].sum(1) for own in sums]
-    return np.diff(parts, axis=0).min(0)
+def harm(runs: Runs, arm: str) -> np.ndarray:
+    """All positive allocations over the negative ones, for every seed."""
+    return -runs[arm]["harm"].sum(1) / runs[arm]["help"].sum(1)
 
 
-def smallest_layer(arm: str) -> Any:
+def rise(runs: Runs, config: Config) -> np.ndarray:
+    """The least ratio of the harm with a learning rate to that with the next smaller one."""
+    of = {arm: harm(runs, arm) for arm in ARMS}
+    return np.minimum(of["sgd"] / of["small"], of["large"] / of["sgd"])
+
+
+def rise_of_another(runs: Runs, config: Config) -> np.ndarray:
+    """The same of two runs that only differ by their seed."""
+    return np.roll(harm(runs, "sgd"), 1) / harm(runs, "sgd")
+
+
+def least_layer(arm: str) -> Any:
     """The measure of a claim on the smallest share of a layer in the fall of the loss."""
-    return lambda runs, config: (runs[arm]["layers"].sum(1).T / change(runs[arm])).min(0)
+    return lambda runs, config: (runs[arm]["layers"].sum(1) / change(runs[arm])[:, None]).min(1)
+
+
+def together(shift: int) -> Any:
+    """The measure of a claim on the rank correlation of two layers' changes, the least of all.
+
+    Args:
+      shift: the steps by which a layer lags.
+    """
+
+    def measure(runs: Runs, config: Config) -> list[float]:
+        records, found = runs["sgd"], []
+        scale = (records["harm"] - records["help"])[..., None]  # falls along training
+        for layers in (records["layers"] / scale)[:, config.first_steps :]:
+            count = layers.shape[1]
+            pairs = [(i, j) for i in range(count) for j in range(i)]
+            rows = [(layers[:, i], np.roll(layers[:, j], shift)) for i, j in pairs]
+            found.append(min(rank_correlation(a, b) for a, b in rows))
+        return found
+
+    return measure
 
 
 # fmt: off
 lab.claim("allocations-sum-to-the-change",
           "Sum of all allocations of SGD minus the change of the loss, over that change.",
-          left_over("total"), high=1e-4, source="theory", reason="0, up to Simpson's rule",
-          null=left_over("first_order"))
-lab.claim("nearly-half-hurt", "Share of the parameters that hurt, mean over settled SGD.",
-          mean("hurting", "sgd"), low=0.45, high=0.5, source="paper",
-          reason="barely more than half of them help", null=mean("hurting", "gd"))
+          missing("total"), high=1e-4, source="theory",
+          reason="Simpson's rule and rounding; null: the gradient at the start of the step",
+          null=missing("linear"))
+lab.claim("nearly-half-hurt", "Share of the parameters that hurt, mean over SGD after its start.",
+          hurting("sgd"), low=0.45, high=0.5, source="paper",
+          reason="barely over 50 % help; null: slow descent", null=hurting("gd"))
 lab.claim("few-hurt-in-slow-descent", "The same for slow full-batch gradient descent.",
-          mean("hurting", "gd"), high=0.02, source="theory", reason="none on the gradient flow",
-          null=mean("hurting", "sgd"))
-lab.claim("updates-oscillate",
-          "Share of the parameters whose update turns its sign from step to step of settled SGD.",
-          mean("turned", "sgd"), low=0.45, high=0.55, source="paper", reason="close to a half",
-          null=mean("turned", "gd"))
+          hurting("gd"), high=0.02, source="theory",
+          reason="no parameter hurts in gradient flow; null: SGD", null=hurting("sgd"))
 lab.claim("harm-grows-with-the-rate",
-          "Smallest increase of harm over help of SGD from one learning rate to the next.",
-          harm_grows, low=0.0, source="sign")
-lab.claim("a-layer-hurts", "Smallest share of a layer in the fall of the loss of SGD.",
-          smallest_layer("sgd"), high=0.0, source="paper", reason="whole layers hurt",
-          null=smallest_layer("gd"))
+          "Positive over negative allocations of SGD, with one of three learning rates over the "
+          "next smaller; the least.", rise, low=1.0, source="sign", reason="null: another seed",
+          null=rise_of_another)
+lab.claim("updates-oscillate",
+          "Share of the parameters whose update turns its sign from step to step of SGD.",
+          lambda runs, config: runs["sgd"]["turned"][:, 1:].mean(1), low=0.4, high=0.6,
+          source="paper", reason="about one half; null: slow descent",
+          null=lambda runs, config: runs["gd"]["turned"][:, 1:].mean(1))
+lab.claim("a-layer-hurts", "Smallest share of a layer in the fall of the loss by SGD.",
+          least_layer("sgd"), high=0.0, source="paper",
+          reason="whole layers move against training; null: slow descent",
+          null=least_layer("gd"))
+lab.claim("layers-learn-together",
+          "Rank correlation of two layers' changes of the loss over the steps of SGD, the least.",
+          together(0), low=0.0, source="sign", reason="null: a step later", null=together(1))
 # fmt: on
 
 
@@ -230,21 +271,24 @@ lab.claim("a-layer-hurts", "Smallest share of a layer in the fall of the loss of
 def allocation(axes: Any, runs: Runs, config: Config) -> None:
     """Harm and help along training, the share that hurts, and the layers' totals."""
     left, middle, right = axes
-    for number, (name, rate) in enumerate(rates(config).items()):
-        own, look = runs[name], style(number, markers=False)
-        label = rf"{'full batch' if name == 'gd' else 'SGD'}, $\eta$ = {rate:g}"
-        left.plot(-(own["harm"] / own["help"]).mean(0), **look, label=label)
-        middle.plot(own["hurting"].mean(0), **look)
-        total = own["layers"].sum(1).mean(0)
-        position = np.arange(len(total)) + 0.2 * number
-        right.bar(position, total, 0.2, color=look["color"])
-    left.set(xlabel="step", ylabel="harm / help", ylim=(0, 1))
-    middle.set(xlabel="step", ylabel="parameters that hurt", ylim=(0, 0.6))
-    right.set(xlabel="layer", ylabel="loss change allocated over training")
-    left.legend(fontsize=7)
+    for number, (name, records) in enumerate(runs.items()):
+        kind = "full batch" if name == "gd" else "SGD"
+        label = rf"{kind}, $\eta$ = {learning_rate(config, name):g}"
+        middle.plot(records["hurting"].mean(0), **style(number, markers=False), label=label)
+        total = (records["layers"].sum(1) / change(records)[:, None]).mean(0)
+        position = np.arange(len(total)) + 0.2 * (number - 1.5)
+        right.bar(position, total, 0.2, color=style(number)["color"], label=label)
+    left.plot(runs["sgd"]["harm"].mean(0), **style(1, markers=False), label="harm")
+    left.plot(-runs["sgd"]["help"].mean(0), **style(0, markers=False), label="help")
+    left.set(xlabel="step of SGD", ylabel="loss change allocated", yscale="log")
+    middle.set(xlabel="step", ylabel="fraction of parameters that hurt", ylim=(0, 0.6))
+    middle.axhline(0.5, color="#555555", linewidth=1, linestyle=":")
+    right.set(xlabel="layer", ylabel="share of the fall", xticks=range(len(total)))
+    left.legend()
+    middle.legend(fontsize=7)
 
 
 @lab.extra
 def over_training(runs: Runs, config: Config) -> dict[str, Any]:
-    """The share of the parameters that hurt in sum."""
+    """The share of the parameters whose allocation over all of training is positive."""
     return {"parameters_that_hurt_over_training": (runs["sgd"]["allocation"] > 0).mean(1)}

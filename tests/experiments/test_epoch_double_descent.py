@@ -1,70 +1,62 @@
-"""The experiment runs end to end, and its claims fail on runs without a second descent."""
-
-import dataclasses
+"""The claims fail on runs without a second descent, and where the control falls as well."""
 
 import numpy as np
-import pytest
 
 from experiments import epoch_double_descent as experiment
-from experiments.lib.runs import rundir
-from experiments.lib.verdicts.claims import judge
-from experiments.lib.verdicts.statistics import by_seed
+
+POINTS = np.linspace(0.0, 1.0, 11)
 
 
-@pytest.fixture(autouse=True)
-def compile_quickly(quick_compilation):
-    """The numbers do not matter here."""
+def _phase(loss, trace, fitted=1.0 + 0 * POINTS, norm=1.0):
+    values = {
+        "epoch": 400 + 100 * POINTS,
+        "train_loss": 1 - 0.9 * POINTS,
+        "test_loss": loss,
+        "test_accuracy": 1 - loss / 4,
+        "trace_fisher": trace,
+        "sharpness": trace / 30,
+        "noisy_fit": fitted,
+        "norm": 1 + (norm - 1) * POINTS,
+    }
+    return {name: np.tile(v, (3, 1)) for name, v in values.items()}
 
 
-def test_smoke_end_to_end(tmp_path, capsys):
-    config = dataclasses.replace(experiment.PRESETS["smoke"], out=tmp_path, quiet=True)
-    experiment.main(config)
-    summary = rundir.read_json(tmp_path / "summary.json")
-    assert [c["name"] for c in summary["claims"]] == list(experiment.CLAIMS)
-    assert all(np.isfinite(c["measured"]) for c in summary["claims"])
-    assert (tmp_path / "epochs.png").exists()
-    assert (tmp_path / "report.html").exists()
-    assert "second-descent" in capsys.readouterr().out
-
-    # A second start shows the finished run without training again.
-    before = (tmp_path / "sgd" / "records").stat().st_mtime_ns
-    experiment.main(config)
-    assert (tmp_path / "sgd" / "records").stat().st_mtime_ns == before
-    again = rundir.read_json(tmp_path / "summary.json")
-    assert again["claims"] == summary["claims"]
-
-
-def _records(drift_loss, drift_trace):
-    points = np.linspace(0.0, 1.0, 11)
-
-    def phase(loss, trace):
-        shape = (3, 11)
-        return {
-            "test_loss": np.broadcast_to(loss, shape),
-            "trace_fisher": np.broadcast_to(trace, shape),
-            "sharpness": np.broadcast_to(trace / 30, shape),
-            "noisy_fit": np.ones(shape),
-            "norm": np.ones(shape),
-        }
-
+def _judged(fit, drift, slow, control):
+    runs = {"fit": fit, "drift": drift, "slow": slow, "control": control}
+    found = experiment.lab.judged(runs, experiment.Config(seeds=3))
     return {
-        "fit": phase(1.0 + 0.3 * points, 500 + 0 * points),
-        "drift": phase(drift_loss(points), drift_trace(points)),
-        "control": phase(1.3 + 0.1 * points, 500 + 10 * points),
+        verdict: {v.claim.name for v in found if v.verdict == verdict}
+        for verdict in ("reproduced", "void")
     }
 
 
-def _verdicts(records):
-    found = experiment.numbers(records)
-    return {
-        name: judge(claim, by_seed(range(3), found[name])).verdict
-        for name, claim in experiment.CLAIMS.items()
-    }
+FIT = _phase(1 + 0.3 * POINTS, 500 + 0 * POINTS, fitted=POINTS)
+DRIFT = _phase(1.3 - 0.6 * POINTS, 500 - 450 * POINTS)
+SLOW = _phase(1.3 - 0.2 * POINTS, 500 - 125 * POINTS)
+CONTROL = _phase(1.3 + 0.1 * POINTS, 500 + 10 * POINTS)
+
+
+def test_the_time_to_fall_is_interpolated():
+    stays = _phase(1 + 0 * POINTS, 500 + 0 * POINTS)
+    runs = {"drift": DRIFT, "control": stays}
+    np.testing.assert_allclose(experiment.time_to_fall(runs, "drift"), 100 * 125 / 450, rtol=1e-12)
+    assert np.isnan(experiment.time_to_fall(runs, "control")).all()
 
 
 def test_verdicts_on_made_up_runs():
-    good = _verdicts(_records(lambda t: 1.3 - 0.6 * t, lambda t: 500 - 400 * t))
-    assert set(good.values()) == {"reproduced"}
-    bad = _verdicts(_records(lambda t: 1.3 + 0.1 * t, lambda t: 500 - 100 * t))
-    failed = {name for name, verdict in bad.items() if verdict == "not reproduced"}
-    assert failed == {"second-descent", "fisher-falls", "sharpness-falls", "fisher-goes-with-loss"}
+    assert _judged(FIT, DRIFT, SLOW, CONTROL) == {
+        "reproduced": set(experiment.lab.claims),
+        "void": set(),
+    }
+    stays = _phase(1.3 + 0.1 * POINTS, 500 - 150 * POINTS)
+    assert not _judged(FIT, stays, stays, CONTROL)["reproduced"] & {
+        "second-descent", "second-descent-of-error", "fisher-falls", "sharpness-falls",
+        "speed-is-noise-squared",
+    }  # fmt: skip
+    never = _phase(1 - 0.3 * POINTS, 500 + 0 * POINTS)
+    shrinks = _phase(1.3 + 0.1 * POINTS, 500 - 150 * POINTS, 0.9 + 0 * POINTS, norm=0.5)
+    assert not _judged(never, shrinks, shrinks, DRIFT)["reproduced"]
+    falls_too = _judged(FIT, DRIFT, SLOW, DRIFT)["void"]
+    assert falls_too == {
+        "second-descent", "second-descent-of-error", "fisher-falls", "sharpness-falls"
+    }  # fmt: skip

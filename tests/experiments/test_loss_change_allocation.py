@@ -1,4 +1,4 @@
-"""Loss change allocation: shares that sum to the change of the loss, and claims that can fail."""
+"""Loss change allocation: the shares sum to the change of the loss, and the claims can fail."""
 
 import dataclasses
 import time
@@ -11,16 +11,20 @@ from experiments import loss_change_allocation as experiment
 from experiments.lib.nets.mlp import FlatMlp
 from experiments.lib.runs.rundir import read_json
 
-SMOKE = dataclasses.replace(experiment.lab.presets["smoke"], quiet=True, other_rates=())
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory, quick_compilation_of_module):
+    out = tmp_path_factory.mktemp("allocation")
+    return dataclasses.replace(experiment.lab.presets["smoke"], out=out, quiet=True)
 
 
-def test_every_step_is_conserved_and_split_by_sign_and_layer(tmp_path, quick_compilation):
-    own = experiment.run(SMOKE, tmp_path)["sgd"]
+def test_every_step_is_conserved_and_split_by_sign_and_layer(smoke):
+    records = experiment.run(smoke, smoke.out)["sgd"]
+    change = np.diff(records["loss"][0])
     # Simpson's rule over steps of about 0.1, and float32
-    np.testing.assert_allclose(own["total"][0, 1:], np.diff(own["loss"][0]), atol=1e-5)
-    np.testing.assert_allclose(own["harm"] + own["help"], own["total"], atol=1e-6)
-    np.testing.assert_allclose(own["layers"].sum(-1), own["total"], atol=1e-6)
-    np.testing.assert_allclose(own["allocation"].sum(-1), own["total"].sum(-1), atol=1e-6)
+    np.testing.assert_allclose(records["total"][0, 1:], change, atol=1e-5)
+    np.testing.assert_allclose(records["harm"] + records["help"], records["total"], atol=1e-6)
+    np.testing.assert_allclose(records["layers"].sum(-1), records["total"], atol=1e-6)
 
 
 def test_the_layers_are_those_of_the_network():
@@ -32,38 +36,59 @@ def test_the_layers_are_those_of_the_network():
     assert (marked["layer_1"]["kernel"] == 1).all()
 
 
-def _reproduced(missed, hurting, slow, turned, harm, layer):
-    config = experiment.Config(seeds=3, settled=1)
+STEPS = 400
 
-    def arm(share, turns, harm, layer):
-        rows = np.ones((3, 4)) + np.array([[0.0], [0.001], [-0.001]])
-        return {
-            "loss": 1.0 - 0.1 * np.arange(1, 5) * np.ones((3, 1)), "first_loss": np.ones(3),
-            "total": -0.1 * (1 + missed) * np.ones((3, 4)), "first_order": -0.2 * rows,
-            "hurting": share * rows, "turned": turns * rows,
-            "harm": harm * rows, "help": -rows,
-            "layers": -0.1 * np.array([layer, 1 - layer]) * rows[..., None],
-        }  # fmt: skip
 
-    runs = {
-        name: arm(hurting, turned, harm(rate), layer)
-        for name, rate in experiment.rates(config).items()
+def _arm(hurting, harm, turned, *, layers=(-0.5, -0.5), linear=-1.0, together=1, total=-1.0):
+    """Steps that change the loss by 1 in all; layers change together, or against each other."""
+    waves = np.random.RandomState(0).randn(STEPS)
+    each = np.array(layers) / STEPS + np.stack([waves, together * waves], 1)
+    each += np.array(layers) / STEPS - each.mean(0)
+    records = {
+        "loss": np.linspace(0, -1, STEPS),
+        "total": np.full(STEPS, total / STEPS),
+        "linear": np.full(STEPS, linear / STEPS),
+        "hurting": np.full(STEPS, hurting),
+        "harm": np.full(STEPS, harm),
+        "help": np.full(STEPS, -1.0),
+        "turned": np.full(STEPS, turned),
+        "layers": each,
     }
-    runs["gd"] = arm(slow, 0.1, 0.01, 0.4)
-    return {v.claim.name for v in experiment.lab.judged(runs, config) if v.verdict == "reproduced"}
+    found = {name: np.stack([v] * 3) for name, v in records.items()}
+    found["harm"] *= np.array([[0.98], [1.0], [1.02]])
+    return found | {"first_loss": np.zeros(3)}
+
+
+def _judged(**arms):
+    config = experiment.Config(seeds=3, first_steps=5)
+    found = experiment.lab.judged(arms, config)
+    return {
+        verdict: {v.claim.name for v in found if v.verdict == verdict}
+        for verdict in ("reproduced", "void")
+    }
 
 
 def test_verdicts_on_made_up_runs():
-    good = _reproduced(1e-6, 0.48, 0.001, 0.5, lambda rate: rate, -0.1)
-    assert good == set(experiment.lab.claims)
-    assert not _reproduced(1e-2, 0.3, 0.1, 0.2, lambda rate: abs(rate - 0.1), 0.4)
+    slow, small, large = _arm(0.001, 0.001, 0.0), _arm(0.4, 0.1, 0.4), _arm(0.5, 0.4, 0.5)
+    sgd = _arm(0.48, 0.2, 0.5, layers=(-1.1, 0.1), linear=-1.2)
+    good = {"reproduced": set(experiment.lab.claims), "void": set()}
+    assert _judged(sgd=sgd, small=small, large=large, gd=slow) == good
+    other = _arm(0.01, 0.2, 0.01, together=-1, total=-1.1)
+    bad = _judged(sgd=other, small=large, large=small, gd=_arm(0.4, 0.2, 0.4))
+    assert not bad["reproduced"]
+    same = _judged(sgd=sgd, small=small, large=large, gd=sgd)
+    assert {"nearly-half-hurt", "updates-oscillate", "a-layer-hurts"} <= same["void"]
 
 
 @pytest.mark.slow
 def test_a_killed_run_ends_with_the_same_numbers(command_line, tmp_path):
-    command = ("loss_change_allocation", "--preset", "smoke", "--out", tmp_path, "--steps", 200)
-    process = command_line(*command)
-    first = tmp_path / "sgd" / "checkpoints" / "10"
+    def command(out):  # processes all: programs of the same compiler options
+        options = ("--preset", "smoke", "--out", out, "--steps", 200)
+        return command_line("loss_change_allocation", *options)
+
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    process = command(killed)
+    first = killed / "sgd" / "checkpoints" / "10"
     deadline = time.monotonic() + 240
     while not first.exists():
         assert process.poll() is None, process.communicate()
@@ -71,13 +96,11 @@ def test_a_killed_run_ends_with_the_same_numbers(command_line, tmp_path):
         time.sleep(0.01)
     process.kill()
     process.communicate()
-    assert not (tmp_path / "summary.json").exists()
+    assert not (killed / "summary.json").exists()
 
-    process = command_line(*command)
-    output = process.communicate(timeout=240)
-    assert process.returncode == 0, output
-    whole = command_line(*command, "--out", tmp_path / "whole")
-    output = whole.communicate(timeout=240)
-    assert whole.returncode == 0, output
-    found, expected = (read_json(f / "summary.json") for f in (tmp_path, tmp_path / "whole"))
-    assert found["claims"] == expected["claims"]
+    for out in (killed, whole):
+        process = command(out)
+        output = process.communicate(timeout=240)
+        assert process.returncode == 0, output
+    claims = [read_json(out / "summary.json")["claims"] for out in (killed, whole)]
+    assert claims[0] == claims[1]
