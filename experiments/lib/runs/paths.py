@@ -62,5 +62,9 @@ def write_bytes(path: Any, data: bytes) -> None:
         return
     # A name of its own: the shares of a run may write the same file at the same time.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # it takes the last room of a full disk
+        raise

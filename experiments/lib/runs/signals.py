@@ -1,5 +1,7 @@
 """SIGTERM and interrupts: finish the update, save, and leave; at once during a measurement.
 
+Outside of training, from the start of the command line, a signal ends the process at once.
+
 Of several processes all leave at the same update, so a measurement is then finished first.
 """
 
@@ -78,6 +80,32 @@ class Signals:
         self.exit_status = self._STATUS[signal.Signals(number)]
         if self._interruptible:
             raise Interrupted
+
+
+@contextlib.contextmanager
+def from_the_start() -> Iterator[None]:
+    """Around a whole command line: a signal that no run handles ends it, with 75 or 130.
+
+    Import, compilation and drawing have nothing to save: what is to be kept lies in files, each
+    written at once or not at all. No exception is raised, which those would be in the way of.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, _leave) for number in Signals._STATUS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _leave(number, frame) -> None:
+    del frame
+    line = f"Preempted: stopped by {signal.Signals(number).name}; the same command continues\n"
+    with contextlib.suppress(OSError):
+        os.write(2, line.encode())
+    os._exit(Signals._STATUS[number])
 
 
 class StopNotice:

@@ -11,7 +11,6 @@ and returns the result of one that is complete.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -24,7 +23,7 @@ import optax
 
 from experiments.lib.nets.models import Model
 from experiments.lib.runs import arrays, checkpoint, distributed, rundir
-from experiments.lib.runs.errors import DiskFull, Preempted, TrainingDiverged
+from experiments.lib.runs.errors import Preempted, TrainingDiverged, refusals
 from experiments.lib.runs.identity import identity, to_dict
 from experiments.lib.runs.metrics import MetricsLog, read_metrics
 from experiments.lib.runs.paths import as_path
@@ -37,8 +36,6 @@ from experiments.lib.training.measurements import Measurement
 from experiments.lib.training.parts import Ingredients, snapshot_of
 from experiments.lib.training.rows import TrainingRows
 from experiments.lib.training.step import TrainState, make_step
-
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class TrainResult(NamedTuple):
@@ -103,12 +100,14 @@ def train(
       TrainingDiverged: the loss is no longer finite; names the update and the last checkpoint.
       Preempted: SIGTERM or an interrupt came; the state is saved.
       CheckpointNotWritten, DiskFull: there is no room; what was saved before is sound.
+      NotWritable: the folder may not be written, and the run is not complete.
       RunLocked: another process is at work in the folder.
       DatasetNotPrepared: the data are absent.
     """
     placement = Placement(data_parallel=data_parallel)
     folder = as_path(folder)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(refusals(folder))
         distributed.on_primary(lambda: stack.enter_context(rundir.locked(folder)))
         signals = stack.enter_context(Signals().installed())
         run = _Run(folder, config, optimizer, tuple(measurements), placement, signals, quiet)
@@ -117,17 +116,11 @@ def train(
         rundir.check_config(folder, whole, own)
         try:
             result = run.result_if_complete() or run.run()
-        except OSError as error:
-            if error.errno not in _FULL:
-                raise
-            raise DiskFull(
-                f"{folder}: {error.strerror}; make room and run the same command to continue"
-            ) from error
         finally:
             run.checkpoints.close()
-        if signals.exit_status is not None:  # it came when all was done
-            raise Preempted(f"{folder}: complete; stopped by a signal", signals.exit_status)
-        return result
+    if signals.exit_status is not None:  # it came when all was done
+        raise Preempted(f"{folder}: complete; stopped by a signal", signals.exit_status)
+    return result
 
 
 class _Run:
@@ -167,8 +160,9 @@ class _Run:
         return restored._replace(state=self.placement.everywhere(restored.state))
 
     def result_if_complete(self) -> TrainResult | None:
-        status = rundir.read_json(self.folder / "status.json") or {}
-        if status.get("status") != "complete":
+        then = "the run goes on from its last checkpoint"
+        status = rundir.read_json(self.folder / "status.json", status=str, step=int, then=then)
+        if status is None or status["status"] != "complete":
             return None
         restored = self.restore()
         if restored is None or restored.step != status["step"]:
@@ -178,7 +172,7 @@ class _Run:
             "nothing to do",
             enabled=self.loud,
         )
-        return self.result(restored.state["train"], restored.step, status["reason"], True)
+        return self.result(restored.state["train"], restored.step, status.get("reason"), True)
 
     def result(self, state: TrainState, step: int, reason: str, was_complete: bool) -> TrainResult:
         return TrainResult(
