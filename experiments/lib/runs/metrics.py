@@ -15,6 +15,7 @@ import math
 import os
 import time
 import warnings
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,11 @@ def _row(line: str) -> dict[str, Any] | None:
         return None
     sound = isinstance(row, dict) and type(row.get("step")) is int and type(row.get("event")) is str
     return row if sound else None
+
+
+def rows_checksum(rows: Iterable[Mapping[str, Any]]) -> int:
+    """Of the text of rows, as they are written."""
+    return zlib.crc32("".join(map(_line, rows)).encode())
 
 
 def jsonable(value: Any) -> Any:

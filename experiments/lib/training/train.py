@@ -25,7 +25,7 @@ from experiments.lib.nets.models import Model
 from experiments.lib.runs import arrays, checkpoint, distributed, rundir
 from experiments.lib.runs.errors import Preempted, TrainingDiverged, refusals
 from experiments.lib.runs.identity import identity, to_dict
-from experiments.lib.runs.metrics import MetricsLog, read_metrics
+from experiments.lib.runs.metrics import MetricsLog, read_metrics, rows_checksum
 from experiments.lib.runs.paths import as_path
 from experiments.lib.runs.placement import Placement
 from experiments.lib.runs.progress import Progress, say
@@ -154,7 +154,7 @@ class _Run:
         if not distributed.on_primary(lambda: bool(checkpoint.list_steps(self.checkpoints.folder))):
             return None
         abstract = self.placement.abstract(jax.eval_shape(self.parts.initial))
-        restored = self.checkpoints.restore(abstract, iterator=iterator)
+        restored = self.checkpoints.restore(abstract, iterator=iterator, check=self._check_rows)
         if restored is None:
             return None
         return restored._replace(state=self.placement.everywhere(restored.state))
@@ -228,24 +228,32 @@ class _Run:
 
     def _open_log(self, step: int, events_done: bool) -> MetricsLog:
         """Opens `metrics.jsonl`, cut back to what the restored state has behind it."""
-        rows = read_metrics(self.folder)
-        # A training row is written before the other events of its step.
-        keep = [
-            row
-            for row in rows
-            if step
-            and (
-                row["step"] < step
-                or (row["step"] == step and (events_done or row["event"] == "train"))
-            )
-        ]
         return MetricsLog(
             self.folder,
-            keep=keep,
+            keep=self._rows_behind(step, events_done) if step else (),
             resume_step=step + 1 if events_done else step,
             tensorboard=self.config.train.tensorboard,
             primary=self.placement.primary,
         )
+
+    def _rows_behind(self, step: int, events_done: bool) -> list[dict[str, Any]]:
+        # A training row is written before the other events of its step.
+        return [
+            row
+            for row in read_metrics(self.folder)
+            if row["step"] < step
+            or (row["step"] == step and (events_done or row["event"] == "train"))
+        ]
+
+    def _check_rows(self, meta: Mapping[str, Any]) -> None:
+        """Refuses a checkpoint whose rows are no longer those written before it."""
+        if not self.placement.primary:  # others may see a shared file system a little later
+            return
+        rows = self._rows_behind(meta["step"], meta["events_done"])
+        if rows_checksum(rows) != meta["rows"]:
+            raise ValueError(
+                f"rows before it in {self.folder / 'metrics.jsonl'} are lost or not as written"
+            )
 
     def _loop(self, step: int, finished: str | None, events_done: bool) -> tuple[int, str]:
         t = self.config.train
@@ -330,6 +338,8 @@ class _Run:
             "finished": finished,
             "events_done": events_done,
         }
+        if self.placement.primary:
+            meta["rows"] = rows_checksum(self._rows_behind(step, events_done))
         state = {"train": self.state, "carries": self.carries}
         self.checkpoints.save(step, state, meta, iterator=self.iterator, metrics=metrics)
 
