@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from experiments.lib.runs import leaving
+
+if __name__ == "__main__":  # before the other imports, which take their time
+    leaving.install()
+
 import dataclasses
 import difflib
 import os
@@ -9,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from experiments import registry
-from experiments.lib.runs import distributed, shares, signals
+from experiments.lib.runs import distributed, shares
 from experiments.lib.runs.errors import BadShare, ExperimentError, refusals
 
 _USAGE = """\
@@ -31,8 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
       diverged; 75 if a signal stopped the run, which the same command continues: at any time
       after this call, not only in training.
     """
-    with signals.from_the_start():
+    before = leaving.install()
+    try:
         return _main(arguments)
+    finally:
+        leaving.restore(before)
 
 
 def _main(arguments: Sequence[str] | None) -> int:

@@ -1,6 +1,6 @@
 """SIGTERM and interrupts: finish the update, save, and leave; at once during a measurement.
 
-Outside of training, from the start of the command line, a signal ends the process at once.
+Outside of training a signal ends the process at once, see `experiments.lib.runs.leaving`.
 
 Of several processes all leave at the same update, so a measurement is then finished first.
 """
@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from experiments.lib.runs import distributed
+from experiments.lib.runs.leaving import STATUS
 
 
 class Interrupted(BaseException):
@@ -26,11 +27,6 @@ class Interrupted(BaseException):
 
 class Signals:
     """Remembers a request to stop. A second signal of the same kind acts as usual."""
-
-    _STATUS: ClassVar[dict[int, int]] = {
-        signal.SIGTERM: 75,
-        signal.SIGINT: 130,
-    }  # 75: EX_TEMPFAIL of sysexits.h
 
     def __init__(self):
         """Takes the way of several processes where there are any."""
@@ -48,7 +44,7 @@ class Signals:
             with self._notice.installed():
                 yield self
             return
-        before = {number: signal.signal(number, self._handle) for number in self._STATUS}
+        before = {number: signal.signal(number, self._handle) for number in STATUS}
         try:
             yield self
         finally:
@@ -58,7 +54,7 @@ class Signals:
     def check(self) -> None:
         """Between two updates: raises `Interrupted` if it is time to leave."""
         if self._notice is not None and self._notice.reached():
-            self.exit_status = self._STATUS[signal.SIGTERM]
+            self.exit_status = STATUS[signal.SIGTERM]
             raise Interrupted
         with self.interruptible():
             pass
@@ -77,35 +73,9 @@ class Signals:
     def _handle(self, number, frame) -> None:
         del frame
         signal.signal(number, signal.SIG_DFL)
-        self.exit_status = self._STATUS[signal.Signals(number)]
+        self.exit_status = STATUS[signal.Signals(number)]
         if self._interruptible:
             raise Interrupted
-
-
-@contextlib.contextmanager
-def from_the_start() -> Iterator[None]:
-    """Around a whole command line: a signal that no run handles ends it, with 75 or 130.
-
-    Import, compilation and drawing have nothing to save: what is to be kept lies in files, each
-    written at once or not at all. No exception is raised, which those would be in the way of.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, _leave) for number in Signals._STATUS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _leave(number, frame) -> None:
-    del frame
-    line = f"Preempted: stopped by {signal.Signals(number).name}; the same command continues\n"
-    with contextlib.suppress(OSError):
-        os.write(2, line.encode())
-    os._exit(Signals._STATUS[number])
 
 
 class StopNotice:
