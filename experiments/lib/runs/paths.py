@@ -7,6 +7,7 @@ needed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -65,6 +66,8 @@ def write_bytes(path: Any, data: bytes) -> None:
     try:
         temporary.write_bytes(data)
         os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)  # it takes the last room of a full disk
+    except OSError as error:
+        error.filename = str(path)
+        with contextlib.suppress(OSError):
+            temporary.unlink()  # it takes the last room of a full disk
         raise

@@ -6,6 +6,7 @@ its queue then waits for ever.
 
 from __future__ import annotations
 
+import socket
 import time
 from pathlib import Path
 
@@ -23,15 +24,18 @@ class Board:
           folder: of all starts of a run.
           purge_step: TensorBoard forgets what earlier files have at this step and later.
         """
-        from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.record_writer import RecordWriter
         from tensorboardX.summary import scalar
 
         folder.mkdir(parents=True, exist_ok=True)
         self._event, self._scalar = Event, scalar
-        # The suffix keeps apart the files of two starts within a second.
-        self._file = EventsWriter(str(folder / "events"), f".{time.time_ns()}")
+        # In the order of the starts; two within a second are two files.
+        seconds, rest = divmod(time.time_ns(), 10**9)
+        name = f"events.out.tfevents.{seconds}.{socket.gethostname()}.{rest:09}"
+        self._file = RecordWriter(str(folder / name))
         self._flushed = time.monotonic()
+        self._write(file_version="brain.Event:2")
         if purge_step is not None:
             self._write(step=purge_step, session_log=SessionLog(status=SessionLog.START))
 
@@ -46,7 +50,7 @@ class Board:
             self.flush()
 
     def _write(self, **content: object) -> None:
-        self._file.write_event(self._event(wall_time=time.time(), **content))
+        self._file.write(self._event(wall_time=time.time(), **content).SerializeToString())
 
     def flush(self) -> None:
         """Brings all to disk."""
