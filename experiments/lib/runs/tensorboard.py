@@ -24,6 +24,7 @@ class Board:
           folder: of all starts of a run.
           purge_step: TensorBoard forgets what earlier files have at this step and later.
         """
+        # pyrefly: ignore[missing-module-attribute]
         from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.record_writer import RecordWriter
         from tensorboardX.summary import scalar

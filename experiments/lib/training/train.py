@@ -332,7 +332,7 @@ class _Run:
         if not bool(arrays.finite((self.state.params, self.state.model_state))):
             self._diverged(step, "the parameters are")
         self.log.sync()
-        meta = {
+        meta: dict[str, Any] = {
             "config": to_dict(self.config),
             "shapes": [list(self.parts.shapes[0]), *self.parts.shapes[1:]],
             "finished": finished,
