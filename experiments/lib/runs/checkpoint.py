@@ -216,10 +216,11 @@ class Checkpoints:
 
     def _set_aside(self, path: Path, error: Exception, found: Restored | None) -> None:
         instead = f"{self.folder / str(found.step)}" if found else "the beginning: none is sound"
+        place = self.folder.parent / "damaged" / path.name
+        then = f"the run continues from {instead}"
+        sound.warn(f"checkpoint {path}", sound.reason(error), place, then)
         if self._primary:
-            place = self.folder.parent / "damaged" / path.name
-            then = f"the run continues from {instead}"
-            sound.set_aside(path, sound.reason(error), place, then, what="checkpoint ")
+            sound.move(path, place)
 
     def wait(self) -> None:
         """Waits for the save in the background.

@@ -30,15 +30,24 @@ def read(path: Path, parse: Callable[[Path], T], then: str) -> T | None:
     try:
         return parse(path)
     except ValueError as error:
-        set_aside(path, reason(error), path.parent / "damaged" / path.name, then)
+        set_aside(path, reason(error), then)
         return None
 
 
-def set_aside(path: Path, why: str, place: Path, then: str, *, what: str = "") -> None:
-    """Moves a damaged file or folder, in the place of one that lies there, and warns."""
-    warnings.warn(
-        f"{what}{path} is damaged ({why}); it is moved to {place} and {then}", stacklevel=4
-    )
+def set_aside(path: Path, why: str, then: str, folder: Path | None = None) -> None:
+    """Warns of a damaged file and moves it to `damaged/` in a folder, by default its own."""
+    place = (folder or path.parent) / "damaged" / path.name
+    warn(str(path), why, place, then)
+    move(path, place)
+
+
+def warn(what: str, why: str, place: Path, then: str) -> None:
+    """Warns of damage."""
+    warnings.warn(f"{what} is damaged ({why}); it is moved to {place} and {then}", stacklevel=4)
+
+
+def move(path: Path, place: Path) -> None:
+    """Moves a file or folder to a place, where it takes that of an older one."""
     if place.exists():
         remove_tree(place) if place.is_dir() else place.unlink()
     place.parent.mkdir(exist_ok=True)

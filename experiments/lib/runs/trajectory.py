@@ -159,8 +159,7 @@ def _clear(parts: Path, behind: Behind, done: int) -> None:
         if path.suffix == ".tmp" or (path.stem.isdigit() and int(path.stem) > done):
             path.unlink()  # half-written, or a chunk that comes again
         elif path.name not in known:
-            place = parts.parent / "damaged" / path.name
-            sound.set_aside(path, "no checkpoint knows these records", place, "left out")
+            sound.set_aside(path, "no checkpoint knows these records", "left out", parts.parent)
 
 
 def _joined(parts: Path, behind: Behind, num_steps: int, axis: int) -> dict[str, np.ndarray]:

@@ -172,6 +172,12 @@ def test_a_folder_that_may_not_be_written_is_shown(copy, whole, monkeypatch):
     assert sorted(copy.rglob("*")) == before
 
 
+def test_a_folder_that_has_gone_further_gives_the_first_steps(copy, whole):
+    for steps in (5, 4):  # within a chunk, and at its end
+        _, records = run_chunks(copy, start(), advance, steps, 2)
+        np.testing.assert_array_equal(records["x"], whole[1]["x"][:steps])
+
+
 def test_chunks_of_another_length_after_a_kill(tmp_path, whole, monkeypatch):
     """The killed start has left records that no checkpoint knows, of steps that come again."""
 
