@@ -63,14 +63,12 @@ def test_the_report_joins_all_finished_runs(runs, capsys):
     assert "2 not reproduced, 2 reproduced" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("link", [False, True])
-def test_a_picture_outside_its_folder_is_not_shown(runs, tmp_path, link):
+@pytest.mark.parametrize("name", ["../secret.png", "../cpu/a.png", "link.png", "/a.png"])
+def test_a_picture_outside_its_folder_is_not_shown(runs, name):
+    """Nor one that is named in a way that leads out of it."""
     secret = runs / "made_up" / "secret.png"
     shutil.copy(runs / "made_up" / "cpu" / "a.png", secret)
-    name = "../secret.png"
-    if link:
-        name = "b.png"
-        (runs / "made_up" / "cpu" / name).symlink_to(secret)
+    (runs / "made_up" / "cpu" / "link.png").symlink_to(secret)
     changed = summary(figures=[{"file": name, "caption": "B."}])
     rundir.write_json(runs / "made_up" / "cpu" / "summary.json", changed)
     with pytest.warns(UserWarning, match=rf"its picture '{name}' is not in its folder"):

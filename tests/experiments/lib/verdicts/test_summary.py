@@ -53,6 +53,7 @@ def test_a_finished_run_that_may_not_be_written_is_shown(tmp_path, capsys, monke
             return write_summary(out, config, [judge(CLAIM, {0: 1.5})], [Figure("a.png", "A.")])
 
     whole = show()
+    (tmp_path / ".lock").unlink()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
     monkeypatch.setattr(rundir.os, "access", lambda path, mode: False)
     monkeypatch.setattr(paths, "write_bytes", None)
