@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from experiments.lib.runs import leaving
+
+if __name__ == "__main__":  # before the other imports, which take their time
+    leaving.install()
+
 import dataclasses
 import difflib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from experiments import registry
 from experiments.lib.runs import distributed, shares
-from experiments.lib.runs.errors import BadShare, ExperimentError
+from experiments.lib.runs.errors import BadShare, ExperimentError, refusals
 
 _USAGE = """\
 usage: python -m experiments --list
@@ -28,8 +33,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
       The exit status: 0; 1 for an error that says what to do; 2 for wrong usage; 3 if training
-      diverged; 75 if a signal stopped the run, which the same command continues.
+      diverged; 75 if a signal stopped the run, which the same command continues: at any time
+      after this call, not only in training.
     """
+    before = leaving.install()
+    try:
+        return _main(arguments)
+    finally:
+        leaving.restore(before)
+
+
+def _main(arguments: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help", "--list"):
         print(_list() if arguments[:1] == ["--list"] else f"{_USAGE}\n{_list()}")
@@ -38,11 +52,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name == "report":
         from experiments.lib.verdicts import gallery
 
-        return gallery.main(options)
+        return _told(lambda: gallery.main(options), "runs")
     if name == "data":
         from experiments.lib.data import command
 
-        return command.main(options)
+        return _told(lambda: command.main(options), "data")
     try:
         distributed_options, options = distributed.take_options(options)
     except distributed.CannotJoin as error:
@@ -77,12 +91,22 @@ def _run(experiment: registry.Experiment, config: registry.Options) -> int:
     if config.deterministic:  # read when the first array is made
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_gpu_deterministic_ops=true".strip()
-    try:
+
+    def run() -> int:
         shares.run(experiment.main, config)
+        return 0
+
+    return _told(run, str(config.out))
+
+
+def _told(run: Callable[[], int], folder: str) -> int:
+    """The exit status of `run`; an error that says what to do is a line."""
+    try:
+        with refusals(folder):
+            return run()
     except ExperimentError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_status
-    return 0
 
 
 def _check_spreading(

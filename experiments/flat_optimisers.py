@@ -337,18 +337,20 @@ def main(config: Config) -> None:
 
 
 def report(config: Config, out: Path, found: dict[tuple[str, int], dict[int, dict]]) -> None:
-    """Writes summary, figures and report of all runs, by arm and seed."""
+    """Prints tables; writes summary, figures and report of all runs, by arm and seed."""
     seeds = list(config.seed_range())
     runs = {arm: [found[arm, seed] for seed in seeds] for arm in COST}
     summary = summarise(config, runs)
+    tables = [table(way, summary) for way in summary]
+    for item in tables:
+        print_table(item)
+    if not rundir.writable(out):  # a finished run is shown
+        return
     rundir.write_json(
         out / "summary.json", jsonable({"config": identity(config), "results": summary})
     )
     draw_curves(out / "curves.png", runs)
     draw_bars(out / "flatness.png", summary)
-    tables = [table(way, summary) for way in summary]
-    for item in tables:
-        print_table(item)
     write_report(
         out / "report.html",
         "SAM and gradient penalties against SGD on wrong labels",

@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 def finished(folder: Path) -> bool:
     """Whether everything is there."""
-    summary = rundir.read_json(folder / "summary.json")
+    then = "the report is made again"
+    summary = rundir.read_json(folder / "summary.json", figures=list, table=list, then=then)
     return summary is not None and distributed.on_primary(
         lambda: all((folder / name).exists() for name in [*summary["figures"], "report.html"])
     )

@@ -46,7 +46,9 @@ def _run(config: Config, out: Path, arm: str, seed: int, instruments: _Instrumen
     """One trained and measured network, from its folder as far as it got there."""
     folder = out / f"{arm}-{seed}"
     final = folder / "measured.json"
-    if rundir.read_json(final) is None:
+    then = "the final state is measured again"
+    measured = rundir.read_json(final, step=int, then=then)
+    if measured is None or not read_metrics(folder, event="eval"):
         along = Measurement(
             "curvature",
             lambda snapshot, carry: (instruments.numbers(snapshot), carry),

@@ -1,5 +1,8 @@
 """`python -m experiments`: the list, the help, the options, the exit statuses."""
 
+import errno
+import os
+import signal
 import subprocess
 import sys
 
@@ -82,6 +85,7 @@ def test_an_unknown_experiment_gets_the_list(capsys):
         (errors.ExperimentError("do this"), 1),
         (errors.TrainingDiverged("do this", 4), 3),
         (errors.Preempted("do this"), 75),
+        (errors.Damaged("do this"), 1),
     ],
 )
 def test_expected_errors_are_one_line_and_a_status(monkeypatch, capsys, error, status):
@@ -93,3 +97,47 @@ def test_expected_errors_are_one_line_and_a_status(monkeypatch, capsys, error, s
     monkeypatch.setattr(throwaway, "EXPERIMENT", failing)
     assert command.main([NAME]) == status
     assert capsys.readouterr().err == f"{type(error).__name__}: do this\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(errno.ENOSPC, "No space"), "DiskFull: here: No space; make room and "),
+        (OSError(errno.EROFS, "Read-only", "x/a.json"), "NotWritable: x/a.json: Read-only; change"),
+        (PermissionError(errno.EACCES, "Denied", "x"), "NotWritable: x: Denied; change its perm"),
+    ],
+)
+def test_what_the_disk_refuses_is_one_line(monkeypatch, capsys, error, line):
+    def fail(config):
+        del config
+        raise error
+
+    monkeypatch.setattr(throwaway, "EXPERIMENT", throwaway.EXPERIMENT._replace(main=fail))
+    assert command.main([NAME, "--out", "here"]) == 1
+    text = capsys.readouterr().err
+    assert text.startswith(line)
+    assert text.count("\n") == 1
+
+
+def test_a_signal_outside_of_training_is_75(monkeypatch):
+    """In drawing, say; the process would be gone at once."""
+
+    class Gone(BaseException):
+        pass
+
+    def leave(status):
+        raise Gone(status)
+
+    def draw(config):
+        del config
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.getsignal(signal.SIGTERM)  # handlers run between two operations of Python
+        pytest.fail("the signal should have ended the process")
+
+    before = signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(os, "_exit", leave)
+    monkeypatch.setattr(throwaway, "EXPERIMENT", throwaway.EXPERIMENT._replace(main=draw))
+    with pytest.raises(Gone) as caught:
+        command.main([NAME])
+    assert caught.value.args == (75,)
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -7,7 +7,6 @@ cannot be read back bit for bit is damaged: it is set aside and an older one is 
 from __future__ import annotations
 
 import json
-import warnings
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,11 +18,12 @@ import numpy as np
 import orbax.checkpoint as writing
 from orbax.checkpoint import v1 as ocp
 
-from experiments.lib.runs import arrays, distributed, orbax_alone, seals
+from experiments.lib.runs import arrays, distributed, orbax_alone, seals, sound
 from experiments.lib.runs.errors import CheckpointMismatch, CheckpointNotWritten
 from experiments.lib.runs.paths import absolute, is_remote, remove_tree
 
 FORMAT = 1
+_UNWRITTEN = (OSError, ValueError, RuntimeError, BaseExceptionGroup)
 
 
 class Restored(NamedTuple):
@@ -104,8 +104,9 @@ class Checkpoints:
             self.folder.mkdir(parents=True, exist_ok=True)
             for unfinished in self.folder.glob("*.orbax-checkpoint-tmp*"):
                 remove_tree(unfinished)
-        meta = {"crc32": _crc32(described), "content": described}
         state = {**state, "checksum": np.asarray(state["checksum"])}
+        described["checksum"] = int(state["checksum"])  # so that the two belong together
+        meta = {"crc32": _crc32(described), "content": described}
         args = writing.args
         items = args.Composite(state=args.StandardSave(state), meta=args.JsonSave(meta))
         # In a thread of ours, which can seal what is written; orbax's own could not.
@@ -134,22 +135,33 @@ class Checkpoints:
         def call():
             try:
                 fn()
-            except (OSError, ValueError, RuntimeError, BaseExceptionGroup) as error:
-                last = next(reversed(list_steps(self.folder)), None)
-                raise CheckpointNotWritten(
-                    f"a checkpoint could not be written to {self.folder} ({_reason(error)}); "
-                    + (f"the last good one is {last}" if last else "there is none before it")
-                    + "; make room and run the same command to continue"
-                ) from error
+            except _UNWRITTEN as error:
+                raise self._not_written(error) from error
 
         distributed.on_primary(call)
 
-    def restore(self, abstract: Any, *, iterator: Any = None) -> Restored | None:
+    def _not_written(self, error: BaseException) -> CheckpointNotWritten:
+        last = next(reversed(list_steps(self.folder)), None)
+        return CheckpointNotWritten(
+            f"a checkpoint could not be written to {self.folder} ({sound.reason(error)}); "
+            + (f"the last good one is {last}" if last else "there is none before it")
+            + "; make room and run the same command to continue"
+        )
+
+    def restore(
+        self,
+        abstract: Any,
+        *,
+        iterator: Any = None,
+        check: Callable[[dict[str, Any]], None] = lambda meta: None,
+    ) -> Restored | None:
         """Loads the newest sound checkpoint, setting damaged ones aside with a warning.
 
         Args:
           abstract: the tree to fill: `jax.ShapeDtypeStruct`s with shardings.
           iterator: the grain iterator to set to the saved state.
+          check: given the JSON values of a checkpoint, raises ValueError if what belongs to it
+            elsewhere is not as it was.
 
         Returns:
           The checkpoint, or None if there is none.
@@ -165,7 +177,7 @@ class Checkpoints:
         for path in (self.folder / name for name in reversed(names)):
             error: Exception = ValueError("another process could not read it")
             try:
-                found = self._read(path, abstract, iterator)
+                found = self._read(path, abstract, iterator, check)
             except CheckpointMismatch:
                 raise
             except Exception as caught:
@@ -178,7 +190,7 @@ class Checkpoints:
             self._set_aside(path, error, found)
         return found
 
-    def _read(self, path: Path, abstract: Any, iterator: Any) -> Restored:
+    def _read(self, path: Path, abstract: Any, iterator: Any, check: Any) -> Restored:
         seals.check(path)
         meta = read_meta(path)
         if meta["step"] != int(path.name):
@@ -189,12 +201,14 @@ class Checkpoints:
                 f"checkpoint {path} holds {meta['structure']}, and this run needs {needed}; it was "
                 "written by other code: choose another folder"
             )
+        check(meta)
         stored = jax.tree.map(arrays.plain_abstract, abstract)
         items = {"state": {"state": stored, "checksum": arrays.like_checksum(abstract)}}
         with orbax_alone.context():
             loaded = ocp.load_checkpointables(path, items)
         state = jax.tree.map(arrays.typed, loaded["state"]["state"], abstract)
-        if int(arrays.checksum(state)) != int(loaded["state"]["checksum"]):
+        sums = {meta["checksum"], int(loaded["state"]["checksum"]), int(arrays.checksum(state))}
+        if len(sums) > 1:
             raise ValueError("the arrays do not match their checksum")
         if iterator is not None:
             iterator.set_state(meta["data_state"])
@@ -203,16 +217,10 @@ class Checkpoints:
     def _set_aside(self, path: Path, error: Exception, found: Restored | None) -> None:
         instead = f"{self.folder / str(found.step)}" if found else "the beginning: none is sound"
         place = self.folder.parent / "damaged" / path.name
-        warnings.warn(
-            f"checkpoint {path} is damaged ({_reason(error)}); it is moved to {place} and the run "
-            f"continues from {instead}",
-            stacklevel=4,
-        )
+        then = f"the run continues from {instead}"
+        sound.warn(f"checkpoint {path}", sound.reason(error), place, then)
         if self._primary:
-            if place.exists():
-                remove_tree(place)
-            place.parent.mkdir(exist_ok=True)
-            path.rename(place)
+            sound.move(path, place)
 
     def wait(self) -> None:
         """Waits for the save in the background.
@@ -232,6 +240,8 @@ class Checkpoints:
         """Waits for the save in the background; a process may call it without the others."""
         try:
             self._finish()
+        except _UNWRITTEN as error:
+            raise self._not_written(error) from error
         finally:
             if self._writer is not None:
                 self._thread.shutdown()
@@ -298,9 +308,3 @@ def read_meta(path: Path) -> dict[str, Any]:
 
 def _crc32(values: Any) -> int:
     return zlib.crc32(json.dumps(values, sort_keys=True).encode())
-
-
-def _reason(error: BaseException) -> str:
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return (str(error) or type(error).__name__).splitlines()[0][:300]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.lib.runs import distributed, rundir
+from experiments.lib.runs import distributed, rundir, sound
 from experiments.lib.runs.errors import Preempted
 from experiments.lib.runs.metrics import jsonable
 from experiments.lib.runs.paths import as_path, write_bytes
@@ -43,18 +43,19 @@ def each_seed(
     def of_seed(seed: int) -> dict[str, Any]:
         folder = out / f"seed_{seed}"
         path = folder / "result.json"
-        if not path.exists():
+        result = rundir.read_json(path, then="the seed is run again")
+        if result is None:
             say(f"seed {seed}", enabled=not config.quiet)
             folder.mkdir(parents=True, exist_ok=True)
-            result = _interruptible(path, lambda: run_seed(seed, folder))
-            rundir.write_json(path, jsonable(result))
-        return rundir.read_json(path)
+            result = jsonable(_interruptible(path, lambda: run_seed(seed, folder)))
+            rundir.write_json(path, result)
+        return result
 
     return {seed: functools.partial(of_seed, seed) for seed in config.seed_range()}
 
 
 def kept_arrays(path: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    """The arrays of a file, which is made if it is not there.
+    """The arrays of a file, which is made if it is not there or damaged.
 
     Args:
       path: the npz file.
@@ -63,9 +64,11 @@ def kept_arrays(path: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, 
     Raises:
       Preempted: a signal asked to stop; they are not made.
     """
-    if not path.exists():
+    found = sound.read(path, load_arrays, "it is made again")
+    if found is None:
         save_arrays(path, **_interruptible(path, make))
-    return load_arrays(path)
+        found = load_arrays(path)
+    return found
 
 
 def _interruptible(path: Path, make: Callable[[], Any]) -> Any:
@@ -74,7 +77,10 @@ def _interruptible(path: Path, make: Callable[[], Any]) -> Any:
         with signals.installed():
             signals.check()
             with signals.interruptible():
-                return make()
+                made = make()
+        if signals.exit_status is not None:  # it came when all was made
+            raise Interrupted
+        return made
     except Interrupted:
         raise Preempted(
             f"stopped before {path} was there; the same command continues",
@@ -90,6 +96,14 @@ def save_arrays(path: Path, **arrays: Any) -> None:
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Reads the arrays of `save_arrays`."""
-    with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
-        return dict(file)
+    """Reads the arrays of `save_arrays`.
+
+    Raises:
+      ValueError: the file is damaged.
+    """
+    data = io.BytesIO(path.read_bytes())
+    try:
+        with np.load(data, allow_pickle=False) as file:
+            return dict(file)
+    except Exception as error:  # of numpy, zipfile, zlib and struct, a dozen kinds
+        raise ValueError("it is no sound npz file") from error

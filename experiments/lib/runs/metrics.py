@@ -8,11 +8,14 @@ resumes from are cut off, they come again, and a half-written last line is dropp
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
 import os
 import time
+import warnings
+import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from experiments.lib.runs.paths import as_path, is_remote, remove_tree, write_text
+from experiments.lib.runs.tensorboard import Board
 
 CLOCK_FIELDS = frozenset({"time", "seconds", "steps_per_second"})
 """The fields that differ between two identical runs."""
@@ -27,6 +31,8 @@ CLOCK_FIELDS = frozenset({"time", "seconds", "steps_per_second"})
 
 def read_metrics(path: str | os.PathLike[str], *, event: str | None = None, clock: bool = True):
     """Returns the rows of a `metrics.jsonl` as dicts, without a half-written last line.
+
+    Other lines that are no rows are left out with a warning.
 
     Args:
       path: the file, or the run's folder.
@@ -42,16 +48,31 @@ def read_metrics(path: str | os.PathLike[str], *, event: str | None = None, cloc
 
 
 def _parse(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    if path.exists():
-        for line in path.read_bytes().decode("utf-8", errors="replace").splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue
-            if isinstance(row, dict) and "step" in row and "event" in row:
-                rows.append(row)
-    return rows
+    if not path.exists():
+        return []
+    *lines, unfinished = path.read_bytes().decode("utf-8", errors="replace").split("\n")
+    rows = [_row(line) for line in lines]
+    damaged = [str(number) for number, row in enumerate(rows, 1) if row is None]
+    if damaged:
+        warnings.warn(
+            f"{path}: what stands in line {', '.join(damaged)} is no row of a run and left out",
+            stacklevel=3,
+        )
+    return [row for row in [*rows, _row(unfinished)] if row is not None]
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    sound = isinstance(row, dict) and type(row.get("step")) is int and type(row.get("event")) is str
+    return row if sound else None
+
+
+def rows_checksum(rows: Iterable[Mapping[str, Any]]) -> int:
+    """Of the text of rows, as they are written."""
+    return zlib.crc32("".join(map(_line, rows)).encode())
 
 
 def jsonable(value: Any) -> Any:
@@ -105,17 +126,10 @@ class MetricsLog:
             return
         self._file = path.open("a", encoding="utf-8")
         if tensorboard:
-            from tensorboardX import SummaryWriter
-
             if not resume_step and (folder / "tensorboard").exists():
                 remove_tree(folder / "tensorboard")
-            # purge_step makes TensorBoard drop what a killed run wrote beyond the resumed step.
-            # The suffix keeps apart the files of two starts within a second.
-            self._board = SummaryWriter(
-                str(folder / "tensorboard"),
-                purge_step=resume_step or None,
-                filename_suffix=f".{time.time_ns()}",
-            )
+            # TensorBoard drops what a killed run wrote beyond the resumed step.
+            self._board = Board(folder / "tensorboard", purge_step=resume_step or None)
 
     def __enter__(self) -> MetricsLog:
         """Returns the log."""
@@ -137,7 +151,7 @@ class MetricsLog:
             for name, value in row.items():
                 if name not in ("step", "time"):
                     for suffix, number in _numbers(value):
-                        self._board.add_scalar(f"{event}/{name}{suffix}", number, step)
+                        self._board.scalar(f"{event}/{name}{suffix}", number, step)
 
     def sync(self) -> None:
         """Brings all rows to disk: before a checkpoint that counts on them."""
@@ -150,12 +164,12 @@ class MetricsLog:
             self._board.flush()
 
     def close(self) -> None:
-        """Closes the files."""
-        self.sync()
-        if self._file is not None:
-            self._file.close()
-        if self._board is not None:
-            self._board.close()
+        """Closes the files, all of them even where there is no room for the last rows."""
+        with contextlib.ExitStack() as stack:
+            for file in (self._file, self._board):
+                if file is not None:
+                    stack.callback(file.close)
+            self.sync()
 
 
 def _numbers(value: Any) -> list[tuple[str, float]]:

@@ -7,6 +7,7 @@ needed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -62,5 +63,11 @@ def write_bytes(path: Any, data: bytes) -> None:
         return
     # A name of its own: the shares of a run may write the same file at the same time.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    temporary.write_bytes(data)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError as error:
+        error.filename = str(path)
+        with contextlib.suppress(OSError):
+            temporary.unlink()  # it takes the last room of a full disk
+        raise

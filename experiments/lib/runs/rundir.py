@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.lib.runs import distributed
-from experiments.lib.runs.errors import ConfigMismatch, RunLocked
+from experiments.lib.runs import distributed, sound
+from experiments.lib.runs.errors import ConfigMismatch, Damaged, RunLocked
 from experiments.lib.runs.identity import differences
 from experiments.lib.runs.paths import is_remote, write_text
 
@@ -32,13 +32,37 @@ def write_json(path: Path, value: Any) -> None:
     distributed.on_primary(lambda: write_text(path, text))
 
 
-def read_json(path: Path) -> Any:
-    """Reads a file, or None if there is none."""
+def read_json(path: Path, *, then: str | None = None, **fields: Any) -> Any:
+    """Reads a JSON object, or None if there is no file.
+
+    Args:
+      path: the file.
+      then: for what can be made again, what is done where it is damaged, such as "it is measured
+        again": it is set aside with a warning, and counts as absent.
+      **fields: what the object has, with the types of the values.
+
+    Raises:
+      Damaged: it holds no such object, and `then` is not given.
+    """
 
     def read() -> Any:
-        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        if then is not None:
+            return sound.read(path, lambda path: sound.json_object(path, **fields), then)
+        try:
+            return sound.json_object(path, **fields) if path.exists() else None
+        except ValueError as error:
+            raise Damaged(
+                f"{path} is damaged ({sound.reason(error)}), and nothing else tells what it held: "
+                "delete it if you know that the folder is of this configuration, or choose another "
+                "folder"
+            ) from error
 
     return distributed.on_primary(read)
+
+
+def writable(folder: Path) -> bool:
+    """Whether this process may write in a folder; a finished run that it may not is only shown."""
+    return is_remote(folder) or not folder.exists() or os.access(folder, os.W_OK)
 
 
 @contextlib.contextmanager
@@ -55,8 +79,8 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
       RunLocked: another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # There are no locks in a bucket: trust the user.
-    if is_remote(folder) or not distributed.is_first():
+    # There are no locks in a bucket: trust the user. Where nothing can be written nobody disturbs.
+    if is_remote(folder) or not distributed.is_first() or not writable(folder):
         yield
         return
     with open(folder / ".lock", "a") as handle:
@@ -85,7 +109,8 @@ def check_config(folder: Path, config: dict[str, Any], identity: dict[str, Any])
     Raises:
       ConfigMismatch: the folder holds a run with another identity.
     """
-    found = read_json(folder / "config.json")
+    found = read_json(folder / "config.json", config=dict, identity=dict)
+    whole = {"config": config, "identity": identity}
     if found is not None:
         changes = differences(found["identity"], identity)
         if changes:
@@ -93,14 +118,18 @@ def check_config(folder: Path, config: dict[str, Any], identity: dict[str, Any])
                 f"{folder} holds a run of another configuration ({'; '.join(changes)}); choose "
                 "another folder with --out, or delete this one"
             )
-    write_json(folder / "config.json", {"config": config, "identity": identity})
+    if found is None or (found != whole and writable(folder)):
+        write_json(folder / "config.json", whole)
 
 
 def record_environment(folder: Path) -> None:
     """Adds this start to `env.json`: versions, devices, command, revision of the code."""
     import jax
 
-    starts = (read_json(folder / "env.json") or {"starts": []})["starts"]
+    if not writable(folder):
+        return
+    then = "the starts are counted anew"
+    starts = (read_json(folder / "env.json", starts=list, then=then) or {"starts": []})["starts"]
     versions = {}
     for package in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):

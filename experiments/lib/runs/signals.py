@@ -1,5 +1,7 @@
 """SIGTERM and interrupts: finish the update, save, and leave; at once during a measurement.
 
+Outside of training a signal ends the process at once, see `experiments.lib.runs.leaving`.
+
 Of several processes all leave at the same update, so a measurement is then finished first.
 """
 
@@ -13,6 +15,7 @@ from collections.abc import Iterator
 from typing import ClassVar
 
 from experiments.lib.runs import distributed
+from experiments.lib.runs.leaving import STATUS
 
 
 class Interrupted(BaseException):
@@ -24,11 +27,6 @@ class Interrupted(BaseException):
 
 class Signals:
     """Remembers a request to stop. A second signal of the same kind acts as usual."""
-
-    _STATUS: ClassVar[dict[int, int]] = {
-        signal.SIGTERM: 75,
-        signal.SIGINT: 130,
-    }  # 75: EX_TEMPFAIL of sysexits.h
 
     def __init__(self):
         """Takes the way of several processes where there are any."""
@@ -46,7 +44,7 @@ class Signals:
             with self._notice.installed():
                 yield self
             return
-        before = {number: signal.signal(number, self._handle) for number in self._STATUS}
+        before = {number: signal.signal(number, self._handle) for number in STATUS}
         try:
             yield self
         finally:
@@ -56,7 +54,7 @@ class Signals:
     def check(self) -> None:
         """Between two updates: raises `Interrupted` if it is time to leave."""
         if self._notice is not None and self._notice.reached():
-            self.exit_status = self._STATUS[signal.SIGTERM]
+            self.exit_status = STATUS[signal.SIGTERM]
             raise Interrupted
         with self.interruptible():
             pass
@@ -75,7 +73,7 @@ class Signals:
     def _handle(self, number, frame) -> None:
         del frame
         signal.signal(number, signal.SIG_DFL)
-        self.exit_status = self._STATUS[signal.Signals(number)]
+        self.exit_status = STATUS[signal.Signals(number)]
         if self._interruptible:
             raise Interrupted
 

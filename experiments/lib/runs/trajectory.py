@@ -6,11 +6,14 @@
 
     state, records = run_chunks(out / "gd", state, advance, num_steps=3000, chunk=500)
 
-What a kill can cost is the chunk that it interrupts.
+What a kill can cost is the chunk that it interrupts. Every checkpoint knows the files of records
+behind it, by their last steps and checksums: one that is lost or not as it was written costs the
+chunks since the last checkpoint before it, and one that no checkpoint knows is left out.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,17 +21,22 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.lib.runs import sound
 from experiments.lib.runs.checkpoint import Checkpoints
-from experiments.lib.runs.errors import Preempted
+from experiments.lib.runs.errors import Preempted, refusals
 from experiments.lib.runs.kept import load_arrays, save_arrays
 from experiments.lib.runs.metrics import MetricsLog, read_metrics
 from experiments.lib.runs.progress import Progress
+from experiments.lib.runs.rundir import writable
 from experiments.lib.runs.signals import Interrupted, Signals
 
 MOST_ROWS = 500
 """In `metrics.jsonl`: of longer trajectories every second step, every third, and so on."""
 
 Advance = Callable[[Any, int], tuple[Any, Mapping[str, Any]]]
+
+Behind = list[list[int]]
+"""The files of records that a checkpoint has behind it: of each its last step and its checksum."""
 
 
 def run_chunks(
@@ -64,6 +72,7 @@ def run_chunks(
 
     Raises:
       Preempted: a signal asked to stop; what was done is saved.
+      CheckpointNotWritten, DiskFull, NotWritable: the disk refuses; what was saved is sound.
       ValueError: `num_steps` or `chunk` is below 1.
     """
     if num_steps < 1 or chunk < 1:
@@ -75,28 +84,33 @@ def run_chunks(
     abstract = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state
     )
-    restored = checkpoints.restore(abstract)
-    done = 0
+    restored = checkpoints.restore(abstract, check=lambda meta: _check(parts, meta["records"]))
+    done, behind = 0, []
     if restored is not None:
-        done, state = restored.step, restored.state
+        done, state, behind = restored.step, restored.state, restored.meta["records"]
+    _clear(parts, behind, done)
     if done >= num_steps:
-        return state, _joined(parts, num_steps, axis)
+        return state, _joined(parts, behind, num_steps, axis)
     bar = Progress(folder.name, num_steps, done, enabled=not quiet)
     signals = Signals()
     try:
-        with signals.installed(), _open_log(folder, done) as log:
+        with refusals(folder), signals.installed(), _open_log(folder, done) as log:
             while done < num_steps:
                 signals.check()
                 steps = min(chunk, num_steps - done)
                 state, found = advance(state, steps)
                 records = {name: np.asarray(values) for name, values in found.items()}
                 # The records first: a checkpoint without its records could not be continued.
-                save_arrays(parts / f"{done + steps}.npz", **records)
+                path = parts / f"{done + steps}.npz"
+                save_arrays(path, **records)
+                behind = [*behind, [done + steps, zlib.crc32(path.read_bytes())]]
                 _write_rows(log, records, range(done, done + steps), logged or num_steps, axis)
                 done += steps
-                checkpoints.save(done, state, {})
+                checkpoints.save(done, state, {"records": behind})
                 bar.update(done)
             checkpoints.wait()
+        if signals.exit_status is not None:  # it came during the last chunk
+            raise Interrupted
     except Interrupted:
         raise Preempted(
             f"stopped at step {done} of {num_steps} in {folder}; the same command continues",
@@ -105,7 +119,7 @@ def run_chunks(
     finally:
         bar.close()
         checkpoints.close()
-    return state, _joined(parts, num_steps, axis)
+    return state, _joined(parts, behind, num_steps, axis)
 
 
 def _open_log(folder: Path, done: int) -> MetricsLog:
@@ -126,7 +140,30 @@ def _write_rows(
     log.sync()
 
 
-def _joined(parts: Path, num_steps: int, axis: int) -> dict[str, np.ndarray]:
-    ends = sorted(end for path in parts.glob("*.npz") if (end := int(path.stem)) <= num_steps)
-    pieces = [load_arrays(parts / f"{end}.npz") for end in ends]
-    return {name: np.concatenate([p[name] for p in pieces], axis) for name in pieces[0]}
+def _check(parts: Path, behind: Behind) -> None:
+    """Raises ValueError where a file of records is not as it was written."""
+    for end, checksum in behind:
+        path = parts / f"{end}.npz"
+        if not path.exists():
+            raise ValueError(f"the records {path} are lost")
+        if zlib.crc32(path.read_bytes()) != checksum:
+            raise ValueError(f"the records {path} are not as they were written")
+
+
+def _clear(parts: Path, behind: Behind, done: int) -> None:
+    """Sets aside what lies among the records and is none; removes what a kill has left."""
+    if not writable(parts):
+        return
+    known = {f"{end}.npz" for end, _ in behind}
+    for path in sorted(parts.iterdir()):
+        if path.suffix == ".tmp" or (path.stem.isdigit() and int(path.stem) > done):
+            path.unlink()  # half-written, or a chunk that comes again
+        elif path.name not in known:
+            sound.set_aside(path, "no checkpoint knows these records", "left out", parts.parent)
+
+
+def _joined(parts: Path, behind: Behind, num_steps: int, axis: int) -> dict[str, np.ndarray]:
+    """The first `num_steps` of all records; a folder may have gone further."""
+    pieces = [load_arrays(parts / f"{end}.npz") for end, _ in behind]
+    first = (slice(None),) * axis + (slice(num_steps),)
+    return {name: np.concatenate([p[name] for p in pieces], axis)[first] for name in pieces[0]}

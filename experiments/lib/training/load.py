@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from experiments.lib.runs import arrays, checkpoint, seals
+from experiments.lib.runs import arrays, checkpoint, seals, sound
 from experiments.lib.runs.errors import ExperimentError
 from experiments.lib.runs.identity import from_dict
 from experiments.lib.runs.paths import absolute, as_path
@@ -62,11 +62,12 @@ def load_checkpoint(
             number = int(chosen.name) if chosen.name.isdigit() else None
             return Loaded(*_split(tree), None, number, chosen)
         meta = checkpoint.read_meta(chosen)
-        if int(arrays.checksum(tree["state"])) != int(tree["checksum"]):
+        if {int(arrays.checksum(tree["state"])), int(tree["checksum"])} != {meta["checksum"]}:
             raise ValueError("its arrays do not match their checksum")
     except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ExperimentError(f"checkpoint {chosen} cannot be read: {reason[:300]}") from error
+        raise ExperimentError(
+            f"checkpoint {chosen} cannot be read: {sound.reason(error)}"
+        ) from error
     state = tree["state"]["train"]
     config = from_dict(RunConfig, meta["config"])
     return Loaded(state["params"], state["model_state"] or {}, config, meta["step"], chosen)
@@ -82,8 +83,13 @@ def _choose(path: Path, step: int | str | None) -> Path:
     if step is None:
         return numbered[-1]
     if step == "best":
-        config = checkpoint.read_meta(numbered[-1])["config"]
-        return checkpoint.best_step(folder, config["train"]["best_metric"])
+        try:
+            config = checkpoint.read_meta(numbered[-1])["config"]
+            return checkpoint.best_step(folder, config["train"]["best_metric"])
+        except Exception as error:  # as below: of orbax, or there is none
+            raise ExperimentError(
+                f"{folder} does not tell its best checkpoint: {sound.reason(error)}"
+            ) from error
     for found in numbered:
         if int(found.name) == step:
             return found

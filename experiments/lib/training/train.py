@@ -11,7 +11,6 @@ and returns the result of one that is complete.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -24,9 +23,9 @@ import optax
 
 from experiments.lib.nets.models import Model
 from experiments.lib.runs import arrays, checkpoint, distributed, rundir
-from experiments.lib.runs.errors import DiskFull, Preempted, TrainingDiverged
+from experiments.lib.runs.errors import Preempted, TrainingDiverged, refusals
 from experiments.lib.runs.identity import identity, to_dict
-from experiments.lib.runs.metrics import MetricsLog, read_metrics
+from experiments.lib.runs.metrics import MetricsLog, read_metrics, rows_checksum
 from experiments.lib.runs.paths import as_path
 from experiments.lib.runs.placement import Placement
 from experiments.lib.runs.progress import Progress, say
@@ -37,8 +36,6 @@ from experiments.lib.training.measurements import Measurement
 from experiments.lib.training.parts import Ingredients, snapshot_of
 from experiments.lib.training.rows import TrainingRows
 from experiments.lib.training.step import TrainState, make_step
-
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class TrainResult(NamedTuple):
@@ -103,12 +100,14 @@ def train(
       TrainingDiverged: the loss is no longer finite; names the update and the last checkpoint.
       Preempted: SIGTERM or an interrupt came; the state is saved.
       CheckpointNotWritten, DiskFull: there is no room; what was saved before is sound.
+      NotWritable: the folder may not be written, and the run is not complete.
       RunLocked: another process is at work in the folder.
       DatasetNotPrepared: the data are absent.
     """
     placement = Placement(data_parallel=data_parallel)
     folder = as_path(folder)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(refusals(folder))
         distributed.on_primary(lambda: stack.enter_context(rundir.locked(folder)))
         signals = stack.enter_context(Signals().installed())
         run = _Run(folder, config, optimizer, tuple(measurements), placement, signals, quiet)
@@ -117,17 +116,11 @@ def train(
         rundir.check_config(folder, whole, own)
         try:
             result = run.result_if_complete() or run.run()
-        except OSError as error:
-            if error.errno not in _FULL:
-                raise
-            raise DiskFull(
-                f"{folder}: {error.strerror}; make room and run the same command to continue"
-            ) from error
         finally:
             run.checkpoints.close()
-        if signals.exit_status is not None:  # it came when all was done
-            raise Preempted(f"{folder}: complete; stopped by a signal", signals.exit_status)
-        return result
+    if signals.exit_status is not None:  # it came when all was done
+        raise Preempted(f"{folder}: complete; stopped by a signal", signals.exit_status)
+    return result
 
 
 class _Run:
@@ -161,14 +154,15 @@ class _Run:
         if not distributed.on_primary(lambda: bool(checkpoint.list_steps(self.checkpoints.folder))):
             return None
         abstract = self.placement.abstract(jax.eval_shape(self.parts.initial))
-        restored = self.checkpoints.restore(abstract, iterator=iterator)
+        restored = self.checkpoints.restore(abstract, iterator=iterator, check=self._check_rows)
         if restored is None:
             return None
         return restored._replace(state=self.placement.everywhere(restored.state))
 
     def result_if_complete(self) -> TrainResult | None:
-        status = rundir.read_json(self.folder / "status.json") or {}
-        if status.get("status") != "complete":
+        then = "the run goes on from its last checkpoint"
+        status = rundir.read_json(self.folder / "status.json", status=str, step=int, then=then)
+        if status is None or status["status"] != "complete":
             return None
         restored = self.restore()
         if restored is None or restored.step != status["step"]:
@@ -178,7 +172,7 @@ class _Run:
             "nothing to do",
             enabled=self.loud,
         )
-        return self.result(restored.state["train"], restored.step, status["reason"], True)
+        return self.result(restored.state["train"], restored.step, status.get("reason"), True)
 
     def result(self, state: TrainState, step: int, reason: str, was_complete: bool) -> TrainResult:
         return TrainResult(
@@ -234,24 +228,32 @@ class _Run:
 
     def _open_log(self, step: int, events_done: bool) -> MetricsLog:
         """Opens `metrics.jsonl`, cut back to what the restored state has behind it."""
-        rows = read_metrics(self.folder)
-        # A training row is written before the other events of its step.
-        keep = [
-            row
-            for row in rows
-            if step
-            and (
-                row["step"] < step
-                or (row["step"] == step and (events_done or row["event"] == "train"))
-            )
-        ]
         return MetricsLog(
             self.folder,
-            keep=keep,
+            keep=self._rows_behind(step, events_done) if step else (),
             resume_step=step + 1 if events_done else step,
             tensorboard=self.config.train.tensorboard,
             primary=self.placement.primary,
         )
+
+    def _rows_behind(self, step: int, events_done: bool) -> list[dict[str, Any]]:
+        # A training row is written before the other events of its step.
+        return [
+            row
+            for row in read_metrics(self.folder)
+            if row["step"] < step
+            or (row["step"] == step and (events_done or row["event"] == "train"))
+        ]
+
+    def _check_rows(self, meta: Mapping[str, Any]) -> None:
+        """Refuses a checkpoint whose rows are no longer those written before it."""
+        if not self.placement.primary:  # others may see a shared file system a little later
+            return
+        rows = self._rows_behind(meta["step"], meta["events_done"])
+        if rows_checksum(rows) != meta["rows"]:
+            raise ValueError(
+                f"rows before it in {self.folder / 'metrics.jsonl'} are lost or not as written"
+            )
 
     def _loop(self, step: int, finished: str | None, events_done: bool) -> tuple[int, str]:
         t = self.config.train
@@ -330,12 +332,14 @@ class _Run:
         if not bool(arrays.finite((self.state.params, self.state.model_state))):
             self._diverged(step, "the parameters are")
         self.log.sync()
-        meta = {
+        meta: dict[str, Any] = {
             "config": to_dict(self.config),
             "shapes": [list(self.parts.shapes[0]), *self.parts.shapes[1:]],
             "finished": finished,
             "events_done": events_done,
         }
+        if self.placement.primary:
+            meta["rows"] = rows_checksum(self._rows_behind(step, events_done))
         state = {"train": self.state, "carries": self.carries}
         self.checkpoints.save(step, state, meta, iterator=self.iterator, metrics=metrics)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.lib.runs import distributed
+from experiments.lib.runs import distributed, rundir
 from experiments.lib.runs.paths import as_path, write_bytes
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -66,6 +66,8 @@ def figure(
 ) -> Iterator[Any]:
     """Yields axes to draw on and writes the figure at the end, at once or not at all.
 
+    Into a folder that may not be written nothing is: a finished run is shown.
+
     Args:
       path: the PNG file.
       rows: rows of panels.
@@ -89,11 +91,12 @@ def figure(
             _thin_out(axes)
         if title:
             fig.suptitle(title, x=0.01, ha="left", fontweight="bold")
-        if not distributed.is_first():
+        path = as_path(path)
+        if not distributed.is_first() or not rundir.writable(path.parent):
             return
         file = io.BytesIO()
         fig.savefig(file, dpi=dpi, format="png", bbox_inches="tight")
-        write_bytes(as_path(path), file.getvalue())
+        write_bytes(path, file.getvalue())
 
 
 def _thin_out(axes: Any) -> None:

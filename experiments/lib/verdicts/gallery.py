@@ -10,18 +10,21 @@ made small, to the folder, and the pages are written from these summaries alone.
 from __future__ import annotations
 
 import argparse
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments import registry
-from experiments.lib.runs import rundir
+from experiments.lib.runs import rundir, sound
 from experiments.lib.verdicts import report
 from experiments.lib.verdicts.summary import accepted, documentation, measured, table
 
 RESULTS = Path(__file__).parents[2] / "results"
 PIXELS = 1100
 COLUMNS = ("claim", "measured", "accepted", "verdict")
+FIELDS = {"title": str, "preset": str, "seeds": list, "command": str, "seconds": (int, float)}
+FIELDS |= {"claims": list, "figures": list}
 VERDICTS = ("reproduced", "not reproduced", "inconclusive", "void")
 
 
@@ -64,14 +67,36 @@ def with_claims() -> list[str]:
 
 
 def finished(runs: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """The finished runs with claims in `runs/NAME/PRESET`, with their summaries."""
+    """The finished runs with claims in `runs/NAME/PRESET`, with their summaries.
+
+    A summary that is damaged, or names a picture outside its folder, is left out with a warning.
+    """
     found = []
     for path in sorted(runs.glob("*/*/summary.json")):
-        summary = rundir.read_json(path)
-        known = isinstance(summary, dict) and "claims" in summary
-        if known and summary["experiment"] == path.parent.parent.name:
-            found.append((path.parent, summary))
+        try:
+            summary = sound.json_object(path)
+            if summary.get("experiment") != path.parent.parent.name or "claims" not in summary:
+                continue
+            sound.json_object(path, **FIELDS)
+            overview([summary])
+            table(summary)
+            outside = [f["file"] for f in summary["figures"] if not _inside(path.parent, f)]
+            if outside:
+                raise ValueError(f"its picture {outside[0]!r} is not in its folder")
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            warnings.warn(
+                f"{path} is damaged ({sound.reason(error)}) and left out; start its command again",
+                stacklevel=2,
+            )
+            continue
+        found.append((path.parent, summary))
     return found
+
+
+def _inside(folder: Path, picture: Mapping[str, str]) -> bool:
+    """Whether a summary names a file of its own folder, and no link out of it."""
+    name = picture["file"]
+    return Path(name).name == name and (folder / name).resolve().parent == folder.resolve()
 
 
 def overview(summaries: Iterable[Mapping[str, Any]]) -> report.Table:

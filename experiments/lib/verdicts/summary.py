@@ -72,6 +72,8 @@ def write_summary(
 ) -> dict[str, Any]:
     """Writes `summary.json` and `report.html`, and prints the table of claims.
 
+    Into a folder that may not be written nothing is: a finished run is shown.
+
     Args:
       folder: the run's folder, from `run_folder`.
       config: the experiment's configuration, an instance of a class of its module.
@@ -95,9 +97,11 @@ def write_summary(
         "figures": [figure._asdict() for figure in figures],
         "extra": jsonable(extra or {}),
     }
-    rundir.write_json(folder / "summary.json", summary)
     shown = table(summary)
     report.print_table(shown, title=f"{name} ({config.preset})")
+    if not rundir.writable(folder):
+        return summary
+    rundir.write_json(folder / "summary.json", summary)
     report.write_report(
         folder / "report.html",
         summary["title"],
@@ -136,11 +140,15 @@ def _as_json(verdict: Verdict) -> dict[str, Any]:
 
 def _seconds(folder: Path) -> float:
     """The longest start, or the shares: showing a finished run again does not count."""
+    then = "made again"
+    path = folder / "summary.json"
+    found = rundir.read_json(path, seconds=(int, float), then=then) or {"seconds": 0.0}
+    if not rundir.writable(folder):  # this start is not among those written down
+        return found["seconds"]
     started = datetime.strptime(
         rundir.read_json(folder / "env.json")["starts"][-1]["started"], "%Y-%m-%dT%H:%M:%SZ"
     ).replace(tzinfo=UTC)
-    before = (rundir.read_json(folder / "summary.json") or {}).get("seconds", 0.0)
-    return max(before, time.time() - started.timestamp(), shares.seconds(folder))
+    return max(found["seconds"], time.time() - started.timestamp(), shares.seconds(folder))
 
 
 def table(summary: Mapping[str, Any]) -> report.Table:

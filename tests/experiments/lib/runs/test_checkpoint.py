@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from experiments.lib.data.batches import Schedule, batch_iterator
-from experiments.lib.runs import arrays, checkpoint
+from experiments.lib.runs import arrays, checkpoint, seals
 from experiments.lib.runs.checkpoint import Checkpoints
 from experiments.lib.runs.errors import CheckpointMismatch
 
@@ -140,6 +140,13 @@ def other_step(folder):
     shutil.copytree(folder.parent / "1", folder)
 
 
+def state_of_another_step(folder):
+    """With all that was written down about its files."""
+    shutil.rmtree(folder / "state")
+    shutil.copytree(folder.parent / "1" / "state", folder / "state")
+    seals.seal(folder)
+
+
 def no_state(folder):
     shutil.rmtree(folder / "state")
 
@@ -149,7 +156,7 @@ def no_metadata(folder):
 
 
 DAMAGE = [one_bit, truncated_arrays, empty_file, other_metadata, other_step]
-DAMAGE += [no_state, no_metadata]
+DAMAGE += [state_of_another_step, no_state, no_metadata]
 
 
 @pytest.mark.parametrize("damage", DAMAGE)

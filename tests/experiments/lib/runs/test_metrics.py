@@ -1,5 +1,6 @@
 """`metrics.jsonl`: strict JSON, cut on resuming, unharmed by kills; TensorBoard beside it."""
 
+import errno
 import json
 from typing import NamedTuple
 
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
-from tensorboardX.record_writer import RecordWriter  # noqa: F401  (the format read below is its)
+from tensorboardX.record_writer import RecordWriter  # the format read below is its
 
 from experiments.lib.runs.metrics import MetricsLog, jsonable, read_metrics
 
@@ -61,10 +62,47 @@ def test_a_row_is_in_the_file_as_soon_as_it_is_written(tmp_path):
     log.close()
 
 
-def test_half_a_line_and_foreign_lines_are_left_out(tmp_path):
-    rows = ['{"step": 1, "event": "a"}', "[1]", '{"step": 2, "event": "a"}', '{"step": 3, "ev']
+def test_half_a_last_line_is_left_out(tmp_path):
+    rows = ['{"step": 1, "event": "a"}', '{"step": 2, "event": "a"}', '{"step": 3, "ev']
     (tmp_path / "metrics.jsonl").write_text("\n".join(rows))
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "[1]",
+        '{"step": 2, "ev',
+        '{"step": 2}',
+        '{"step": "2", "event": "a"}',
+        '{"step": true, "event": "a"}',
+        '{"step": 2, "event": 3}',
+    ],
+)
+def test_other_lines_that_are_no_rows_are_left_out_and_told(tmp_path, line):
+    rows = ['{"step": 1, "event": "a"}', line, '{"step": 3, "event": "a"}']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+    with pytest.warns(UserWarning, match=r"metrics\.jsonl: what stands in line 2 is no row"):
+        assert [row["step"] for row in read_metrics(tmp_path)] == [1, 3]
+
+
+@pytest.mark.parametrize("method", ["write", "flush"])
+def test_a_full_disk_ends_the_log_and_nobody_waits(tmp_path, monkeypatch, method):
+    """What fails is the file of TensorBoard; more rows than any queue holds."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    def fill():
+        with MetricsLog(tmp_path) as log:
+            monkeypatch.setattr(RecordWriter, method, full)
+            for step in range(50):
+                log.write(step, "a", {"x": 1.0})
+
+    with pytest.raises(OSError, match="No space left"):
+        fill()
+    assert read_metrics(tmp_path)[0]["x"] == 1.0
 
 
 def test_the_log_begins_with_the_rows_kept(tmp_path):

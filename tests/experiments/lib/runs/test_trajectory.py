@@ -1,6 +1,9 @@
 """Chunks of a trajectory: a stop at any point, and the same bits."""
 
 import functools
+import os
+import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +11,7 @@ import numpy as np
 import pytest
 
 from experiments.lib.runs import trajectory
+from experiments.lib.runs.errors import Preempted
 from experiments.lib.runs.metrics import read_metrics
 from experiments.lib.runs.trajectory import run_chunks
 
@@ -32,8 +36,28 @@ def start():
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    return run_chunks(tmp_path_factory.mktemp("whole"), start(), advance, 7, 2)
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("whole")
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    return run_chunks(folder, start(), advance, 7, 2)
+
+
+@pytest.fixture
+def copy(folder, whole, tmp_path):
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def counted(calls):
+    """`advance`, which notes the steps of its calls."""
+
+    def advancing(state, steps):
+        calls.append(steps)
+        return advance(state, steps)
+
+    return advancing
 
 
 @pytest.mark.parametrize("calls", [0, 1, 3])
@@ -80,6 +104,116 @@ def test_a_long_trajectory_has_at_most_so_many_rows(tmp_path, monkeypatch, most,
     rows = [row["step"] for row in read_metrics(tmp_path)]
     assert rows == list(steps)
     assert len(rows) <= most
+
+
+def lost(parts):
+    (parts / "4.npz").unlink()
+
+
+def lost_at_the_end(parts):
+    (parts / "7.npz").unlink()
+
+
+def cut(parts):
+    (parts / "4.npz").write_bytes((parts / "4.npz").read_bytes()[:50])
+
+
+def one_of_the_others(parts):
+    shutil.copy(parts / "2.npz", parts / "4.npz")
+
+
+def one_of_another_trajectory(parts):
+    """Sound, of the same steps and shapes."""
+    other = start() | {"x": 2 * jnp.ones(3)}
+    run_chunks(parts.parent.parent / "other", other, advance, 4, 2)
+    shutil.copy(parts.parent.parent / "other" / "records" / "4.npz", parts / "4.npz")
+
+
+def no_folder(parts):
+    shutil.rmtree(parts)
+
+
+@pytest.mark.parametrize(
+    ("damage", "again"),
+    [
+        (lost, [2, 2, 2, 1]),
+        (lost_at_the_end, [1]),
+        (cut, [2, 2, 2, 1]),
+        (one_of_the_others, [2, 2, 2, 1]),
+        (one_of_another_trajectory, [2, 2, 2, 1]),
+        (no_folder, [2, 2, 2, 1]),
+    ],
+)
+def test_lost_and_damaged_records_are_made_again(copy, whole, damage, again):
+    """From the newest of the two checkpoints whose records are whole, or from the beginning."""
+    damage(copy / "records")
+    calls = []
+    with pytest.warns(UserWarning, match=r"the records .*\.npz are (lost|not as .* written)"):
+        found = run_chunks(copy, start(), counted(calls), 7, 2)
+    assert calls == again
+    jax.tree.map(np.testing.assert_array_equal, found, whole)
+    assert [row["step"] for row in read_metrics(copy)] == list(range(7))
+
+
+@pytest.mark.parametrize("name", ["3.npz", "notes.npz", "notes.txt", "-1.npz"])
+def test_strays_among_the_records_are_set_aside(copy, whole, name):
+    shutil.copy(copy / "records" / "4.npz", copy / "records" / name)
+    with pytest.warns(UserWarning, match=f"{name} is damaged .no checkpoint knows"):
+        found = run_chunks(copy, start(), advance, 7, 2)
+    jax.tree.map(np.testing.assert_array_equal, found, whole)
+    assert (copy / "damaged" / name).exists()
+
+
+def test_a_folder_that_may_not_be_written_is_shown(copy, whole, monkeypatch):
+    (copy / "records" / "9.npz.12345678.tmp").write_bytes(b"")
+    before = sorted(copy.rglob("*"))
+    monkeypatch.setattr(trajectory, "writable", lambda folder: False)
+    jax.tree.map(np.testing.assert_array_equal, run_chunks(copy, start(), advance, 7, 2), whole)
+    assert sorted(copy.rglob("*")) == before
+
+
+def test_a_folder_that_has_gone_further_gives_the_first_steps(copy, whole):
+    for steps in (5, 4):  # within a chunk, and at its end
+        _, records = run_chunks(copy, start(), advance, steps, 2)
+        np.testing.assert_array_equal(records["x"], whole[1]["x"][:steps])
+
+
+def test_chunks_of_another_length_after_a_kill(tmp_path, whole, monkeypatch):
+    """The killed start has left records that no checkpoint knows, of steps that come again."""
+
+    class Dying(trajectory.Checkpoints):
+        def save(self, step, state, meta):
+            if step == 4:
+                raise Stop
+            super().save(step, state, meta)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trajectory, "Checkpoints", Dying)
+        with pytest.raises(Stop):
+            run_chunks(tmp_path, start(), advance, 7, 2)
+    _, records = run_chunks(tmp_path, start(), advance, 7, 3)
+    assert records["x"].shape == (7, 3)
+    # Chunks of other lengths are other programs, whose sums may round otherwise.
+    np.testing.assert_allclose(records["x"], whole[1]["x"], rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("end", [2, 6, 7])
+def test_a_signal_in_any_chunk_is_told(tmp_path, whole, end):
+    calls = []
+
+    def interrupted(state, steps):
+        calls.append(steps)
+        if sum(calls) == end:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return advance(state, steps)
+
+    with pytest.raises(Preempted, match=f"stopped at step {end} of 7 .*; the same") as caught:
+        run_chunks(tmp_path, start(), interrupted, 7, 2)
+    assert caught.value.exit_status == 75
+    calls.clear()
+    found = run_chunks(tmp_path, start(), counted(calls), 7, 2)
+    assert sum(calls) == 7 - end
+    jax.tree.map(np.testing.assert_array_equal, found, whole)
 
 
 def test_a_finished_trajectory_is_not_run_again(tmp_path, whole):

@@ -1,5 +1,7 @@
 """Networks out of checkpoints of any make."""
 
+import shutil
+
 import flax.serialization
 import jax
 import jax.numpy as jnp
@@ -70,6 +72,12 @@ def test_a_run_of_this_harness_comes_with_its_configuration(data_dir, tmp_path):
         assert_equal(loaded.params, result.params)
         assert_equal(loaded.model_state, result.model_state)
         assert (loaded.config, loaded.step) == (config, 4)
+    assert load_checkpoint(tmp_path / "run", step="best").step == 4
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "4" / "meta")
+    with pytest.raises(ExperimentError, match=r"/4 cannot be read: its file meta"):
+        load_checkpoint(tmp_path / "run")
+    with pytest.raises(ExperimentError, match="does not tell its best checkpoint"):
+        load_checkpoint(tmp_path / "run", step="best")
 
 
 def test_what_cannot_be_loaded_is_named(tmp_path):

@@ -1,5 +1,7 @@
 """The gallery: all finished runs on one page, and committed pages that agree with the results."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -59,6 +61,32 @@ def test_the_report_joins_all_finished_runs(runs, capsys):
     assert page.count("<h2>Made up.</h2>") == 2
     assert page.count("data:image/png") == 2
     assert "2 not reproduced, 2 reproduced" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "../cpu/a.png", "link.png", "/a.png"])
+def test_a_picture_outside_its_folder_is_not_shown(runs, name):
+    """Nor one that is named in a way that leads out of it."""
+    secret = runs / "made_up" / "secret.png"
+    shutil.copy(runs / "made_up" / "cpu" / "a.png", secret)
+    (runs / "made_up" / "cpu" / "link.png").symlink_to(secret)
+    changed = summary(figures=[{"file": name, "caption": "B."}])
+    rundir.write_json(runs / "made_up" / "cpu" / "summary.json", changed)
+    with pytest.warns(UserWarning, match=rf"its picture '{name}' is not in its folder"):
+        assert [folder.name for folder, _ in gallery.finished(runs)] == ["smoke"]
+
+
+@pytest.mark.parametrize(
+    "change", ["cut", {"claims": 3}, {"claims": [{}]}, {"seconds": None}, {"figures": [{}]}]
+)
+def test_a_damaged_summary_is_left_out_and_told(runs, change):
+    path = runs / "made_up" / "cpu" / "summary.json"
+    if change == "cut":
+        path.write_bytes(path.read_bytes()[:100])
+    else:
+        rundir.write_json(path, summary(**change))
+    with pytest.warns(UserWarning, match=r"cpu/summary\.json is damaged .* start its command"):
+        assert gallery.main(["--runs", str(runs)]) == 0
+    assert (runs / "gallery.html").read_text().count("<h2>Made up.</h2>") == 1
 
 
 def test_a_folder_without_runs_says_so(tmp_path, capsys):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from experiments.lib.runs import paths, rundir
 from experiments.lib.runs.errors import ConfigMismatch
 from experiments.lib.runs.rundir import read_json, write_json
 from experiments.lib.verdicts.claims import Claim, judge
@@ -40,6 +41,26 @@ def test_the_summary_holds_claims_figures_and_command(tmp_path, capsys):
     # A finished run that is shown again took as long as it did.
     write_json(out / "summary.json", summary | {"seconds": 1e6})
     assert write_summary(out, config, [judge(CLAIM, {0: 1.5})])["seconds"] == 1e6
+
+
+def test_a_finished_run_that_may_not_be_written_is_shown(tmp_path, capsys, monkeypatch):
+    config = Config(preset="smoke", out=tmp_path)
+
+    def show():
+        with run_folder(config) as out:
+            with figure(out / "a.png") as axes:
+                axes.plot([0, 1])
+            return write_summary(out, config, [judge(CLAIM, {0: 1.5})], [Figure("a.png", "A.")])
+
+    whole = show()
+    (tmp_path / ".lock").unlink()
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    monkeypatch.setattr(rundir.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(paths, "write_bytes", None)
+    capsys.readouterr()
+    assert show() == whole
+    assert "reproduced" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 
 
 def test_a_folder_of_another_configuration_is_refused(tmp_path):
