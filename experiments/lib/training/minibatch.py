@@ -262,16 +262,11 @@ def train_arm(
     engine = _Engine(recipe, make_optimizer, measure)
     given = (data, seeds, hyper, start)
     if recipe.flat:
-        return engine.train(folder, *given, chunk, quiet=quiet)
-    runs = [
-        engine.train(
-            folder / f"run_{i}",
-            *jax.tree.map(lambda a, i=i: a[i : i + 1], given),
-            chunk,
-            quiet=quiet,
-        )
-        for i in range(len(seeds))
-    ]
+        return engine.train(folder, given, chunk, quiet=quiet)
+    runs = []
+    for i in range(len(seeds)):
+        one = jax.tree.map(lambda a, i=i: a[i : i + 1], given)
+        runs.append(engine.train(folder / f"run_{i}", one, chunk, quiet=quiet))
     return jax.tree.map(lambda *a: np.concatenate(a), *runs)
 
 
@@ -285,7 +280,8 @@ class _Engine:
         self._moving = jax.jit(self._moved, static_argnums=4, donate_argnums=0)
         self._begin, self._still = jax.jit(self._first), jax.jit(self._recorded)
 
-    def train(self, folder, data, seeds, hyper, start, chunk, *, quiet) -> Trained:
+    def train(self, folder, given, chunk, *, quiet) -> Trained:
+        data, seeds, hyper, start = given
         data = jax.tree.map(jnp.asarray, data)
         state = self._begin(data, seeds, hyper, start)
 
