@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -54,12 +55,22 @@ def context() -> ocp.Context:
 def failures_unlogged() -> Iterator[None]:
     """Within it orbax logs nothing about a failed save, which it raises as well.
 
-    Its log has a page for each of its threads.
+    Its log has a page for each of its threads. The writes that it leaves in flight when one of many
+    fails report a closed event loop, now or when they are collected, possibly much later: so after
+    a failure that stays unreported.
     """
-    logger = logging.getLogger("absl")
+    logger, before = logging.getLogger("absl"), sys.unraisablehook
+
+    def hook(unraisable):
+        error = unraisable.exc_value
+        if not (isinstance(error, RuntimeError) and "Event loop is closed" in str(error)):
+            before(unraisable)
+
     logger.addFilter(_is_no_failure)
+    sys.unraisablehook = hook
     try:
         yield
+        sys.unraisablehook = before
     finally:
         logger.removeFilter(_is_no_failure)
 

@@ -53,7 +53,7 @@ class TestStartVectorOfTheDeflation:
         np.testing.assert_allclose(sums, found.row_weights * (1 - found.num_exact / N), rtol=1e-6)
 
     def test_of_a_multiple_eigenvalue_is_left_out(self):
-        # The one copy that the run sees has the weight of all sixty, a chi square of as many degrees:
+        # The one copy that the run sees has the weight of all sixty, a chi square of 60 degrees:
         # four deviations above the bound for some ten single ones.
         values = np.concatenate([np.full(60, 20.0), VALUES[:240]])
         found = self.density(values, num_probes=2, num_steps=16, deflation_steps=48)
