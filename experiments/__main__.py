@@ -1,4 +1,4 @@
-"""The command line: `python -m experiments NAME [--preset smoke|cpu|gpu|paper] [options]`."""
+"""The command line: `python -m experiments NAME [--preset smoke|cpu|real|paper] [options]`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from experiments.lib.runs.errors import BadShare, ExperimentError, refusals
 _USAGE = """\
 usage: python -m experiments --list
        python -m experiments NAME --help
-       python -m experiments NAME [--preset smoke|cpu|gpu|paper] [options]
+       python -m experiments NAME [--preset smoke|cpu|real|paper] [options]
        python -m experiments report [--docs FOLDER]
        python -m experiments data fashion_mnist [--from FOLDER]
 

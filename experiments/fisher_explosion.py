@@ -70,9 +70,13 @@ lab = Lab(
     Config, "Jastrzebski et al. 2021",
     smoke={"seeds": 1, "train_size": 24,
            "recipe": {"hidden": (6,), "batch_size": 12, "epochs": 2, "record_every": 1}},
+    real={"data": "fashion_mnist", "seeds": 3, "train_size": 5000, "label_noise": 0.0,
+          "best_rate": 0.1, "other_rates": (0.01, 0.03, 0.3), "small_rate": 0.005,
+          "recipe": {"network": "s2cnn-16", "batch_size": 128, "epochs": 60, "record_every": 2}},
     paper={"data": "cifar100", "train_size": 50_000, "label_noise": 0.0,
            "best_rate": 0.3, "other_rates": (0.03, 0.1, 0.5), "small_rate": 0.01,
-           "recipe": {"hidden": (512,) * 3, "batch_size": 128, "epochs": 200, "record_every": 2}},
+           "recipe": {"hidden": (512,) * 3, "classes": 100, "batch_size": 128, "epochs": 200,
+                      "record_every": 2}},
 )
 # fmt: on
 EXPERIMENT = lab.experiment

@@ -61,8 +61,11 @@ lab = Lab(
     smoke={"seeds": 1, "train_size": 24, "recipe": {"hidden": (6,), "init_scale": 1.0,
                                                     "batch_size": 12, "epochs": 2,
                                                     "record_every": 1}},
+    real={"data": "fashion_mnist", "seeds": 3, "train_size": 5000, "rate": 0.005,
+          "recipe": {"network": "s2cnn-16", "batch_size": 128, "epochs": 120, "record_every": 2}},
     paper={"data": "cifar100", "train_size": 50_000, "rate": 0.01,
-           "recipe": {"hidden": (512,) * 3, "batch_size": 128, "epochs": 200, "record_every": 2}},
+           "recipe": {"hidden": (512,) * 3, "classes": 100, "batch_size": 128, "epochs": 200,
+                      "record_every": 2}},
 )
 # fmt: on
 EXPERIMENT = lab.experiment

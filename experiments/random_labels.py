@@ -56,6 +56,8 @@ lab = Lab(
     Config, "Zhang et al. 2017", shares=False,
     smoke={"seeds": 1, "train_size": 30, "fractions": (0.0, 1.0),
            "recipe": {"hidden": (16,), "init_scale": 1.0, "epochs": 12, "record_every": 4}},
+    real={"data": "fashion_mnist", "seeds": 3, "train_size": 5000, "learning_rate": 1e-3,
+          "recipe": {"network": "s2cnn-16", "batch_size": 128, "epochs": 150}},
     paper={"data": "cifar10", "train_size": 50_000, "learning_rate": 1e-3,
            "recipe": {"hidden": (512,) * 3, "batch_size": 128, "epochs": 500}},
 )

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-Preset = Literal["smoke", "cpu", "gpu", "real", "paper"]
+Preset = Literal["smoke", "cpu", "real", "paper"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +24,9 @@ class Options:
     """The options of every experiment, to which each adds its own."""
 
     preset: Preset = "cpu"
-    """What to start from: smoke, seconds; cpu, minutes on two cores; gpu; paper, the paper's own
-    setting. All other options change single values of it."""
+    """What to start from: smoke, seconds, not judged; cpu, minutes on two cores; real, the paper's
+    kind of network on Fashion-MNIST; paper, the paper's own setting. All other options change single
+    values of it."""
 
     out: Path | None = field(default=None, metadata={"identity": False})
     """The folder of the run. Default runs/NAME/PRESET."""

@@ -57,8 +57,11 @@ lab = Lab(
     Config, "Foret et al. 2021",
     smoke={"seeds": 1, "train_size": 32,
            "recipe": {"hidden": (6,), "batch_size": 16, "epochs": 4, "record_every": 2}},
+    real={"data": "fashion_mnist", "seeds": 3, "train_size": 5000, "learning_rate": 0.05,
+          "recipe": {"network": "s2cnn-16", "batch_size": 128, "epochs": 240, "record_every": 8}},
     paper={"data": "cifar100", "train_size": 50_000, "learning_rate": 0.02,
-           "recipe": {"hidden": (512, 512), "batch_size": 128, "epochs": 1000, "record_every": 10}},
+           "recipe": {"hidden": (512, 512), "classes": 100, "batch_size": 128, "epochs": 1000,
+                      "record_every": 10}},
 )
 # fmt: on
 EXPERIMENT = lab.experiment
