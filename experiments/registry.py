@@ -25,8 +25,8 @@ class Options:
 
     preset: Preset = "cpu"
     """What to start from: smoke, seconds, not judged; cpu, minutes on two cores; real, the paper's
-    kind of network on Fashion-MNIST; paper, the paper's own setting. All other options change single
-    values of it."""
+    kind of network on Fashion-MNIST; paper, the paper's own setting. All other options change
+    single values of it."""
 
     out: Path | None = field(default=None, metadata={"identity": False})
     """The folder of the run. Default runs/NAME/PRESET."""

@@ -1,0 +1,53 @@
+"""A stranger's network and data go through an experiment by the command line alone."""
+
+import textwrap
+
+import numpy as np
+import pytest
+
+from experiments.__main__ import main
+from experiments.lib.runs import rundir
+
+NETWORK = textwrap.dedent("""
+    import flax.linen as nn
+
+
+    class Tiny(nn.Module):
+        num_classes: int
+
+        @nn.compact
+        def __call__(self, x, train=False):
+            x = nn.relu(nn.Conv(4, (3, 3), (2, 2))(x))
+            x = nn.BatchNorm(use_running_average=not train)(x)
+            return nn.Dense(self.num_classes)(x.reshape(len(x), -1))
+
+
+    tiny = Tiny
+""")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, quick_compilation):
+    (tmp_path / "my_nets.py").write_text(NETWORK)
+    draw = np.random.RandomState(0)
+    targets = draw.randint(0, 3, 80)
+    images = 40 * targets[:, None, None, None] + 100 * draw.rand(80, 6, 5, 1)
+    np.savez(tmp_path / "my.npz", inputs=images.astype(np.uint8), targets=targets)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def test_own_network_and_data(folder):
+    options = ["--network", "my_nets:tiny", "--data", "my.npz", "--out", "out", "--quiet"]
+    assert main(["random_labels", "--preset", "smoke", *options]) == 0
+    summary = rundir.read_json(folder / "out" / "summary.json")
+    assert "--recipe.network my_nets:tiny" in summary["command"]
+    assert "--data my.npz" in summary["command"]
+    assert all(claim["values"] for claim in summary["claims"])
+
+
+def test_an_experiment_on_its_own_network_refuses_another(folder, capsys):
+    options = ["--network", "my_nets:tiny", "--out", "out"]
+    assert main(["information_matrices", "--preset", "smoke", *options]) == 1
+    assert "leave out --network" in capsys.readouterr().err
