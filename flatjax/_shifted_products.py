@@ -94,7 +94,7 @@ def _shifted(params, form):
 
     def convolve(inputs, kernel):
         dtype = params["preferred_element_type"] or inputs.dtype
-        sums = jnp.promote_types(dtype, jnp.float32)
+        sums = dtype if jnp.finfo(dtype).bits >= 32 else jnp.float32
         padding = [(0, 0, 0)] * inputs.ndim
         per_axis = zip(layout.lhs_spec[2:], params["padding"], params["lhs_dilation"], strict=True)
         for axis, (low, high), dilation in per_axis:
