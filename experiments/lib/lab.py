@@ -19,6 +19,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +39,7 @@ from experiments.lib.verdicts.statistics import by_seed
 from experiments.lib.verdicts.summary import Figure, run_folder, write_summary
 from experiments.registry import Experiment
 
-__all__ = ["Lab", "Options", "Runs", "shared"]
+__all__ = ["Lab", "Options", "Runs", "Table", "shared"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +99,8 @@ class Lab(Generic[C]):
         """
         self.paper = paper
         default = config()
+        if unknown := set(presets) - set(typing.get_args(registry.Preset)):
+            raise ValueError(f"preset {unknown.pop()!r} is none of smoke, cpu, real and paper")
         self.presets: dict[str, C] = {"cpu": default} | {
             name: changed(default, {"preset": name, **changes}) for name, changes in presets.items()
         }
@@ -142,10 +146,11 @@ class Lab(Generic[C]):
             network; if it passes, the claim is void.
 
         Raises:
-          ValueError: there is a claim of this name, or its range accepts everything or nothing.
+          ValueError: there is a claim of this name or it is none, the source is unknown, or the
+            range accepts everything or nothing.
         """
-        if name in self.claims:
-            raise ValueError(f"two claims of the name {name!r}: rename one")
+        if name in self.claims or not re.fullmatch(r"[a-z0-9.]+(-[a-z0-9.]+)*", name):
+            raise ValueError(f"claim {name!r}: a name is words joined by hyphens, and used once")
         self.claims[name] = Claim(
             name=name,
             statement=statement,
@@ -200,6 +205,10 @@ class Lab(Generic[C]):
                 scales = {f"{a}scale": "log" for a, n in (("x", x), ("y", name)) if n in log}
                 panel.set(xlabel=words(x), ylabel=words(name), **scales)
                 for number, (arm, records) in enumerate(runs.items()):
+                    if missing := {name, x} - set(records):
+                        raise KeyError(
+                            f"no record {missing.pop()!r}; there are {', '.join(records)}"
+                        )
                     curve(panel, records[x][0], records[name], number, arm)
             np.atleast_1d(axes)[0].legend(ncols=2, fontsize=8)
 
@@ -218,21 +227,12 @@ class Lab(Generic[C]):
 
     def judged(self, runs: Any, config: C) -> list[Verdict]:
         """The verdicts on all claims, in their order."""
-        seeds = config.seed_range()
-
-        def of_seeds(values: Any) -> Mapping[int, Any]:
-            return values if isinstance(values, Mapping) else by_seed(seeds, values)
-
         found = []
         for name, claim in self.claims.items():
-            null = self._nulls.get(name)
-            found.append(
-                judge(
-                    claim,
-                    of_seeds(self._measures[name](runs, config)),
-                    null=None if null is None else of_seeds(null(runs, config)),
-                )
-            )
+            measure, null = self._measures[name], self._nulls.get(name)
+            values = _of_seeds(name, measure(runs, config), config)
+            other = None if null is None else _of_seeds(name, null(runs, config), config)
+            found.append(judge(claim, values, other))
         if config.preset == "smoke":  # too short to be judged
             found = [verdict._replace(verdict="not judged") for verdict in found]
         return found
@@ -258,6 +258,18 @@ class Lab(Generic[C]):
                 self._extra(runs, config) if self._extra else None,
                 tables=tables,
             )
+
+
+def _of_seeds(name: str, values: Any, config: Options) -> Mapping[int, Any]:
+    """The numbers of a claim by seed."""
+    if isinstance(values, Mapping):
+        return values
+    if np.shape(values) != (config.seeds,):
+        raise ValueError(
+            f"claim {name!r} measures an array of shape {np.shape(values)}: give one number per "
+            f"seed, ({config.seeds},)"
+        )
+    return by_seed(config.seed_range(), values)
 
 
 def _with_network(config: Any) -> Any:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 from experiments.lib.verdicts.statistics import by_seed, mean_and_error, student
 
@@ -48,6 +48,11 @@ class Claim:
     """... and more about that."""
 
     def __post_init__(self):
+        if self.source not in get_args(Source):
+            raise ValueError(
+                f"claim {self.name!r}: source is one of {', '.join(get_args(Source))}, not "
+                f"{self.source!r}"
+            )
         if self.low is None and self.high is None:
             raise ValueError(f"claim {self.name!r} accepts every number: give low or high")
         if self.low is not None and self.high is not None and self.low > self.high:

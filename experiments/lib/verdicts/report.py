@@ -34,7 +34,7 @@ class Text(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table of text; numbers come formatted.
+    """A table of text; numbers come formatted, or are shown as they print.
 
     Attributes:
       columns: the head of each column.
@@ -43,7 +43,7 @@ class Table(NamedTuple):
     """
 
     columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
+    rows: Sequence[Sequence[Any]]
     caption: str = ""
 
 
@@ -138,7 +138,8 @@ def _table(table: Table) -> str:
             raise ValueError(f"a row of {len(row)} cells under {len(table.columns)} columns: {row}")
     head = "".join(f"<th>{html.escape(name)}</th>" for name in table.columns)
     rows = "\n".join(
-        f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in row)}</tr>" for row in table.rows
+        f"<tr>{''.join(f'<td>{html.escape(str(cell))}</td>' for cell in row)}</tr>"
+        for row in table.rows
     )
     caption = f'<p class="caption">{html.escape(table.caption)}</p>' if table.caption else ""
     return (
@@ -164,7 +165,7 @@ def print_table(table: Table, *, title: str = "") -> None:
     for position, name in enumerate(table.columns):
         shown.add_column(RichText(name), justify="right" if position else "left", no_wrap=True)
     for row in table.rows:
-        shown.add_row(*map(RichText, row))
+        shown.add_row(*(RichText(str(cell)) for cell in row))
     console = Console(width=None if sys.stdout.isatty() else 140)
     console.print(shown)
     if table.caption:

@@ -154,17 +154,22 @@ def _seconds(folder: Path) -> float:
 def table(summary: Mapping[str, Any]) -> report.Table:
     """The claims of a summary, one a row."""
     rows = [
-        (c["name"], measured(c), accepted(c["accepted"]), c["verdict"], c["paper"])
+        (c["name"], measured(c), accepted(c["accepted"]), c["verdict"], _null(c), c["paper"])
         for c in summary["claims"]
     ]
     seeds = ", ".join(map(str, summary["seeds"]))
     return report.Table(
-        ("claim", "measured", "accepted", "verdict", "paper"),
+        ("claim", "measured", "accepted", "verdict", "null", "paper"),
         rows,
         f"Mean and standard error over seeds {seeds}."
         if len(summary["seeds"]) > 1
         else f"Seed {seeds} alone: no standard error.",
     )
+
+
+def _null(claim: Mapping[str, Any]) -> str:
+    null = claim.get("null")
+    return "" if null is None else f"{null:.3g}"
 
 
 def measured(claim: Mapping[str, Any]) -> str:

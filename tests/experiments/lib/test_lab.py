@@ -46,7 +46,7 @@ def _lab(**presets):
 
     @lab.table
     def heights(runs, config):
-        return Table(("arm", "height"), [("arm", "1.25")])
+        return Table(("arm", "height"), [("arm", 1.25)])
 
     @lab.extra
     def more(runs, config):
@@ -88,7 +88,23 @@ def test_smoke_is_not_judged():
 
 def test_what_is_wrong_is_said(tmp_path):
     lab = _lab()
-    with pytest.raises(ValueError, match="two claims of the name 'rises'"):
-        lab.claim("rises", "Again.", lambda runs, config: 0, low=0, source="sign")
+    for name in ("rises", "two words", "Capital"):
+        with pytest.raises(ValueError, match=f"claim '{name}': a name is words joined"):
+            lab.claim(name, "Again.", lambda runs, config: 0, low=0, source="sign")
+    with pytest.raises(
+        ValueError, match="source is one of paper, theory, sign, seeds, not 'guess'"
+    ):
+        lab.claim("guessed", "It is.", lambda runs, config: 0, low=0, source="guess")
+    with pytest.raises(ValueError, match="preset 'smok' is none of smoke, cpu, real and paper"):
+        Lab(Config, "Nobody 2021", smok={})
+    lab.claim(
+        "flat", "All points.", lambda runs, config: runs["arm"]["height"], low=0, source="sign"
+    )
+    config = Config(out=tmp_path / "wrong", quiet=True)
+    with pytest.raises(ValueError, match=r"claim 'flat' measures an array of shape \(5, 3\)"):
+        lab.judged(lab._run(config, None), config)
+    lab.curves("hight")
+    with pytest.raises(KeyError, match="no record 'hight'; there are epoch, height"):
+        lab.main(config)
     with pytest.raises(TypeError, match=r"no @lab\.run"):
         Lab(Config, "Nobody 2021").main(Config(out=tmp_path))
