@@ -198,10 +198,11 @@ def index(summaries: Sequence[Mapping[str, Any]]) -> str:
     lines = [
         "# Gallery",
         "",
-        "Claims of papers, each measured on a small network and judged by code. The accepted "
-        "ranges were fixed on other seeds before the judged seeds were run, once; what was not "
-        "reproduced stands here too. `make experiments` runs them all. Seconds are by the clock, "
-        "on a machine at work on other things too.",
+        "Claims of papers, each measured on a small network and judged by code over five seeds. "
+        "The accepted ranges come from papers, theory, signs or other seeds, and were fixed before "
+        "the judged seeds were run, once; what was not reproduced stands here too, and a claim is "
+        "void if something passes that must not. `make experiments` runs them all. Seconds are by "
+        "the clock, two runs beside each other on two cores.",
         "",
         f"| experiment | {' | '.join(VERDICTS)} | seconds |",
         "|---|---|---|---|---|---|",
