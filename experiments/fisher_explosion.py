@@ -24,6 +24,12 @@ over its five rows.
 
     python -m experiments fisher_explosion
 
+Found: tr F reaches 3.6 times as high at the small rate, and FP holds it to an eighth. At the end
+the order is the paper's and the gains of penalties larger, FP by 16 points where the rates differ
+by 3. At the best epoch the small rate is 10 points better and FP gains 1.7: what the penalties do
+here is to regularise against wrong labels. Nor is the early phase decisive: penalised for a tenth
+of training alone FP keeps 5 % of its gain, after three tenths 92 %.
+
 paper: fully connected networks on CIFAR-100, when it is prepared; the authors' are convolutional.
 """
 

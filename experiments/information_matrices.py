@@ -12,6 +12,10 @@ between test and training loss. And F is the second-order divergence:
 KL(p_w || p_(w+d)) = d'Fd / 2 for small d, which C is not.
 
     python -m experiments information_matrices
+
+Found: fitted, s(F, H) = 0.954, s(C, F) = 0.866, s(H, C) = 0.811, and tr C is 0.003 of tr F. With
+fresh data tr F is 1.15 times tr H and tr C 1.37 times tr F, directions agree to 0.97, and
+Takeuchi's criterion is 0.95 ± 0.09 of the gap.
 """
 
 from __future__ import annotations

@@ -9,6 +9,11 @@ the null: what they do as well is none of the ascent's doing.
 
     python -m experiments sam_vs_sgd
 
+Found: SAM ends with 0.24 of SGD's largest eigenvalue (0.18 with wrong labels), 0.44 (0.36) of its
+trace and 0.25 (0.20) of its SAM sharpness, random steps with 0.97 and more of each; the eigenvalue
+goes with the power -0.67 (-0.77) of rho. With right labels no test accuracy is gained, with a fifth
+wrong 4.0 ± 0.8 points.
+
 paper: a fully connected network on CIFAR-100, when prepared.
 """
 

@@ -12,6 +12,10 @@ largest gamma is 5, with a small rate; with one that meets the edge that diverge
 
     python -m experiments sharpest_directions
 
+Found: the best multiple times rate and sharpness is 1.000. SGD keeps 28 % of its squared gradient
+in the top directions. Nudged by 0.01 descent goes 1.53 times as sharp, by 0.1 1.45 times (the
+control 1.01); the specification of this experiment asked for 1.7. Lengthened it stays at half.
+
 The paper trains convolutional networks on CIFAR-10 by SGD; here nudged descent is full-batch.
 """
 

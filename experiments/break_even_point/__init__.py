@@ -23,6 +23,11 @@ have no reason to part. tr K / lambda_K is compared from the sixth measurement o
 the untrained network.
 
     python -m experiments break_even_point        # five seeds, some minutes
+
+Found: the large rate and the small batch lower lambda_H 4.1 and 3.3 times, and everything measured
+on batch gradients that is not a matter of few examples; lambda_K itself 1.4 and 1.0 times, within
+its noise. Pre-conditioning is not seen on the digits. At the largest lambda_H the sum of the
+paper's model is between 0.07 and 1.6 over the arms, not near 1.
 """
 
 from __future__ import annotations

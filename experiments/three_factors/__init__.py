@@ -13,6 +13,11 @@ accuracy, or generalises better where as much is memorised.
 
     python -m experiments three_factors
 
+Found: the norm's ranks follow eta / S to -0.98, with 0.4 % of the variance of its logarithm within
+equal ratios. Twice the batch with twice the noise ends 3 % above, on the bound that was set; times
+within equal ratios differ by 3 %. With wrong labels neither of the paper's statements is seen: the
+correlations are -0.5 ± 0.2 and 0.3 ± 0.2, of the opposite signs.
+
 paper: a fully connected network on Fashion-MNIST, when prepared.
 """
 
