@@ -203,6 +203,7 @@ def spectrum(
     key = checks.check_key(key)
     _check(op, k, num_bottom, tol, num_steps, max_steps, num_probes, probe_steps, trace_rtol)
     arguments.check_outside_jit("spectrum", op, key)
+    start_key, probe_key = _keys(key)
     groups = None if by is None else tuple(group_names(op.structure, by))
     dense = None
     if resume is None:
@@ -211,10 +212,12 @@ def spectrum(
     if dense is not None:
         op, num_steps, trace_rtol = exact.dense_operator(op, dense), op.size, None
     packed = flat.packed(op)
-    state, spent = extremes.converged(packed, key, k, num_bottom, tol, num_steps, max_steps, resume)
+    state, spent = extremes.converged(
+        packed, start_key, k, num_bottom, tol, num_steps, max_steps, resume
+    )
     found = extremes.found(state, k, num_bottom, tol, op.size)
     keep = SpectrumState(state, jnp.asarray(np.int32(op.size if dense is not None else spent)))
-    given = accumulate.setting(packed, state, found, key, groups)
+    given = accumulate.setting(packed, state, found, probe_key, groups)
     if probe_steps is None:
         deep = groups is None and found.start is not None and len(found.start[0]) >= ALONE
         probe_steps = BESIDE if deep else ALONE
@@ -245,6 +248,13 @@ def spectrum(
         complete=_both(complete),
     )
     return result if dense is None else _exact(result, op, dense, groups)
+
+
+@jax.jit
+def _keys(key):
+    """One for the start vector and one for the probes; a single program to compile."""
+    both = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(2))
+    return tuple(jax.vmap(lambda key: jax.random.split(key)[0])(both))
 
 
 def _exact(found: Spectrum, op: Operator, dense: np.ndarray, groups: tuple | None) -> Spectrum:
