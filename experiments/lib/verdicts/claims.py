@@ -1,8 +1,8 @@
 """Claims of papers, judged by code: a measured number, the accepted range, the verdict.
 
-    _claim = claims_of("Cohen et al. 2021", "0.98 to 1.03 on seeds 0-4")
-    CLAIMS = by_name(_claim("settles", "Sharpness settles at 2/eta.", 0.97, 1.05), ...)
-    verdicts = judge_all(CLAIMS, numbers, config.seed_range())
+    settles = Claim(name="settles", statement="Sharpness settles at 2/eta.",
+                    paper="Cohen et al. 2021", low=0.97, high=1.03, source="theory")
+    judge(settles, {100: 1.01, 101: 0.99}).verdict
 
 Accepted ranges stand in code and are set on other seeds than those that are judged.
 """
@@ -10,11 +10,11 @@ Accepted ranges stand in code and are set on other seeds than those that are jud
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
-from experiments.lib.verdicts.statistics import by_seed, mean_and_error, student
+from experiments.lib.verdicts.statistics import mean_and_error, student
 
 Judgement = Literal["reproduced", "not reproduced", "inconclusive", "void", "not judged"]
 Source = Literal["paper", "theory", "sign", "seeds"]
@@ -120,69 +120,3 @@ def _compared(claim: Claim, values: Mapping[int, Any]) -> Verdict:
     elif mean + reach >= low and mean - reach <= high:
         verdict = "inconclusive"
     return Verdict(claim, numbers, mean, error, verdict)
-
-
-class MakeClaim(Protocol):
-    """`make(name, statement, low, high)`, with another reason if one is given."""
-
-    def __call__(
-        self,
-        name: str,
-        statement: str,
-        low: float | None = None,
-        high: float | None = None,
-        *,
-        reason: str | None = None,
-    ) -> Claim:
-        """Returns the claim."""
-
-
-def claims_of(paper: str, reason: str) -> MakeClaim:
-    """Makes claims of one paper, with one reason for their ranges unless another is given."""
-    given = reason
-
-    def make(name, statement, low=None, high=None, *, reason=None) -> Claim:
-        return Claim(
-            name=name,
-            statement=statement,
-            paper=paper,
-            low=low,
-            high=high,
-            reason=reason or given,
-        )
-
-    return make
-
-
-def by_name(*claims: Claim) -> dict[str, Claim]:
-    """The claims under their names.
-
-    Raises:
-      ValueError: two have the same name.
-    """
-    found = {claim.name: claim for claim in claims}
-    if len(found) < len(claims):
-        names = [claim.name for claim in claims]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        raise ValueError(f"two claims of one name: {', '.join(twice)}")
-    return found
-
-
-def judge_all(
-    claims: Mapping[str, Claim], numbers: Mapping[str, Any], seeds: Sequence[int]
-) -> list[Verdict]:
-    """Judges every claim by its number for every seed.
-
-    Args:
-      claims: by name.
-      numbers: for the name of each claim its number by seed, or one number a seed in their order.
-      seeds: the seeds.
-
-    Returns:
-      The verdicts in the order of the claims.
-    """
-
-    def of_seeds(values: Any) -> Mapping[int, Any]:
-        return values if isinstance(values, Mapping) else by_seed(seeds, values)
-
-    return [judge(claim, of_seeds(numbers[name])) for name, claim in claims.items()]
