@@ -54,6 +54,12 @@ class Extremes(NamedTuple):
     start: tuple[np.ndarray, np.ndarray] | None
 
     @property
+    def middle(self) -> float:
+        """The mean of the Ritz values that have not converged: inside what is left to find."""
+        left = len(self.matrix) - len(self.exact_values)
+        return (np.trace(self.matrix) - self.exact_values.sum()) / left if left else 0.0
+
+    @property
     def ends(self) -> tuple[slice, slice]:
         """Where those at the top and those at the bottom are among the wanted."""
         return slice(0, self.num_top), slice(self.num_top, None)

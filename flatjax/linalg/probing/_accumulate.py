@@ -192,7 +192,7 @@ def _run(given, steps, y, image) -> _Run:
     # In as many rows as the first run has begun with: one program for the steps of both.
     rows = max(steps, bases.size(bases.parts_of(given.run.basis)[0]))
     state, first, length = krylov.begin(y, image, rows, given.key)
-    deflated = complement.Deflated(op, found.exact_vectors)
+    deflated = complement.Deflated(op, found.exact_vectors, found.middle)
     state = krylov.run(deflated, state, steps, complement.project(deflated.vectors, first))
     candidates = missing.seen(state, steps, len(found.values) > found.num_top)
     numbers = (state.alphas, state.betas, state.scale, length, steps)

@@ -75,14 +75,15 @@ def quadratures(
         return Quadratures(values, np.zeros((1, 1)), np.zeros((1, 1, 1)), op.size, scalar)
     op = flat.packed(op)
     steps = min(num_steps, op.size)
-    known, vectors, spent, own = np.zeros(0), None, 0, None
+    known, vectors, spent, own, middle = np.zeros(0), None, 0, None, 0.0
     if depth:
         start_key, _ = jax.random.split(jax.random.fold_in(key, 0))
         state, spent = extremes.converged(op, start_key, 1, 0, tol, depth, depth, None)
         found = extremes.found(state, 1, 0, tol, op.size)
         known, vectors, own = found.exact_values, found.exact_vectors, found.start
+        middle = found.middle
         del state
-    deflated, runs = complement.Deflated(op, vectors), []
+    deflated, runs = complement.Deflated(op, vectors, middle), []
     steps = min(steps, op.size - len(known))
     for i in range(num_probes) if steps else ():
         probe_key, restart_key = jax.random.split(jax.random.fold_in(key, i + 1))
