@@ -193,7 +193,7 @@ lab.claim("memorising-hurts",
           null=over_least("fit", "train_loss"))
 lab.claim("memorised-after-the-best",
           "The fraction of the wrong labels that is fitted where the test error is first least.",
-          fitted_at_the_best, high=0.5, source="sign", reason="few of them; null: the end",
+          fitted_at_the_best, high=0.5, source="margin", reason="few of them; null: the end",
           null=lambda runs, config: runs["fit"]["noisy_fit"][:, -1])
 lab.claim("second-descent", "The test loss after the drift over its first minimum.",
           over_least("drift"), high=0.8, source="seeds",

@@ -205,7 +205,7 @@ lab.claim("explosion", "The largest tr F of the small learning rate over that of
           over("baseline", "eta*"), low=3.0, source="seeds", null=over("higher", "eta*"),
           reason="3.8 and 4.7 in two trial runs; the null has a larger learning rate than eta*")
 lab.claim("fp-prevents-explosion", "The largest tr F with FP over that of the baseline.",
-          over("FP", "baseline"), high=0.25, source="sign", null=over("lower", "baseline"),
+          over("FP", "baseline"), high=0.25, source="margin", null=over("lower", "baseline"),
           reason="a quarter at most; the null has twice the baseline's learning rate")
 lab.claim("trace-is-the-norm",
           "B E |g|^2 of batches of B, with labels that the baseline draws, over tr F.",
@@ -238,15 +238,15 @@ for epoch, of in (("final", final), ("best", at_best_epoch)):
               reason="in four of the paper's five rows; " + ZERO)
     lab.claim(f"trace-predicts-{epoch}",
               f"Rank correlation over five learning rates of largest tr F and accuracy, {when}.",
-              prediction(of), high=-0.8, source="sign",
+              prediction(of), high=-0.8, source="margin",
               reason="a random order of five has it with probability 0.067")
 lab.claim("early-penalty-suffices",
           "The gain of FP in the first tenth alone over that of FP, at the end.",
-          share("FP early", "FP", final), low=0.5, source="sign", reason="most of it; " + ZERO,
+          share("FP early", "FP", final), low=0.5, source="margin", reason="most of it; " + ZERO,
           null=share("baseline", "FP", final))
 lab.claim("late-penalty-does-not",
           "The gain of FP after the first three tenths over that of FP, at the end.",
-          share("FP late", "FP", final), high=0.25, source="sign",
+          share("FP late", "FP", final), high=0.25, source="margin",
           reason="a quarter at most; the null is FP", null=share("FP", "FP", final))
 # fmt: on
 

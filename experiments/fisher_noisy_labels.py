@@ -207,7 +207,7 @@ def claims_at(noise: float) -> None:
         last("sgd", "noisy_fit"), last("sgd", "noisy_fit", 0), low=0.95, source="paper",
         reason="it fits them all; the null is the untrained network")
     add("fp-memorises-less", "Wrong labels that FP fits at the end",
-        last("fp", "noisy_fit"), last("sgd", "noisy_fit"), high=0.5, source="sign",
+        last("fp", "noisy_fit"), last("sgd", "noisy_fit"), high=0.5, source="margin",
         reason="half of those that the baseline, the null, is to fit")
     add("fp-learns-clean", "Right labels that FP fits at the end",
         last("fp", "clean_fit"), last("fp", "clean_fit", 0), low=0.98, source="seeds",
@@ -215,12 +215,13 @@ def claims_at(noise: float) -> None:
     add("fp-slows-noisy",
         f"Epochs from fitting {CLEAN:g} of the right labels to {NOISY:g} of the wrong ones, FP "
         "over baseline, at least",
-        slower("fp"), slower("sgd"), low=2.0, source="sign", reason="twice as long; the null has 1")
+        slower("fp"), slower("sgd"), low=2.0, source="margin",
+        reason="twice as long; the null has 1")
     lab.claim(f"true-labels-first-{100 * noise:g}",
               "Wrong labels that the baseline predicts as the true ones where it first fits 0.9 of "
               f"the right ones, at {100 * noise:g} % wrong labels.",
               lambda runs, config: corrected(runs["sgd", noise]),
-              low=0.5, source="sign", reason="most of them; the null is the untrained network",
+              low=0.5, source="margin", reason="most of them; the null is the untrained network",
               null=last("sgd", "noisy_recovered", 0), paper="Arpit et al. 2017")
 
 for noise in NOISES:

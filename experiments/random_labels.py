@@ -205,7 +205,7 @@ lab.claim("slower-by-a-factor",
 for kind, what in {"pixels": "shuffled pixels", "gaussian": "Gaussian images"}.items():
     lab.claim(f"{kind}-sooner",
               f"Epochs to the same training loss, {what} with true labels over random labels only.",
-              sooner(kind), high=0.9, source="sign", null=sooner_with_fewer,
+              sooner(kind), high=0.9, source="margin", null=sooner_with_fewer,
               reason="a tenth at least; the null has the fraction of random labels before all")
 for name, what, number, paper in (
     ("sharper", "Largest Hessian eigenvalue", "sharpness", SHARP),
@@ -215,7 +215,7 @@ for name, what, number, paper in (
     lab.claim(name, f"{what} at the same loss, random labels over true ones.", ratio(number),
               low=1.0, source="sign", reason=DRAW, null=other_draw(number), paper=paper)
 lab.claim("trace-rises", "Rank correlation of the fraction of random labels and the trace.",
-          order("trace"), low=0.95, source="sign", reason=ORDER, paper=SHARP)
+          order("trace"), low=0.95, source="margin", reason=ORDER, paper=SHARP)
 # fmt: on
 
 

@@ -232,11 +232,11 @@ def claims_at(noise: float) -> None:
         ("sam-sharpness", "SAM sharpness", "sam_sharpness"),
     ):
         add(name, f"{what}, SAM over SGD", over_sgd(of, noise, "SAM"),
-            over_sgd(of, noise, "random"), high=0.5, source="sign", reason=HALF)
+            over_sgd(of, noise, "random"), high=0.5, source="margin", reason=HALF)
     for p in ("1.5", "inf"):
         add(f"norm-{p}", f"Largest eigenvalue, SAM with p = {p} over SGD",
             over_sgd("sharpness", noise, f"p {p}"), over_sgd("sharpness", noise, "random"),
-            high=0.5, source="sign", reason=HALF)
+            high=0.5, source="margin", reason=HALF)
     add("outlying", "Largest eigenvalue over the fifth, SAM's over that of random steps as long",
         over_random(noise, "SAM"), over_random(noise, "SGD"),
         high=1.0, source="sign", reason="2.6 and 11.4 in the paper's figure 3; the null is SGD")

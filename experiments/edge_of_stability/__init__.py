@@ -172,12 +172,12 @@ lab.claim("gd-stays-within-the-edge",
           high=1.08, source="seeds", reason="no theory of the height of the swings is at hand",
           null=each(lambda config, flow: np.quantile(last_half(config, flow), 0.99), "flow"))
 lab.claim("sgd-stays-below", "Mean of sharpness / threshold of SGD with the smallest batch.",
-          each(level, smaller), high=0.97, source="sign",
+          each(level, smaller), high=0.97, source="margin",
           reason="below what is accepted of gradient descent", null=each(level, "gd"))
 lab.claim("sgd-falls-with-the-batch",
           "Mean sharpness of SGD with the smallest batch over that with the largest.",
           each(lambda config, a, b: level(config, a) / level(config, b), smaller, larger),
-          high=0.97, source="sign", reason="by more than levels of gradient descent differ",
+          high=0.97, source="margin", reason="by more than levels of gradient descent differ",
           null=each(lambda config, a, b: level(config, a) / level(config, b),
                     lambda config: f"gd_{min(config.other_rates):g}", "gd"))
 lab.claim("cross-entropy-reaches-the-edge",
@@ -187,7 +187,7 @@ lab.claim("cross-entropy-reaches-the-edge",
 lab.claim("cross-entropy-falls-at-the-end",
           "... and the last sharpness over the largest is smaller than with squared error.",
           each(lambda config, a, b: of_largest(config, a) / of_largest(config, b),
-               "cross_entropy", "gd"), high=0.9, source="sign",
+               "cross_entropy", "gd"), high=0.9, source="margin",
           reason="by more than rates of gradient descent differ",
           null=each(lambda config, a, b: of_largest(config, a) / of_largest(config, b),
                     lambda config: f"gd_{min(config.other_rates):g}", "gd"))

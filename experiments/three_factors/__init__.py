@@ -167,7 +167,7 @@ CROSSED = "the null has a product of powers of eta and S, uncorrelated with the 
 TIME = "0 in time eta / S times epochs; the null are pairs of equal eta"
 lab.claim("norm-falls-with-the-ratio",
           "Rank correlation of eta / S with |H|_F (Frobenius) at the end.",
-          rank("frobenius"), high=-0.9, source="sign", reason="monotone but for ties; " + CROSSED,
+          rank("frobenius"), high=-0.9, source="margin", reason="monotone but for ties; " + CROSSED,
           null=rank("frobenius", crossed))
 lab.claim("norm-collapses",
           "Share of the variance of log |H|_F that is within pairs of equal eta / S.",
@@ -180,7 +180,7 @@ lab.claim("noise-is-the-third-factor",
           reason="1; the null has the second batch size's own noise", null=third_factor("clean"))
 lab.claim("accuracy-rises-with-the-ratio",
           "Rank correlation of eta / S with the validation accuracy.",
-          rank("test_accuracy"), low=0.5, source="sign", reason=CROSSED,
+          rank("test_accuracy"), low=0.5, source="margin", reason=CROSSED,
           null=rank("test_accuracy", crossed))
 lab.claim("equal-ratio-equal-time",
           "Largest relative range of the epochs within pairs of equal eta / S.",
@@ -194,12 +194,12 @@ lab.claim("equal-ratio-equal-memorisation",
 lab.claim("accuracy-at-equal-memorisation-rises-with-the-ratio",
           "Rank correlation of eta / S with the validation accuracy where half of the wrong "
           "labels are fitted.",
-          with_ratio(accuracy_halfway), low=0.5, source="sign", reason=CROSSED,
+          with_ratio(accuracy_halfway), low=0.5, source="margin", reason=CROSSED,
           null=with_ratio(accuracy_halfway, crossed))
 lab.claim("memorisation-at-equal-accuracy-falls-with-the-ratio",
           "Rank correlation of eta / S with the wrong labels fitted where the validation "
           "accuracy is first within 1 % of the best that all pairs reach.",
-          with_ratio(fitted_at_equal_accuracy), high=-0.5, source="sign", reason=CROSSED,
+          with_ratio(fitted_at_equal_accuracy), high=-0.5, source="margin", reason=CROSSED,
           null=with_ratio(fitted_at_equal_accuracy, crossed))
 # fmt: on
 

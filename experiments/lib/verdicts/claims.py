@@ -17,9 +17,10 @@ from typing import Any, Literal, NamedTuple, get_args
 from experiments.lib.verdicts.statistics import mean_and_error, student
 
 Judgement = Literal["reproduced", "not reproduced", "inconclusive", "void", "not judged"]
-Source = Literal["paper", "theory", "sign", "seeds"]
-"""Where a range comes from: the paper's number, theory, the sign of an effect; or other seeds than
-those that are judged, the weakest."""
+Source = Literal["paper", "theory", "sign", "margin", "seeds"]
+"""Where a range comes from: the paper's number, theory, the sign of an effect (0 of a difference or
+a correlation, 1 of a ratio), a margin beyond it that we chose; or other seeds than those that are
+judged, the weakest."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,8 @@ class Claim:
                 f"claim {self.name!r}: source is one of {', '.join(get_args(Source))}, not "
                 f"{self.source!r}"
             )
+        if self.source == "sign" and not {self.low, self.high} <= {None, 0, 1}:
+            raise ValueError(f"claim {self.name!r}: the bound of a sign is 0 or 1; say margin")
         if self.low is None and self.high is None:
             raise ValueError(f"claim {self.name!r} accepts every number: give low or high")
         if self.low is not None and self.high is not None and self.low > self.high:

@@ -185,7 +185,13 @@ def pages(results: Path) -> dict[str, str]:
 
 def _origin(claim: Mapping[str, Any]) -> str:
     """Where the range of a claim of a summary comes from."""
-    sources = {"paper": "the paper's", "theory": "by theory", "sign": "a sign", "seeds": ""}
+    sources = {
+        "paper": "the paper's",
+        "theory": "by theory",
+        "sign": "a sign",
+        "margin": "a sign with a margin",
+        "seeds": "",
+    }
     source = sources[claim.get("source", "seeds")]
     reason = (": " if source and claim["reason"] else "") + claim["reason"]
     null = f"; what must not pass: {claim['null']:.4g}" if claim.get("null") is not None else ""
@@ -198,10 +204,10 @@ def index(summaries: Sequence[Mapping[str, Any]]) -> str:
         "# Gallery",
         "",
         "Claims of papers, each measured on a small network and judged by code over five seeds. "
-        "The accepted ranges come from papers, theory, signs or other seeds, and were fixed before "
-        "the judged seeds were run, once; what was not reproduced stands here too, and a claim is "
-        "void if something passes that must not. `make experiments` runs them all. Seconds are by "
-        "the clock, two runs beside each other on two cores.",
+        "The accepted ranges come from papers, theory, signs (some with a margin) or other seeds, "
+        "and were fixed before the judged seeds were run, once. What was not reproduced stands "
+        "here too, and a claim is void if something passes that must not. `make experiments` runs "
+        "them all. Seconds are by the clock, two runs beside each other on two cores.",
         "",
         f"| experiment | {' | '.join(VERDICTS)} | seconds |",
         "|---|---|---|---|---|---|",

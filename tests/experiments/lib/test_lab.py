@@ -33,7 +33,7 @@ def _lab(**presets):
         return {"arm": {"epoch": epochs, "height": rows}}
 
     lab.claim("rises", "It rises.", lambda runs, config: np.ptp(runs["arm"]["height"], axis=1),
-              low=0.4, source="sign", null=lambda runs, config: np.zeros(config.seeds))  # fmt: skip
+              low=0.4, source="margin", null=lambda runs, config: np.zeros(config.seeds))  # fmt: skip
     lab.claim("is-void", "It is at least itself.", lambda runs, config: np.ones(config.seeds),
               low=0.0, source="theory", paper="Somebody 2020",
               null=lambda runs, config: dict.fromkeys(config.seed_range(), 2.0))  # fmt: skip
@@ -61,7 +61,7 @@ def test_one_call_runs_judges_draws_and_reports(tmp_path, capsys):
     summary = rundir.read_json(tmp_path / "summary.json")
     keys = ("name", "verdict", "null", "source", "paper")
     assert [tuple(map(c.get, keys)) for c in summary["claims"]] == [
-        ("rises", "reproduced", 0.0, "sign", "Nobody 2021"),
+        ("rises", "reproduced", 0.0, "margin", "Nobody 2021"),
         ("is-void", "void", 2.0, "theory", "Somebody 2020"),
     ]  # fmt: skip
     assert [f["file"] for f in summary["figures"]] == ["training.png", "panels.png"]
@@ -92,7 +92,7 @@ def test_what_is_wrong_is_said(tmp_path):
         with pytest.raises(ValueError, match=f"claim '{name}': a name is words joined"):
             lab.claim(name, "Again.", lambda runs, config: 0, low=0, source="sign")
     with pytest.raises(
-        ValueError, match="source is one of paper, theory, sign, seeds, not 'guess'"
+        ValueError, match="source is one of paper, theory, sign, margin, seeds, not 'guess'"
     ):
         lab.claim("guessed", "It is.", lambda runs, config: 0, low=0, source="guess")
     with pytest.raises(ValueError, match="preset 'smok' is none of smoke, cpu, real and paper"):

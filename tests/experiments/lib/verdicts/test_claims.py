@@ -66,6 +66,11 @@ def test_a_claim_that_its_null_passes_is_void(null, verdict, mean):
     assert found.mean == pytest.approx(1.5)
 
 
+def test_a_sign_has_no_margin():
+    with pytest.raises(ValueError, match="the bound of a sign is 0 or 1; say margin"):
+        Claim(name="c", statement="S.", paper="P", high=0.9, source="sign")
+
+
 def test_no_effect_does_not_pass_for_a_sign():
     claim = Claim(name="c", statement="S.", paper="P", low=0.0, source="sign")
     assert judge(claim, {0: 1.0, 1: 1.01}, {0: 0.0, 1: 0.0}).verdict == "reproduced"
