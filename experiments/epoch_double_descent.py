@@ -35,8 +35,8 @@ import optax
 import flatjax
 from experiments.lib.lab import Lab, Options, Runs
 from experiments.lib.nets import losses
-from experiments.lib.training import minibatch
-from experiments.lib.training.minibatch import Recipe
+from experiments.lib.training import minibatch, recipes
+from experiments.lib.training.recipes import Recipe
 from experiments.lib.training.settings import train_settings
 from experiments.lib.verdicts.curves import curve, words
 
@@ -81,10 +81,10 @@ def measure(
     recipe: Recipe, count: int | None, params: Any, model_state: Any, data: Any, key: Any
 ) -> dict[str, Any]:
     """Trace of the Fisher information and largest Hessian eigenvalue of one run."""
-    batch = minibatch.training_batch(recipe, data, count)
+    batch = recipes.training_batch(recipe, data, count)
     loss = losses.OUTPUT_LOSSES[recipe.loss]
-    fisher = flatjax.fisher(minibatch.model_of(recipe), loss, params, batch, model_state)
-    hessian = flatjax.hessian(minibatch.losses_fn(recipe), params, batch, model_state)
+    fisher = flatjax.fisher(recipes.model_of(recipe), loss, params, batch, model_state)
+    hessian = flatjax.hessian(recipes.losses_fn(recipe), params, batch, model_state)
     top = flatjax.power_iteration(hessian, key=key, max_products=15)
     return {
         "trace_fisher": flatjax.trace(fisher, key=key, num_products=8).value,
@@ -103,7 +103,7 @@ def run(config: Config, out: Path) -> Runs:
         label_noise=config.label_noise,
         flat=recipe.flat,
     )
-    model_fn, loss = minibatch.model_of(recipe), losses.OUTPUT_LOSSES[recipe.loss]
+    model_fn, loss = recipes.model_of(recipe), losses.OUTPUT_LOSSES[recipe.loss]
     fit_steps = config.fit_epochs * (config.train_size // (recipe.batch_size or config.train_size))
 
     def noisy_sgd(seed, noise):

@@ -44,7 +44,7 @@ import numpy as np
 
 from experiments.lib.lab import Lab, Options, Runs, shared
 from experiments.lib.training import minibatch, penalties
-from experiments.lib.training.minibatch import Recipe
+from experiments.lib.training.recipes import Recipe
 from experiments.lib.training.settings import train_settings
 from experiments.lib.training.validation import at_best_epoch, final, halves
 from experiments.lib.verdicts.curves import curve, words

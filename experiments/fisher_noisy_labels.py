@@ -37,8 +37,8 @@ from scipy.stats import kendalltau
 
 from experiments.lib.lab import Lab, Options, shared
 from experiments.lib.training import minibatch, penalties
-from experiments.lib.training.minibatch import Recipe
 from experiments.lib.training.penalties import NAMES
+from experiments.lib.training.recipes import Recipe
 from experiments.lib.training.settings import train_grid
 from experiments.lib.training.validation import at_best_epoch, final, halves
 from experiments.lib.verdicts.curves import curve, points, words

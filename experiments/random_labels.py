@@ -31,7 +31,7 @@ from experiments.lib.data.small import SmallData, stack_seeds
 from experiments.lib.lab import Lab, Options
 from experiments.lib.runs.kept import kept_arrays
 from experiments.lib.training import curvature, minibatch
-from experiments.lib.training.minibatch import Recipe
+from experiments.lib.training.recipes import Recipe
 from experiments.lib.training.settings import train_grid
 from experiments.lib.verdicts.curves import curve, words
 from experiments.lib.verdicts.figures import style

@@ -32,8 +32,9 @@ import flatjax
 from experiments.lib.data.small import SmallData
 from experiments.lib.lab import Lab, Options, shared
 from experiments.lib.runs.kept import kept_arrays
-from experiments.lib.training import curvature, minibatch
-from experiments.lib.training.minibatch import Recipe, Trained
+from experiments.lib.training import curvature, minibatch, recipes
+from experiments.lib.training.minibatch import Trained
+from experiments.lib.training.recipes import Recipe
 from experiments.lib.training.settings import train_grid
 from experiments.lib.verdicts.curves import curve, points, words
 
@@ -141,12 +142,12 @@ def random_steps(rho: Any, seed: Any) -> optax.GradientTransformationExtraArgs:
 def end(config: Config, trained: Trained, data: SmallData) -> dict[str, np.ndarray]:
     """Curvature, SAM sharpness and a line through the loss surface, where the runs end."""
     recipe = config.recipe
-    losses_fn = minibatch.losses_fn(recipe)
+    losses_fn = recipes.losses_fn(recipe)
     found = curvature.curvature_of_runs(recipe, trained, data, top=5)
     rises, lines = [], []
     for index in range(len(data.targets)):
         point, state = curvature.run_of((trained.params, trained.model_state), index)
-        batch = minibatch.training_batch(recipe, curvature.run_of(data, index))
+        batch = recipes.training_batch(recipe, curvature.run_of(data, index))
         rise = flatjax.sam_sharpness(
             losses_fn, point, batch, state, rho=config.measured_rho, ascent_steps=10
         )

@@ -40,8 +40,8 @@ from experiments.implicit_regularization.flows import orders
 from experiments.lib.lab import Lab, Options, Runs, shared
 from experiments.lib.runs.kept import each_seed
 from experiments.lib.runs.progress import say
-from experiments.lib.training import minibatch, penalties
-from experiments.lib.training.minibatch import Recipe
+from experiments.lib.training import minibatch, penalties, recipes
+from experiments.lib.training.recipes import Recipe
 from experiments.lib.verdicts.curves import curve, words
 from experiments.lib.verdicts.figures import style
 
@@ -124,7 +124,7 @@ def train(config: Config, out: Path, name: str) -> Runs:
         starts + 1000 * (np.arange(len(starts)) % len(names)),  # the order of the batches
         lambda seed, _: optimizer,
         measure=functools.partial(measure, recipe),
-        start=minibatch.init_runs(recipe, data, starts),
+        start=recipes.init_runs(recipe, data, starts),
         quiet=config.quiet,
     ).records
     batches = max(1, config.train_size // (recipe.batch_size or config.train_size))
@@ -136,11 +136,11 @@ def measure(
     recipe: Recipe, params: Any, model_state: Any, data: Any, key: Any
 ) -> dict[str, jax.Array]:
     """Trace of the Fisher information, and the mean squared norm of the batches' gradients."""
-    inputs, targets = minibatch.training_batch(recipe, data)
+    inputs, targets = recipes.training_batch(recipe, data)
     size = recipe.batch_size or len(inputs)
     count = len(inputs) // size
     part = lambda a: a[: count * size].reshape(count, size, *a.shape[1:])  # noqa: E731
-    gradient = jax.grad(lambda p, b: minibatch.mean_loss(recipe, p, b, model_state))
+    gradient = jax.grad(lambda p, b: recipes.mean_loss(recipe, p, b, model_state))
     each = jax.vmap(gradient, in_axes=(None, 0))(params, (part(inputs), part(targets)))
     squares = optax.tree.norm(each, squared=True) / count
     return {

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 import optax
 
 import flatjax
-from experiments.lib.training import curvature, minibatch
-from experiments.lib.training.minibatch import Recipe
+from experiments.lib.data import small
+from experiments.lib.training import curvature, recipes
+from experiments.lib.training.recipes import Recipe
 from flatjax import loops
 
 if TYPE_CHECKING:
@@ -22,13 +23,13 @@ if TYPE_CHECKING:
 def orders(config: Config, seed: int) -> dict[str, list[float]]:
     """Distances from the flows of one seed, in double precision."""
     with jax.enable_x64(True):
-        data = minibatch.small_data("digits", seed=seed, train_size=config.order_size)
+        data = small.small_data("digits", seed=seed, train_size=config.order_size)
         recipe = Recipe(hidden=(config.hidden,), loss="squared_error")
         batch = jax.tree.map(
-            lambda a: jnp.asarray(a, jnp.float64), minibatch.training_batch(recipe, data)
+            lambda a: jnp.asarray(a, jnp.float64), recipes.training_batch(recipe, data)
         )
-        stacked = minibatch.stack_seeds([data])
-        start, _ = minibatch.init_runs(recipe, stacked, jnp.array([seed], jnp.uint32))
+        stacked = small.stack_seeds([data])
+        start, _ = recipes.init_runs(recipe, stacked, jnp.array([seed], jnp.uint32))
         start = jax.tree.map(lambda a: a.astype(jnp.float64), curvature.run_of(start, 0))
         return {k: [float(x) for x in v] for k, v in _distances(config, recipe, start, batch)}
 
@@ -36,7 +37,7 @@ def orders(config: Config, seed: int) -> dict[str, list[float]]:
 @functools.cache
 def _programs(recipe: Recipe) -> tuple[Any, Any, Any]:
     """The flows, gradient descent and the mean epoch: compiled once for all seeds."""
-    losses_fn = minibatch.losses_fn(recipe)
+    losses_fn = recipes.losses_fn(recipe)
 
     def gradient(params, batch):
         return jax.grad(lambda p: losses_fn(p, batch).mean())(params)

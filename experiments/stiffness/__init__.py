@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from experiments.lib.lab import Lab, Options, Runs, shared
-from experiments.lib.training.minibatch import Recipe
+from experiments.lib.training.recipes import Recipe
 from experiments.lib.verdicts.curves import curve
 from experiments.lib.verdicts.figures import style
 from experiments.lib.verdicts.statistics import rank_correlation

@@ -15,8 +15,8 @@ import optax
 import flatjax
 from experiments.lib.nets import losses
 from experiments.lib.runs.progress import say
-from experiments.lib.training import minibatch
-from experiments.lib.training.minibatch import Recipe
+from experiments.lib.training import minibatch, recipes
+from experiments.lib.training.recipes import Recipe
 from experiments.lib.training.settings import train_settings
 
 if TYPE_CHECKING:
@@ -31,8 +31,8 @@ def measure(
 ) -> dict[str, jax.Array]:
     """Stiffness of pairs of training examples, and of a training with a test example."""
     del key
-    losses_fn, classes = minibatch.losses_fn(recipe), recipe.classes
-    batch = minibatch.training_batch(recipe, data, count)
+    losses_fn, classes = recipes.losses_fn(recipe), recipe.classes
+    batch = recipes.training_batch(recipe, data, count)
     labels, other_labels = data.targets[:count], data.test_targets[:count]
     other = (data.test_inputs[:count], losses.encode(recipe.loss, other_labels, classes))
     stiffness = functools.partial(
@@ -57,7 +57,7 @@ def measure(
 
 def logit_gradients(recipe: Recipe, params: Any, model_state: Any, inputs: Any) -> Any:
     """How alike the gradients of the logits of some inputs are, by which logit it is."""
-    model_fn, classes = minibatch.model_of(recipe), recipe.classes
+    model_fn, classes = recipes.model_of(recipe), recipe.classes
 
     def one_logit(params, batch, model_state):
         inputs, which = batch

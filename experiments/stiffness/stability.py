@@ -16,8 +16,9 @@ import optax
 import flatjax
 from experiments.lib.runs.kept import kept_arrays
 from experiments.lib.runs.progress import say
-from experiments.lib.training import curvature, minibatch
-from experiments.lib.training.minibatch import Recipe, Trained
+from experiments.lib.training import curvature, minibatch, recipes
+from experiments.lib.training.minibatch import Trained
+from experiments.lib.training.recipes import Recipe
 from experiments.lib.training.settings import train_settings
 from flatjax import loops
 
@@ -63,13 +64,13 @@ def sgd_ends(config: Config, out: Path) -> dict[str, Callable[[], dict[str, np.n
 
 def stability(recipe: Recipe, found: dict[float, Trained], data: Any, size: int):
     """Sharpness, non-uniformity and the stability condition of all runs: (seeds, rates)."""
-    losses_fn, run_of = minibatch.losses_fn(recipe), curvature.run_of
+    losses_fn, run_of = recipes.losses_fn(recipe), curvature.run_of
     results = [
         [
             flatjax.linear_stability(
                 losses_fn,
                 run_of(runs.params, index),
-                minibatch.training_batch(recipe, run_of(data, index)),
+                recipes.training_batch(recipe, run_of(data, index)),
                 run_of(runs.model_state, index),
                 learning_rate=rate,
                 batch_size=size,

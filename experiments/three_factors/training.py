@@ -16,7 +16,7 @@ from experiments.lib.nets.mlp import FlatMlp
 from experiments.lib.runs.kept import kept_arrays
 from experiments.lib.runs.progress import say
 from experiments.lib.training import minibatch
-from experiments.lib.training.minibatch import Recipe
+from experiments.lib.training.recipes import Recipe
 from experiments.lib.training.settings import train_settings
 from experiments.three_factors.pairs import Pairs
 from flatjax import loops

@@ -25,8 +25,9 @@ from experiments.lib.data.small import SmallData
 from experiments.lib.nets import losses
 from experiments.lib.nets.models import Model
 from experiments.lib.runs.metrics import jsonable
-from experiments.lib.training import minibatch
-from experiments.lib.training.minibatch import Recipe, Trained
+from experiments.lib.training import recipes
+from experiments.lib.training.minibatch import Trained
+from experiments.lib.training.recipes import Recipe
 from flatjax import _trees as trees
 from flatjax._spectrum import Spectrum, spectrum
 from flatjax.landscape import filter_normalized_direction, loss_along
@@ -234,9 +235,9 @@ def curvature_of_runs(
     """
     found: dict[str, list[Any]] = {"eigenvalues": [], "trace": [], "trace_error": []}
     for index in range(len(data.targets)):
-        batch = minibatch.training_batch(recipe, run_of(data, index))
+        batch = recipes.training_batch(recipe, run_of(data, index))
         params, model_state = run_of((trained.params, trained.model_state), index)
-        hessian = flatjax.hessian(minibatch.losses_fn(recipe), params, batch, model_state)
+        hessian = flatjax.hessian(recipes.losses_fn(recipe), params, batch, model_state)
         # No check by a second start: the first one is random.
         pairs = flatjax.eigsh(
             hessian, top, which="LA", key=jax.random.key(0), max_products=100, verify=False

@@ -16,8 +16,9 @@ import optax
 import flatjax
 from experiments.lib.data.small import SmallData
 from experiments.lib.nets import losses
-from experiments.lib.training import minibatch
-from experiments.lib.training.minibatch import MakeOptimizer, Recipe
+from experiments.lib.training import recipes
+from experiments.lib.training.epoch import MakeOptimizer, Measure
+from experiments.lib.training.recipes import Recipe
 
 NAMES = {
     "sgd": "baseline",
@@ -40,7 +41,7 @@ def optimizer(arm: str, recipe: Recipe) -> MakeOptimizer:
       `make(seed, {"rate": ..., "coef": ...})`; with "since" and "until" the coefficient counts from
       the one step to before the other.
     """
-    model_fn, loss = minibatch.model_of(recipe), losses.OUTPUT_LOSSES[recipe.loss]
+    model_fn, loss = recipes.model_of(recipe), losses.OUTPUT_LOSSES[recipe.loss]
 
     def make(seed, hyper):
         coef = _during(hyper) if "until" in hyper else hyper["coef"]
@@ -65,17 +66,17 @@ def _during(hyper):
     return coef
 
 
-def measure(recipe: Recipe, products: int = 6) -> minibatch.Measure:
+def measure(recipe: Recipe, products: int = 6) -> Measure:
     """Records tr F of the training set; the error of six products is two per cent here."""
     return functools.partial(_measure, recipe, products)
 
 
 def _measure(recipe, products, params, model_state, data, key) -> dict[str, jax.Array]:
     fisher = flatjax.fisher(
-        minibatch.model_of(recipe),
+        recipes.model_of(recipe),
         losses.OUTPUT_LOSSES[recipe.loss],
         params,
-        minibatch.training_batch(recipe, data),
+        recipes.training_batch(recipe, data),
         model_state,
     )
     return {"trace_fisher": flatjax.trace(fisher, key=key, num_products=products).value}
@@ -94,8 +95,8 @@ def batch_norms(
     With the former it is tr F, whatever the batch size, as the labels are independent and the mean
     gradient is zero.
     """
-    model_fn, loss = minibatch.model_of(recipe), losses.OUTPUT_LOSSES[recipe.loss]
-    inputs, given = minibatch.training_batch(recipe, data)
+    model_fn, loss = recipes.model_of(recipe), losses.OUTPUT_LOSSES[recipe.loss]
+    inputs, given = recipes.training_batch(recipe, data)
     size = recipe.batch_size or len(inputs)
     count = len(inputs) // size
     logits = model_fn(params, inputs, model_state)

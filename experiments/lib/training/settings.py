@@ -19,7 +19,9 @@ import numpy as np
 
 from experiments.lib.data.small import SmallData
 from experiments.lib.training import minibatch
-from experiments.lib.training.minibatch import MakeOptimizer, Recipe, Trained
+from experiments.lib.training.epoch import MakeOptimizer
+from experiments.lib.training.minibatch import Trained
+from experiments.lib.training.recipes import Recipe
 
 K = TypeVar("K")
 D = TypeVar("D")

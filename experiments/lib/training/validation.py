@@ -8,16 +8,16 @@ import jax
 import numpy as np
 
 from experiments.lib.data.small import SmallData
-from experiments.lib.training import minibatch
-from experiments.lib.training.minibatch import Recipe
+from experiments.lib.training import recipes
+from experiments.lib.training.recipes import Recipe
 
 
 def halves(
     recipe: Recipe, params: Any, model_state: Any, data: SmallData, key: Any = None
 ) -> dict[str, jax.Array]:
-    """The accuracy on both halves of the test set; with a recipe, a `minibatch.Measure`."""
+    """The accuracy on both halves of the test set; with a recipe, a `epoch.Measure`."""
     del key
-    logits = minibatch.logits(recipe, params, model_state, data.test_inputs)
+    logits = recipes.logits(recipe, params, model_state, data.test_inputs)
     hits = logits.argmax(-1) == data.test_targets
     half = len(hits) // 2
     return {"validation_accuracy": hits[:half].mean(), "half_accuracy": hits[half:].mean()}

@@ -33,7 +33,8 @@ def _lab(**presets):
         return {"arm": {"epoch": epochs, "height": rows}}
 
     lab.claim("rises", "It rises.", lambda runs, config: np.ptp(runs["arm"]["height"], axis=1),
-              low=0.4, source="margin", null=lambda runs, config: np.zeros(config.seeds))  # fmt: skip
+              low=0.4, source="margin",
+              null=lambda runs, config: np.zeros(config.seeds))  # fmt: skip
     lab.claim("is-void", "It is at least itself.", lambda runs, config: np.ones(config.seeds),
               low=0.0, source="theory", paper="Somebody 2020",
               null=lambda runs, config: dict.fromkeys(config.seed_range(), 2.0))  # fmt: skip

@@ -28,7 +28,7 @@ def test_every_image_is_one_of_its_own(flip, crop):
         }
         (found,) = (how for how, other in made.items() if np.array_equal(other, result))
         seen.add(found)
-    # Of 64 images each way of mirroring, and each shift of an axis, is missed with probability 6e-6.
+    # Of 64 images one mirroring or one shift of an axis is missed with probability 6e-6.
     assert {how[0] for how in seen} == {False, flip}
     for axis in (1, 2):
         assert {how[axis] for how in seen} == set(range(-crop, crop + 1))

@@ -9,10 +9,10 @@ import pytest
 import flatjax
 from experiments.lib.nets import losses
 from experiments.lib.runs import trajectory
-from experiments.lib.training import minibatch
+from experiments.lib.training import epoch, minibatch, recipes
 
 SEEDS = [0, 1]
-RECIPE = minibatch.Recipe(hidden=(8,), epochs=6, record_every=2, batch_size=20)
+RECIPE = recipes.Recipe(hidden=(8,), epochs=6, record_every=2, batch_size=20)
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +26,7 @@ def data():
 
 
 def penalised(seed, rate):
-    model_fn, loss = minibatch.model_of(RECIPE), losses.OUTPUT_LOSSES[RECIPE.loss]
+    model_fn, loss = recipes.model_of(RECIPE), losses.OUTPUT_LOSSES[RECIPE.loss]
     head = flatjax.fisher_penalty(model_fn, loss, coef=0.1, every=3, seed=seed)
     return optax.chain(head, optax.sgd(rate))
 
@@ -65,7 +65,7 @@ def test_killed_runs_continue_to_the_same_bits(tmp_path, data, monkeypatch):
 
 def test_a_convolutional_network_with_batch_statistics(tmp_path, monkeypatch):
     """One run after the other by one program, on moved images; killed, it ends the same."""
-    recipe = minibatch.Recipe(
+    recipe = recipes.Recipe(
         network="s2cnn-2-batch", batch_size=8, epochs=2, flip=True, crop=1, stop_loss=0.01
     )
     data = minibatch.load_seeds("digits", SEEDS, train_size=16, test_size=20, flat=False)
@@ -96,14 +96,14 @@ def test_a_convolutional_network_with_batch_statistics(tmp_path, monkeypatch):
 
 
 def test_evaluated_in_parts(monkeypatch):
-    recipe = minibatch.Recipe(network="s2cnn-2", classes=3)
+    recipe = recipes.Recipe(network="s2cnn-2", classes=3)
     images = np.random.RandomState(0).randn(11, 8, 8, 1).astype(np.float32)
-    params, state = minibatch.network(recipe).init(jax.random.key(0), images[:1])
-    whole = minibatch.logits(recipe, params, state, images)
-    monkeypatch.setattr(minibatch, "EVALUATED", 4)
+    params, state = recipes.network(recipe).init(jax.random.key(0), images[:1])
+    whole = recipes.logits(recipe, params, state, images)
+    monkeypatch.setattr(recipes, "EVALUATED", 4)
     # Batches of another size add up in another order: some units in the last place of float32.
     np.testing.assert_allclose(
-        minibatch.logits(recipe, params, state, images), whole, rtol=1e-5, atol=1e-6
+        recipes.logits(recipe, params, state, images), whole, rtol=1e-5, atol=1e-6
     )
 
 
@@ -112,7 +112,7 @@ def test_noisy_targets_move_every_update(tmp_path, data):
     one = jax.tree.map(lambda a: a[:1], data)
 
     def moved(noise):
-        recipe = minibatch.Recipe(target_noise=noise, **common)
+        recipe = recipes.Recipe(target_noise=noise, **common)
         found = minibatch.train_arm(
             tmp_path / str(noise), recipe, one, [0], lambda seed, rate: optax.sgd(1.0)
         )
@@ -136,11 +136,11 @@ def test_noisy_targets_move_every_update(tmp_path, data):
 )
 def test_what_does_not_go_together(options, message):
     with pytest.raises(ValueError, match=message):
-        minibatch.Recipe(**options)
+        recipes.Recipe(**options)
 
 
 def test_labels_without_an_output(tmp_path, data):
-    recipe = minibatch.Recipe(hidden=(), classes=9)
+    recipe = recipes.Recipe(hidden=(), classes=9)
     with pytest.raises(ValueError, match=r"--recipe\.classes 10"):
         minibatch.train_arm(tmp_path, recipe, data, SEEDS, penalised)
 
@@ -158,7 +158,7 @@ def test_shares_are_of_the_right_examples():
         test_targets=np.array([1, 3, 3, 3], np.int32),
     )
     params = {"layer_0": {"kernel": jnp.eye(10), "bias": jnp.zeros(10)}}
-    found = minibatch.accuracies(minibatch.Recipe(hidden=()), params, {}, data)
+    found = recipes.accuracies(recipes.Recipe(hidden=()), params, {}, data)
     expected = {
         "train_accuracy": 2 / 5, "test_accuracy": 2 / 4, "clean_fit": 1 / 2, "noisy_fit": 1 / 3,
         "noisy_recovered": 1 / 3, "norm": 10**0.5,
@@ -179,9 +179,9 @@ def test_every_epoch_has_batches_of_its_own(tmp_path, data, monkeypatch):
         jax.debug.callback(lambda i: drawn.append(np.asarray(i)), index)
         return index
 
-    shuffled_batches = minibatch.shuffled_batches
-    monkeypatch.setattr(minibatch, "shuffled_batches", watched)
-    recipe = minibatch.Recipe(hidden=(8,), epochs=3, record_every=3, batch_size=20)
+    shuffled_batches = epoch.shuffled_batches
+    monkeypatch.setattr(epoch, "shuffled_batches", watched)
+    recipe = recipes.Recipe(hidden=(8,), epochs=3, record_every=3, batch_size=20)
     one = jax.tree.map(lambda a: a[:1], data)
     minibatch.train_arm(tmp_path, recipe, one, [0], lambda seed, rate: optax.sgd(0.1))
     jax.effects_barrier()
@@ -191,7 +191,7 @@ def test_every_epoch_has_batches_of_its_own(tmp_path, data, monkeypatch):
 
 
 def test_runs_stand_still_at_the_loss_they_stop_at(tmp_path, data):
-    recipe = minibatch.Recipe(hidden=(8,), epochs=60, record_every=20, stop_loss=1.5, batch_size=20)
+    recipe = recipes.Recipe(hidden=(8,), epochs=60, record_every=20, stop_loss=1.5, batch_size=20)
     found = minibatch.train_arm(
         tmp_path, recipe, data, SEEDS, lambda seed, rate: optax.sgd(rate), hyper=np.array([1.0, 0])
     )
@@ -204,6 +204,6 @@ def test_runs_stand_still_at_the_loss_they_stop_at(tmp_path, data):
     assert loss[1, 0] == loss[1, -1]
     # Where it stands is where the parameters are.
     one = jax.tree.map(lambda a: a[0], found.params)
-    batch = minibatch.training_batch(recipe, jax.tree.map(lambda a: jnp.asarray(a[0]), data))
+    batch = recipes.training_batch(recipe, jax.tree.map(lambda a: jnp.asarray(a[0]), data))
     # Two programs round the same sum differently: some units in the last place of float32.
-    assert minibatch.mean_loss(recipe, one, batch) == pytest.approx(loss[0, -1], rel=1e-5)
+    assert recipes.mean_loss(recipe, one, batch) == pytest.approx(loss[0, -1], rel=1e-5)

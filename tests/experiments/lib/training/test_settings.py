@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from experiments.lib.training import minibatch
-from experiments.lib.training.minibatch import Recipe
+from experiments.lib.training.recipes import Recipe
 from experiments.lib.training.settings import train_grid, train_settings
 
 

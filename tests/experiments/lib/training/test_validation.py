@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.lib.data.small import small_data
-from experiments.lib.training.minibatch import Recipe, accuracies
+from experiments.lib.training.recipes import Recipe, accuracies
 from experiments.lib.training.validation import at_best_epoch, final, halves
 
 
