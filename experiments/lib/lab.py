@@ -273,13 +273,14 @@ def _of_seeds(name: str, values: Any, config: Options) -> Mapping[int, Any]:
 
 
 def _with_network(config: Any) -> Any:
-    """The options with the network of `--network` in their recipe."""
+    """The options with the network of `--network` in their recipe or architecture."""
     network = getattr(config, "network", None)
     if network is None:
         return config
-    if not hasattr(config, "recipe"):
-        raise BadNetwork("the experiment is about a network of its own: leave out --network")
-    return changed(config, {"network": None, "recipe": {"network": network}})
+    for field in ("recipe", "architecture"):
+        if hasattr(config, field):
+            return changed(config, {"network": None, field: {"network": network}})
+    raise BadNetwork("the experiment is about a network of its own: leave out --network")
 
 
 def changed(config: C, changes: Mapping[str, Any]) -> C:

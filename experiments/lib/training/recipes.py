@@ -10,14 +10,15 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from experiments.lib.data.small import SmallData
-from experiments.lib.nets import losses, named
+from experiments.lib.nets import losses
+from experiments.lib.nets.architecture import Architecture, network
 from experiments.lib.nets.models import Model
 from flatjax import loops
 
@@ -26,27 +27,8 @@ EVALUATED = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Architecture):
     """The network, and how long and on what it is trained."""
-
-    network: str = "mlp"
-    """mlp, by the next three options; another one of `experiments.lib.nets.named`, such as
-    s2cnn-16 or resnet-20-group; or package.module:make, see `experiments.lib.nets.user`."""
-
-    hidden: tuple[int, ...] = (64, 64, 64)
-    """mlp: units of the hidden layers."""
-
-    activation: Literal["tanh", "relu"] = "tanh"
-    """mlp: between the layers."""
-
-    init_scale: float = 1.0
-    """mlp: s in W ~ N(0, s^2 / fan_in)."""
-
-    classes: int = 10
-    """Outputs of the network."""
-
-    loss: Literal["cross_entropy", "squared_error"] = "cross_entropy"
-    """squared_error: half the squared distance to the one-hot label."""
 
     batch_size: int | None = 40
     """Examples an update, drawn without replacement in an epoch; None for all."""
@@ -72,29 +54,11 @@ class Recipe:
     target_noise: float = 0.0
     """Standard deviation of the Gaussian noise on one-hot targets, drawn anew at every update."""
 
-    @property
-    def flat(self) -> bool:
-        """Whether the network takes flat inputs and is trained side by side with others."""
-        return self.network == "mlp"
-
     def __post_init__(self):
         if self.flat and (self.flip or self.crop):
             raise ValueError("flip and crop are for images: name a network that takes them")
         if self.target_noise and self.loss != "squared_error":
             raise ValueError("target_noise is for squared_error, whose targets are one-hot")
-
-
-@functools.cache
-def _network(name, hidden, activation, init_scale, classes) -> Model:
-    if name == "mlp":
-        return named.plain_mlp(hidden, activation, init_scale, classes)
-    return named.model(name, classes)
-
-
-def network(recipe: Recipe) -> Model:
-    """The network; one object for each, so that nothing is compiled twice."""
-    r = recipe
-    return _network(r.network, r.hidden, r.activation, r.init_scale, r.classes)
 
 
 def model_of(recipe: Recipe) -> Callable[..., jax.Array]:

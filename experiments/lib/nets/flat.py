@@ -1,0 +1,93 @@
+"""Any network as a function of one vector, for trajectories inside compiled loops.
+
+net = flat_network(architecture, data.inputs.shape[2:])
+gradient = jax.grad(lambda p: net.losses_fn(p, (inputs, targets)).mean())(net.init(key))
+advance = jax.jit(net.over_seeds(one_seed))
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.errors
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.lib.nets.architecture import Architecture, network
+from experiments.lib.nets.losses import per_example
+from experiments.lib.runs.errors import BadNetwork
+from flatjax import loops
+
+
+class FlatNetwork:
+    """A network whose parameters are one vector: programs compile several times faster so.
+
+    It is a function of parameters and inputs alone. Batch norm normalises over the inputs that it
+    is given, in training and in tests; dropout is off.
+
+    Attributes:
+      architecture: its options.
+      size: the number of parameters.
+      unravel: from a vector to the tree of the network's own parameters.
+      losses_fn: `losses_fn(params, (inputs, targets)) -> (n,)`, as flatjax's operators take it.
+    """
+
+    def __init__(self, architecture: Architecture, shape: tuple[int, ...]):
+        """Takes the options, and the shape of one example."""
+        self.architecture = architecture
+        self._model = network(architecture)
+        self._example = jnp.zeros((1, *shape))
+        params, state = jax.eval_shape(self._model.init, jax.random.key(0), self._example)
+        zeros, self._state = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), (params, state))
+        vector, self.unravel = jax.flatten_util.ravel_pytree(zeros)
+        self.size = vector.size
+        self.losses_fn = self._losses_fn
+        try:
+            jax.eval_shape(self, vector, self._example)
+        except flax.errors.InvalidRngError as error:
+            raise BadNetwork(
+                f"{architecture.network} has batch norm and dropout: this experiment is about a "
+                "loss without randomness, set the dropout rate to 0"
+            ) from error
+
+    def init(self, key: jax.Array) -> jax.Array:
+        """Initial parameters, (size,)."""
+        params, _ = self._model.init(key, self._example)
+        return jax.flatten_util.ravel_pytree(params)[0]
+
+    def init_seeds(self, seeds: Sequence[int]) -> jax.Array:
+        """Initial parameters of several seeds, (seeds, size)."""
+        return jnp.stack([self.init(jax.random.key(seed)) for seed in seeds])
+
+    def __call__(self, params: jax.Array, inputs: jax.Array) -> jax.Array:
+        """The logits (n, classes) of inputs (n, ...)."""
+        train = bool(self._state)  # running averages are not a function of the parameters
+        return self._model.apply(self.unravel(params), self._state, inputs, train=train)[0]
+
+    def _losses_fn(self, params, batch):
+        inputs, targets = batch
+        return per_example(self.architecture.loss)(self(params, inputs), targets)
+
+    def accuracy(self, params: jax.Array, inputs: jax.Array, targets: jax.Array) -> jax.Array:
+        """The share of the examples that are classified as their targets."""
+        return (self(params, inputs).argmax(-1) == targets).mean()
+
+    def over_seeds(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """`fn` over a leading axis of seeds of all its arguments.
+
+        Fully connected networks go side by side. Others go one after the other in a compiled loop:
+        a kernel of its own for each seed makes convolutions slow on a CPU.
+        """
+        if self.architecture.flat:
+            return jax.vmap(fn)
+        return lambda *args: loops.scan(lambda _, each: (None, fn(*each)), None, args)[1]
+
+
+@functools.cache
+def flat_network(architecture: Architecture, shape: tuple[int, ...]) -> FlatNetwork:
+    """The network; one object for each, so that nothing is compiled twice."""
+    return FlatNetwork(architecture, shape)
