@@ -10,7 +10,7 @@ wrong labels) is a function of the seeds alone, the same on every machine.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -43,18 +43,12 @@ class DataConfig:
     data_seed: int = 0
     """Seed of subset and label noise."""
 
-    normalize: Literal["pixel", "channel", "none"] = "pixel"
-    """pixel: subtract each pixel's training mean, divide by one global standard deviation;
-    channel: mean and standard deviation of each channel; none: divide by 255."""
-
     in_memory_gib: float = field(default=2.0, metadata={"identity": False})
     """Decode a split once into memory up to this size; larger ones are read batch by batch."""
 
     def __post_init__(self):
         if not 0 <= self.label_noise <= 1:
             raise ValueError(f"label_noise is a fraction in [0, 1], got {self.label_noise}")
-        if self.normalize not in ("pixel", "channel", "none"):
-            raise ValueError(f"normalize must be pixel, channel or none, got {self.normalize!r}")
 
 
 class Arrays(NamedTuple):
@@ -186,7 +180,7 @@ def load_data(config: DataConfig) -> Dataset:
 
     train = split("train", train_split, train_rows, shift)
     test = split("test", test_split, test_rows)
-    normalizer = _fit_normalizer(config.normalize, train)
+    normalizer = _fit_normalizer(train)
     for part in (train, test):
         part.normalizer = normalizer
     return Dataset(config, num_classes, shape, train, test)
@@ -249,9 +243,8 @@ def _label_shift(config: DataConfig, size: int, num_classes: int) -> np.ndarray:
     return shift
 
 
-def _fit_normalizer(kind: str, train: Split) -> Normalizer:
-    if kind == "none":
-        return Normalizer(np.float32(0), np.float32(255))
+def _fit_normalizer(train: Split) -> Normalizer:
+    """Each pixel's mean, and one standard deviation for all."""
     index = np.arange(min(len(train), _STATISTICS_EXAMPLES))
     count, total, square = 0, 0.0, 0.0
     for part in np.array_split(index, max(1, len(index) // 1000)):
@@ -260,10 +253,5 @@ def _fit_normalizer(kind: str, train: Split) -> Normalizer:
         total = total + pixels.sum(0)
         square = square + (pixels**2).sum(0)
     mean, second = total / count, square / count  # each (h, w, c)
-    axes = (0, 1) if kind == "channel" else (0, 1, 2)
-    centre = mean.mean(axes)
-    std = np.sqrt(np.maximum(second.mean(axes) - centre**2, 0))
-    # A constant channel carries nothing: centre it and leave its scale alone.
-    std = np.where(std > 0, std, 1.0)
-    offset = centre if kind == "channel" else mean
-    return Normalizer(offset.astype(np.float32), std.astype(np.float32))
+    std = np.sqrt(max(second.mean() - mean.mean() ** 2, 0)) or 1.0
+    return Normalizer(mean.astype(np.float32), np.float32(std))
