@@ -10,7 +10,7 @@ wrong labels) is a function of the seeds alone, the same on every machine.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -42,6 +42,10 @@ class DataConfig:
 
     data_seed: int = 0
     """Seed of subset and label noise."""
+
+    normalize: Literal["pixel", "none"] = "pixel"
+    """pixel: subtract each pixel's training mean, divide by one global standard deviation; none:
+    divide by 255."""
 
     in_memory_gib: float = field(default=2.0, metadata={"identity": False})
     """Decode a split once into memory up to this size; larger ones are read batch by batch."""
@@ -180,9 +184,8 @@ def load_data(config: DataConfig) -> Dataset:
 
     train = split("train", train_split, train_rows, shift)
     test = split("test", test_split, test_rows)
-    normalizer = _fit_normalizer(train)
-    for part in (train, test):
-        part.normalizer = normalizer
+    if config.normalize == "pixel":
+        train.normalizer = test.normalizer = _fit_normalizer(train)
     return Dataset(config, num_classes, shape, train, test)
 
 
