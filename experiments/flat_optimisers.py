@@ -33,7 +33,7 @@ from experiments.lib.training.epoch import MakeOptimizer
 from experiments.lib.training.recipes import Recipe
 from experiments.lib.training.settings import train_settings
 from experiments.lib.training.validation import at_best_epoch, best_setting, final, halves
-from experiments.lib.verdicts.curves import curve, points, words
+from experiments.lib.verdicts.curves import curve, words
 from experiments.lib.verdicts.statistics import mean_and_error
 
 COST = {"SGD": 1.0, "SAM": 2.0, "FP": 4 / 3, "GP": 3.0, "IGR": 3.0, "other batches": 1.0}
@@ -200,16 +200,6 @@ def training(axes: Any, runs: Runs, config: Config) -> None:
         row[0].set(xlabel="epoch", ylabel=words(name))
         row[1].set(xlabel="epochs of SGD of that cost", xlim=(None, 1.02 * config.recipe.epochs))
     axes[1][0].legend(fontsize=8)
-
-
-@lab.figure("At the end; mean, two standard errors, and every seed.", columns=2)
-def flatness(axes: Any, runs: Runs, config: Config) -> None:
-    """Largest Hessian eigenvalue and tr F of every arm."""
-    del config
-    for panel, name in zip(axes, ("sharpness", "trace_fisher"), strict=True):
-        points(panel, list(runs), [end(records, name) for records in runs.values()], 0)
-        panel.set(ylabel=words(name), yscale="log")
-        panel.tick_params(axis="x", rotation=30)
 
 
 @lab.table
