@@ -37,7 +37,7 @@ from experiments.lib.verdicts.curves import curve, words
 from experiments.lib.verdicts.statistics import mean_and_error
 
 COST = {"SGD": 1.0, "SAM": 2.0, "FP": 4 / 3, "GP": 3.0, "IGR": 3.0, "other batches": 1.0}
-"""Gradient evaluations per step. A refresh of FP is a forward pass, a third of a gradient, and 3."""
+"""Gradients per step. A refresh of FP is a forward pass, a third of a gradient, and 3."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +167,7 @@ for arm in ("SAM", "FP", "GP", "IGR"):
     add(arm, "at-equal-steps", f"Test accuracy after as many steps, {arm} minus SGD.",
         gain, at_the_end, low=0.0, source="sign")
 for arm in ("SAM", "FP", "GP"):
-    add(arm, "at-equal-cost", "Test accuracy at the best epoch within as many gradient evaluations, "
+    add(arm, "at-equal-cost", "Test accuracy at the best epoch within as many gradients, "
         f"{arm} minus SGD.", gain, at_equal_cost, low=0.0, source="sign")
     add(arm, "memorises-less", f"Wrong labels reproduced after as many steps, {arm} over SGD.",
         over_sgd, "noisy_fit", high=0.5, source="margin", reason=HALF)
@@ -180,8 +180,8 @@ add("IGR", "flatter", "Largest Hessian eigenvalue after as many steps, IGR over 
     over_sgd, "sharpness", high=1.0, source="sign")
 lab.claim("igr-is-weak", "The gain of IGR in test accuracy after as many steps over that of GP.",
           share, high=0.25, source="margin", paper="Barrett and Dherin 2021",
-          reason="its coefficient, rate / 4, is at most a twelfth of those tried of GP; the null is "
-          "GP itself", null=lambda runs, config: np.ones(config.seeds))
+          reason="its coefficient, rate / 4, is a twelfth of the least tried of GP; the null is GP",
+          null=lambda runs, config: np.ones(config.seeds))
 # fmt: on
 
 

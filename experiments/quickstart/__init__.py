@@ -11,9 +11,9 @@ Hessian, the gradient covariance K and the Fisher information F are measured.
     python -m experiments quickstart --checkpoint PATH --network my_nets:tiny --data my.npz
 
 The folder of the run (default runs/quickstart/cpu) then holds report.html, summary.json and the
-figures; that of a measured checkpoint lies in it. Found with `--seeds 5`, means and standard errors:
-a largest Hessian eigenvalue of 9.7 +- 0.4 after SAM and 28.9 +- 1.2 after SGD, and test accuracies
-of 94.8 +- 0.2 % and 92.7 +- 0.7 %.
+figures; that of a measured checkpoint lies in it. Found with `--seeds 5`, means and standard
+errors: a largest Hessian eigenvalue of 9.7 +- 0.4 after SAM and 28.9 +- 1.2 after SGD, and test
+accuracies of 94.8 +- 0.2 % and 92.7 +- 0.7 %.
 """
 
 from __future__ import annotations
@@ -132,8 +132,8 @@ lab.extra(table.ends)
 lab.figure(
     "Left: the largest Hessian eigenvalue along training; gradient descent of this learning rate η "
     "is unstable in directions of curvature above 2/η. Middle: the Hessian's spectral density at "
-    "the end, the share of the eigenvalues per unit length, with a 95 % band. Right: the loss along "
-    "the top eigenvector, of length one.",
+    "the end, the share of the eigenvalues per unit length, with a 95 % band. Right: the loss "
+    "along the top eigenvector, of length one.",
     columns=3,
 )(pictures.overview)
 lab.figure(

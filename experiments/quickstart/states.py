@@ -53,7 +53,8 @@ def measured(config: Config, folder: Path, trained: Trained, data: SmallData) ->
         ends = {name: values for name, values in points[-1].items() if name not in NUMBERS}
         along = {name: np.stack([point[name] for point in points]) for name in NUMBERS}
         seeds.append({"measured": epochs[index, at], **along, **ends})
-    return records | {name: np.stack([each[name] for each in seeds]) for name in seeds[0]}
+    found = {name: np.stack([each[name] for each in seeds]) for name in seeds[0]}
+    return records | found | {"reached": trained.reached}
 
 
 def _due(config: Config, epoch: int) -> bool:

@@ -43,7 +43,7 @@ def table(runs: Runs, config: Config) -> Table:
         rows.append((*_row(label, runs, "bottom", i)[:-1], ""))
     rows.append(_row("λ₁(K), gradient covariance", runs, "lambda_K", 0))
     rows += [_row(label, runs, name, 0) for name, label in TRACES.items()]
-    columns = ("", *runs, f"{list(runs)[-1]} / {list(runs)[0]}")
+    columns = ("", *runs, f"{[*runs][-1]} / {next(iter(runs))}")
     if len(runs) == 1:
         columns, rows = columns[:-1], [row[:-1] for row in rows]
     return Table(columns, rows, _caption(runs, config))

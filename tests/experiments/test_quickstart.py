@@ -148,7 +148,7 @@ def test_a_run_that_has_stopped_is_measured_where_it_stands(tmp_path, monkeypatc
             "epoch": epochs,
             "state": np.stack([epochs, 0 * epochs + 7], -1).astype(np.float32),
         },
-        reached=np.array([True, True]),
+        reached=np.array([True, False]),
     )
     config = quickstart.Config(seeds=2, measure_every=3, measure_at=(1,))
     data = np.zeros((2, 1))
@@ -157,6 +157,7 @@ def test_a_run_that_has_stopped_is_measured_where_it_stands(tmp_path, monkeypatc
         assert found["measured"].tolist() == [[0, 1, 2, 2], [0, 1, 3, 5]]
         assert found["trace"].tolist() == [[[e, 7] for e in row] for row in found["measured"]]
         assert found["random"].tolist() == [[20], [50]]
+        assert found["reached"].tolist() == [True, False]
         assert "state" not in found
     assert len(list(tmp_path.iterdir())) == 3 + 4
 

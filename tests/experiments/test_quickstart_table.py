@@ -87,7 +87,9 @@ def test_the_summary_has_the_numbers_of_the_table():
 
 
 def test_without_wrong_labels_there_is_no_row_about_them():
-    assert "wrong labels learned" not in rows({"SGD": arm(10.0, 4)}, quickstart.Config(label_noise=0.0))
+    assert "wrong labels learned" not in rows(
+        {"SGD": arm(10.0, 4)}, quickstart.Config(label_noise=0.0)
+    )
 
 
 def test_a_comparison_at_different_losses_says_so():

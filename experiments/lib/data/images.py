@@ -223,9 +223,7 @@ def _split_names(builder, name: str) -> tuple[str, str]:
     return "train", test
 
 
-def _choose(
-    rng: np.random.RandomState, available: int, size: int | None, split: str
-) -> np.ndarray:
+def _choose(rng: np.random.RandomState, available: int, size: int | None, split: str) -> np.ndarray:
     """Draws the rows used; all rows in stored order if nothing is cut."""
     wanted = available if size is None else size
     if not 1 <= wanted <= available:

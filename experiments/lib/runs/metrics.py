@@ -24,6 +24,7 @@ import numpy as np
 from experiments.lib.runs.paths import as_path, is_remote, remove_tree, write_text
 from experiments.lib.runs.tensorboard import Board
 
+
 def read_metrics(path: str | os.PathLike[str], *, clock: bool = True) -> list[dict[str, Any]]:
     """Returns the rows of a `metrics.jsonl` as dicts, without a half-written last line.
 

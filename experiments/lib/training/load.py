@@ -62,7 +62,8 @@ def load_checkpoint(
         if not 0 <= which < count:
             raise ExperimentError(f"{chosen} holds {count} runs, from 0; there is no {which}")
         found = jax.tree.map(lambda a: a[which], found)
-    return Loaded(*found, chosen)
+    params, model_state = found
+    return Loaded(params, model_state, chosen)
 
 
 def _choose(path: Path, step: int | str | None) -> Path:

@@ -77,13 +77,18 @@ def own(tmp_path_factory):
 
 @pytest.mark.parametrize(
     ("place", "options", "step"),
-    [("", {}, 8), ("checkpoints", {"step": 6}, 6), ("checkpoints/6", {}, 6), ("", {"step": "best"}, 2)],
+    [
+        ("", {}, 8),
+        ("checkpoints", {"step": 6}, 6),
+        ("checkpoints/6", {}, 6),
+        ("", {"step": "best"}, 2),
+    ],
 )
 def test_a_checkpoint_of_this_laboratory_is_one_of_its_runs(own, place, options, step):
     for which, add in ((0, 0), (1, step)):
         loaded = load_checkpoint(own / place, which=which, **options)
-        assert_equal(loaded.params, jax.tree.map(lambda a, add=add: a + add, PARAMS))
-        assert_equal(loaded.model_state["batch_stats"], jax.tree.map(lambda a: a + add, STATS))
+        expected = jax.tree.map(lambda a, add=add: a + add, (PARAMS, {"batch_stats": STATS}))
+        assert_equal((loaded.params, loaded.model_state), expected)
         assert loaded.path == own / "checkpoints" / str(step)
 
 
@@ -108,7 +113,7 @@ def test_what_cannot_be_loaded_is_named(tmp_path):
     with pytest.raises(ExperimentError, match=f"checkpoint {tmp_path} cannot be read"):
         load_checkpoint(tmp_path)
     ocp.save(tmp_path / "5", PARAMS)
-    with pytest.raises(ExperimentError, match="no checkpoint in .* was saved with a score"):
+    with pytest.raises(ExperimentError, match=r"no checkpoint in .* was saved with a score"):
         load_checkpoint(tmp_path, step="best")
     with pytest.raises(ExperimentError, match="is not a folder of numbered checkpoints"):
         load_checkpoint(tmp_path / "5", step=3)
