@@ -215,8 +215,8 @@ def test_another_checkpoint_at_the_same_path_is_measured_anew(foreign, options, 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--network", "quick_nets:wider"], r"Dense_0/bias of shape \(4,\) where it has \(5,\)"),
-        (["--recipe.classes", "3"], r"Dense_1/bias of shape \(2,\) where it has \(3,\)"),
+        (["--network", "quick_nets:wider"], r"Dense_1/bias of shape \(4,\) where it has \(5,\)"),
+        (["--recipe.classes", "3"], r"Dense_0/bias of shape \(2,\) where it has \(3,\)"),
         (["--network", "mlp-4"], r"BatchNorm_0/bias of shape \(6,\) where it has none"),
     ],
 )
