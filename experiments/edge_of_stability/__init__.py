@@ -89,7 +89,7 @@ lab = Lab(
     # Fewer arms, each until it has been at its edge for some swings; settings by trials on seed 0.
     real={"data": "fashion_mnist", "seeds": 3, "train_size": 1000, "label_noise": 0.0,
           "architecture": {"network": "s2cnn-4-tanh"}, "learning_rate": 0.08,
-          "other_rates": (0.12,), "heavy_ball": (0.5, 25.0), "arms": ("gd", "rates", "polyak"),
+          "other_rates": (0.12,), "heavy_ball": (0.5, 16.0), "arms": ("gd", "rates", "polyak"),
           "steps": 240, "flow_steps": 80, "every": 4, "chunk": 80, "taylor_steps": 30},
     paper={
         "data": "cifar10", "train_size": 5000,  # cifar10-5k of the authors' code
