@@ -93,7 +93,7 @@ lab = Lab(
     real={"data": "fashion_mnist", "seeds": 3, "train_size": 1000, "test_size": 500,
           "label_noise": 0.0, "architecture": {"network": "s2cnn-8"},
           "rates": (0.2, 0.06, 0.02), "batch_sizes": (8, 64, 256), "norm_rates": (0.2, 0.02),
-          "norm_steps": 500, "time": 40.0, "measurements": 40, "examples": 100,
+          "norm_steps": 300, "time": 25.0, "measurements": 40, "examples": 100,
           "curvature_examples": 250, "gradient_batches": 15, "chunk": 20},
     paper={
         "data": "cifar10",  # section 4

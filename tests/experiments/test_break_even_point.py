@@ -122,9 +122,9 @@ def _judged(tops, ratios, stability, noise, leaves, at=25):
         noise_part = np.linspace(0, 1, 60) * (stability - (1 - arm.rate * tops[name]) ** 2)
         share = (400 - arm.batch_size) / (arm.batch_size * 399)
         runs[name]["variance_H"] = noise_part / (share * arm.rate**2) + 0 * own
-        away = 3 * np.maximum(np.arange(60.0) - at, 0) if name == leaves else 0.0
-        path = np.arange(60.0) + away + (0.5 if name in ("rate_1", "again") else 0)
-        runs[name]["predictions"] = np.tile(path[None, :, None, None], (3, 1, 2, 2))
+        away = np.maximum(np.arange(60.0) - at, 0) * (name == leaves)
+        along = np.arange(60.0) + (0.5 if name in ("rate_1", "again") else 0)
+        runs[name]["predictions"] = np.tile(np.stack([along, away], 1)[:, None], (3, 1, 2, 1))
     judged = experiment.lab.judged(runs, CONFIG)
     return {
         verdict: {v.claim.name for v in judged if v.verdict == verdict}
