@@ -9,7 +9,9 @@ from experiments import break_even_point as experiment
 from experiments.break_even_point import numbers
 from experiments.break_even_point.arms import arms, with_batch_norm
 from experiments.break_even_point.training import curvature_variance, groups_of
-from experiments.lib.nets.architecture import Architecture, network
+from experiments.lib.nets import named
+from experiments.lib.nets.architecture import Architecture
+from experiments.lib.nets.config import ModelConfig
 from experiments.lib.runs.rundir import read_json
 
 CONFIG = experiment.Config(seeds=3)
@@ -66,9 +68,11 @@ def test_the_same_network_with_batch_norm(own, twin):
 
 
 def test_the_twin_of_the_mlp_has_its_size():
-    module = network(with_batch_norm(CONFIG.architecture)).module
-    assert (module.depth, module.width, module.num_classes) == (3, 64, 10)
-    assert (module.style.activation, module.style.norm) == ("tanh", "batch")
+    twin = with_batch_norm(CONFIG.architecture)
+    assert twin is not None
+    size = {"depth": 3, "width": 64}
+    expected = ModelConfig(name="mlp", norm="batch", activation="tanh", **size)
+    assert named.parsed(twin.network) == expected
 
 
 def test_the_batches_of_their_covariance_are_from_whole_passes():

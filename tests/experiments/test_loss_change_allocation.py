@@ -71,10 +71,10 @@ def test_parts_and_momentum(quick_compilation):
     np.testing.assert_allclose(records["total"][0].sum(), change, atol=1e-4)
 
 
-def test_parts_are_equal():
+def test_parts_are_equal(tmp_path):
     config = experiment.Config(train_size=10, parts=3)
     with pytest.raises(ValueError, match="10 examples are not 3 equal parts"):
-        experiment.run(config, None)
+        experiment.run(config, tmp_path)
 
 
 STEPS = 400
