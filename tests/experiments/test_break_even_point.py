@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 
 from experiments import break_even_point as experiment
-from experiments.break_even_point import numbers
+from experiments.break_even_point import numbers, training
 from experiments.break_even_point.arms import arms, with_batch_norm
 from experiments.break_even_point.training import curvature_variance, groups_of
+from experiments.lib.data.small import SmallData
 from experiments.lib.nets import named
 from experiments.lib.nets.architecture import Architecture
 from experiments.lib.nets.config import ModelConfig
+from experiments.lib.nets.flat import flat_network
 from experiments.lib.runs.rundir import read_json
 
 CONFIG = experiment.Config(seeds=3)
@@ -73,6 +75,15 @@ def test_the_twin_of_the_mlp_has_its_size():
     size = {"depth": 3, "width": 64}
     expected = ModelConfig(name="mlp", norm="batch", activation="tanh", **size)
     assert named.parsed(twin.network) == expected
+
+
+def test_the_hessian_is_that_of_the_first_examples():
+    net = flat_network(Architecture(hidden=(2,), classes=2), (3,))
+    inputs, targets = np.arange(15, dtype=np.float32).reshape(5, 3), np.arange(5) % 2
+    data = SmallData(inputs, targets, targets, inputs, targets)
+    operator = training._hessian(net, np.zeros(net.size, np.float32), data, (5, 3))
+    np.testing.assert_array_equal(operator.batch[0], inputs[:3])
+    np.testing.assert_array_equal(operator.batch[1], targets[:3])
 
 
 def test_the_batches_of_their_covariance_are_from_whole_passes():
