@@ -14,6 +14,9 @@ Found: 41 % of the parameters hurt at a step of SGD, fewer than the paper's "bar
 help", and 0.02 % in slow descent; no layer hurts on average. Harm over help grows 1.34 times from
 the smallest rate to the largest. That layers learn at the same moments is void: other orders of the
 batches show a little of it too.
+
+A layer is a top-level module of the network. real: a small convolutional network on Fashion-MNIST.
+paper: ResNet-20 on CIFAR-10, by SGD with momentum.
 """
 
 from __future__ import annotations

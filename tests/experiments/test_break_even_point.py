@@ -1,6 +1,7 @@
 """The break-even point: where it lies on made-up paths, and claims that can fail."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,7 +82,7 @@ def test_the_hessian_is_that_of_the_first_examples():
     net = flat_network(Architecture(hidden=(2,), classes=2), (3,))
     inputs, targets = np.arange(15, dtype=np.float32).reshape(5, 3), np.arange(5) % 2
     data = SmallData(inputs, targets, targets, inputs, targets)
-    operator = training._hessian(net, np.zeros(net.size, np.float32), data, (5, 3))
+    operator: Any = training._hessian(net, np.zeros(net.size, np.float32), data, (5, 3))
     np.testing.assert_array_equal(operator.batch[0], inputs[:3])
     np.testing.assert_array_equal(operator.batch[1], targets[:3])
 
