@@ -346,8 +346,8 @@ def growth(axes: Any, runs: Runs, config: Config) -> None:
     start = axes[1, 1].inset_axes((0.45, 0.15, 0.5, 0.5))
     draw(start, runs, config, plain, "time", "accuracy")
     start.set(xlim=(0, 0.15 * config.time), xlabel="", ylabel="")
-    axes[0, 1].legend(fontsize=7)
-    axes[0, 0].legend(fontsize=6, ncols=2)
+    axes[0, 1].legend(fontsize=7, loc="upper right")
+    axes[0, 0].legend(fontsize=6, ncols=2, loc="upper right")
 
 
 @lab.figure("With and without batch normalisation; seed means.", columns=3, panel=(4.0, 3.2))
@@ -357,7 +357,7 @@ def batch_norm(axes: Any, runs: Runs, config: Config) -> None:
     for panel, quantity in zip(axes, ("lambda_H", "lambda_B", "trace_B"), strict=True):
         draw(panel, runs, config, (fast, slow, norm_fast, norm_slow), "accuracy", quantity)
         panel.set_yscale("log")
-    axes[0].legend(fontsize=7)
+    axes[0].legend(fontsize=7, loc="upper right")
 
 
 @lab.figure("Paths of the predictions of up to three seeds, over the nearest run's value; the "
@@ -389,7 +389,7 @@ def paths(axes: Any, runs: Runs, config: Config) -> None:
             if at is not None:
                 panel.plot(*lines[1, i, at], marker="X", color="black", markersize=10)
         panel.set(xlabel="first component", ylabel="second component")
-        panel.legend(fontsize=8)
+        panel.legend(fontsize=8, loc="upper left")
 
 
 @lab.extra
