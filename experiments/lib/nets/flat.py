@@ -75,6 +75,11 @@ class FlatNetwork:
         inputs, targets = batch
         return per_example(self.architecture.loss)(self(params, inputs), targets)
 
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether an example's output depends on those that it is given with."""
+        return bool(self._state)
+
     def accuracy(self, params: jax.Array, inputs: jax.Array, targets: jax.Array) -> jax.Array:
         """The share of the examples that are classified as their targets."""
         return (self(params, inputs).argmax(-1) == targets).mean()
