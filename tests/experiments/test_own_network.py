@@ -45,9 +45,3 @@ def test_own_network_and_data(folder):
     assert "--recipe.network my_nets:tiny" in summary["command"]
     assert "--data my.npz" in summary["command"]
     assert all(claim["values"] for claim in summary["claims"])
-
-
-def test_an_experiment_on_its_own_network_refuses_another(folder, capsys):
-    options = ["--network", "my_nets:tiny", "--out", "out"]
-    assert main(["information_matrices", "--preset", "smoke", *options]) == 1
-    assert "leave out --network" in capsys.readouterr().err

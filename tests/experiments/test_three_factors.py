@@ -1,15 +1,18 @@
 """Three factors: made-up pairs whose curvature and memorising do not follow eta / S must fail."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import three_factors as experiment
-from experiments.lib.data.small import small_data
-from experiments.lib.nets.mlp import FlatMlp
+from experiments.lib.data.small import small_data, stack_seeds
+from experiments.lib.nets.architecture import Architecture
+from experiments.lib.nets.flat import flat_network
 from experiments.three_factors import pairs
-from experiments.three_factors.training import _train
+from experiments.three_factors.training import _train, until_loss
 
 
 @pytest.fixture(autouse=True)
@@ -72,15 +75,13 @@ def test_the_variance_within_equal_numbers_is_left():
 def test_more_noise_has_the_mean_and_so_many_times_the_covariance():
     # 39 examples in batches of 20: an epoch is one step. Every run has other batches.
     data, count = small_data("digits", seed=0, train_size=39), 400
-    net = FlatMlp((64, 2, 10))
+    net = flat_network(Architecture(hidden=(2,), loss="squared_error"), (64,))
     many = jax.tree.map(lambda a: np.repeat(a[None], count, 0), data)
     params = jnp.tile(net.init_seeds([0]), (count, 1))
     keys = jax.random.split(jax.random.key(1), count)
     options = jnp.float32(0.1), 1, 0.0, params, many, keys
-    losses_fn = net.losses("squared_error")
     plain, noisier = (
-        np.asarray(_train(net, losses_fn, 20, noise, *options)["params"], float)
-        for noise in (1, 3.0)
+        np.asarray(_train(net, 20, noise, *options)["params"], float) for noise in (1, 3.0)
     )
     plain_var, noisier_var = plain.var(0).sum(), noisier.var(0).sum()
     # A hundred degrees of freedom at the least: one for every four runs.
@@ -93,3 +94,22 @@ def test_a_level_is_met_between_two_records():
     rising, other = np.array([0.0, 0.4, 0.6]), np.array([1.0, 2.0, 4.0])
     assert pairs.at(0.5, rising, other) == [pytest.approx(3.0)]
     assert np.isnan(pairs.at(0.7, rising, other)).all()
+
+
+def test_the_curvature_of_a_network_with_batch_norm(tmp_path):
+    architecture = Architecture(network="mlp-3-1-batch")
+    config = dataclasses.replace(
+        CONFIG, seeds=2, max_time=0.0, curvature_size=20, probes=200, quiet=True
+    )
+    data = stack_seeds([small_data("digits", seed=s, train_size=30, flat=False) for s in (0, 1)])
+    net = flat_network(architecture, data.inputs.shape[2:])
+    found = until_loss(config, tmp_path, 0.1, 10, 1, net, data)[0.1, 10]
+    for i, seed in enumerate(config.seed_range()):
+        batch = data.inputs[i, :20], data.targets[i, :20]
+        start = net.init(jax.random.key(seed))
+        dense = jax.hessian(lambda p, batch=batch: net.losses_fn(p, batch).mean())(start)
+        # The tracker makes 60 steps of two vectors; products in float32.
+        np.testing.assert_allclose(found["sharpness"][i], jnp.linalg.eigvalsh(dense)[-1], rtol=0.01)
+        # |H v|^2 has a standard deviation of at most sqrt 2 of its mean: four of 200 halved by the
+        # root.
+        np.testing.assert_allclose(found["frobenius"][i], jnp.linalg.norm(dense), rtol=0.2)

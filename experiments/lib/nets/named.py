@@ -5,7 +5,8 @@
     model("mlp-256-batch", 10)       two hidden layers of 256 units, batch norm
     model("my_nets:tiny", 10)        a user's own, see `experiments.lib.nets.user`
 
-A number is the width; of a resnet the depth. Words are a norm or an activation.
+A number is the width and a second one the depth, of a resnet the other way round. Words are a norm
+or an activation.
 """
 
 from __future__ import annotations
@@ -63,9 +64,10 @@ def parsed(name: str) -> ModelConfig:
         kinds = ", ".join(values["name"])
         raise ValueError(f"no network {name!r}; there are {kinds}, and package.module:make")
     found: dict[str, typing.Any] = {"name": kind}
+    numbers = ["depth", "width"] if kind == "resnet" else ["width", "depth"]
     for word in words:
-        if word.isdecimal():
-            found["depth" if kind == "resnet" else "width"] = int(word)
+        if word.isdecimal() and numbers:
+            found[numbers.pop(0)] = int(word)
         elif word in values["norm"]:
             found["norm"] = word
         elif word in values["activation"]:
@@ -74,5 +76,5 @@ def parsed(name: str) -> ModelConfig:
             known = ", ".join(
                 v for v in (*values["norm"], *values["activation"]) if isinstance(v, str)
             )
-            raise ValueError(f"network {name!r}: {word!r} is no number and none of {known}")
+            raise ValueError(f"network {name!r}: {word!r} is no size and none of {known}")
     return ModelConfig(**found)
