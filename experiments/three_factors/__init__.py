@@ -78,9 +78,9 @@ lab = Lab(
            "memorising_batch_sizes": (8,)},
     real={"data": "fashion_mnist", "seeds": 3, "train_size": 4000, "test_size": 2000,
           "architecture": {"network": "mlp-128-3-batch", "loss": "cross_entropy"},
-          "rates": (0.02, 0.04, 0.08), "batch_sizes": (32, 64, 128), "stop_loss": 0.05,
+          "rates": (0.01, 0.02, 0.04), "batch_sizes": (64, 128, 256), "stop_loss": 0.05,
           "curvature_size": 400, "probes": 10,
-          "memorising_batch_sizes": (32, 128), "memorising_time": 100.0},
+          "memorising_batch_sizes": (64, 256), "memorising_time": 50.0},
     # The paper: four layers, ReLU, batch norm, Fashion-MNIST, 200 epochs; here a run ends at a
     # loss, where curvature is compared. Width, rates, batch sizes, loss: not taken from it.
     paper={"data": "fashion_mnist", "train_size": 60_000,
