@@ -74,8 +74,8 @@ def _train(net, batch_size, noise, rate, max_epochs, stop_loss, params, data, ke
     return net.over_seeds(one)(params, data, keys)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _curvature(net, probes, params, data):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _curvature(net, size, probes, params, data):
     """Largest eigenvalue, trace and Frobenius norm of the Hessian of every seed.
 
     All pairs have the same probes: what is compared are networks from one initialisation, whose
@@ -84,7 +84,8 @@ def _curvature(net, probes, params, data):
     tracker = flatjax.track(1, num_blocks=2)
 
     def one(params, data):
-        hessian = flatjax.hessian(net.losses_fn, params, (data.inputs, data.targets))
+        batch = data.inputs[:size], data.targets[:size]
+        hessian = flatjax.hessian(net.losses_fn, params, batch)
         start = tracker.init(params, key=jax.random.key(0))
         top = loops.fori(60, lambda _, t: tracker.update(hessian, t), start)
         trace = flatjax.trace(hessian, key=jax.random.key(1), num_products=probes)
@@ -114,9 +115,8 @@ def until_loss(
         max_epochs = round(config.max_time / rate * size / config.train_size)
         options = jnp.float32(rate), max_epochs, config.stop_loss
         found = _train(net, size, noise, *options, params, data, keys)
-        some = slice(config.curvature_size)
-        part = data._replace(inputs=data.inputs[:, some], targets=data.targets[:, some])
-        return found | _curvature(net, config.probes, found.pop("params"), part)
+        measured = config.curvature_size, config.probes
+        return found | _curvature(net, *measured, found.pop("params"), data)
 
     name = f"rate_{rate:g}_batch_{size}" + ("" if noise == 1 else f"_noise_{noise:g}")
     return {(rate, size): kept_arrays(out / f"{name}.npz", made)}

@@ -9,6 +9,7 @@ import pytest
 
 from experiments import information_matrices as experiment
 from experiments.information_matrices import comparisons, training
+from experiments.lib.nets.architecture import Architecture
 from experiments.lib.runs.errors import BadData, BadNetwork
 
 
@@ -104,3 +105,20 @@ def test_networks_without_the_matrices_are_refused(arm, options, message):
     architecture = dataclasses.replace(config.architecture, **options)
     with pytest.raises(BadNetwork, match=message):
         training.prepared(dataclasses.replace(config, **{field: architecture}), arm, 0)
+
+
+def test_the_arms_have_networks_and_examples_of_their_own():
+    config = dataclasses.replace(
+        experiment.lab.presets["smoke"],
+        architecture=Architecture(hidden=(4,)),
+        fresh_architecture=Architecture(network="cnn-2-tanh"),
+        fresh_size=40,
+        pool=2,
+    )
+    net, data = training.prepared(config, "fitted", 0)
+    assert net.size == 16 * 4 + 4 + 4 * 10 + 10
+    assert data.inputs.shape == (30, 16)
+    net, data = training.prepared(config, "fresh", 0)
+    assert net.architecture == config.fresh_architecture
+    assert data.inputs.shape == (40, 4, 4, 1)
+    assert data.test_inputs.shape == (30, 4, 4, 1)

@@ -11,8 +11,8 @@ from experiments import three_factors as experiment
 from experiments.lib.data.small import small_data, stack_seeds
 from experiments.lib.nets.architecture import Architecture
 from experiments.lib.nets.flat import flat_network
-from experiments.three_factors import pairs
-from experiments.three_factors.training import _train, until_loss
+from experiments.three_factors import pairs, training
+from experiments.three_factors.training import _curvature, _train
 
 
 @pytest.fixture(autouse=True)
@@ -96,20 +96,31 @@ def test_a_level_is_met_between_two_records():
     assert np.isnan(pairs.at(0.7, rising, other)).all()
 
 
-def test_the_curvature_of_a_network_with_batch_norm(tmp_path):
-    architecture = Architecture(network="mlp-3-1-batch")
-    config = dataclasses.replace(
-        CONFIG, seeds=2, max_time=0.0, curvature_size=20, probes=200, quiet=True
-    )
+def test_the_curvature_of_a_network_with_batch_norm():
+    net = flat_network(Architecture(network="mlp-3-1-batch"), (8, 8, 1))
     data = stack_seeds([small_data("digits", seed=s, train_size=30, flat=False) for s in (0, 1)])
-    net = flat_network(architecture, data.inputs.shape[2:])
-    found = until_loss(config, tmp_path, 0.1, 10, 1, net, data)[0.1, 10]
-    for i, seed in enumerate(config.seed_range()):
-        batch = data.inputs[i, :20], data.targets[i, :20]
-        start = net.init(jax.random.key(seed))
-        dense = jax.hessian(lambda p, batch=batch: net.losses_fn(p, batch).mean())(start)
-        # The tracker makes 60 steps of two vectors; products in float32.
-        np.testing.assert_allclose(found["sharpness"][i], jnp.linalg.eigvalsh(dense)[-1], rtol=0.01)
-        # |H v|^2 has a standard deviation of at most sqrt 2 of its mean: four of 200 halved by the
-        # root.
-        np.testing.assert_allclose(found["frobenius"][i], jnp.linalg.norm(dense), rtol=0.2)
+    starts = net.init_seeds([5, 6])
+    found = _curvature(net, 20, 200, starts, data)
+    dense = jax.jit(jax.hessian(lambda p, batch: net.losses_fn(p, batch).mean()))
+    for i, start in enumerate(starts):
+        hessian = dense(start, (data.inputs[i, :20], data.targets[i, :20]))
+        # Sixty steps of two vectors, in float32.
+        np.testing.assert_allclose(found["sharpness"][i], jnp.linalg.eigvalsh(hessian)[-1], 0.01)
+        # |H v|^2 has a standard deviation of at most sqrt 2 of its mean; four of 200, and the root.
+        np.testing.assert_allclose(found["frobenius"][i], jnp.linalg.norm(hessian), 0.2)
+
+
+def test_one_architecture_rules_both_parts(monkeypatch, tmp_path):
+    architecture = Architecture(network="mlp-4-batch")
+    config = dataclasses.replace(experiment.lab.presets["smoke"], architecture=architecture)
+    recipes = []
+    monkeypatch.setattr(
+        training, "train_settings", lambda folder, recipe, *_, **__: recipes.append(recipe) or {}
+    )
+    pieces = training.all_pairs(config, tmp_path)
+    *_, net, data = pieces["clean", 0.05, 8].args
+    assert net.architecture == architecture
+    assert data.inputs.shape == (1, 32, 8, 8, 1)
+    pieces["wrong", 0.0, 8]()
+    assert vars(architecture).items() <= vars(recipes[0]).items()
+    assert recipes[0].batch_size == 8
