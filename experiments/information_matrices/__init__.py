@@ -20,8 +20,7 @@ fresh data tr F is 1.15 times tr H and tr C 1.37 times tr F, directions agree to
 Takeuchi's criterion is 0.95 ± 0.09 of the gap.
 
 real: small convolutional networks on Fashion-MNIST, by SGD with momentum.
-paper: a network of theirs on MNIST by their SGD, when it is prepared; the numbers in quotation
-marks are the paper's, and those without are of its lists of what was varied.
+paper: one of the paper's networks on MNIST, by SGD with momentum, when it is prepared.
 """
 
 from __future__ import annotations
@@ -68,14 +67,15 @@ lab = Lab(
           "batch_size": 64, "learning_rate": 0.01, "momentum": 0.9,  # as in `paper`
           "steps": (0, 300, 6000)},
     paper={
-        "data": "mnist", "pool": 4,  # set-up: MNIST, SVHN, CIFAR-10, in grey, "7 x 7 pixels"
-        # Appendix B.2: one hidden layer of 70 ReLU units, one of five networks.
+        "data": "mnist", "pool": 4,  # appendix B.2: 7 x 7 inputs
+        # Appendix B.2: one hidden layer, by default of 70 ReLU units.
         "architecture": {"hidden": (70,), "activation": "relu"},
         "fresh_architecture": {"hidden": (70,), "activation": "relu"},
-        "train_size": 5000, "fresh_size": 50_000,  # set-up: the smallest and the largest of five
-        # Set-up: SGD with momentum 0.9, rates 0.01, 0.005 and 0.001, batches of 64 and 512.
+        # Its experiments as remembered, not checked against the text: 5,000 to 50,000 examples, SGD
+        # with momentum 0.9, rates of 0.001 to 0.01, batches of 64 or 512, measured every 75k steps.
+        "train_size": 5000, "fresh_size": 50_000,
         "batch_size": 64, "learning_rate": 0.01, "momentum": 0.9,
-        "steps": tuple(range(0, 750_001, 75_000)),  # set-up: "750k steps", measured "every 75k"
+        "steps": tuple(range(0, 750_001, 75_000)),
     },
 )
 # fmt: on

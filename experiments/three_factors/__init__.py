@@ -81,8 +81,8 @@ lab = Lab(
           "rates": (0.01, 0.02, 0.04), "batch_sizes": (64, 128, 256), "stop_loss": 0.05,
           "curvature_size": 400, "probes": 10,
           "memorising_batch_sizes": (64, 256), "memorising_time": 50.0},
-    # The paper: four layers, ReLU, batch norm, Fashion-MNIST, 200 epochs; here a run ends at a
-    # loss, where curvature is compared. Width, rates, batch sizes, loss: not taken from it.
+    # The paper's first network: four layers, ReLU, batch norm. Its runs have 200 epochs, here they
+    # end at a loss, where curvature is compared. Width, rates, batch sizes, loss: not from it.
     paper={"data": "fashion_mnist", "train_size": 60_000,
            "architecture": {"network": "mlp-512-3-batch", "loss": "cross_entropy"},
            "rates": (0.005, 0.01, 0.02), "batch_sizes": (16, 32, 64, 128), "stop_loss": 0.02},

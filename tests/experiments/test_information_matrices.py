@@ -122,3 +122,20 @@ def test_the_arms_have_networks_and_examples_of_their_own():
     assert net.architecture == config.fresh_architecture
     assert data.inputs.shape == (40, 4, 4, 1)
     assert data.test_inputs.shape == (30, 4, 4, 1)
+
+
+def test_each_arm_is_measured_on_its_own_examples(monkeypatch, tmp_path):
+    config = dataclasses.replace(
+        experiment.lab.presets["smoke"], steps=(0,), fresh_size=40, test_size=25
+    )
+    sizes = []
+    monkeypatch.setattr(
+        training, "matrices", lambda net, params, batch: sizes.append(len(batch[1]))
+    )
+    monkeypatch.setattr(training, "compare", lambda found, top: {"top": top})
+    monkeypatch.setattr(training, "takeuchi", lambda found, count: count)
+    monkeypatch.setattr(training, "divergences", lambda *_: ([1.0], [1.0]))
+    rows = training.run_seed(config, 0, tmp_path)
+    assert sizes == [30, 25]
+    assert [rows[arm][0]["top"] for arm in rows] == [9, 9]
+    assert rows["fresh"][0]["takeuchi"] == 40
