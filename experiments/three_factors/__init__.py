@@ -77,14 +77,14 @@ lab = Lab(
            "batch_sizes": (8, 16), "stop_loss": 0.2, "max_time": 30.0, "probes": 4,
            "memorising_batch_sizes": (8,)},
     real={"data": "fashion_mnist", "seeds": 3, "train_size": 4000, "test_size": 2000,
-          "architecture": {"network": "mlp-128-3-batch", "loss": "cross_entropy"},
+          "architecture": {"network": "mlp-3-128-batch", "loss": "cross_entropy"},
           "rates": (0.01, 0.02, 0.04), "batch_sizes": (64, 128, 256), "stop_loss": 0.05,
           "curvature_size": 400, "probes": 10,
           "memorising_batch_sizes": (64, 256), "memorising_time": 50.0},
     # The paper's first network: four layers, ReLU, batch norm. Its runs have 200 epochs, here they
     # end at a loss, where curvature is compared. Width, rates, batch sizes, loss: not from it.
     paper={"data": "fashion_mnist", "train_size": 60_000,
-           "architecture": {"network": "mlp-512-3-batch", "loss": "cross_entropy"},
+           "architecture": {"network": "mlp-3-512-batch", "loss": "cross_entropy"},
            "rates": (0.005, 0.01, 0.02), "batch_sizes": (16, 32, 64, 128), "stop_loss": 0.02},
 )
 # fmt: on

@@ -97,7 +97,7 @@ def test_a_level_is_met_between_two_records():
 
 
 def test_the_curvature_of_a_network_with_batch_norm():
-    net = flat_network(Architecture(network="mlp-3-1-batch"), (8, 8, 1))
+    net = flat_network(Architecture(network="mlp-1-3-batch"), (8, 8, 1))
     data = stack_seeds([small_data("digits", seed=s, train_size=30, flat=False) for s in (0, 1)])
     starts = net.init_seeds([5, 6])
     found = _curvature(net, 20, 200, starts, data)
