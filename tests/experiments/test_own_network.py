@@ -55,9 +55,3 @@ def test_own_network_and_data(name, folder):
     assert "--data my.npz" in summary["command"]
     measured = [value for claim in summary["claims"] for value in claim["values"].values()]
     assert any(value is not None for value in measured)
-
-
-def test_an_experiment_on_its_own_network_refuses_another(folder, capsys):
-    options = ["--network", "my_nets:tiny", "--out", "out"]
-    assert main(["information_matrices", "--preset", "smoke", *options]) == 1
-    assert "leave out --network" in capsys.readouterr().err
