@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -61,9 +62,19 @@ class Placement:
                 "multiple as batch size (or as train size, for full batches), or fewer devices"
             )
 
+    def compiled(self, fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        """`jax.jit` of a function of states, which returns one."""
+        if self._mesh is not None:
+            options["out_shardings"] = self.replicated
+        return jax.jit(fn, **options)
+
     def spread(self, tree: Any) -> Any:
-        """Inside a compiled function: rows that all processes have, split over the devices."""
-        return self._constrained(tree, jax.P("data"))
+        """Inside a compiled function: rows that all processes have, split over the devices.
+
+        Arrays whose rows do not split evenly stay whole on every device.
+        """
+        even = lambda x: not len(x) % self.devices  # noqa: E731
+        return jax.tree.map(lambda x: self._constrained(x, jax.P("data")) if even(x) else x, tree)
 
     def collected(self, tree: Any) -> Any:
         """Inside a compiled function: the opposite of `spread`."""
@@ -78,6 +89,10 @@ class Placement:
     def everywhere(self, tree: Any) -> Any:
         """A state that this process has on one device, as the training step takes it."""
         return tree if self._mesh is None else parallel.replicate(tree, self._mesh)
+
+    def here(self, tree: Any) -> Any:
+        """The opposite of `everywhere`."""
+        return tree if self._mesh is None else jax.tree.map(lambda x: x.addressable_data(0), tree)
 
     def abstract(self, tree: Any) -> Any:
         """The shapes and dtypes of a state, to be read by each process to one of its devices."""
