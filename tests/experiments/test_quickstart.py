@@ -11,6 +11,7 @@ from flax import serialization
 
 from experiments import quickstart
 from experiments.__main__ import main
+from experiments.lib.runs.checkpoint import Checkpoints
 from experiments.lib.runs.rundir import read_json
 from experiments.lib.training import curvature, minibatch
 from experiments.lib.training.curvature import NUMBERS
@@ -105,7 +106,7 @@ def test_a_second_start_measures_and_trains_nothing(finished, options, monkeypat
         raise AssertionError("measures or trains again")
 
     monkeypatch.setattr(curvature.Curvature, "_measure", fail)
-    monkeypatch.setattr(minibatch._Engine, "_moved", fail)
+    monkeypatch.setattr(Checkpoints, "save", fail)
     before = numbers(finished)
     assert main([*options, "--out", str(finished)]) == 0
     assert numbers(finished) == before
