@@ -12,6 +12,12 @@ Two ways to compare: at the end, after the same number of steps; and at the best
 same number of gradient evaluations (a step of SAM costs 2, of GP and IGR 3, of FP refreshed every
 10 steps 4/3). One half of the test set chooses that epoch, and of each of SAM, FP and GP the
 coefficient; the other half is measured.
+
+Found: after as many steps SAM gains 7.6 points, FP 7.2, GP 2.9 and IGR 0.6 ± 0.5; at equal cost SAM
+1.6 ± 0.8, GP 1.1 and FP nothing, for SGD stopped in time has learned few wrong labels. At the end
+FP has fitted 0.42 of the wrong labels that SGD fits, SAM 0.66 and GP nearly all: the coefficients
+are those of the best epoch, and larger ones memorise less. SAM ends with a fifth of the largest
+eigenvalue, FP and GP with two thirds of tr F.
 """
 
 from __future__ import annotations
