@@ -5,7 +5,7 @@ and once with SAM (Foret et al., ICLR 2021, arXiv:2010.01412). Both stop at the 
 driven to zero, cross-entropy makes every curvature vanish. Along the way and at the end the
 Hessian, the gradient covariance K and the Fisher information F are measured.
 
-    python -m experiments quickstart                      # some 100 seconds of CPU time
+    python -m experiments quickstart                      # some 130 seconds of CPU time
     python -m experiments quickstart --label-noise 0      # all labels right
     python -m experiments quickstart --network my_nets:tiny --data my.npz --out runs/mine
     python -m experiments quickstart --checkpoint PATH --network my_nets:tiny --data my.npz
