@@ -205,6 +205,9 @@ def training(axes: Any, runs: Runs, config: Config) -> None:
             curve(row[1], COST[arm] * epochs, records[name], number, arm)
         row[0].set(xlabel="epoch", ylabel=words(name))
         row[1].set(xlabel="epochs of SGD of that cost", xlim=(None, 1.02 * config.recipe.epochs))
+    least = min(end(records, "test_accuracy").min() for records in runs.values())
+    for panel in axes[0]:
+        panel.set_ylim(bottom=min(0.8, least - 0.05))
     axes[1][0].legend(fontsize=8)
 
 
