@@ -84,7 +84,7 @@ def run_chunks(
     first = placement.primary
     parts = folder / "records"
     distributed.on_primary(lambda: parts.mkdir(parents=True, exist_ok=True))
-    checkpoints = Checkpoints(folder / "checkpoints", keep_last=2, keep_best=0, primary=first)
+    checkpoints = Checkpoints(folder / "checkpoints", keep_last=2, primary=first)
     state = jax.tree.map(jax.numpy.asarray, state)
     # The first process alone looks at the records: others may see a file a little later.
     check = lambda meta: _check(parts, meta["records"]) if first else None  # noqa: E731
@@ -107,7 +107,7 @@ def run_chunks(
                 records = {name: np.asarray(values) for name, values in found.items()}
                 behind = [*behind, _write(parts, records, log, steps, logged or num_steps, axis)]
                 done = steps.stop
-                checkpoints.save(done, state, {"records": behind})
+                checkpoints.save(done, state, {"records": behind}, score=_score(records, axis))
                 bar.update(done)
             checkpoints.wait()
         if signals.exit_status is not None:  # it came during the last chunk
@@ -150,6 +150,14 @@ def _write(
         return [steps.stop, zlib.crc32(path.read_bytes())]
 
     return distributed.on_primary(write)
+
+
+def _score(records: Mapping[str, np.ndarray], axis: int) -> float | None:
+    """The last test accuracy, mean over seeds; None where there is none."""
+    if "test_accuracy" not in records:
+        return None
+    found = float(records["test_accuracy"].take(-1, axis).mean())
+    return found if np.isfinite(found) else None
 
 
 def _write_rows(
