@@ -11,7 +11,7 @@ import optax
 
 from experiments.lib.lab import Lab, Options
 from experiments.lib.runs.kept import kept_arrays
-from experiments.lib.training import minibatch
+from experiments.lib.training import engine, minibatch
 from experiments.lib.training.recipes import Recipe
 from experiments.lib.training.settings import train_settings
 
@@ -31,7 +31,7 @@ EXPERIMENT = lab.experiment
 
 def pausing(seconds: float) -> Any:
     """`run_chunks` that leaves others the time to kill it."""
-    run_chunks = minibatch.run_chunks
+    run_chunks = engine.run_chunks
 
     def slow(folder, state, advance, *args, **options):
         def late(*now):
@@ -47,7 +47,7 @@ def pausing(seconds: float) -> Any:
 def run(config: Config, out: Path) -> dict[str, Any]:
     """All records, and all parameters at the end."""
     if config.pause:
-        minibatch.run_chunks = pausing(config.pause)
+        engine.run_chunks = pausing(config.pause)
     seeds = config.seed_range()
     data = minibatch.load_seeds(
         config.data, seeds, train_size=32, test_size=50, label_noise=0.25, flat=False

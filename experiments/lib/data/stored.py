@@ -55,7 +55,8 @@ class Stored:
 def inputs(part: Split, name: str) -> Stored:
     """Those of a part of the training split of a prepared data set."""
     reader = _reader(name, str(data_directory()))
-    return Stored(part.rows, *map(np.asarray, part.normalizer), reader)
+    mean, std = map(np.asarray, part.normalizer)
+    return Stored(part.rows, mean, std, reader)
 
 
 @functools.cache

@@ -26,7 +26,6 @@ class Placement:
         By default all of them in a distributed run and where there are several accelerators; the
         devices of one CPU share its cores.
         """
-        self.process = distributed.position()
         self.primary = distributed.is_first()
         together = distributed.is_distributed()
         devices = jax.devices() if together else jax.local_devices()
@@ -46,13 +45,6 @@ class Placement:
         if self._mesh is None:
             return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         return jax.sharding.NamedSharding(self._mesh, jax.P())
-
-    def batch(self, batch: Any) -> Any:
-        """Moves this process's rows of a batch to the devices, without waiting."""
-        if self._mesh is None:
-            return jax.device_put(batch)
-        sharding = jax.sharding.NamedSharding(self._mesh, jax.P("data"))
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
     def check_batch_size(self, size: int) -> None:
         """Raises an `ExperimentError` unless a batch splits evenly over the devices."""
@@ -75,10 +67,6 @@ class Placement:
         """
         even = lambda x: not len(x) % self.devices  # noqa: E731
         return jax.tree.map(lambda x: self._constrained(x, jax.P("data")) if even(x) else x, tree)
-
-    def collected(self, tree: Any) -> Any:
-        """Inside a compiled function: the opposite of `spread`."""
-        return self._constrained(tree, jax.P())
 
     def _constrained(self, tree: Any, spec: jax.P) -> Any:
         if self._mesh is None:

@@ -107,9 +107,7 @@ def run_chunks(
                 records = {name: np.asarray(values) for name, values in found.items()}
                 behind = [*behind, _write(parts, records, log, steps, logged or num_steps, axis)]
                 done = steps.stop
-                accuracy = records.get("test_accuracy")
-                score = None if accuracy is None else float(accuracy.take(-1, axis).mean())
-                checkpoints.save(done, state, {"records": behind}, score=score)
+                checkpoints.save(done, state, {"records": behind}, score=_score(records, axis))
                 bar.update(done)
             checkpoints.wait()
         if signals.exit_status is not None:  # it came during the last chunk
@@ -152,6 +150,14 @@ def _write(
         return [steps.stop, zlib.crc32(path.read_bytes())]
 
     return distributed.on_primary(write)
+
+
+def _score(records: Mapping[str, np.ndarray], axis: int) -> float | None:
+    """The last test accuracy, mean over seeds; None where there is none."""
+    if "test_accuracy" not in records:
+        return None
+    found = float(records["test_accuracy"].take(-1, axis).mean())
+    return found if np.isfinite(found) else None
 
 
 def _write_rows(

@@ -47,14 +47,14 @@ class Engine:
         self, folder: Path, given: tuple[Any, ...], chunk: int | None, *, quiet: bool
     ) -> Trained:
         """Trains with the given data, seeds, numbers for the optimiser, and first parameters."""
-        given = jax.tree.map(jnp.asarray, given)
-        *given, start = self.placement.everywhere(given)
-        runs = self.begin(*given, start)
+        given = self.placement.everywhere(jax.tree.map(jnp.asarray, given))
+        data, seeds, hyper, start = given
+        runs = self.begin(data, seeds, hyper, start)
         chunk = chunk or self.chunk(len(runs["epoch"]))
         state, records = run_chunks(
             folder,
             {"runs": runs, "block": self.placement.everywhere(jnp.zeros((), jnp.int32))},
-            functools.partial(self.advance, given),
+            functools.partial(self.advance, (data, seeds, hyper)),
             chunk * -(-self.num_records // chunk),
             chunk,
             axis=1,
@@ -97,6 +97,6 @@ class Engine:
         block = state["block"] + jnp.arange(steps)
         moves = (block > 0) & (block < self.num_records)
         epochs = jnp.where(moves, self.recipe.record_every, 0)
-        blocks = self.over(lambda *one: self.run.blocks(*one, epochs))
+        blocks = self.over(functools.partial(self.run.blocks, epochs=epochs))
         runs, records = blocks(state["runs"], seeds, hyper, data)
         return {"runs": runs, "block": state["block"] + steps}, records
