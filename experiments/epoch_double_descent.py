@@ -64,7 +64,7 @@ class Config(Options):
 
 # fmt: off
 lab = Lab(
-    Config, "Nakkiran et al. 2020; Heckel & Yilmaz 2021", shares=False,
+    Config, "Nakkiran et al. 2020; Heckel & Yilmaz 2021", shares=False, data_parallel=True,
     smoke={"seeds": 1, "train_size": 40, "fit_epochs": 4,
            "recipe": {"hidden": (8,), "init_scale": 1.0, "epochs": 8, "record_every": 2}},
     real={"data": "fashion_mnist", "seeds": 3, "train_size": 4000, "learning_rate": 0.02,

@@ -73,7 +73,7 @@ class Config(Options):
 
 # fmt: off
 lab = Lab(
-    Config, "Jastrzebski et al. 2021",
+    Config, "Jastrzebski et al. 2021", data_parallel=True,
     smoke={"seeds": 1, "train_size": 24,
            "recipe": {"hidden": (6,), "batch_size": 12, "epochs": 2, "record_every": 1}},
     real={"data": "fashion_mnist", "seeds": 3, "train_size": 5000, "label_noise": 0.0,

@@ -62,7 +62,7 @@ class Config(Options):
 
 # fmt: off
 lab = Lab(
-    Config, "Jastrzebski et al. 2021",
+    Config, "Jastrzebski et al. 2021", data_parallel=True,
     smoke={"seeds": 1, "train_size": 24, "recipe": {"hidden": (6,), "init_scale": 1.0,
                                                     "batch_size": 12, "epochs": 2,
                                                     "record_every": 1}},

@@ -57,7 +57,7 @@ class Config(Options):
 
 # fmt: off
 lab = Lab(
-    Config, "Zhang et al. 2017", shares=False,
+    Config, "Zhang et al. 2017", shares=False, data_parallel=True,
     smoke={"seeds": 1, "train_size": 30, "fractions": (0.0, 1.0),
            "recipe": {"hidden": (16,), "init_scale": 1.0, "epochs": 12, "record_every": 4}},
     real={"data": "fashion_mnist", "seeds": 3, "train_size": 5000, "learning_rate": 1e-3,
@@ -116,7 +116,6 @@ def run(config: Config, out: Path) -> Runs:
         seeds,
         lambda seed, hyper: optax.adam(config.learning_rate),
         {"adam": 0.0},
-        chunk=10,
         quiet=config.quiet,
     )
 

@@ -60,7 +60,7 @@ class Config(Options):
 
 # fmt: off
 lab = Lab(
-    Config, "Foret et al. 2021",
+    Config, "Foret et al. 2021", data_parallel=True,
     smoke={"seeds": 1, "train_size": 32,
            "recipe": {"hidden": (6,), "batch_size": 16, "epochs": 4, "record_every": 2}},
     real={"data": "fashion_mnist", "seeds": 3, "train_size": 5000, "learning_rate": 0.05,
@@ -112,7 +112,7 @@ def run(config: Config, out: Path) -> Runs:
             return optax.chain(head(), optax.sgd(config.learning_rate))
 
         found = train_grid(
-            out / kind, config.recipe, data, seeds, optimizer, radii, chunk=8, quiet=config.quiet
+            out / kind, config.recipe, data, seeds, optimizer, radii, quiet=config.quiet
         )
         return {
             (arm, noise): kept_arrays(

@@ -64,7 +64,7 @@ class Config(Options):
 
 # fmt: off
 lab = Lab(
-    Config, "Smith et al. 2021",
+    Config, "Smith et al. 2021", data_parallel=True,
     smoke={"seeds": 1, "train_size": 24, "order_size": 16, "hidden": 4, "steps": (0.02, 0.01),
            "epoch_steps": (0.02, 0.01), "horizon": 0.2, "factor": 2,
            "recipe": {"hidden": (6,), "batch_size": 12, "epochs": 2, "record_every": 1}},

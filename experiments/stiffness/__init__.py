@@ -75,7 +75,7 @@ class Found(NamedTuple):
 
 # fmt: off
 lab = Lab(
-    Config, "Fort et al. 2019",
+    Config, "Fort et al. 2019", data_parallel=True,
     smoke={"seeds": 1, "train_size": 40, "pairs": 20, "walkers": 2000, "stable_size": 20,
            "stable_steps": 20, "batch_sizes": (4, 20, 20),
            "recipe": {"hidden": (6,), "batch_size": 20, "epochs": 4, "record_every": 2},

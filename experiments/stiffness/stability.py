@@ -50,7 +50,6 @@ def sgd_ends(config: Config, out: Path) -> dict[str, Callable[[], dict[str, np.n
             seeds,
             lambda seed, rate: optax.sgd(rate),
             {rate: rate for rate in config.stable_rates},
-            chunk=3,
             quiet=config.quiet,
         )
         end = kept_arrays(folder / "stability.npz", lambda: stability(recipe, found, data, size))

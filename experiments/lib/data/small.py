@@ -14,18 +14,21 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
-import jax.flatten_util
 import numpy as np
 
 from experiments.lib.data.own import is_own, load_own
 from experiments.lib.runs.errors import BadData
+
+IN_MEMORY_GIB = 2.0
+"""A prepared set with more pixels than this stays on disk, see `experiments.lib.data.stored`."""
 
 
 class SmallData(NamedTuple):
     """Examples; with a leading axis of seeds if stacked.
 
     Attributes:
-      inputs: (n, d) float32, or images (n, height, width, channels).
+      inputs: (n, d) float32, or images (n, height, width, channels); `Stored` images of a set that
+        is too large for memory.
       targets: (n,) int32, the labels trained on.
       clean_targets: (n,) int32, the true ones.
       test_inputs: (m, ...) float32.
@@ -83,7 +86,8 @@ def small_data(
         return data
 
     def vectors(inputs):
-        return inputs.reshape(len(inputs), -1)
+        # What stays on disk is given the shape of the test inputs when it is read.
+        return inputs.reshape(len(inputs), -1) if isinstance(inputs, np.ndarray) else inputs
 
     return data._replace(inputs=vectors(data.inputs), test_inputs=vectors(data.test_inputs))
 
@@ -125,6 +129,7 @@ def _all_digits() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _prepared(name, seed, train_size, label_noise, test_size, num_classes) -> SmallData:
+    from experiments.lib.data import stored
     from experiments.lib.data.images import DataConfig, load_data
 
     data = load_data(
@@ -134,11 +139,17 @@ def _prepared(name, seed, train_size, label_noise, test_size, num_classes) -> Sm
             test_size=test_size,
             label_noise=label_noise,
             data_seed=seed,
+            in_memory_gib=IN_MEMORY_GIB,
         )
     )
     _check_classes(name, data.num_classes, num_classes)
-    train, test = data.train.arrays(), data.test.arrays()
-    return SmallData(train.inputs, train.targets, train.clean_targets, test.inputs, test.targets)
+    test = data.test.arrays()
+    if data.train.in_memory:
+        train = data.train.arrays()
+        given = train.inputs, train.targets, train.clean_targets
+    else:
+        given = stored.inputs(data.train, name), *stored.labels(data.train)
+    return SmallData(*given, test.inputs, test.targets)
 
 
 def _own(path, seed, train_size, label_noise, test_size, num_classes) -> SmallData:
@@ -174,7 +185,7 @@ def _check_classes(name, there, outputs):
 
 def stack_seeds(each: Sequence[SmallData]) -> SmallData:
     """The data of several seeds with a leading axis for `jax.vmap`."""
-    return SmallData(*(np.stack(leaves) for leaves in zip(*each, strict=True)))
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *each)
 
 
 def shuffled_batches(key: jax.Array, size: int, batch_size: int) -> jax.Array:

@@ -20,7 +20,6 @@ import numpy as np
 from experiments.lib.nets.architecture import Architecture, network
 from experiments.lib.nets.losses import per_example
 from experiments.lib.runs.errors import BadNetwork
-from flatjax import loops
 
 
 class FlatNetwork:
@@ -85,14 +84,8 @@ class FlatNetwork:
         return (self(params, inputs).argmax(-1) == targets).mean()
 
     def over_seeds(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """`fn` over a leading axis of seeds of all its arguments.
-
-        Fully connected networks go side by side. Others go one after the other in a compiled loop:
-        a kernel of its own for each seed makes convolutions slow on a CPU.
-        """
-        if self.architecture.flat:
-            return jax.vmap(fn)
-        return lambda *args: loops.scan(lambda _, each: (None, fn(*each)), None, args)[1]
+        """`fn` over a leading axis of seeds of all its arguments; see `Architecture.over_runs`."""
+        return self.architecture.over_runs(fn)
 
 
 @functools.cache
