@@ -2,6 +2,7 @@
 
 from importlib.metadata import version as _version
 
+from flatjax import ensembles as ensembles
 from flatjax import landscape as landscape
 from flatjax import linalg as linalg
 from flatjax import loops as loops
@@ -17,6 +18,13 @@ from flatjax._spectrum import SpectrumState as SpectrumState
 from flatjax._spectrum import spectrum as spectrum
 from flatjax._trackers import TrackState as TrackState
 from flatjax._trackers import track as track
+from flatjax.ensembles._calibration import CalibratedNLL as CalibratedNLL
+from flatjax.ensembles._calibration import calibrated_nll as calibrated_nll
+from flatjax.ensembles._memory_split import Split as Split
+from flatjax.ensembles._memory_split import memory_split as memory_split
+from flatjax.ensembles._power_laws import PowerLaw as PowerLaw
+from flatjax.ensembles._power_laws import fit_power_law as fit_power_law
+from flatjax.ensembles._schedules import cyclic_schedule as cyclic_schedule
 from flatjax.landscape._directions import filter_normalize as filter_normalize
 from flatjax.landscape._directions import filter_normalized_direction as filter_normalized_direction
 from flatjax.landscape._lines import Line as Line
