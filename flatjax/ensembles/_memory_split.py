@@ -80,8 +80,7 @@ def memory_split(laws: Mapping[Any, PowerLaw], budget: float) -> Split:
         raise ValueError(
             f"no network fits into a budget of {budget}: the sizes are {', '.join(map(str, laws))}."
         )
-    numbers = {s: tuple(map(float, law[:3])) for s, law in laws.items()}  # c, b, a in float64
-    predicted = np.array([_at(numbers[size], members) for members, size in candidates])
+    predicted = np.array([_at(laws[size], members) for members, size in candidates])
     alone = np.array([members == 1 for members, _ in candidates])
     best = int(np.argmin(predicted))  # the first that is no number, if there is one
     members, size = candidates[best]
@@ -89,6 +88,6 @@ def memory_split(laws: Mapping[Any, PowerLaw], budget: float) -> Split:
     return Split(members, size, jnp.asarray(predicted[best]), jnp.asarray(gain))
 
 
-def _at(law: tuple[float, float, float], members: int) -> float:
-    offset, scale, exponent = law
-    return offset + scale * members**exponent
+def _at(law: PowerLaw, members: int) -> float:
+    """The law at a number of members, in float64."""
+    return float(law.offset) + float(law.scale) * members ** float(law.exponent)

@@ -181,6 +181,7 @@ def _crossing(excess: Any, best: float, outward: np.ndarray, end: float) -> floa
     previous = best
     for a in outward:
         if excess(a) > 0:
-            return float(brentq(excess, previous, a))
+            root: Any = brentq(excess, previous, a)
+            return float(root)
         previous = a
     return end

@@ -167,9 +167,12 @@ def local_learning_coefficient(
     )
     structure, initial_loss, mean_weight, num_batches = _initial(ops)
     data_weight, dtype = num_data * beta, trees.dtype(structure)
-    numbers = (data_weight, mean_weight, localization, step_size)
     setting = langevin_chains.Setting(
-        *(jnp.asarray(a, dtype) for a in numbers), jnp.asarray(num_burnin, jnp.int32)
+        data_weight=jnp.asarray(data_weight, dtype),
+        mean_weight=jnp.asarray(mean_weight, dtype),
+        localization=jnp.asarray(localization, dtype),
+        step_size=jnp.asarray(step_size, dtype),
+        num_burnin=jnp.asarray(num_burnin, jnp.int32),
     )
     keys = jax.random.split(key, num_chains)
     chains = langevin_chains.started(keys, structure, adapt=preconditioner is not None)
