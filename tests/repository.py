@@ -24,6 +24,7 @@ ROOMS = (
     "transforms",
     "measures",
     "landscape",
+    "ensembles",
     "parallel",
     "loops",
     "plots",

@@ -122,9 +122,21 @@ ENTRIES = {
     "loss_along": lambda u: flatjax.loss_along(
         u.rows, PARAMS, BATCH, direction=PARAMS, positions=[0.0, 1.0]
     ),
+    "batch_sharpness": lambda u: flatjax.batch_sharpness(u.rows, PARAMS, [BATCH, BATCH]),
     "average_sharpness": measured("average_sharpness", sigma=0.1, key=KEY, num_samples=2),
     "critical_sharpness": measured("critical_sharpness", update=-PARAMS),
+    "curvature_gradient": lambda u: flatjax.curvature_gradient(
+        lambda p, b: u.rows(p, b) ** 2, PARAMS, PARAMS, PARAMS, BATCH
+    ),
+    "directional_sharpness": lambda u: flatjax.directional_sharpness(u.product, PARAMS),
     "eps_sharpness": measured("eps_sharpness", ascent_steps=2),
+    "generalized_sharpness": lambda u: flatjax.generalized_sharpness(
+        u.product, PARAMS, key=KEY, num_starts=1, max_products=2
+    ),
+    "local_learning_coefficient": lambda u: flatjax.local_learning_coefficient(
+        u.rows, PARAMS, [BATCH], key=KEY, num_data=100, localization=1.0, step_size=1e-4,
+        num_chains=1, num_steps=4, num_burnin=1,
+    ),
     "sam_sharpness": measured("sam_sharpness"),
     "pac_bayes_flatness": measured("pac_bayes_flatness", key=KEY, num_samples=2),
     "linear_stability": measured("linear_stability", learning_rate=0.1, batch_size=2, key=KEY),

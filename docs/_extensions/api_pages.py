@@ -19,6 +19,7 @@ ROOMS = [
     "linalg",
     "measures",
     "landscape",
+    "ensembles",
     "transforms",
     "preflight",
     "optimizers",
