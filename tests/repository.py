@@ -24,6 +24,7 @@ ROOMS = (
     "transforms",
     "measures",
     "landscape",
+    "paths",
     "parallel",
     "loops",
     "plots",

@@ -19,6 +19,7 @@ ROOMS = [
     "linalg",
     "measures",
     "landscape",
+    "paths",
     "transforms",
     "preflight",
     "optimizers",
