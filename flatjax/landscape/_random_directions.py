@@ -172,23 +172,23 @@ def _orthogonal_units(moving):
     small, weight, made = jnp.zeros((num, num), dtype), jnp.zeros((), dtype), []
     for d, p, unit in moving:
         large = math.prod(p.shape[i] for i in unit) >= num
-        q = _orthonormal(d, unit) if large else _unit(d, unit)
-        made.append((large, _scaled(q, p, unit), p, unit))
+        rows = _scaled(_orthonormal(d, unit) if large else _unit(d, unit), p, unit)
+        made.append((large, rows))
         if large:
             weight += jnp.sum(jnp.square(p)).astype(dtype)
         else:
-            small += bases.gram([made[-1][1]], [made[-1][1]]).astype(dtype)
-    if all(large for large, *_ in made):
-        return [d for _, d, _, _ in made], jnp.asarray(True)
+            small += bases.gram([rows], [rows]).astype(dtype)
+    if all(large for large, _ in made):
+        return [rows for _, rows in made], jnp.asarray(True)
     # Cosines between the directions, in all large units alike, that cancel the small ones' share.
     cosines = jnp.eye(num, dtype=dtype) - (small - jnp.diag(jnp.diag(small))) / weight
     tilt = jnp.linalg.cholesky(cosines)
 
-    def tilted(d):
-        return jnp.tensordot(tilt.astype(d.dtype), d, 1, precision="highest")
+    def tilted(rows):
+        return jnp.tensordot(tilt.astype(rows.dtype), rows, 1, precision="highest")
 
     possible = jnp.isfinite(tilt).all()
-    return [tilted(d) if large else d for large, d, _, _ in made], possible
+    return [tilted(rows) if large else rows for large, rows in made], possible
 
 
 def _orthonormal(d, unit):

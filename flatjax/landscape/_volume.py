@@ -178,7 +178,7 @@ def log_volume(
     pilot = numbers[:devices]
     still = _directions(key, pilot, inverse_root, shapes, mesh), np.zeros(devices, dtype)
     at_params = points_at.metrics_at(points, inverse_root, still, place=_out, mesh=mesh)[0]
-    if not loops.is_traced(at_params) and not float(at_params) < float(level):
+    if not loops.is_traced((at_params, level)) and not float(at_params) < float(level):
         raise ValueError(
             f"threshold={float(level)} is an absolute loss and must be above that of the params, "
             f"{float(at_params)}."

@@ -189,13 +189,13 @@ def plot_surface_3d(surface: Surface, *, choose: Choice = None, ax: Any = None) 
       ValueError: if the losses are several and none is chosen, or no loss is finite.
 
     Example:
-      >>> import jax.numpy as jnp, matplotlib
-      >>> matplotlib.use("Agg")
+      >>> import jax.numpy as jnp, matplotlib.figure
       >>> from flatjax import plots
       >>> from flatjax.landscape import Surface
       >>> t = jnp.linspace(-1, 1, 5)
       >>> bowl = Surface(t, t, 1 + t[:, None] ** 2 + 3 * t[None] ** 2)
-      >>> plots.plot_surface_3d(bowl).get_zlabel()
+      >>> space = matplotlib.figure.Figure().add_subplot(projection="3d")
+      >>> plots.plot_surface_3d(bowl, ax=space).get_zlabel()
       'log10 loss'
     """
     ax = axes(ax, "3d")
