@@ -177,7 +177,7 @@ def on_device(a: Any) -> jax.Array:
 def mesh_of(tree: Any) -> Mesh | None:
     """The mesh on whose devices everything lies whole; ``None`` where there is no such mesh."""
     arrays = [a for a in jax.tree.leaves(tree) if isinstance(a, jax.Array)]
-    meshes = {s.mesh for s in map(trees.sharding_of, arrays) if s is not None}
+    meshes: set[Any] = {s.mesh for s in map(trees.sharding_of, arrays) if s is not None}
     whole = all(a.is_fully_replicated for a in arrays)
     return meshes.pop() if whole and len(meshes) == 1 else None
 

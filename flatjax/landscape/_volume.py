@@ -160,13 +160,14 @@ def log_volume(
     if mesh is not None:  # every device draws its own directions
         structure = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), structure)
     shapes = probes.static(structure)
-    level = threshold if loops.is_traced(threshold) else np.asarray(threshold)
+    level: Any = threshold if loops.is_traced(threshold) else np.asarray(threshold)
     level = level.astype(dtype)
 
     def radii(part, initial):
         directions = _directions(key, part, inverse_root, shapes, mesh)
-        nothing = np.zeros(devices, dtype)
-        state: Any = Crossing(nothing, nothing + np.inf, np.zeros((), np.int32))
+        nothing: Any = np.zeros(devices, dtype)  # on the host, where it compiles nothing
+        count: Any = np.zeros((), np.int32)
+        state = Crossing(nothing, nothing + np.inf, count)
 
         def step(state):
             return _trial(points, inverse_root, directions, initial, level, state, tol, mesh=mesh)
@@ -269,4 +270,5 @@ def _summary(lower, upper, inverse_root, dtype):
         known = (effective >= 2) & ~truncated.any()
         error = xp.where(known, xp.hypot(sampling, bracket), xp.inf)
         numbers = constant + top + xp.log(mean), constant + low.mean(), error, effective, radii
-    return LogVolume(*(jnp.asarray(a, dtype) for a in numbers), jnp.asarray(truncated.sum()))
+    value, bound, error, effective, radii = (jnp.asarray(a, dtype) for a in numbers)
+    return LogVolume(value, bound, error, effective, radii, jnp.asarray(truncated.sum()))
