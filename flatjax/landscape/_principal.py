@@ -113,10 +113,7 @@ def _begun(points, origin, num):
 def _off(points, origin, known):
     """The differences less what lies along the known directions; rows of zeros are none."""
     off = jax.tree.map(lambda p, o: p - o[None], points, origin)
-    for _ in range(2):
-        along = bases.gram(off, known)
-        off = bases.subtract(off, bases.combine(known, along.T))
-    return off
+    return bases.subtract(off, bases.combine(known, bases.gram(off, known).T))
 
 
 @jax.jit

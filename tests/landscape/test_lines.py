@@ -173,6 +173,11 @@ def test_a_convex_loss_has_no_barrier_and_a_failing_one_no_number(key):
     assert float(barrier(bowl, a, b, None).value) == 0.0
     found = barrier(lambda w, _: jnp.log(w), jnp.float32(-1), jnp.float32(1), None, num_points=3)
     assert np.isnan(found.value)
+    hole = barrier(
+        lambda w, _: jnp.where(w == 0, jnp.nan, w), jnp.float32(-1), jnp.float32(1), None
+    )
+    assert np.isnan(hole.value)
+    assert float(hole.position) == 0.5
     # The ends are those points exactly, whatever rounding does to their difference.
     far, near = jnp.array([1e8, 1.0]), jnp.array([1.0, 1e-8])
     ends = barrier(lambda w, _: w[0], far, near, None, num_points=3).ends

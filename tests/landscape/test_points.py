@@ -7,7 +7,7 @@ import pytest
 
 import flatjax
 from flatjax import parallel
-from flatjax.landscape import loss_along, loss_surface
+from flatjax.landscape import _points, loss_along, loss_surface
 from tests.compilations import count_compilations
 
 
@@ -164,6 +164,8 @@ def test_a_batch_that_is_split_is_shared_at_every_point(problem):
     params, batch = problem
     mesh = parallel.make_mesh(4)
     split, weights = parallel.shard_batch(batch, mesh)
+    assert _points.mesh_of(parallel.replicate(batch, mesh)) is not None
+    assert _points.mesh_of((parallel.replicate(params, mesh), split)) is None
     rows = lambda p, b: {k: v for k, v in metrics(p, b).items() if k != "masked"}  # noqa: E731
     there = loss_along(
         rows, parallel.replicate(params, mesh), split, direction=params, positions=[-1, 0, 1],

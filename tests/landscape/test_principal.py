@@ -58,6 +58,7 @@ def test_a_second_direction_that_explains_a_billionth():
     got = np.concatenate([found.directions["b"], found.directions["w"].reshape(2, -1)], 1)
     # What the points themselves are rounded to, 1e-5 at 100, over 0.03.
     assert abs(np.sum(got[1] * directions[1])) > 0.99
+    assert abs(np.sum(got[0] * got[1])) < 1e-6
     np.testing.assert_allclose(
         found.explained[1] / found.explained[0], (values[1] / values[0]) ** 2, rtol=0.05
     )

@@ -78,6 +78,20 @@ def test_bare_directions_keep_the_norms_of_their_numbers(key):
     np.testing.assert_allclose(found["a"][0], drawn["a"][0], rtol=1e-6)
 
 
+def test_directions_of_nearly_dependent_numbers_are_orthogonal(key):
+    """Among many triples in three dimensions some nearly lie in a plane: once is not enough."""
+    filters = random_directions({"kernel": jnp.ones((3, 400))}, 3, key=key)["kernel"]
+    rows = np.moveaxis(np.asarray(filters, np.float64), -1, 0)
+    draw = lambda k: random_directions(jnp.ones(3), 3, key=k, normalize="none")  # noqa: E731
+    whole = np.asarray(jax.vmap(draw)(jax.random.split(key, 400)), np.float64)
+    for triples in (rows, whole):
+        unit = triples / np.linalg.norm(triples, axis=-1, keepdims=True)
+        # A few roundings of float32 in sums of three products.
+        np.testing.assert_allclose(
+            unit @ np.swapaxes(unit, 1, 2), np.eye(3)[None] + 0 * unit, atol=1e-6
+        )
+
+
 def test_a_mask_leaves_the_others_where_they_are(key, params):
     mask = {"first": False, "conv": True, "last": True}
     found = random_directions(params, 2, key=key, mask=mask)
