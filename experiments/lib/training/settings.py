@@ -68,6 +68,16 @@ def train_settings(
     }
 
 
+def load_grid(
+    name: str, recipe: Recipe, seeds: Sequence[int], noises: Sequence[float], *, train_size: int
+) -> dict[float, SmallData]:
+    """The data of all seeds for each of some fractions of wrong labels, for `train_grid`."""
+    options = {"train_size": train_size, "flat": recipe.flat, "num_classes": recipe.classes}
+    return {
+        noise: minibatch.load_seeds(name, seeds, label_noise=noise, **options) for noise in noises
+    }
+
+
 def train_grid(
     folder: Path,
     recipe: Recipe,
