@@ -48,6 +48,7 @@ class Config(Options):
     """The options."""
 
     train_size: int = 200  # training examples
+    test_size: int | None = None  # test examples; None for all
     label_noise: float = 0.2  # the fraction of wrong labels
     noise: float = 0.3  # standard deviation of the target noise of phase two; the control has none
     descent: Descent = Descent(learning_rate=0.05)  # in both phases
@@ -111,6 +112,7 @@ def run(config: Config, out: Path) -> Runs:
         config.data,
         seeds,
         train_size=config.train_size,
+        test_size=config.test_size,
         label_noise=config.label_noise,
         flat=recipe.flat,
         num_classes=recipe.classes,

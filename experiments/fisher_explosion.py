@@ -60,6 +60,7 @@ class Config(Options):
     """The options."""
 
     train_size: int = 400  # training examples
+    test_size: int | None = None  # test examples; None for all
     label_noise: float = 0.25  # the fraction of wrong labels
     recipe: Recipe = Recipe(init_scale=0.6, epochs=400, record_every=10)  # network and training
     best_rate: float = 1.0  # eta*, the learning rate with the best final test accuracy
@@ -113,6 +114,7 @@ def run(config: Config, out: Path) -> Runs:
         config.data,
         seeds,
         train_size=config.train_size,
+        test_size=config.test_size,
         label_noise=config.label_noise,
         flat=recipe.flat,
         num_classes=recipe.classes,

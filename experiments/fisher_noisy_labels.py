@@ -54,6 +54,7 @@ class Config(Options):
     """The options."""
 
     train_size: int = 400  # training examples
+    test_size: int | None = None  # test examples; None for all
     recipe: Recipe = Recipe(init_scale=0.6, epochs=400, record_every=5)  # network and training
     rate: float = 0.05  # the learning rate of all
     coefs: tuple[float, ...] = (0.3, 1.0)  # of the squared norms; the validation half chooses one
@@ -93,7 +94,8 @@ PAPER = {  # per cent, of VGG11 and of ResNet-52
 def run(config: Config, out: Path) -> Runs:
     """The records of every arm, of the penalties with the coefficient that is chosen."""
     seeds = config.seed_range()
-    data = load_grid(config.data, config.recipe, seeds, NOISES, train_size=config.train_size)
+    sizes = {"train_size": config.train_size, "test_size": config.test_size}
+    data = load_grid(config.data, config.recipe, seeds, NOISES, **sizes)
 
     def train(arm: str) -> Runs:
         recipe = dataclasses.replace(config.recipe, mixup=config.mixup if arm == "mixup" else 0.0)

@@ -48,6 +48,7 @@ class Config(Options):
     """The options."""
 
     train_size: int = 320  # training examples
+    test_size: int | None = None  # test examples; None for all
     descent: Descent = Descent(learning_rate=0.1)  # of all
     rhos: tuple[float, float, float] = (0.05, 0.1, 0.2)  # 2-norm radii; claims are about the last
     rho_15: float = 0.6  # radius in the 1.5-norm
@@ -104,7 +105,8 @@ def arms(config: Config) -> dict[str, tuple[float, dict[str, float]]]:
 def run(config: Config, out: Path) -> Runs:
     """Where every arm ends."""
     seeds, kinds = config.seed_range(), arms(config)
-    data = load_grid(config.data, config.recipe, seeds, NOISES, train_size=config.train_size)
+    sizes = {"train_size": config.train_size, "test_size": config.test_size}
+    data = load_grid(config.data, config.recipe, seeds, NOISES, **sizes)
 
     def train(kind: str) -> Runs:
         p, radii = kinds[kind]

@@ -144,7 +144,7 @@ def measure(
     """Trace of the Fisher information, and the mean squared norm of the batches' gradients."""
     data = first_examples(data, count)
     inputs, targets = recipes.training_batch(recipe, data)
-    size = recipe.batch_size or len(inputs)
+    size = min(recipe.batch_size or len(inputs), len(inputs))
     count = len(inputs) // size
     part = lambda a: a[: count * size].reshape(count, size, *a.shape[1:])  # noqa: E731
     gradient = jax.grad(lambda p, b: recipes.mean_loss(recipe, p, b, model_state))

@@ -10,6 +10,7 @@ import pytest
 from experiments import registry
 from experiments.lib.nets.architecture import Architecture
 from experiments.lib.runs import shares
+from experiments.lib.runs.kept import load_arrays
 from experiments.lib.training import curvature
 from experiments.lib.training.recipes import Recipe
 
@@ -48,9 +49,12 @@ def images(tmp_path_factory):
     """By number of classes a file of random images of CIFAR's shape."""
     folder, draw, paths = tmp_path_factory.mktemp("images"), np.random.default_rng(0), {}
     for classes in (10, 100):
-        inputs = draw.standard_normal((400, 32, 32, 3)).astype(np.float32)
         paths[classes] = str(folder / f"{classes}.npz")
-        np.savez(paths[classes], inputs=inputs, targets=np.arange(400) % classes)
+        arrays = {}
+        for prefix, count in (("", 300), ("test_", 40)):
+            drawn = draw.standard_normal((count, 32, 32, 3))
+            arrays |= {f"{prefix}inputs": drawn, f"{prefix}targets": np.arange(count) % classes}
+        np.savez(paths[classes], **arrays)
     return paths
 
 
@@ -90,3 +94,6 @@ def test_the_first_updates(name, images, few_products, tmp_path):
     )
     shares.run(lab.main, config)
     assert name in ONE_PIECE or (tmp_path / "summary.json").exists()
+    # Without a loss to stop at, where training ends counts.
+    for path in tmp_path.rglob("end_*.npz"):
+        assert load_arrays(path)["reached"].all()
