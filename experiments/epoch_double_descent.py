@@ -247,8 +247,8 @@ lab.claim("speed-is-noise-squared",
           null=slowing_of_another)
 lab.claim("no-shrinkage", "The norm of the weights after the drift over that before.",
           change("drift", "norm"), low=0.9, high=1.05, paper=DRIFT,
-          source="theory", reason="it is not the scale that falls; null: what it would be if it were",
-          null=of_scale_alone)
+          source="theory", null=of_scale_alone,
+          reason="it is not the scale that falls; null: what it would be if it were")
 lab.claim("control-loss",
           "Without noise: test loss at the end over that at the end of phase one.",
           change("control", "test_loss"), low=1.0, paper=DRIFT,

@@ -61,7 +61,8 @@ lab = Lab(
     Config, "Zhang et al. 2017", shares=False,
     smoke={"seeds": 1, "train_size": 30, "fractions": (0.0, 1.0),
            "recipe": {"hidden": (16,), "init_scale": 1.0, "epochs": 12, "record_every": 4}},
-    real={"data": "fashion_mnist", "seeds": 3, "train_size": 5000, "descent": {"learning_rate": 1e-3},
+    real={"data": "fashion_mnist", "seeds": 3, "train_size": 5000,
+          "descent": {"learning_rate": 1e-3},
           "recipe": {"network": "s2cnn-16", "batch_size": 128, "epochs": 150}},
     # Where no source is named the paper's value is not known to us, and the value is ours. Their
     # images are cut to 28 x 28 pixels, here they are whole.

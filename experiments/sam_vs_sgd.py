@@ -66,10 +66,11 @@ lab = Lab(
     Config, "Foret et al. 2021",
     smoke={"seeds": 1, "train_size": 32,
            "recipe": {"hidden": (6,), "batch_size": 16, "epochs": 4, "record_every": 2}},
-    real={"data": "fashion_mnist", "seeds": 3, "train_size": 5000, "descent": {"learning_rate": 0.05},
+    real={"data": "fashion_mnist", "seeds": 3, "train_size": 5000,
+          "descent": {"learning_rate": 0.05},
           "recipe": {"network": "s2cnn-16", "batch_size": 128, "epochs": 240, "record_every": 8}},
-    # Of the paper and the authors' code (google-research/sam); where no source is named the value is
-    # ours. The end is that of training, not the same training loss.
+    # Of the paper and the authors' code (google-research/sam); where no source is named the value
+    # is ours. The end is that of training, not the same training loss.
     paper={"data": "cifar100", "train_size": 50_000,  # section 3.1
            "rhos": (0.02, 0.05, 0.1),  # section 3.1, the grid up to the radius of CIFAR-100
            "measured_rho": 0.1, "measured": 256,

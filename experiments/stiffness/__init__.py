@@ -84,7 +84,7 @@ lab = Lab(
     real={"data": "fashion_mnist", "seeds": 3, "train_size": 2000, "pairs": 500,
           "rates": (0.01, 0.1),
           "recipe": {"network": "s2cnn-8", "epochs": 40, "record_every": 2}},
-    # Of Fort et al. 2019; where no source is named the value is ours, and all of the second part is.
+    # Of Fort et al. 2019; where no source is named the value is ours, as in all of the second part.
     paper={"data": "mnist", "train_size": 10_000, "pairs": 500,  # section 4.1
            "recipe": {"hidden": (500, 300, 100), "activation": "relu",  # section 4.1
                       "init_scale": 2**0.5, "batch_size": 32, "epochs": 50, "record_every": 1}},

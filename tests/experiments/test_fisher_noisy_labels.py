@@ -59,4 +59,6 @@ def test_the_validation_half_chooses_the_coefficient():
 def test_the_null_of_an_order_has_the_accuracies_of_other_arms():
     runs = {(arm, 0.25): _records(1, GOOD[arm][1], 1.0) for arm in experiment.ARMS}
     assert experiment.in_order(0.25, experiment.final)(runs, None) == pytest.approx([1.0] * 3)
-    assert experiment.in_order(0.25, experiment.final, shift=1)(runs, None) == pytest.approx([-0.2] * 3)
+    assert experiment.in_order(0.25, experiment.final, shift=1)(runs, None) == pytest.approx(
+        [-0.2] * 3
+    )

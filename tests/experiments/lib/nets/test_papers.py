@@ -1,5 +1,7 @@
 """The networks have the papers' numbers of parameters."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -12,7 +14,7 @@ def _dense(inputs, outputs):
 
 
 def _convolutions(*channels):
-    return sum(_dense(9 * a, b) for a, b in zip(channels, channels[1:], strict=False))
+    return sum(_dense(9 * a, b) for a, b in itertools.pairwise(channels))
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,10 @@ def test_every_setting_has_its_seeds_and_its_number(tmp_path):
 def test_a_grid_is_every_setting_on_every_data(tmp_path):
     recipe, seeds = Recipe(hidden=(3,), batch_size=None, epochs=1), [3, 4]
     data = load_grid("digits", recipe, seeds, (0.0, 0.5), train_size=12)
-    assert {noise: part.noisy.sum(1).tolist() for noise, part in data.items()} == {0.0: [0, 0], 0.5: [6, 6]}
+    assert {noise: part.noisy.sum(1).tolist() for noise, part in data.items()} == {
+        0.0: [0, 0],
+        0.5: [6, 6],
+    }
     settings = {"none": 0.0, "some": 0.5}
     found = train_grid(
         tmp_path / "grid", recipe, data, seeds, lambda seed, rate: optax.sgd(rate), settings
