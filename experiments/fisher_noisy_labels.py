@@ -67,8 +67,9 @@ lab = Lab(
     smoke={"seeds": 1, "train_size": 24, "recipe": {"hidden": (6,), "init_scale": 1.0,
                                                     "batch_size": 12, "epochs": 2,
                                                     "record_every": 1}},
-    real={"data": "fashion_mnist", "seeds": 3, "train_size": 5000, "rate": 0.005,
-          "recipe": {"network": "s2cnn-16", "batch_size": 128, "epochs": 120, "record_every": 2}},
+    real={"data": "fashion_mnist", "seeds": 3, "train_size": 1000, "test_size": 2000,
+          "rate": 0.03, "coefs": (0.01, 0.1),
+          "recipe": {"network": "s2cnn-8", "batch_size": 50, "epochs": 80, "record_every": 4}},
     # Where no source is named the paper's value is not known to us, and the value is ours.
     paper={"data": "cifar100", "train_size": 50_000,  # table 2
            "rate": 0.005, "coefs": (0.01, 0.1, 1.0),
