@@ -5,7 +5,8 @@ whether to measure the short form, and ``rows``, which keeps every finished meas
 docstring says what is measured; what it returns goes to ``runs/benchmarks/NAME.json`` with the
 versions and the machine, and ``--list`` shows the names. A run that was stopped goes on where it
 was; ``--again`` measures anew. ``python -m benchmarks render`` writes ``docs/benchmarks.md`` and
-the table of the README from ``benchmarks/results/``.
+the table of the README from ``benchmarks/results/``; ``compare BEFORE AFTER`` compares the folders
+of two versions.
 """
 
 import argparse
@@ -24,7 +25,7 @@ import time
 import jax
 
 import flatjax
-from benchmarks import _render, _rows
+from benchmarks import _compare, _render, _rows
 
 FOLDER = pathlib.Path(__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
@@ -87,6 +88,11 @@ def main() -> int:
     networks = [name for name in options.networks.split(",") if name]
     if options.names == ["render"]:
         _render.main()
+        return 0
+    if options.names[:1] == ["compare"]:
+        if len(options.names) != 3:
+            parser.error("compare takes two folders of results: before and after")
+        print("\n".join(_compare.report(*map(pathlib.Path, options.names[1:]))))
         return 0
     unknown = sorted(set(options.names) - set(NAMES))
     if unknown:

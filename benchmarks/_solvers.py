@@ -6,7 +6,8 @@ taken in turns within one process, and the ratio is of medians.
 
 Cold, the first answer is held against the compile time of ``jax.grad`` of the same mean loss:
 (time of a first call - time of a second call) / compile time. The first call compiles everything,
-the second nothing. A single product is compiled by all of them.
+the second nothing. A single product is compiled by all of them. Medians of several rounds, on a few
+examples: what runs must be short beside what compiles.
 """
 
 import statistics
@@ -35,6 +36,14 @@ SIZES: dict[str, Callable[[], _networks.Problem]] = {
     "cnn": _networks.cnn,
     "transformer": _networks.transformer,
     "deep transformer": lambda: _networks.transformer(width=64, layers=8, vocabulary=256),
+}
+FEW: dict[str, Callable[[], _networks.Problem]] = {
+    "mlp": lambda: _networks.mlp(width=64, examples=32),
+    "cnn": lambda: _networks.cnn(examples=2),
+    "transformer": lambda: _networks.transformer(width=32, vocabulary=256, examples=1),
+    "deep transformer": lambda: _networks.transformer(
+        width=32, layers=8, vocabulary=256, examples=1
+    ),
 }
 
 
@@ -98,36 +107,42 @@ def warm(name: str, repeats: int = 5) -> dict[str, dict[str, float]]:
     return out
 
 
-def cold(name: str) -> dict[str, dict[str, float]]:
+def cold(name: str, repeats: int = 3) -> dict[str, dict[str, float]]:
     """The compile time of a first answer over that of a gradient, by solver."""
-    problem, key = SIZES[name](), jax.random.key(0)
+    problem, key = FEW[name](), jax.random.key(0)
     jax.block_until_ready((problem.params, problem.batch, key))
     gradient_fn = jax.jit(jax.grad(problem.mean_loss))
+
+    def answer(solver):
+        op = _structure_op(problem)
+        if solver == "product":
+            return loops.product(op)(problem.params)
+        if solver == "eigsh":
+            return flatjax.eigsh(op, PAIRS, key=key, tol=1e-2).values
+        return flatjax.spectrum(op, key=key, trace_rtol=None).top.values
+
+    def timed(run):
+        begin = time.perf_counter()
+        jax.block_until_ready(run())
+        return time.perf_counter() - begin
+
     out = {}
     for solver, goal in COLD.items():
-        jax.clear_caches()
-        begin = time.perf_counter()
-        gradient_fn.lower(problem.params, problem.batch).compile()
-        gradient = time.perf_counter() - begin
-        seconds = []
-        with count_compilations() as count:
-            for _ in range(2):
-                op = _structure_op(problem)
-                begin = time.perf_counter()
-                if solver == "product":
-                    found = loops.product(op)(problem.params)
-                elif solver == "eigsh":
-                    found = flatjax.eigsh(op, PAIRS, key=key, tol=1e-2).values
-                else:
-                    found = flatjax.spectrum(op, key=key, trace_rtol=None).top.values
-                jax.block_until_ready(found)
-                seconds.append(time.perf_counter() - begin)
+        rounds = []
+        for _ in range(repeats):
+            jax.clear_caches()
+            gradient = timed(lambda: gradient_fn.lower(problem.params, problem.batch).compile())
+            with count_compilations() as count:
+                first = timed(lambda s=solver: answer(s))
                 programs = count.value
+                second = timed(lambda s=solver: answer(s))
+            rounds.append((gradient, first, second, (first - second) / gradient))
+        gradient, first, second, ratio = map(statistics.median, zip(*rounds, strict=True))
         out[solver] = {
             "gradient": gradient,
-            "first": seconds[0],
-            "second": seconds[1],
-            "over gradient": (seconds[0] - seconds[1]) / gradient,
+            "first": first,
+            "second": second,
+            "over gradient": ratio,
             "programs": programs,
             **({} if goal is None else {"goal": goal}),
         }

@@ -32,9 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
     Returns:
-      The exit status: 0; 1 for an error that says what to do; 2 for wrong usage; 3 if training
-      diverged; 75 if a signal stopped the run, which the same command continues: at any time
-      after this call, not only in training.
+      The exit status: 0; 1 for an error that says what to do; 2 for wrong usage; 75 if a
+      signal stopped the run, which the same command continues: at any time after this call, not
+      only in training.
     """
     before = leaving.install()
     try:

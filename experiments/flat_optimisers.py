@@ -1,368 +1,220 @@
 """SAM and gradient penalties against SGD on wrong labels, at equal steps and at equal cost.
 
-An MLP learns the offline handwritten digits, 20 % of whose training labels are wrong, with SGD,
-SAM (Foret et al. 2021), the Fisher penalty and the gradient penalty (FP and GP in Jastrzebski et
-al. 2021, "Catastrophic Fisher Explosion"), and implicit gradient regularisation made explicit (IGR,
-Barrett & Dherin 2021) with h the learning rate. All share initialisations, data, batches and the
-learning rate of a seed; the numbers are means over seeds with standard errors.
+An MLP learns 1,000 digits, 20 % of whose labels are wrong, with SGD, SAM (Foret et al. 2021), the
+Fisher penalty and the gradient penalty (FP and GP in Jastrzebski et al. 2021, "Catastrophic Fisher
+Explosion"), and implicit gradient regularisation made explicit (IGR, Barrett and Dherin 2021) with
+h the learning rate, which adds as much of it as SGD has by itself. All share initialisations, data,
+batches and the learning rate of a seed. The null is SGD with other batches.
 
-    python -m experiments flat_optimisers                 # five seeds, 5 minutes on two cores
+    python -m experiments flat_optimisers
 
-Two ways to compare: after the same number of steps, and after the same number of gradient
-evaluations (a step of SAM costs 2, of GP and IGR 3, of FP refreshed every 10 steps 4/3). The test
-set is clean; "memorised" is the fraction of the wrong labels that the network reproduces. The
-radius and the coefficients are those with the best test accuracy at the last step on one seed that
-is not reported, of rho 0.1, 0.2, 0.5, 1, 2, FP 0.03, 0.1, 0.3, 1, GP 0.1, 0.3, 1, 3; IGR has
-nothing to choose.
-
-Found with five seeds after 1,500 steps (test accuracy, and the best on its way, as if stopped by
-the test set; wrong labels memorised; tr F; largest Hessian eigenvalue):
-
-    SGD  0.871 ± 0.006  0.960   0.91   145   6.7
-    SAM  0.974 ± 0.003  0.981   0.03    26   0.7
-    FP   0.950 ± 0.002  0.974   0.17    47   1.4
-    GP   0.972 ± 0.003  0.980   0.15    35   1.0
-    IGR  0.879 ± 0.004  0.962   0.88   124   4.9
-
-IGR's coefficient, a quarter of the learning rate, is 40 times smaller than GP's and does little. At
-equal cost the others stop earlier than SGD, on wrong labels an advantage of its own (IGR reaches
-0.948 so); against the best on SGD's way they gain 1.4 (FP) to 2.1 points (SAM).
+Two ways to compare: at the end, after the same number of steps; and at the best epoch within the
+same number of gradient evaluations (a step of SAM costs 2, of GP and IGR 3, of FP refreshed every
+10 steps 4/3). One half of the test set chooses that epoch, and of each of SAM, FP and GP the
+coefficient; the other half is measured.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
 import flatjax
-from experiments.lib.data.images import DataConfig, load_data
+from experiments.lib.lab import Lab, Options, Runs, Table, shared
 from experiments.lib.nets import losses
-from experiments.lib.nets.config import ModelConfig
-from experiments.lib.nets.models import make_model
-from experiments.lib.runs import distributed, rundir
-from experiments.lib.runs.identity import identity
-from experiments.lib.runs.metrics import jsonable
-from experiments.lib.runs.progress import say
-from experiments.lib.runs.shares import shared
-from experiments.lib.training.config import OptimizerConfig, RunConfig, TrainConfig
-from experiments.lib.training.measurements import Measurement
-from experiments.lib.training.train import train
-from experiments.lib.verdicts.figures import band, figure, style
-from experiments.lib.verdicts.report import Picture, Table, Text, print_table, write_report
-from experiments.lib.verdicts.summary import run_folder
-from experiments.registry import Experiment, Options
+from experiments.lib.runs.kept import kept_arrays
+from experiments.lib.training import curvature, minibatch, penalties, recipes
+from experiments.lib.training.epoch import MakeOptimizer
+from experiments.lib.training.recipes import Recipe
+from experiments.lib.training.settings import train_settings
+from experiments.lib.training.validation import at_best_epoch, best_setting, final, halves
+from experiments.lib.verdicts.curves import curve, words
+from experiments.lib.verdicts.statistics import mean_and_error
 
-COST = {"SGD": 1.0, "SAM": 2.0, "FP": 4 / 3, "GP": 3.0, "IGR": 3.0}
-"""Gradient evaluations a step. A refresh of FP is a forward pass, a third of a gradient, and 3."""
-
-QUANTITIES = {
-    "test_accuracy": "test accuracy",
-    "train_memorized": "wrong labels memorised",
-    "trace_fisher": "tr F",
-    "sharpness": "largest Hessian eigenvalue",
-}
+COST = {"SGD": 1.0, "SAM": 2.0, "FP": 4 / 3, "GP": 3.0, "IGR": 3.0, "other batches": 1.0}
+"""Gradients per step. A refresh of FP is a forward pass, a third of a gradient, and 3."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Options):
     """The options."""
 
-    seeds: int = 5
-    """How many seeds to run."""
-
-    first_seed: int = 0
-    """The first seed; the others follow it."""
-
-    rho: float = 1.0
-    """SAM's radius."""
-
-    fisher_coef: float = 0.3
-    """FP's coefficient of the squared norm, refreshed every 10 steps on the whole batch."""
-
-    gradient_coef: float = 1.0
-    """GP's coefficient of the squared norm."""
-
-    examples: int = 512
-    """Curvature is measured on so many of the training examples."""
-
-    run: RunConfig = field(
-        default_factory=lambda: RunConfig(
-            data=DataConfig(label_noise=0.2),
-            model=ModelConfig(name="mlp", width=128, depth=2),
-            train=TrainConfig(
-                steps=1500,
-                batch_size=64,
-                eval_every=125,
-                checkpoint_every=500,
-                optimizer=OptimizerConfig(learning_rate=0.1),
-                tensorboard=False,
-            ),
-        )
-    )
-    """Data, network and training, the same for all."""
-
-    def of_seed(self, seed: int) -> RunConfig:
-        """The training run of a seed."""
-        data = replace(
-            self.run.data,
-            data_seed=self.run.data.data_seed + seed,
-            data_dir=self.data_dir or self.run.data.data_dir,
-        )
-        return replace(
-            self.run, data=data, train=replace(self.run.train, seed=self.run.train.seed + seed)
-        )
+    train_size: int = 1000  # training examples
+    label_noise: float = 0.2  # the fraction of wrong labels
+    recipe: Recipe = Recipe(
+        hidden=(128, 128), activation="relu", init_scale=2**0.5, batch_size=64, epochs=96,
+        record_every=8,
+    )  # network and training  # fmt: skip
+    rate: float = 0.1  # the learning rate of all
+    sam: tuple[float, ...] = (0.2, 0.5, 1.0)  # radii, of which validation chooses one ...
+    fp: tuple[float, ...] = (0.1, 0.3, 1.0)  # ... and coefficients of the squared norms, of FP ...
+    gp: tuple[float, ...] = (0.3, 1.0, 3.0)  # ... and of GP
 
 
-PRESETS = {
-    "smoke": Config(
-        seeds=1,
-        examples=32,
-        run=RunConfig(
-            data=DataConfig(label_noise=0.2, train_size=96, test_size=32),
-            model=ModelConfig(name="mlp", width=8, depth=1),
-            train=TrainConfig(
-                steps=12, batch_size=16, eval_every=1, checkpoint_every=12, tensorboard=False
-            ),
-        ),
-    ),
-    "cpu": Config(),
-}
+# fmt: off
+lab = Lab(
+    Config, "Jastrzebski et al. 2021", data_parallel=True,
+    smoke={"seeds": 1, "train_size": 32, "sam": (0.5,), "fp": (0.1, 0.3), "gp": (0.3,),
+           "recipe": {"hidden": (8,), "batch_size": 16, "epochs": 6, "record_every": 1}},
+)
+# fmt: on
+EXPERIMENT = lab.experiment
 
 
-def make_optimizer(arm: str, config: Config, model: Any) -> optax.GradientTransformation:
-    """The chain of one arm: what it does to the gradient, and SGD."""
-    train_config = config.run.train
-    rate = train_config.optimizer.learning_rate
-    loss = losses.OUTPUT_LOSSES[train_config.loss]
-    heads = {
-        "SGD": lambda: optax.identity(),
-        "SAM": lambda: flatjax.sam(config.rho),
-        "FP": lambda: flatjax.fisher_penalty(
-            model.train_fn, loss, coef=config.fisher_coef, every=10
-        ),
-        "GP": lambda: flatjax.gradient_penalty(config.gradient_coef),
-        "IGR": lambda: flatjax.implicit_gradient_regularization(rate),
-    }
-    return optax.with_extra_args_support(optax.chain(heads[arm](), optax.sgd(rate)))
+def make_optimizer(arm: str, config: Config) -> MakeOptimizer:
+    """`make(seed, coef)`: what an arm does to the gradient, and SGD."""
+    model_fn, loss = recipes.model_of(config.recipe), losses.OUTPUT_LOSSES[config.recipe.loss]
 
-
-def equal_cost_step(arm: str, train_config: TrainConfig) -> int:
-    """The step at which an arm has spent as many gradients as SGD at its last."""
-    every = train_config.eval_every
-    return round((train_config.steps or 0) / COST[arm] / every) * every
-
-
-class Instrument:
-    """Trace of the Fisher information and largest Hessian eigenvalue on one fixed batch."""
-
-    def __init__(self, run: RunConfig, examples: int):
-        data = load_data(run.data)
-        arrays = data.train.arrays(examples)
-        targets = losses.encode(run.train.loss, jnp.asarray(arrays.targets), data.num_classes)
-        self.batch = (jnp.asarray(arrays.inputs), targets)
-        self.model_fn = make_model(run.model, data.num_classes).model_fn
-        self.loss = losses.OUTPUT_LOSSES[run.train.loss]
-        # One function object for all states, so that nothing is compiled twice.
-        self.losses_fn = functools.partial(_losses, self.model_fn, self.loss)
-
-    def __call__(self, snapshot: Any, carry: Any) -> tuple[dict[str, Any], Any]:
-        params, state = snapshot.params, snapshot.model_state
-        hessian = flatjax.hessian(self.losses_fn, params, self.batch, state)
-        fisher = flatjax.fisher(self.model_fn, self.loss, params, self.batch, state)
-        top = flatjax.eigsh(hessian, 1, key=jax.random.key(0), max_products=80)
-        trace = flatjax.trace(fisher, key=jax.random.key(1), num_products=50)
-        found = {
-            "sharpness": top.values[0],
-            "sharpness_converged": top.converged[0],
-            "trace_fisher": trace.value,
-            "trace_fisher_error": trace.standard_error,
+    def make(seed, coef):
+        heads = {
+            "SAM": lambda: flatjax.sam(coef),
+            "FP": lambda: flatjax.fisher_penalty(model_fn, loss, coef=coef, every=10, seed=seed),
+            "GP": lambda: flatjax.gradient_penalty(coef),
+            "IGR": lambda: flatjax.implicit_gradient_regularization(config.rate),
         }
-        return jsonable(found), carry
+        return optax.chain(heads.get(arm, optax.identity)(), optax.sgd(config.rate))
+
+    return make
 
 
-def _losses(model_fn, loss, params, batch, model_state):
-    inputs, targets = batch
-    return loss(model_fn(params, inputs, model_state), targets)
-
-
-def run_arm(config: Config, out: Path, arm: str, seed: int) -> dict[int, dict[str, float]]:
-    """Trains and measures one arm of one seed, or reads the finished run: numbers by step."""
-    say(f"{arm}, seed {seed}", enabled=not config.quiet)
-    run = config.of_seed(seed)
-    instrument: Instrument | None = None
-
-    def measure(snapshot, carry):
-        nonlocal instrument
-        instrument = instrument or Instrument(run, config.examples)
-        return instrument(snapshot, carry)
-
-    steps = (equal_cost_step(arm, run.train),)
-    classes = 10 if run.data.name == "digits" else load_data(run.data).num_classes
-    result = train(
-        out / f"{arm.lower()}-{seed}",
-        run,
-        optimizer=make_optimizer(arm, config, make_model(run.model, classes)),
-        measurements=[Measurement("curvature", measure, steps=steps)],
-        extra={
-            "arm": arm,
-            "coefficients": [config.rho, config.fisher_coef, config.gradient_coef],
-        },
-        quiet=True,
+@lab.run
+def run(config: Config, out: Path) -> Runs:
+    """The records of every arm with its best coefficient, and its sharpness at the end."""
+    seeds, recipe = list(config.seed_range()), config.recipe
+    data = minibatch.load_seeds(
+        config.data,
+        seeds,
+        train_size=config.train_size,
+        label_noise=config.label_noise,
+        num_classes=recipe.classes,
+        flat=recipe.flat,
     )
-    rows = {row["step"]: row for row in result.history("eval")}
-    for row in result.history("curvature"):
-        rows[row["step"]] = {**row, **rows.get(row["step"], {})}
-    return rows
+
+    def measure(*state: Any) -> dict[str, Any]:
+        return penalties.measure(recipe)(*state) | halves(recipe, *state)
+
+    def train(arm: str) -> dict[str, np.ndarray]:
+        other, folder = arm == "other batches", out / arm.replace(" ", "_").lower()
+        found = train_settings(
+            folder,
+            recipe,
+            data,
+            [seed + 1000 for seed in seeds] if other else seeds,
+            make_optimizer(arm, config),
+            {coef: coef for coef in getattr(config, arm.lower(), (0.0,))},
+            start=recipes.init_runs(recipe, data, seeds) if other else None,
+            measure=measure,
+            quiet=config.quiet,
+        )
+        coef = best_setting(found)
+        trained = found[coef]
+        ends = kept_arrays(
+            folder / f"end_{coef:g}.npz",
+            lambda: curvature.curvature_of_runs(recipe, trained, data),
+        )
+        return trained.records | {"sharpness": ends["sharpness"], "coef": np.full(len(seeds), coef)}
+
+    return shared(config, {arm: functools.partial(train, arm) for arm in COST})
 
 
-def mean_and_error(values: list[float]) -> tuple[float, float]:
-    """Mean and standard error over seeds."""
-    error = np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
-    return float(np.mean(values)), float(error)
+def at_the_end(runs: Runs, config: Config, arm: str) -> np.ndarray:
+    """Test accuracy after all steps."""
+    del config
+    return final(runs[arm], "half_accuracy")
 
 
-def summarise(config: Config, runs: dict[str, list[dict[int, dict]]]) -> dict[str, Any]:
-    """Mean, standard error and paired difference to SGD of every quantity, both ways."""
-    last = config.run.train.steps or 0
-    summary: dict[str, Any] = {}
-    for way in ("equal_steps", "equal_cost"):
-        summary[way] = {}
-        for arm, seeds in runs.items():
-            step = last if way == "equal_steps" else equal_cost_step(arm, config.run.train)
-            numbers: dict[str, Any] = {"step": step}
-            for name in QUANTITIES:
-                values = [rows[step][name] for rows in seeds]
-                against = [rows[last][name] for rows in runs["SGD"]]
-                paired = [a - b for a, b in zip(values, against, strict=True)]
-                mean, error = mean_and_error(values)
-                change, change_error = mean_and_error(paired)
-                numbers[name] = {
-                    "mean": mean, "error": error, "values": values,
-                    "minus_sgd": change, "minus_sgd_error": change_error,
-                }  # fmt: skip
-            paths = [[r["test_accuracy"] for s, r in rows.items() if s <= step] for rows in seeds]
-            best, error = mean_and_error([max(path) for path in paths])
-            numbers["best_test_accuracy"] = {"mean": best, "error": error}
-            summary[way][arm] = numbers
-    return summary
+def at_equal_cost(runs: Runs, config: Config, arm: str) -> np.ndarray:
+    """Test accuracy at the best epoch within the gradients that SGD has spent at its end."""
+    count = 1 + int(config.recipe.epochs / COST[arm] / config.recipe.record_every + 1e-9)
+    return at_best_epoch({name: r[:, :count] for name, r in runs[arm].items() if r.ndim > 1})
 
 
-def table(way: str, summary: dict[str, Any]) -> Table:
-    """The numbers of one comparison."""
-    digits = {"test_accuracy": 3, "train_memorized": 3, "trace_fisher": 2, "sharpness": 1}
+def gain(of: Any, arm: str) -> Any:
+    """The measure of a claim: a test accuracy minus that of SGD."""
+    return lambda runs, config: of(runs, config, arm) - of(runs, config, "SGD")
+
+
+def over_sgd(name: str, arm: str) -> Any:
+    """The measure of a claim: a number at the end over that of SGD."""
+    return lambda runs, config: end(runs[arm], name) / end(runs["SGD"], name)
+
+
+def end(records: dict[str, np.ndarray], name: str) -> np.ndarray:
+    """A number at the end, for every seed."""
+    return records[name].reshape(len(records[name]), -1)[:, -1]
+
+
+def share(runs: Runs, config: Config) -> np.ndarray:
+    """The measure of a claim: the gain of IGR over the mean gain of GP."""
+    whole = gain(at_the_end, "GP")(runs, config).mean()
+    return gain(at_the_end, "IGR")(runs, config) / (whole or np.nan)
+
+
+# fmt: off
+HALF = "a half at most, where the null keeps all"
+def add(arm: str, name: str, statement: str, measure: Any, *of: Any, **limits: Any) -> None:
+    """Adds a claim on an arm, whose null is SGD with other batches."""
+    papers = {"SAM": "Foret et al. 2021", "IGR": "Barrett and Dherin 2021"}
+    lab.claim(f"{arm.lower()}-{name}", statement, measure(*of, arm), paper=papers.get(arm),
+              null=measure(*of, "other batches"), **limits)
+
+for arm in ("SAM", "FP", "GP", "IGR"):
+    add(arm, "at-equal-steps", f"Test accuracy after as many steps, {arm} minus SGD.",
+        gain, at_the_end, low=0.0, source="sign")
+for arm in ("SAM", "FP", "GP"):
+    add(arm, "at-equal-cost", "Test accuracy at the best epoch within as many gradients, "
+        f"{arm} minus SGD.", gain, at_equal_cost, low=0.0, source="sign")
+    add(arm, "memorises-less", f"Wrong labels reproduced after as many steps, {arm} over SGD.",
+        over_sgd, "noisy_fit", high=0.5, source="margin", reason=HALF)
+add("SAM", "flatter", "Largest Hessian eigenvalue after as many steps, SAM over SGD.",
+    over_sgd, "sharpness", high=0.5, source="margin", reason=HALF)
+for arm in ("FP", "GP"):
+    add(arm, "lowers-the-trace", f"tr F after as many steps, {arm} over SGD.",
+        over_sgd, "trace_fisher", high=0.5, source="margin", reason=HALF)
+add("IGR", "flatter", "Largest Hessian eigenvalue after as many steps, IGR over SGD.",
+    over_sgd, "sharpness", high=1.0, source="sign")
+lab.claim("igr-is-weak", "The gain of IGR in test accuracy after as many steps over that of GP.",
+          share, high=0.25, source="margin", paper="Barrett and Dherin 2021",
+          reason="its coefficient, rate / 4, is a twelfth of the least tried of GP; the null is GP",
+          null=lambda runs, config: np.ones(config.seeds))
+# fmt: on
+
+
+@lab.figure(
+    "Test accuracy and wrong labels reproduced, over epochs and over gradient evaluations as many "
+    "as SGD's in so many epochs; mean over seeds, two standard errors.",
+    rows=2, columns=2,
+)  # fmt: skip
+def training(axes: Any, runs: Runs, config: Config) -> None:
+    """Both ways to compare, along training."""
+    for row, name in zip(axes, ("test_accuracy", "noisy_fit"), strict=True):
+        for number, (arm, records) in enumerate(runs.items()):
+            epochs = records["epoch"][0]
+            curve(row[0], epochs, records[name], number, arm)
+            curve(row[1], COST[arm] * epochs, records[name], number, arm)
+        row[0].set(xlabel="epoch", ylabel=words(name))
+        row[1].set(xlabel="epochs of SGD of that cost", xlim=(None, 1.02 * config.recipe.epochs))
+    axes[1][0].legend(fontsize=8)
+
+
+@lab.table
+def comparison(runs: Runs, config: Config) -> Table:
+    """Every arm both ways, and what it is at the end."""
+    columns = ("arm", "coefficient", "test, equal steps", "test, equal cost", "wrong labels fitted",
+               "tr F", "largest eigenvalue")  # fmt: skip
     rows = []
-    for arm, numbers in summary[way].items():
-        cells = [arm, str(numbers["step"])]
-        for name, places in digits.items():
-            q = numbers[name]
-            cells.append(f"{q['mean']:.{places}f} ± {q['error']:.{places}f}")
-        gain = numbers["test_accuracy"]
-        cells.append(f"{gain['minus_sgd']:+.3f} ± {gain['minus_sgd_error']:.3f}")
-        best = numbers["best_test_accuracy"]
-        cells.append(f"{best['mean']:.3f} ± {best['error']:.3f}")
-        rows.append(cells)
-    name = "the same number of steps" if way == "equal_steps" else "the same number of gradients"
-    columns = (
-        "arm", "steps", "test accuracy", "memorised", "tr F", "top eigenvalue", "minus SGD",
-        "best on its way",
-    )  # fmt: skip
-    caption = (
-        f"After {name}; mean ± standard error over seeds. Memorised: wrong labels reproduced; "
-        "minus SGD: of the test accuracy, paired by seed; best on its way: as if stopped by the "
-        "test set."
-    )
-    return Table(columns, rows, caption)
+    for arm, records in runs.items():
+        tests = [100 * of(runs, config, arm) for of in (at_the_end, at_equal_cost)]
+        ends = [end(records, name) for name in ("noisy_fit", "trace_fisher", "sharpness")]
+        rows.append([arm, f"{records['coef'][0]:g}", *map(_cell, tests), *map(_cell, ends)])
+    return Table(columns, rows, "Mean and standard error over seeds; test accuracies in per cent.")
 
 
-def draw_curves(path: Path, runs: dict[str, list[dict[int, dict]]]) -> None:
-    """Figure 1: test accuracy and memorised labels over steps and over gradients."""
-    budget = max(runs["SGD"][0])
-    with figure(path, 2, 2, sharey="row") as panels:
-        for number, (arm, seeds) in enumerate(runs.items()):
-            steps = sorted(s for s in seeds[0] if "test_accuracy" in seeds[0][s])
-            for row, name in enumerate(("test_accuracy", "train_memorized")):
-                values = np.array([[rows[s][name] for s in steps] for rows in seeds])
-                mean, error = np.array([mean_and_error(list(v)) for v in values.T]).T
-                gradients = np.array(steps) * COST[arm]
-                for axes, x in ((panels[row][0], steps), (panels[row][1], gradients)):
-                    axes.plot(x, mean, **style(number), label=arm)
-                    band(axes, x, mean, np.nan_to_num(error), number)
-        for row, name in enumerate(("test_accuracy", "train_memorized")):
-            panels[row][0].set(xlabel="steps", ylabel=QUANTITIES[name])
-            panels[row][1].set(xlabel="gradient evaluations", xlim=(None, 1.02 * budget))
-        if budget > 100:
-            panels[0][0].set_ylim(0.8, 1.0)
-        panels[1][0].legend()
-
-
-def draw_bars(path: Path, summary: dict[str, Any]) -> None:
-    """Figure 2: every quantity at equal steps and at equal cost."""
-    with figure(path, 1, 4, panel=(3.0, 3.2)) as panels:
-        for axes, (name, label) in zip(panels, QUANTITIES.items(), strict=True):
-            for number, way in enumerate(("equal_steps", "equal_cost")):
-                arms = list(summary[way])
-                quantities = [summary[way][arm][name] for arm in arms]
-                chosen = style(number)
-                axes.errorbar(
-                    np.arange(len(arms)) + 0.2 * (number - 0.5),
-                    [q["mean"] for q in quantities],
-                    yerr=[2 * np.nan_to_num(q["error"]) for q in quantities],
-                    linestyle="none", capsize=3, color=chosen["color"], marker=chosen["marker"],
-                    label=way.replace("_", " "),
-                )  # fmt: skip
-            axes.set_xticks(range(len(arms)), arms)
-            axes.set_title(label)
-            if name in ("trace_fisher", "sharpness"):
-                axes.set_yscale("log")
-        panels[0].legend()
-
-
-def main(config: Config) -> None:
-    """Runs the experiment, or shows the finished runs."""
-    with run_folder(config) as out:
-        seeds = list(config.seed_range())
-        work = {
-            (arm, seed): functools.partial(run_arm, config, out, arm, seed)
-            for seed in seeds
-            for arm in COST
-        }
-        report(config, out, shared(config, work))
-
-
-def report(config: Config, out: Path, found: dict[tuple[str, int], dict[int, dict]]) -> None:
-    """Prints tables; writes summary, figures and report of all runs, by arm and seed."""
-    seeds = list(config.seed_range())
-    runs = {arm: [found[arm, seed] for seed in seeds] for arm in COST}
-    summary = summarise(config, runs)
-    tables = [table(way, summary) for way in summary]
-    for item in tables:
-        print_table(item)
-    if not rundir.writable(out):  # a finished run is shown
-        return
-    rundir.write_json(
-        out / "summary.json", jsonable({"config": identity(config), "results": summary})
-    )
-    draw_curves(out / "curves.png", runs)
-    draw_bars(out / "flatness.png", summary)
-    write_report(
-        out / "report.html",
-        "SAM and gradient penalties against SGD on wrong labels",
-        [
-            Text((__doc__ or "").split("\n\n")[1].replace("\n", " ")),
-            *tables,
-            Picture(out / "curves.png", "Along training; bands are two standard errors."),
-            Picture(out / "flatness.png", "At the end; bars are two standard errors."),
-        ],
-    )
-    if distributed.is_first():
-        print(f"{out / 'report.html'}")
-
-
-EXPERIMENT = Experiment(main=main, presets=PRESETS, shares=True, data_parallel=True)
+def _cell(values: np.ndarray) -> str:
+    mean, error = mean_and_error(values)
+    return f"{mean:.3g}" + ("" if error is None else f" ± {error:.2g}")

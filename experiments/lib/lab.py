@@ -86,6 +86,7 @@ class Lab(Generic[C]):
         *,
         shares: bool = True,
         data_parallel: bool = False,
+        title: str | None = None,
         **presets: Mapping[str, Any],
     ):
         """Begins an experiment without claims and figures.
@@ -95,9 +96,10 @@ class Lab(Generic[C]):
           paper: where its claims are made, unless a claim says otherwise.
           shares: whether it takes `--share`.
           data_parallel: whether processes can share its batches.
+          title: of the report; default the first line of the documentation.
           **presets: by name the changes to the default; those of an inner dataclass as a mapping.
         """
-        self.paper = paper
+        self.paper, self.title = paper, title
         default = config()
         if unknown := set(presets) - set(typing.get_args(registry.Preset)):
             raise ValueError(f"preset {unknown.pop()!r} is none of smoke, cpu, real and paper")
@@ -257,6 +259,7 @@ class Lab(Generic[C]):
                 [Figure(drawing.file, drawing.caption) for drawing in self._drawings],
                 self._extra(runs, config) if self._extra else None,
                 tables=tables,
+                title=self.title,
             )
 
 

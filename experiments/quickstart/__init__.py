@@ -7,173 +7,169 @@ Hessian, the gradient covariance K and the Fisher information F are measured.
 
     python -m experiments quickstart                      # some 150 seconds of CPU time
     python -m experiments quickstart --label-noise 0      # all labels right
-    python -m experiments quickstart --checkpoint PATH --model resnet --data.name cifar10
+    python -m experiments quickstart --network my_nets:tiny --data my.npz --out runs/mine
+    python -m experiments quickstart --checkpoint PATH --network my_nets:tiny --data my.npz
 
-The folder of the run (default runs/quickstart/cpu) then holds report.html, summary.json, the
-figures, and a folder for each network with its metrics and checkpoints. Found with `--seeds 5`,
-means and standard errors: a largest Hessian eigenvalue of 9.7 +- 0.4 after SAM and 28.9 +- 1.2
-after SGD, and test accuracies of 94.8 +- 0.2 % and 92.7 +- 0.7 %.
+The folder of the run (default runs/quickstart/cpu) then holds report.html, summary.json and the
+figures; that of a measured checkpoint lies in it. Found with `--seeds 5`, means and standard
+errors: a largest Hessian eigenvalue of 9.7 +- 0.4 after SAM and 28.9 +- 1.2 after SGD, and test
+accuracies of 94.8 +- 0.2 % and 92.7 +- 0.7 %.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+import dataclasses
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
-import tyro
+import optax
 
-from experiments.lib.data.images import DataConfig
-from experiments.lib.nets.config import ModelConfig
-from experiments.lib.runs.identity import identity, to_dict
-from experiments.lib.training.config import OptimizerConfig, RunConfig, TrainConfig
+import flatjax
+from experiments.lib.data.small import SmallData
+from experiments.lib.lab import Lab, Options, Runs, shared
+from experiments.lib.training import minibatch
 from experiments.lib.training.curvature import CurvatureConfig
-from experiments.registry import Experiment, Options
-
-ARMS = ("sgd", "sam")
-DEFAULT_LABEL_NOISE = 0.2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Network(ModelConfig):
-    """The network."""
-
-    name: Annotated[
-        Literal["mlp", "cnn", "resnet", "wide_resnet", "transformer"],
-        tyro.conf.arg(aliases=("--model",)),
-    ] = "cnn"
-    """mlp, cnn, resnet, wide_resnet or transformer."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Data(DataConfig):
-    """The data."""
-
-    label_noise: tyro.conf.Suppress[float] = 0.0
-    """An option of its own, `--label-noise`."""
+from experiments.lib.training.recipes import Recipe
+from experiments.quickstart import checkpoints, pictures, states, table
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config(Options):
-    """The quickstart's options."""
+    """The options."""
 
-    seeds: int = 1
-    """How many seeds to run."""
+    seeds: int = 1  # how many seeds to run
+    train_size: int = 1500  # training examples
+    label_noise: float | None = None  # fraction of wrong labels; default 0.2, of --checkpoint 0
+    rate: float = 0.05  # the learning rate of both
+    rho: float = 0.1  # SAM's radius
+    recipe: Recipe = Recipe(network="cnn-16", batch_size=64, epochs=130)
+    """Network and training. Both stop at the training loss `stop_loss`: by default twice the
+    fraction of wrong labels, where about half of them are learned by heart, and 0.05 without."""
 
-    first_seed: int = 0
-    """The first seed; the others follow it."""
+    measure_every: int = 8  # measure the curvature every so many epochs ...
+    measure_at: tuple[int, ...] = (1, 2, 4)  # ... after these, and at the end
+    curvature: CurvatureConfig = CurvatureConfig()  # the measurements
+    checkpoint: str | None = None
+    """Measure this checkpoint instead of training: the folder of a run, an orbax checkpoint or a
+    flax msgpack file. --network and --data say what it belongs to."""
 
-    checkpoint: str | None = field(default=None, metadata={"identity": False})
-    """Measure this checkpoint instead of training: a run's folder, an orbax checkpoint or a flax
-    msgpack file. One not written here needs --model and its options, --data and --train.loss."""
-
-    step: int | Literal["best"] | None = field(default=None, metadata={"identity": False})
+    step: int | Literal["best"] | None = None
     """Which of several checkpoints in the folder: a step, or best; default the last."""
 
-    label_noise: float | None = None
-    """Fraction of the training examples with a wrong label; default 0.2, and for --checkpoint what
-    it was trained with, or 0 where it does not say."""
+    which: int = 0  # which run of a checkpoint that holds several
 
-    rho: float = 0.1
-    """SAM's radius."""
+    @property
+    def noise(self) -> float:
+        """The fraction of wrong labels."""
+        default = 0.2 if self.checkpoint is None else 0.0
+        return default if self.label_noise is None else self.label_noise
 
-    stop_train_loss: float | None = None
-    """Both stop at this training loss; default twice the fraction of wrong labels, where about half
-    of them are learned by heart, and 0.05 without any."""
+    @property
+    def stop_loss(self) -> float:
+        """The training loss to stop at."""
+        stop = self.recipe.stop_loss
+        return max(2 * self.noise, 0.05) if stop is None else stop
 
-    measure_every: int = 200
-    """Measure the curvature every so many updates ..."""
-
-    measure_at: tuple[int, ...] = (20, 50, 100)
-    """... and after these."""
-
-    data: Data = field(default_factory=Data)
-    """The data."""
-
-    model: Network = field(default_factory=Network)
-    """The network."""
-
-    train: TrainConfig = field(
-        default_factory=lambda: TrainConfig(
-            steps=3000,
-            batch_size=64,
-            eval_every=10,
-            optimizer=OptimizerConfig(learning_rate=0.05),
-        )
-    )
-    """Training; SAM's is the same with a perturbation of radius rho."""
-
-    curvature: CurvatureConfig = field(default_factory=CurvatureConfig)
-    """The measurements."""
-
-    def run(self, arm: str, seed: int) -> RunConfig:
-        """The training run of one arm and seed."""
-        noise = self.label_noise
-        if noise is None:
-            noise = DEFAULT_LABEL_NOISE if self.checkpoint is None else 0.0
-        stop = self.stop_train_loss
-        if stop is None:
-            stop = max(2 * noise, 0.05)
-        radius = self.rho if arm == "sam" else None
-        return RunConfig(
-            data=replace(
-                self.data,
-                label_noise=noise,
-                data_seed=self.data.data_seed + seed,
-                data_dir=self.data_dir or self.data.data_dir,
-            ),
-            model=self.model,
-            train=replace(
-                self.train,
-                seed=self.train.seed + seed,
-                stop_train_loss=stop,
-                optimizer=replace(self.train.optimizer, sam_rho=radius),
-            ),
+    def load(self) -> SmallData:
+        """The data, with a leading axis of seeds."""
+        return minibatch.load_seeds(
+            self.data,
+            self.seed_range(),
+            train_size=self.train_size,
+            label_noise=self.noise,
+            num_classes=self.recipe.classes,
+            flat=self.recipe.flat,
         )
 
 
-PRESETS = {
-    "smoke": Config(
-        data=Data(train_size=96, test_size=32),
-        model=Network(width=4, depth=1),
-        train=TrainConfig(
-            steps=6, batch_size=32, eval_every=3, log_every=2, checkpoint_every=3, tensorboard=False
-        ),
-        measure_every=4,
-        measure_at=(),
-        curvature=CurvatureConfig(
-            examples=32,
-            max_steps=24,
-            max_probes=4,
-            density_probes=2,
-            density_steps=8,
-            line_points=5,
-        ),
-    ),
-    "cpu": Config(),
-}
+lab = Lab(
+    Config,
+    "Foret et al. 2021",
+    data_parallel=True,
+    smoke={
+        "train_size": 96,
+        "measure_every": 4,
+        "recipe": {"network": "mlp-8", "batch_size": 32, "epochs": 2},
+        "curvature": {
+            "examples": 32,
+            "max_steps": 24,
+            "max_probes": 4,
+            "density_probes": 2,
+            "density_steps": 8,
+            "line_points": 5,
+        },
+    },
+)
+single = Lab(Config, "Foret et al. 2021", title="The curvature of a checkpoint")
+
+
+@lab.run
+def run(config: Config, out: Path) -> Runs:
+    """The records of both arms, and the curvature along the way and at the end."""
+    data = config.load()
+    recipe = dataclasses.replace(config.recipe, stop_loss=config.stop_loss)
+
+    def train(arm: str) -> states.Records:
+        head = {"SGD": optax.identity, "SAM": lambda: flatjax.sam(config.rho)}[arm]
+        trained = minibatch.train_arm(
+            out / arm.lower(),
+            recipe,
+            data,
+            config.seed_range(),
+            lambda seed, hyper: optax.chain(head(), optax.sgd(config.rate)),
+            measure=states.recorded,
+            quiet=config.quiet,
+        )
+        return states.measured(config, out / arm.lower(), trained, data)
+
+    return shared(config, {arm: functools.partial(train, arm) for arm in ("SGD", "SAM")})
+
+
+lab.table(table.table)
+lab.extra(table.ends)
+lab.figure(
+    "Left: the largest Hessian eigenvalue along training; gradient descent of this learning rate η "
+    "is unstable in directions of curvature above 2/η. Middle: the Hessian's spectral density at "
+    "the end, the share of the eigenvalues per unit length, with a 95 % band. Right: the loss "
+    "along the top eigenvector, of length one.",
+    columns=3,
+)(pictures.overview)
+lab.figure(
+    "Loss over the training set, wrong labels included, down to the loss at which both stop; test "
+    "accuracy; and the fraction of the wrong labels that the network predicts, learned by heart.",
+    columns=3,
+)(pictures.training)
+lab.figure(
+    "The largest and the smallest eigenvalues of the Hessian H, on axes that are linear near zero; "
+    "traces of H, of the Fisher information F and of the gradient covariance K, and the largest "
+    "eigenvalue of K; shaded two standard errors.",
+    rows=2,
+    columns=3,
+)(pictures.curvature)
+lab.figure(
+    "The loss along a random direction, filter-normalised (Li et al. 2018), in multiples of the "
+    "weights."
+)(pictures.random_direction)
+
+single.run(checkpoints.measured)
+single.table(table.table)
+single.extra(table.ends)
+single.figure(
+    "The Hessian's spectral density, with a 95 % band; the loss along the top eigenvector, of "
+    "length one, and along a random direction, filter-normalised (Li et al. 2018), in multiples of "
+    "the weights.",
+    columns=3,
+)(pictures.state)
 
 
 def main(config: Config) -> None:
-    """Runs the experiment, or shows the finished run."""
-    from experiments.lib.runs import rundir
-    from experiments.lib.runs.paths import as_path
-    from experiments.quickstart import outcome
-
-    if config.checkpoint is not None:
-        from experiments.quickstart.single import measure_checkpoint
-
-        measure_checkpoint(config)
-        return
-    assert config.out is not None  # filled in by the command line
-    out = as_path(config.out)
-    with rundir.locked(out):
-        described = to_dict(replace(config, out=None))
-        rundir.check_config(out, described, identity(config))
-        if not outcome.finished(out):
-            from experiments.quickstart.work import compare
-
-            compare(config, out)
-        outcome.show(out)
+    """Trains and compares, or measures a checkpoint; or shows what is finished."""
+    if config.checkpoint is None:
+        lab.main(config)
+    else:
+        single.main(dataclasses.replace(config, out=checkpoints.folder(config)))
 
 
-EXPERIMENT = Experiment(main=main, presets=PRESETS, data_parallel=True)
+EXPERIMENT = lab.experiment._replace(main=main)

@@ -45,16 +45,16 @@ def test_help_shows_the_documentation_and_every_option(capsys):
         command.main([NAME, "--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    for expected in ("It trains a small network on 96 digits", "--preset", "--run.train.steps"):
+    for expected in ("It does nothing at all", "--preset", "--run.steps"):
         assert expected in text
     assert "Stop after this many updates" in text
 
 
 def test_options_change_single_values_of_the_preset(given):
-    assert command.main([NAME, "--preset", "smoke", "--run.train.steps", "5", "--seeds=3"]) == 0
+    assert command.main([NAME, "--preset", "smoke", "--run.steps", "5", "--seeds=3"]) == 0
     (config,) = given
-    assert config.run.train.steps == 5
-    assert config.run.train.batch_size == throwaway.small().train.batch_size
+    assert config.run.steps == 5
+    assert config.run.batch_size == 8
     assert list(config.seed_range()) == [100, 101, 102]
     assert str(config.out) == "runs/throwaway/smoke"
     assert config.preset == "smoke"
@@ -83,7 +83,6 @@ def test_an_unknown_experiment_gets_the_list(capsys):
     ("error", "status"),
     [
         (errors.ExperimentError("do this"), 1),
-        (errors.TrainingDiverged("do this", 4), 3),
         (errors.Preempted("do this"), 75),
         (errors.Damaged("do this"), 1),
     ],

@@ -1,9 +1,9 @@
-"""The quickstart end to end, in its smallest form: what it leaves, resuming, given checkpoints."""
+"""The quickstart end to end, on a stranger's network and data: what it leaves, and checkpoints."""
 
 import base64
-import json
 import re
 import shutil
+import textwrap
 
 import numpy as np
 import pytest
@@ -11,31 +11,54 @@ from flax import serialization
 
 from experiments import quickstart
 from experiments.__main__ import main
+from experiments.lib.runs.rundir import read_json
+from experiments.lib.training import curvature, minibatch
+from experiments.lib.training.curvature import NUMBERS
 from experiments.lib.training.load import load_checkpoint
-from experiments.quickstart import work
+from experiments.quickstart import states
+from experiments.quickstart.table import RECORDS
 
-NETWORK = ["--model", "mlp", "--model.width", "8", "--model.depth", "1"]
-OPTIONS = ["--preset", "smoke", "--quiet", *NETWORK]
-QUANTITIES = {
-    "steps", "train_loss", "train_accuracy", "train_memorized", "test_loss", "test_accuracy",
-    *(f"hessian_top_{i}" for i in range(1, 6)), "hessian_bottom_1", "hessian_bottom_2",
-    "hessian_trace", "covariance_top", "covariance_trace", "fisher_trace",
-}  # fmt: skip
+NETWORK = textwrap.dedent("""
+    import flax.linen as nn
 
 
-def read(path):
-    return json.loads(path.read_text(encoding="utf-8"))
+    class Tiny(nn.Module):
+        num_classes: int
+        width: int = 4
+
+        @nn.compact
+        def __call__(self, x, train=False):
+            x = nn.BatchNorm(use_running_average=not train)(x.reshape(len(x), -1))
+            return nn.Dense(self.num_classes)(nn.tanh(nn.Dense(self.width)(x)))
 
 
-def rows(folder):
-    return {row["key"]: row for row in read(folder / "summary.json")["table"]}
+    def wider(num_classes):
+        return Tiny(num_classes, width=5)
+""")
 
 
 @pytest.fixture(scope="module")
-def finished(data_dir, tmp_path_factory, quick_compilation_of_module):
+def options(tmp_path_factory, quick_compilation_of_module):
+    """Of a network and data of one's own, with two classes."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "quick_nets.py").write_text(NETWORK)
+    draw = np.random.RandomState(0)
+    targets = draw.randint(0, 2, 150)
+    inputs = draw.randn(150, 3, 2, 1) + targets[:, None, None, None]
+    np.savez(folder / "my.npz", inputs=inputs, targets=targets)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        yield [
+            "quickstart", "--preset", "smoke", "--quiet", "--recipe.classes", "2",
+            "--network", "quick_nets:Tiny", "--data", str(folder / "my.npz"),
+        ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(options, tmp_path_factory):
     """The folder of a finished run; not to be changed."""
     out = tmp_path_factory.mktemp("quickstart") / "run"
-    assert main(["quickstart", *OPTIONS, "--out", str(out)]) == 0
+    assert main([*options, "--out", str(out)]) == 0
     return out
 
 
@@ -45,108 +68,98 @@ def copied(finished, tmp_path):
     return shutil.copytree(finished, tmp_path / "run")
 
 
-@pytest.fixture
-def no_training(monkeypatch):
-    def train(*args, **kwargs):
-        raise AssertionError("trains again")
-
-    monkeypatch.setattr(work, "train", train)
+def numbers(folder):
+    return read_json(folder / "summary.json")["extra"]
 
 
-def test_summary_has_every_quantity_of_both_arms(finished):
-    table = rows(finished)
-    assert set(table) == QUANTITIES
-    for key, row in table.items():
-        assert set(row["values"]) == {"sgd", "sam"}
-        for value in row["values"].values():
-            assert np.isfinite(value["value"]), key
-    for key in ("hessian_top_1", "hessian_bottom_2", "covariance_top"):
-        assert table[key]["values"]["sgd"]["kind"] == "residual"
-        assert table[key]["values"]["sgd"]["error"] >= 0
-    for key in ("hessian_trace", "covariance_trace", "fisher_trace"):
-        assert table[key]["values"]["sgd"]["kind"] == "standard error"
-        assert table[key]["values"]["sgd"]["error"] > 0
-        assert table[key]["ratio"] > 0
-    tops = [table[f"hessian_top_{i}"]["values"]["sam"]["value"] for i in range(1, 6)]
-    assert tops == sorted(tops, reverse=True)
-    assert table["hessian_bottom_1"]["values"]["sgd"]["value"] <= tops[-1]
-
-
-def test_summary_says_how_the_numbers_came_about(finished):
-    summary = read(finished / "summary.json")
-    assert summary["config"]["model"]["name"] == "mlp"
-    assert [(run["arm"], run["seed"]) for run in summary["runs"]] == [("sgd", 0), ("sam", 0)]
-    assert all(run["examples"] == 32 for run in summary["runs"])
-    assert all(run["evaluation"]["step"] == run["step"] == 6 for run in summary["runs"])
-    assert "SGD and SAM reach test accuracies" in summary["sentence"]
-    # Six updates do not reach the loss.
-    assert "SAM ran out of updates" in summary["sentence"]
+def test_summary_has_every_number_of_both_arms(finished):
+    found = numbers(finished)
+    assert set(found) == {"SGD", "SAM"}
+    for records in found.values():
+        assert set(records) == {*RECORDS, *NUMBERS}
+        for name, values in records.items():
+            assert np.isfinite(values).all(), name
+        assert np.shape(records["top"]) == (1, 5, 2)
+        assert records["epoch"] == [2]
+    assert found["SGD"]["train_loss"] != found["SAM"]["train_loss"]
 
 
 def test_curvature_is_measured_along_training(finished):
-    lines = (finished / "sam-0" / "metrics.jsonl").read_text().splitlines()
-    measured = [json.loads(line) for line in lines if '"event": "curvature"' in line]
-    assert [row["step"] for row in measured] == [0, 4]
-    for row in measured:
-        assert len(row["hessian"]["top"]["residual_norms"]) == 5
+    names = {path.name for path in (finished / "sam").glob("*.npz")}
+    assert names == {f"curvature_100_{epoch}.npz" for epoch in (0, 1, 2)}
 
 
 def test_report_shows_the_table_and_every_figure(finished):
     page = (finished / "report.html").read_text(encoding="utf-8")
     shown = {base64.b64decode(d) for d in re.findall(r"data:image/png;base64,([\w+/=]+)", page)}
-    figures = read(finished / "summary.json")["figures"]
-    assert len(figures) == 6
-    assert shown == {(finished / name).read_bytes() for name in figures}
-    for row in rows(finished).values():
-        assert row["label"] in page
-    assert "Versions and machine" in page
-    assert "Command: python -m experiments" in page
+    names = ["overview.png", "training.png", "curvature.png", "random_direction.png"]
+    assert [figure["file"] for figure in read_json(finished / "summary.json")["figures"]] == names
+    assert shown == {(finished / name).read_bytes() for name in names}
+    for text in ("λ₅(H)", "tr(F), Fisher information", "SAM / SGD", "ran out of epochs"):
+        assert text in page
+    assert "<th>verdict</th>" not in page  # it has no claims
 
 
-def test_both_arms_leave_checkpoints_that_load(finished):
-    for arm in ("sgd", "sam"):
-        loaded = load_checkpoint(finished / f"{arm}-0")
-        assert loaded.step == 6
-        radius = loaded.config.train.optimizer.sam_rho
-        assert radius == (None if arm == "sgd" else 0.1)
+def test_a_second_start_measures_and_trains_nothing(finished, options, monkeypatch, capsys):
+    def fail(*args):
+        raise AssertionError("measures or trains again")
+
+    monkeypatch.setattr(curvature.Curvature, "_measure", fail)
+    monkeypatch.setattr(minibatch._Engine, "_moved", fail)
+    before = numbers(finished)
+    assert main([*options, "--out", str(finished)]) == 0
+    assert numbers(finished) == before
+    assert "λ₁(H), largest eigenvalue" in capsys.readouterr().out
 
 
-def test_a_second_run_shows_the_table_and_does_nothing(finished, monkeypatch, capsys):
-    monkeypatch.setattr(work, "compare", None)
-    before = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.name != "config.json"}
-    assert main(["quickstart", *OPTIONS, "--out", str(finished)]) == 0
-    after = {p: p.stat().st_mtime_ns for p in finished.rglob("*") if p.name != "config.json"}
-    assert after == before
-    printed = capsys.readouterr().out
-    for label in ("λ₁(H)", "tr(F)", "test accuracy", "SAM / SGD"):
-        assert label in printed
-
-
-@pytest.mark.usefixtures("no_training")
-def test_a_lost_figure_is_drawn_again_without_training(copied):
-    summary = read(copied / "summary.json")
-    lost = copied / summary["figures"][0]
-    before = lost.read_bytes()
-    lost.unlink()
-    assert main(["quickstart", *OPTIONS, "--out", str(copied)]) == 0
-    assert lost.read_bytes() == before
-    assert read(copied / "summary.json") == summary
-
-
-def test_a_run_killed_before_the_last_measurement_ends_the_same(copied):
-    """Training itself is resumed by the harness, see test_train.py."""
-    summary = read(copied / "summary.json")
-    measured = read(copied / "sam-0" / "measured.json")
+def test_a_run_killed_before_the_last_measurement_ends_the_same(copied, options):
+    """Training itself is resumed by the engine, see test_minibatch.py."""
+    before = numbers(copied)
     (copied / "summary.json").unlink()
-    (copied / "sam-0" / "measured.json").unlink()
-    assert main(["quickstart", *OPTIONS, "--out", str(copied)]) == 0
-    assert read(copied / "sam-0" / "measured.json") == measured
-    assert read(copied / "summary.json") == summary
+    (copied / "sam" / "curvature_100_2.npz").unlink()
+    assert main([*options, "--out", str(copied)]) == 0
+    assert numbers(copied) == before
 
 
-def test_other_options_in_the_same_folder_are_refused(finished, capsys):
-    assert main(["quickstart", *OPTIONS, "--rho", "0.3", "--out", str(finished)]) == 1
+def test_other_options_in_the_same_folder_are_refused(finished, options, capsys):
+    assert main([*options, "--rho", "0.3", "--out", str(finished)]) == 1
     assert "rho: 0.1 -> 0.3" in capsys.readouterr().err
+
+
+def test_a_run_that_has_stopped_is_measured_where_it_stands(tmp_path, monkeypatch):
+    """Two runs that stop at epochs 2 and 5 of 6; the states are the epochs."""
+
+    class Fake:
+        def __init__(self, *given):
+            del given
+
+        def numbers(self, params, model_state):
+            return dict.fromkeys(NUMBERS, np.append(params, model_state["scale"]))
+
+        def everything(self, params, model_state):
+            return self.numbers(params, model_state) | {"random": 10 * params}
+
+    monkeypatch.setattr(states, "Curvature", Fake)
+    epochs = np.array([[0, 1, 2, 2, 2, 2, 2], [0, 1, 2, 3, 4, 5, 5]])
+    trained = minibatch.Trained(
+        params=epochs[:, -1:].astype(np.float32),
+        model_state={"scale": np.full((2, 1), 7, np.float32)},
+        records={
+            "epoch": epochs,
+            "state": np.stack([epochs, 0 * epochs + 7], -1).astype(np.float32),
+        },
+        reached=np.array([True, False]),
+    )
+    config = quickstart.Config(seeds=2, measure_every=3, measure_at=(1,))
+    data = np.zeros((2, 1))
+    for _ in range(2):  # from the files the second time
+        found = states.measured(config, tmp_path, trained, data)
+        assert found["measured"].tolist() == [[0, 1, 2, 2], [0, 1, 3, 5]]
+        assert found["trace"].tolist() == [[[e, 7] for e in row] for row in found["measured"]]
+        assert found["random"].tolist() == [[20], [50]]
+        assert found["reached"].tolist() == [True, False]
+        assert "state" not in found
+    assert len(list(tmp_path.iterdir())) == 3 + 4
 
 
 def single(folder):
@@ -154,65 +167,73 @@ def single(folder):
     return found
 
 
-def test_a_checkpoint_of_the_harness_is_measured_as_in_training(finished, tmp_path, capsys):
-    """It knows its own network and data: no option names them."""
-    arguments = ["quickstart", "--preset", "smoke", "--quiet", "--out", str(tmp_path)]
-    arguments += ["--checkpoint", str(finished / "sgd-0"), "--step", "6"]
+def test_a_checkpoint_of_a_run_is_measured_as_in_training(finished, options, tmp_path, capsys):
+    arguments = [*options, "--out", str(tmp_path), "--label-noise", "0.2"]
+    place = next(finished.glob("sgd/**/checkpoints")).parent
+    arguments += ["--checkpoint", str(place)]
     assert main(arguments) == 0
-    table, original = rows(single(tmp_path)), rows(finished)
-    assert set(table) == QUANTITIES
-    for key, row in table.items():
-        value, expected = row["values"]["checkpoint"], original[key]["values"]["sgd"]
-        assert value["value"] == pytest.approx(expected["value"], rel=1e-6), key
+    ours, theirs = numbers(single(tmp_path))["checkpoint"], numbers(finished)["SGD"]
+    for name in {*RECORDS, *NUMBERS} - {"epoch"}:
+        value, expected = (np.array(found[name]) for found in (ours, theirs))
+        if name in NUMBERS:  # without the residuals, which are rounding
+            value, expected = value[..., 0], expected[..., 0]
+        # Sums in another order; some eigenvalues are near zero.
+        np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-5, err_msg=name)
     page = (single(tmp_path) / "report.html").read_text(encoding="utf-8")
-    assert page.count("data:image/png") == 2
+    assert page.count("data:image/png") == 1
+    assert "<h1>The curvature of a checkpoint</h1>" in page
     printed = capsys.readouterr().out
-    stamp = (single(tmp_path) / "report.html").stat().st_mtime_ns
     assert main(arguments) == 0
-    assert (single(tmp_path) / "report.html").stat().st_mtime_ns == stamp
     assert capsys.readouterr().out == printed
 
 
-@pytest.fixture
-def foreign(finished, tmp_path):
-    """The SGD network in a file of another program's: parameters alone."""
-    params = load_checkpoint(finished / "sgd-0").params
-    path = tmp_path / "params.msgpack"
-    path.write_bytes(serialization.to_bytes(params))
+@pytest.fixture(scope="module")
+def foreign(finished, tmp_path_factory):
+    """The SGD network in a file of another program's."""
+    loaded = load_checkpoint(next(finished.glob("sgd/**/checkpoints")))
+    path = tmp_path_factory.mktemp("foreign") / "variables.msgpack"
+    variables = {"params": loaded.params, **loaded.model_state}
+    path.write_bytes(serialization.to_bytes(variables))
     return path
 
 
-def test_a_foreign_checkpoint_is_measured_with_the_named_network(foreign, tmp_path):
-    arguments = [*OPTIONS, "--checkpoint", str(foreign), "--out", str(tmp_path)]
-    assert main(["quickstart", *arguments]) == 0
-    table = rows(single(tmp_path))
-    # Nobody said that labels are wrong, so none are.
-    assert set(table) == QUANTITIES - {"train_memorized"}
-    assert read(single(tmp_path) / "summary.json")["config"]["run"]["data"]["label_noise"] == 0
+def test_another_checkpoint_at_the_same_path_is_measured_anew(foreign, options, tmp_path):
+    path = tmp_path / "mine" / "variables.msgpack"
+    path.parent.mkdir()
+    arguments = [*options, "--checkpoint", str(path), "--out", str(tmp_path)]
+    found = []
+    for scale in (1, 2):
+        variables = serialization.msgpack_restore(foreign.read_bytes())
+        variables["params"]["Dense_1"]["kernel"] = scale * variables["params"]["Dense_1"]["kernel"]
+        path.write_bytes(serialization.to_bytes(variables))
+        assert main(arguments) == 0
+        found.append(numbers(single(tmp_path))["checkpoint"])
+    assert found[0]["trace_fisher"] != found[1]["trace_fisher"]
+    assert found[0]["noisy_fit"] == [0]  # nobody said that labels are wrong, so none are
 
 
-def test_a_checkpoint_of_another_network_is_refused_with_the_difference(foreign, tmp_path, capsys):
-    arguments = [*OPTIONS, "--model.width", "9", "--checkpoint", str(foreign)]
-    assert main(["quickstart", *arguments, "--out", str(tmp_path)]) == 1
-    message = capsys.readouterr().err
-    assert "does not fit the network 'mlp'" in message
-    assert re.search(r"shape \(8,\) where it has \(9,\)", message)
-    assert "--model.width" in message
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--network", "quick_nets:wider"], r"Dense_1/bias of shape \(4,\) where it has \(5,\)"),
+        (["--recipe.classes", "3"], r"Dense_0/bias of shape \(2,\) where it has \(3,\)"),
+        (["--network", "mlp-4"], r"BatchNorm_0/bias of shape \(6,\) where it has none"),
+    ],
+)
+def test_a_checkpoint_of_another_network_is_refused(
+    foreign, options, tmp_path, capsys, more, message
+):
+    arguments = [*options, *more, "--checkpoint", str(foreign), "--out", str(tmp_path)]
+    assert main(arguments) == 1
+    error = capsys.readouterr().err
+    assert re.search(message, error)
+    assert "by --network and --recipe.classes, and which data by --data" in error
 
 
-def test_a_missing_checkpoint_is_one_line(tmp_path, capsys):
+def test_a_missing_checkpoint_is_one_line(options, tmp_path, capsys):
     missing = str(tmp_path / "nowhere")
-    assert main(["quickstart", *OPTIONS, "--checkpoint", missing, "--out", str(tmp_path)]) == 1
+    assert main([*options, "--checkpoint", missing, "--out", str(tmp_path)]) == 1
     assert f"there is no checkpoint at {missing}" in capsys.readouterr().err
-
-
-def test_the_arms_differ_in_the_radius_alone():
-    config = quickstart.Config(rho=0.2)
-    sgd, sam = (work.to_dict(config.run(arm, 3)) for arm in ("sgd", "sam"))
-    assert sgd["train"]["optimizer"].pop("sam_rho") is None
-    assert sam["train"]["optimizer"].pop("sam_rho") == 0.2
-    assert sgd == sam
-    assert sgd["train"]["seed"] == sgd["data"]["data_seed"] == 3
 
 
 @pytest.mark.parametrize(
@@ -220,19 +241,12 @@ def test_the_arms_differ_in_the_radius_alone():
     [
         ({}, 0.2, 0.4),
         ({"label_noise": 0.0}, 0.0, 0.05),
-        ({"label_noise": 0.1, "stop_train_loss": 0.3}, 0.1, 0.3),
+        ({"label_noise": 0.1, "recipe": minibatch.Recipe(stop_loss=0.3)}, 0.1, 0.3),
         ({"checkpoint": "somewhere"}, 0.0, 0.05),
+        ({"checkpoint": "somewhere", "label_noise": 0.3}, 0.3, 0.6),
     ],
 )
 def test_where_both_stop_follows_from_the_wrong_labels(options, noise, stop):
-    run = quickstart.Config(**options).run("sgd", 0)
-    assert run.data.label_noise == noise
-    assert run.train.stop_train_loss == pytest.approx(stop)
-
-
-def test_the_edge_of_stability_is_marked_for_plain_gradient_descent_only():
-    config = quickstart.Config()
-    assert work.marks(config)["stable"] == pytest.approx(40)
-    momentum = work.dataclasses.replace(config.train.optimizer, momentum=0.9)
-    train = work.dataclasses.replace(config.train, optimizer=momentum)
-    assert work.marks(work.dataclasses.replace(config, train=train))["stable"] is None
+    config = quickstart.Config(**options)
+    assert config.noise == noise
+    assert config.stop_loss == pytest.approx(stop)

@@ -13,6 +13,7 @@ NAMES = [
     for name in registry.summaries()
     if hasattr(importlib.import_module(f"experiments.{name}"), "lab")
 ]
+OF_NO_PAPER = {"quickstart", "flat_optimisers"}
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +28,7 @@ def test_the_smoke_preset(name, tmp_path):
     lab.main(config)
     summary = rundir.read_json(tmp_path / "summary.json")
     assert [c["name"] for c in summary["claims"]] == list(lab.claims)
-    assert {c["verdict"] for c in summary["claims"]} == {"not judged"}
+    assert all(c["verdict"] == "not judged" for c in summary["claims"])
     for claim in summary["claims"]:
         assert [int(seed) for seed in claim["values"]] == list(config.seed_range())
     assert summary["figures"]
@@ -37,7 +38,8 @@ def test_the_smoke_preset(name, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_what_stands_in_the_file(name):
     module = importlib.import_module(f"experiments.{name}")
-    assert module.EXPERIMENT is module.lab.experiment
-    assert {"smoke", "cpu", "paper"} <= set(module.lab.presets)
+    assert module.EXPERIMENT.presets is module.lab.presets
+    assert {"smoke", "cpu"} <= set(module.lab.presets)
+    assert "paper" in module.lab.presets or name in OF_NO_PAPER
     assert all(config.preset == preset for preset, config in module.lab.presets.items())
     assert module.lab.presets["cpu"] == module.lab.presets["cpu"].__class__()

@@ -1,23 +1,19 @@
 """Image classification data for every experiment: real TFDS sets, without TensorFlow.
 
     data = load_data(DataConfig(name="digits", label_noise=0.2))
-    batches = data.batches(64, seed=0)          # grain iterator: {"inputs", "targets", "index"}
-    train = data.train.arrays()                 # small data at once, for curvature work
+    train = data.train.arrays()
 
 Inputs are float32 (n, height, width, channels), targets int32 (n,). Everything drawn (subset,
-wrong labels, shuffles, augmentation) is a function of the seeds alone, the same on every machine
-and for any number of processes.
+wrong labels) is a function of the seeds alone, the same on every machine.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
-from experiments.lib.data import augment
-from experiments.lib.data.batches import Rows, Schedule, batch_iterator
 from experiments.lib.data.storage import open_builder
 
 # Statistics of sets too large for memory come from this many examples.
@@ -41,27 +37,15 @@ class DataConfig:
     test_size: int | None = None
     """Test on a random subset of this size; default all."""
 
-    validation_size: int = 0
-    """Hold back this many training examples as a validation split."""
-
     label_noise: float = 0.0
     """Give exactly this fraction of the training examples a wrong label."""
 
     data_seed: int = 0
     """Seed of subset and label noise."""
 
-    normalize: Literal["pixel", "channel", "none"] = "pixel"
-    """pixel: subtract each pixel's training mean, divide by one global standard deviation;
-    channel: mean and standard deviation of each channel; none: divide by 255."""
-
-    flip: bool = False
-    """Augmentation: random horizontal flips."""
-
-    crop: int = 0
-    """Augmentation: random crops after padding by this many pixels."""
-
-    mixup: float = 0.0
-    """Augmentation: mixup with Beta(mixup, mixup) weights."""
+    normalize: Literal["pixel", "none"] = "pixel"
+    """pixel: subtract each pixel's training mean, divide by one global standard deviation; none:
+    divide by 255."""
 
     in_memory_gib: float = field(default=2.0, metadata={"identity": False})
     """Decode a split once into memory up to this size; larger ones are read batch by batch."""
@@ -69,21 +53,17 @@ class DataConfig:
     def __post_init__(self):
         if not 0 <= self.label_noise <= 1:
             raise ValueError(f"label_noise is a fraction in [0, 1], got {self.label_noise}")
-        if self.normalize not in ("pixel", "channel", "none"):
-            raise ValueError(f"normalize must be pixel, channel or none, got {self.normalize!r}")
-        if self.crop < 0 or self.mixup < 0 or self.validation_size < 0:
-            raise ValueError("crop, mixup and validation_size must not be negative")
 
 
 class Arrays(NamedTuple):
     """Examples in memory.
 
     Attributes:
-      inputs: (n, height, width, channels) float32, normalised, not augmented.
+      inputs: (n, height, width, channels) float32, normalised.
       targets: (n,) int32, the labels trained on, wrong ones included.
       clean_targets: (n,) int32, the labels of the data set.
       noisy: (n,) bool, where the two differ.
-      index: (n,) int32, positions in the split, as in the batches.
+      index: (n,) int32, positions in the split.
     """
 
     inputs: np.ndarray
@@ -138,7 +118,7 @@ class Split:
         return (labels + self._shift[index]) % self.num_classes
 
     def arrays(self, size: int | None = None) -> Arrays:
-        """The first `size` examples (default all), decoded, normalised, not augmented."""
+        """The first `size` examples (default all), decoded, normalised."""
         return self.chunk(0, len(self) if size is None else min(size, len(self)))
 
     def chunk(self, start: int, stop: int) -> Arrays:
@@ -164,7 +144,6 @@ class Dataset(NamedTuple):
       input_shape: (height, width, channels).
       train: the training split, wrong labels included.
       test: the test split, always clean.
-      validation: held back from the training split, clean; None if none was asked for.
     """
 
     config: DataConfig
@@ -172,67 +151,6 @@ class Dataset(NamedTuple):
     input_shape: tuple[int, ...]
     train: Split
     test: Split
-    validation: Split | None
-
-    def batches(
-        self,
-        batch_size: int | None,
-        *,
-        seed: int,
-        shuffle: bool = True,
-        reshuffle: bool = True,
-        process: tuple[int, int] = (0, 1),
-    ) -> Any:
-        """Returns an endless grain iterator over training batches, with a checkpointable state.
-
-        Each is a dict of NumPy arrays: `inputs` (b, h, w, c) float32; `targets` (b,) int32, or
-        (b, classes) float32 probabilities under mixup; `index` (b,) int32 positions in `train`.
-
-        Args:
-          batch_size: examples a batch over all processes, or None for full batches, which keep
-            the order of `train.arrays()`.
-          seed: seed of shuffles and augmentation.
-          shuffle: whether to shuffle.
-          reshuffle: a new order each epoch, or the same one.
-          process: this process's number and the number of processes; each gets its rows of the
-            same global batches.
-        """
-        schedule = Schedule(
-            len(self.train), batch_size, seed=seed, shuffle=shuffle, reshuffle=reshuffle
-        )
-        part, parts = process
-        if schedule.batch_size % parts:
-            raise ValueError(
-                f"batch size {schedule.batch_size} does not split over {parts} processes; "
-                "choose a multiple"
-            )
-        share = schedule.batch_size // parts
-        return batch_iterator(
-            schedule, self._batch_maker(seed, slice(part * share, (part + 1) * share))
-        )
-
-    def _batch_maker(self, seed: int, mine: slice):
-        train, normalizer = self.train, self.train.normalizer
-        augmentation = augment.Augmentation(self.config.flip, self.config.crop, self.config.mixup)
-
-        def examples(index, draws):
-            pixels, labels = train.pixels_and_labels(index)
-            inputs = normalizer(augment.transform_images(pixels, draws, augmentation.crop))
-            return inputs, train.noisy_labels(labels, index)
-
-        def make_batch(rows: Rows) -> dict[str, np.ndarray]:
-            rng = np.random.RandomState([seed, rows.number % 2**32, rows.number >> 32, 1])
-            draws = augment.draw(augmentation, rng, len(rows.index))
-            index = rows.index[mine].astype(np.int32)
-            inputs, targets = examples(index, draws.rows(mine))
-            if draws.partner is not None:
-                partner = draws.partner[mine]
-                others = examples(rows.index[partner], draws.rows(partner))
-                mixing = draws.mixing[mine]
-                inputs, targets = augment.mix(inputs, targets, *others, mixing, self.num_classes)
-            return {"inputs": inputs, "targets": targets, "index": index}
-
-        return make_batch
 
 
 def load_data(config: DataConfig) -> Dataset:
@@ -248,10 +166,8 @@ def load_data(config: DataConfig) -> Dataset:
     sizes = {s: builder.info.splits[s].num_examples for s in (train_split, test_split)}
 
     rng = np.random.RandomState([config.data_seed, 0])
-    train_rows, validation_rows = _choose(
-        rng, sizes[train_split], config.train_size, config.validation_size, "train"
-    )
-    test_rows, _ = _choose(rng, sizes[test_split], config.test_size, 0, "test")
+    train_rows = _choose(rng, sizes[train_split], config.train_size, "train")
+    test_rows = _choose(rng, sizes[test_split], config.test_size, "test")
     shift = _label_shift(config, len(train_rows), num_classes)
 
     def split(name, stored, rows, label_shift=None):
@@ -268,12 +184,9 @@ def load_data(config: DataConfig) -> Dataset:
 
     train = split("train", train_split, train_rows, shift)
     test = split("test", test_split, test_rows)
-    validation = split("validation", train_split, validation_rows) if len(validation_rows) else None
-    normalizer = _fit_normalizer(config.normalize, train)
-    for part in (train, test, validation):
-        if part is not None:
-            part.normalizer = normalizer
-    return Dataset(config, num_classes, shape, train, test, validation)
+    if config.normalize == "pixel":
+        train.normalizer = test.normalizer = _fit_normalizer(train)
+    return Dataset(config, num_classes, shape, train, test)
 
 
 def _describe(builder, name: str) -> tuple[tuple[str, str], tuple[int, ...], int]:
@@ -310,19 +223,13 @@ def _split_names(builder, name: str) -> tuple[str, str]:
     return "train", test
 
 
-def _choose(
-    rng: np.random.RandomState, available: int, size: int | None, held_back: int, split: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Draws the rows used and the rows held back; all rows in stored order if nothing is cut."""
-    wanted = available - held_back if size is None else size
-    if wanted < 1 or wanted + held_back > available:
-        raise ValueError(
-            f"the {split} split has {available} examples; {wanted} wanted and {held_back} held back"
-        )
+def _choose(rng: np.random.RandomState, available: int, size: int | None, split: str) -> np.ndarray:
+    """Draws the rows used; all rows in stored order if nothing is cut."""
+    wanted = available if size is None else size
+    if not 1 <= wanted <= available:
+        raise ValueError(f"the {split} split has {available} examples, not {wanted}")
     order = rng.permutation(available)  # drawn always, so that one option does not move another
-    if wanted == available:
-        return np.arange(available), order[:0]
-    return order[:wanted], order[available - held_back :]
+    return np.arange(available) if wanted == available else order[:wanted]
 
 
 def _label_shift(config: DataConfig, size: int, num_classes: int) -> np.ndarray:
@@ -337,9 +244,8 @@ def _label_shift(config: DataConfig, size: int, num_classes: int) -> np.ndarray:
     return shift
 
 
-def _fit_normalizer(kind: str, train: Split) -> Normalizer:
-    if kind == "none":
-        return Normalizer(np.float32(0), np.float32(255))
+def _fit_normalizer(train: Split) -> Normalizer:
+    """Each pixel's mean, and one standard deviation for all."""
     index = np.arange(min(len(train), _STATISTICS_EXAMPLES))
     count, total, square = 0, 0.0, 0.0
     for part in np.array_split(index, max(1, len(index) // 1000)):
@@ -348,10 +254,5 @@ def _fit_normalizer(kind: str, train: Split) -> Normalizer:
         total = total + pixels.sum(0)
         square = square + (pixels**2).sum(0)
     mean, second = total / count, square / count  # each (h, w, c)
-    axes = (0, 1) if kind == "channel" else (0, 1, 2)
-    centre = mean.mean(axes)
-    std = np.sqrt(np.maximum(second.mean(axes) - centre**2, 0))
-    # A constant channel carries nothing: centre it and leave its scale alone.
-    std = np.where(std > 0, std, 1.0)
-    offset = centre if kind == "channel" else mean
-    return Normalizer(offset.astype(np.float32), std.astype(np.float32))
+    std = np.sqrt(max(second.mean() - mean.mean() ** 2, 0)) or 1.0
+    return Normalizer(mean.astype(np.float32), np.float32(std))

@@ -62,12 +62,6 @@ class Model(NamedTuple):
         """
         return self.apply(params, model_state or {}, inputs, train=False)[0]
 
-    def train_fn(
-        self, params: Params, inputs: jax.Array, model_state: ModelState, key: jax.Array
-    ) -> jax.Array:
-        """The logits as trained, with batch statistics of this batch and dropout by `key`."""
-        return self.apply(params, model_state, inputs, train=True, key=key)[0]
-
 
 def make_model(config: ModelConfig, num_classes: int) -> Model:
     """Builds a network.

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -68,12 +67,6 @@ def _words(leaf: jax.Array) -> jax.Array:
         return leaf.astype(jnp.uint32).reshape(-1)
     unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
     return jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32).reshape(-1)
-
-
-def finite(trees: Iterable[Any]) -> jax.Array:
-    """Whether every floating-point number in the trees is finite, as an array."""
-    leaves = [x for x in jax.tree.leaves(trees) if jnp.issubdtype(x.dtype, jnp.inexact)]
-    return jnp.stack([jnp.isfinite(x).all() for x in leaves] or [jnp.array(True)]).all()
 
 
 def copied(leaf: jax.Array) -> np.ndarray:

@@ -7,6 +7,7 @@ cannot be read back bit for bit is damaged: it is set aside and an older one is 
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -49,18 +50,15 @@ class Checkpoints:
     for another that is dead or cannot write; all must call every method.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        keep_last: int = 2,
-        keep_best: int = 1,
-        best_metric: str = "test_accuracy",
-        primary: bool = True,
-    ):
-        """Nothing is opened or written until the first save; see `TrainConfig` for the options."""
-        self.folder = absolute(folder)
-        self._keep_last, self._keep_best, self._best = keep_last, keep_best, best_metric
+    def __init__(self, folder: Path, *, keep_last: int = 2, primary: bool = True):
+        """Nothing is opened or written until the first save.
+
+        Args:
+          folder: where they lie.
+          keep_last: how many of the last are kept; the best is kept besides.
+          primary: whether this process writes.
+        """
+        self.folder, self._keep_last = absolute(folder), keep_last
         self._primary = primary
         self._writer: Any = None
         self._thread: Any = None
@@ -72,8 +70,7 @@ class Checkpoints:
         state: Any,
         meta: Mapping[str, Any],
         *,
-        iterator: Any = None,
-        metrics: Mapping[str, float] | None = None,
+        score: float | None = None,
     ) -> None:
         """Starts saving; returns when the arrays are copied.
 
@@ -81,18 +78,14 @@ class Checkpoints:
           step: the step; not before the newest one, which is written anew if it is this one.
           state: a tree of arrays; of several processes, each must have them whole.
           meta: JSON values.
-          iterator: a grain iterator, whose state is saved; it is the same in all processes,
-            whatever their number.
-          metrics: metrics of this very step, if it was evaluated: they decide the best.
+          score: the higher the better, such as a test accuracy; the best is kept.
 
         Raises:
           CheckpointNotWritten: this one could not be begun, or the one before not be finished.
         """
-        described = dict(meta, format=FORMAT, step=step, structure=arrays.structure(state))
-        described["metrics"] = dict(metrics or {})
-        if iterator is not None:
-            # Not an item of its own: grain writes one file for each process.
-            described["data_state"] = iterator.get_state()
+        score = score if score is not None and math.isfinite(score) else None
+        described = dict(meta, format=FORMAT, step=step, score=score)
+        described["structure"] = arrays.structure(state)
         check = arrays.checksum(arrays.own(state))
         state = jax.tree.map(arrays.copied, arrays.own(state)) if self._primary else None
         self._on_writer(lambda: self._save(step, {"state": state, "checksum": check}, described))
@@ -124,7 +117,7 @@ class Checkpoints:
         saved, self._in_flight = self._in_flight, None
         saved.result()
         steps = list_steps(self.folder)
-        kept = {*steps[-self._keep_last :], *_ranked(steps, self._best)[: self._keep_best]}
+        kept = {*steps[-self._keep_last :], *_ranked(steps)[:1]}
         for path in steps:
             if path not in kept:
                 remove_tree(path)
@@ -152,14 +145,12 @@ class Checkpoints:
         self,
         abstract: Any,
         *,
-        iterator: Any = None,
         check: Callable[[dict[str, Any]], None] = lambda meta: None,
     ) -> Restored | None:
         """Loads the newest sound checkpoint, setting damaged ones aside with a warning.
 
         Args:
           abstract: the tree to fill: `jax.ShapeDtypeStruct`s with shardings.
-          iterator: the grain iterator to set to the saved state.
           check: given the JSON values of a checkpoint, raises ValueError if what belongs to it
             elsewhere is not as it was.
 
@@ -177,7 +168,7 @@ class Checkpoints:
         for path in (self.folder / name for name in reversed(names)):
             error: Exception = ValueError("another process could not read it")
             try:
-                found = self._read(path, abstract, iterator, check)
+                found = self._read(path, abstract, check)
             except CheckpointMismatch:
                 raise
             except Exception as caught:
@@ -190,7 +181,7 @@ class Checkpoints:
             self._set_aside(path, error, found)
         return found
 
-    def _read(self, path: Path, abstract: Any, iterator: Any, check: Any) -> Restored:
+    def _read(self, path: Path, abstract: Any, check: Any) -> Restored:
         seals.check(path)
         meta = read_meta(path)
         if meta["step"] != int(path.name):
@@ -210,8 +201,6 @@ class Checkpoints:
         sums = {meta["checksum"], int(loaded["state"]["checksum"]), int(arrays.checksum(state))}
         if len(sums) > 1:
             raise ValueError("the arrays do not match their checksum")
-        if iterator is not None:
-            iterator.set_state(meta["data_state"])
         return Restored(int(path.name), state, meta)
 
     def _set_aside(self, path: Path, error: Exception, found: Restored | None) -> None:
@@ -263,34 +252,29 @@ def list_steps(folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name))
 
 
-def best_step(folder: Path, metric: str) -> Path:
-    """The checkpoint with the best saved metric.
+def best_step(folder: Path) -> Path:
+    """The checkpoint with the best score.
 
     Raises:
-      FileNotFoundError: none was saved at an evaluation.
+      FileNotFoundError: none was saved with one.
     """
-    ranked = _ranked(list_steps(folder), metric)
+    ranked = _ranked(list_steps(folder))
     if not ranked:
-        raise FileNotFoundError(f"no checkpoint in {folder} was saved with a {metric!r}")
+        raise FileNotFoundError(f"no checkpoint in {folder} was saved with a score")
     return ranked[0]
 
 
-def _ranked(steps: Iterable[Path], metric: str) -> list[Path]:
-    """Those saved with the metric, the best first, of equals the latest."""
+def _ranked(steps: Iterable[Path]) -> list[Path]:
+    """Those saved with a score, the best first, of equals the latest."""
     scored = []
     for path in steps:
         try:
-            metrics = read_meta(path)["metrics"]
+            score = read_meta(path).get("score")
         except Exception:  # damaged: told when it is to be restored
             continue
-        if metric in metrics:
-            scored.append((best_sign(metric) * metrics[metric], int(path.name), path))
+        if score is not None:
+            scored.append((score, int(path.name), path))
     return [path for *_, path in sorted(scored, reverse=True)]
-
-
-def best_sign(metric: str) -> int:
-    """-1 where lower is better."""
-    return -1 if metric.endswith("loss") else 1
 
 
 def read_meta(path: Path) -> dict[str, Any]:

@@ -56,20 +56,6 @@ class CheckpointMismatch(ExperimentError):
     """A checkpoint is sound but does not fit the state to be restored."""
 
 
-class TrainingDiverged(ExperimentError):
-    """The loss or the parameters are no longer finite.
-
-    Attributes:
-      step: the update at which that was first seen, counted from 1.
-    """
-
-    exit_status = 3
-
-    def __init__(self, message: str, step: int):
-        super().__init__(message)
-        self.step = step
-
-
 class Preempted(ExperimentError):
     """A signal asked the run to stop; its state is saved, and the same command continues it.
 

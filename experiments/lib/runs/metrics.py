@@ -15,7 +15,6 @@ import math
 import os
 import time
 import warnings
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,26 +24,19 @@ import numpy as np
 from experiments.lib.runs.paths import as_path, is_remote, remove_tree, write_text
 from experiments.lib.runs.tensorboard import Board
 
-CLOCK_FIELDS = frozenset({"time", "seconds", "steps_per_second"})
-"""The fields that differ between two identical runs."""
 
-
-def read_metrics(path: str | os.PathLike[str], *, event: str | None = None, clock: bool = True):
+def read_metrics(path: str | os.PathLike[str], *, clock: bool = True) -> list[dict[str, Any]]:
     """Returns the rows of a `metrics.jsonl` as dicts, without a half-written last line.
 
     Other lines that are no rows are left out with a warning.
 
     Args:
       path: the file, or the run's folder.
-      event: only rows of this event: `train`, `eval` or a measurement's name.
-      clock: keep the clock fields; without them the rows of identical runs are equal.
+      clock: keep the time of writing; without it the rows of identical runs are equal.
     """
     path = as_path(path)
     rows = _parse(path / "metrics.jsonl" if path.is_dir() else path)
-    kept = [row for row in rows if event is None or row["event"] == event]
-    if clock:
-        return kept
-    return [{k: v for k, v in row.items() if k not in CLOCK_FIELDS} for row in kept]
+    return [{k: v for k, v in row.items() if clock or k != "time"} for row in rows]
 
 
 def _parse(path: Path) -> list[dict[str, Any]]:
@@ -70,11 +62,6 @@ def _row(line: str) -> dict[str, Any] | None:
     return row if sound else None
 
 
-def rows_checksum(rows: Iterable[Mapping[str, Any]]) -> int:
-    """Of the text of rows, as they are written."""
-    return zlib.crc32("".join(map(_line, rows)).encode())
-
-
 def jsonable(value: Any) -> Any:
     """Returns a value as JSON knows it: arrays as lists, what is not finite as null."""
     if isinstance(value, Mapping):
@@ -91,7 +78,7 @@ def jsonable(value: Any) -> Any:
 
 
 class MetricsLog:
-    """Appends rows to `metrics.jsonl` and scalars to TensorBoard; only in the first process.
+    """Appends rows to `metrics.jsonl` and scalars to TensorBoard, which has none in a bucket.
 
     A context manager, which closes the files.
     """
@@ -102,7 +89,6 @@ class MetricsLog:
         *,
         keep: Iterable[Mapping[str, Any]] = (),
         resume_step: int = 0,
-        tensorboard: bool = True,
         primary: bool = True,
     ):
         """Opens the log.
@@ -111,7 +97,6 @@ class MetricsLog:
           folder: the run's folder.
           keep: the rows to begin with; all others in the file are dropped.
           resume_step: TensorBoard forgets events at this step and later; at 0 all there are.
-          tensorboard: whether to write TensorBoard events too; not into a bucket.
           primary: whether this process writes at all.
         """
         self._file = self._board = self._remote = None
@@ -125,11 +110,10 @@ class MetricsLog:
             self._file.write(kept)
             return
         self._file = path.open("a", encoding="utf-8")
-        if tensorboard:
-            if not resume_step and (folder / "tensorboard").exists():
-                remove_tree(folder / "tensorboard")
-            # TensorBoard drops what a killed run wrote beyond the resumed step.
-            self._board = Board(folder / "tensorboard", purge_step=resume_step or None)
+        if not resume_step and (folder / "tensorboard").exists():
+            remove_tree(folder / "tensorboard")
+        # TensorBoard drops what a killed run wrote beyond the resumed step.
+        self._board = Board(folder / "tensorboard", purge_step=resume_step or None)
 
     def __enter__(self) -> MetricsLog:
         """Returns the log."""
@@ -139,12 +123,11 @@ class MetricsLog:
         """Closes the files."""
         self.close()
 
-    def write(self, step: int, event: str, values: Mapping[str, Any], *, clock=None) -> None:
-        """Writes one row; `clock` holds its clock fields, and `time` is added."""
+    def write(self, step: int, event: str, values: Mapping[str, Any]) -> None:
+        """Writes one row, with the time."""
         if self._file is None:
             return
-        row = {"step": step, "event": event, **jsonable(values)}
-        row |= {**(clock or {}), "time": round(time.time(), 3)}
+        row = {"step": step, "event": event, **jsonable(values), "time": round(time.time(), 3)}
         self._file.write(_line(row))
         self._file.flush()
         if self._board is not None:

@@ -1,4 +1,4 @@
-"""A run's folder: its lock, `config.json`, `env.json` and `status.json`.
+"""A run's folder: its lock, `config.json` and `env.json`.
 
 Of several joined processes the first one reads and writes them, and all must call alike: all see
 what it sees, and a file that is written is there for all.

@@ -79,7 +79,7 @@ def run_chunks(
         raise ValueError(f"num_steps and chunk must be at least 1, got {num_steps}, {chunk}")
     parts = folder / "records"
     parts.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(folder / "checkpoints", keep_last=2, keep_best=0)
+    checkpoints = Checkpoints(folder / "checkpoints", keep_last=2)
     state = jax.tree.map(jax.numpy.asarray, state)
     abstract = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state
@@ -106,7 +106,9 @@ def run_chunks(
                 behind = [*behind, [done + steps, zlib.crc32(path.read_bytes())]]
                 _write_rows(log, records, range(done, done + steps), logged or num_steps, axis)
                 done += steps
-                checkpoints.save(done, state, {"records": behind})
+                accuracy = records.get("test_accuracy")
+                score = None if accuracy is None else float(accuracy.take(-1, axis).mean())
+                checkpoints.save(done, state, {"records": behind}, score=score)
                 bar.update(done)
             checkpoints.wait()
         if signals.exit_status is not None:  # it came during the last chunk

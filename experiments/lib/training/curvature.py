@@ -1,12 +1,12 @@
 """The curvature of one state of a network: the same measurements for every experiment.
 
-    curvature = Curvature(model, "cross_entropy", data, CurvatureConfig())
+    curvature = Curvature(recipe, data, CurvatureConfig())
     numbers = curvature.numbers(params, model_state)       # eigenvalues and traces
     all_of_it = curvature.everything(params, model_state)  # density, the loss along lines too
 
 All on one fixed subset of the training examples, the wrong labels among them: the loss that is
-trained on. Every estimate carries its certificate. Results are JSON values; they depend on the
-state and the configuration alone.
+trained on. Every estimate carries its certificate; results depend on the state and the
+configuration alone.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ import jax.numpy as jnp
 import numpy as np
 
 import flatjax
-from experiments.lib.data.images import Dataset
 from experiments.lib.data.small import SmallData
 from experiments.lib.nets import losses
-from experiments.lib.nets.models import Model
-from experiments.lib.runs.metrics import jsonable
 from experiments.lib.training import recipes
 from experiments.lib.training.minibatch import Trained
 from experiments.lib.training.recipes import Recipe
 from flatjax import _trees as trees
 from flatjax._spectrum import Spectrum, spectrum
 from flatjax.landscape import filter_normalized_direction, loss_along
+
+NUMBERS = ("top", "bottom", "trace", "lambda_K", "trace_K", "trace_fisher")
+"""What `Curvature.numbers` measures."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,97 +85,83 @@ class CurvatureConfig:
 class Curvature:
     """Measures states of one network on one batch; states of it share the compiled programs."""
 
-    def __init__(self, model: Model, loss: str, data: Dataset, config: CurvatureConfig):
-        """Takes the loss by name, see `experiments.lib.nets.losses`, and its batch from `data`."""
-        arrays = data.train.arrays(config.examples)
-        targets = losses.encode(loss, jnp.asarray(arrays.targets), data.num_classes)
-        self.batch = (jnp.asarray(arrays.inputs), targets)
+    def __init__(self, recipe: Recipe, data: SmallData, config: CurvatureConfig):
+        """Takes the network with its loss, and its batch from the data of one run."""
+        self.batch = recipes.training_batch(recipe, data, config.examples)
         self.config = config
-        self.model_fn = model.model_fn
-        self.output_loss = losses.OUTPUT_LOSSES[loss]
-        # One function object for all states, so that nothing is compiled twice.
-        self.losses_fn = functools.partial(_losses, self.model_fn, self.output_loss)
+        self.model_fn = recipes.model_of(recipe)
+        self.losses_fn = recipes.losses_fn(recipe)
+        self.output_loss = losses.OUTPUT_LOSSES[recipe.loss]
         names = ("hessian", "covariance", "fisher", "line")
         keys = jax.random.split(jax.random.key(config.seed), len(names))
         self.keys = dict(zip(names, keys, strict=True))
 
-    def numbers(self, params: Any, model_state: Any) -> dict[str, Any]:
-        """Eigenvalues and traces.
+    def numbers(self, params: Any, model_state: Any) -> dict[str, np.ndarray]:
+        """Eigenvalues and traces, with errors.
 
         Returns:
-          JSON values: `hessian` with `top` and `bottom` eigenpairs and `trace`; `covariance` (K,
-          of the per-example gradients) and `fisher` (exact) with `top` and `trace`;
-          `gradient_norm`, `loss`, `examples`, `parameters`.
+          Arrays whose last axis has a value and its error, of an eigenvalue the norm of the
+          residual, of a trace its standard error: `top` and `bottom` of the Hessian, values
+          descending; its `trace`; of the gradient covariance K `lambda_K`, the largest eigenvalue,
+          and `trace_K`; `trace_fisher`, exact.
         """
         return self._measure(params, model_state, probes=2, steps=1)[0]
 
-    def everything(self, params: Any, model_state: Any) -> dict[str, Any]:
+    def everything(self, params: Any, model_state: Any) -> dict[str, np.ndarray]:
         """The `numbers`, the spectral density, and the loss along two lines through the state.
 
         Returns:
-          JSON values: the `numbers`; `density`; `lines` with `top_eigenvector`, of length one and
-          turned uphill, and `random`, filter-normalised.
+          The `numbers`; `density`, grid, density, and low and high end of its band, (4, grid);
+          positions and losses, (2, points), along `top_eigenvector`, of length one and turned
+          uphill, and along `random`, filter-normalised.
         """
         c = self.config
-        numbers, spectrum, gradient = self._measure(
+        found, of_hessian = self._measure(
             params, model_state, probes=c.density_probes, steps=c.density_steps
         )
+        density = of_hessian.density
+        found["density"] = np.stack([density.grid, density.density, *density.band])
         random = filter_normalized_direction(params, key=self.keys["line"], axis=-1)
-        directions = {
-            "top_eigenvector": (_uphill(spectrum.top.vectors, gradient), c.line_length),
-            "random": (random, c.line_fraction),
-        }
-        lines = {}
-        for name, (direction, reach) in directions.items():
-            positions = np.linspace(-reach, reach, c.line_points)
-            lines[name] = loss_along(
+        top = _uphill(self.losses_fn, params, self.batch, model_state, of_hessian.top.vectors)
+        lines = {"top_eigenvector": (top, c.line_length), "random": (random, c.line_fraction)}
+        for name, (direction, reach) in lines.items():
+            line = loss_along(
                 self.losses_fn,
                 params,
                 self.batch,
                 model_state,
                 direction=direction,
-                positions=positions,
+                positions=np.linspace(-reach, reach, c.line_points),
             )
-        names = ("atoms", "weights", "num_exact", "grid", "density", "band", "sigma")
-        density = {name: getattr(spectrum.density, name) for name in names}
-        return numbers | jsonable({"density": density, "lines": lines})
+            found[name] = np.stack([line.positions, line.losses])
+        return found
 
-    def _measure(self, params: Any, model_state: Any, *, probes: int, steps: int) -> Any:
-        """The numbers, the Hessian's spectrum and the gradient."""
-        c = self.config
-        loss, gradient, norm = _loss_and_gradient(self.losses_fn, params, self.batch, model_state)
-        hessian = flatjax.hessian(self.losses_fn, params, self.batch, model_state).linearize()
-        noise = flatjax.gradient_covariance(self.losses_fn, params, self.batch, model_state)
-        fisher = flatjax.fisher(self.model_fn, self.output_loss, params, self.batch, model_state)
+    def _measure(
+        self, params: Any, model_state: Any, *, probes: int, steps: int
+    ) -> tuple[dict[str, np.ndarray], Spectrum]:
+        """The numbers, and the Hessian's spectrum."""
+        c, given = self.config, (params, self.batch, model_state)
+        hessian = flatjax.hessian(self.losses_fn, *given)
+        noise = flatjax.gradient_covariance(self.losses_fn, *given)
+        fisher = flatjax.fisher(self.model_fn, self.output_loss, *given)
         of_hessian = self._spectrum(hessian, "hessian", c.top, c.bottom, probes, steps)
-        of_noise = self._spectrum(noise.linearize(), "covariance", 1, 0, 2, 1)
-        of_fisher = self._spectrum(fisher.linearize(), "fisher", 1, 0, 2, 1)
+        of_noise = self._spectrum(noise, "covariance", 1, 0, 2, 1)
+        of_fisher = self._spectrum(fisher, "fisher", 1, 0, 2, 1)
         numbers = {
-            "hessian": {
-                "top": _without_vectors(of_hessian.top),
-                "bottom": _without_vectors(of_hessian.bottom),
-                "trace": jsonable(of_hessian.trace),
-            },
-            "covariance": {
-                "top": _without_vectors(of_noise.top),
-                "trace": jsonable(of_noise.trace),
-            },
-            "fisher": {
-                "top": _without_vectors(of_fisher.top),
-                "trace": jsonable(of_fisher.trace),
-            },
-            "gradient_norm": float(norm),
-            "loss": float(loss),
-            "examples": int(self.batch[0].shape[0]),
-            "parameters": hessian.size,
+            "top": _pairs(of_hessian.top),
+            "bottom": _pairs(of_hessian.bottom),
+            "trace": np.array(of_hessian.trace[:2]),
+            "lambda_K": _pairs(of_noise.top)[0],
+            "trace_K": np.array(of_noise.trace[:2]),
+            "trace_fisher": np.array(of_fisher.trace[:2]),
         }
-        return numbers, of_hessian, gradient
+        return numbers, of_hessian
 
     def _spectrum(
         self, op: Any, key: str, top: int, bottom: int, probes: int, steps: int
     ) -> Spectrum:
         return spectrum(
-            op,
+            op.linearize(),
             key=self.keys[key],
             k=top,
             num_bottom=bottom,
@@ -188,28 +174,18 @@ class Curvature:
         )
 
 
-def _without_vectors(pairs: Any) -> dict[str, Any]:
-    return jsonable({k: v for k, v in pairs._asdict().items() if k != "vectors"})
-
-
-def _losses(model_fn, output_loss, params, batch, model_state):
-    inputs, targets = batch
-    return output_loss(model_fn(params, inputs, model_state), targets)
+def _pairs(pairs: Any) -> np.ndarray:
+    """Values and residuals, (k, 2); of a value below the noise of the products at least that."""
+    least = np.where(pairs.resolved, 0.0, pairs.noise_floor)
+    return np.stack([pairs.values, np.maximum(pairs.residual_norms, least)], -1)
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _loss_and_gradient(losses_fn, params, batch, model_state):
-    mean = lambda p: losses_fn(p, batch, model_state).mean()  # noqa: E731
-    loss, gradient = jax.value_and_grad(mean)(params)
-    return loss, gradient, trees.norm(gradient)
-
-
-@jax.jit
-def _uphill(vectors, gradient):
+def _uphill(losses_fn, params, batch, model_state, vectors):
     """The first vector with the sign that goes uphill: an eigenvector has none of its own."""
+    gradient = jax.grad(lambda p: losses_fn(p, batch, model_state).mean())(params)
     first = jax.tree.map(lambda a: a[0], vectors)
-    sign = jnp.where(trees.vdot(gradient, first) < 0, -1.0, 1.0)
-    return trees.scale(sign, first)
+    return trees.scale(jnp.where(trees.vdot(gradient, first) < 0, -1.0, 1.0), first)
 
 
 def run_of(tree: Any, index: int) -> Any:

@@ -1,15 +1,19 @@
-"""The test set in two halves: one chooses the epoch, the other one is measured there."""
+"""The test set in two halves: one chooses epoch and coefficient, the other one is measured."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
 from experiments.lib.data.small import SmallData
 from experiments.lib.training import recipes
+from experiments.lib.training.minibatch import Trained
 from experiments.lib.training.recipes import Recipe
+
+K = TypeVar("K")
 
 
 def halves(
@@ -32,3 +36,12 @@ def at_best_epoch(records: dict[str, np.ndarray]) -> np.ndarray:
 def final(records: dict[str, np.ndarray], name: str = "test_accuracy") -> np.ndarray:
     """The last of some records, for every seed."""
     return records[name][:, -1]
+
+
+def best_setting(found: Mapping[K, Trained]) -> K:
+    """The setting with the best validation accuracy on the way, mean over seeds."""
+
+    def best(setting: K) -> float:
+        return np.nan_to_num(found[setting].records["validation_accuracy"]).max(1).mean()
+
+    return max(found, key=best)

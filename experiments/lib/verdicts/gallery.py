@@ -60,7 +60,7 @@ def with_claims() -> list[str]:
     for name in registry.summaries():
         package = folder / name
         sources = package.glob("*.py") if package.is_dir() else [folder / f"{name}.py"]
-        if any("lib.lab import" in s.read_text(encoding="utf-8") for s in sources):
+        if any("lab.claim(" in s.read_text(encoding="utf-8") for s in sources):
             found.append(name)
     return found
 
@@ -74,7 +74,7 @@ def finished(runs: Path) -> list[tuple[Path, dict[str, Any]]]:
     for path in sorted(runs.glob("*/*/summary.json")):
         try:
             summary = sound.json_object(path)
-            if summary.get("experiment") != path.parent.parent.name or "claims" not in summary:
+            if summary.get("experiment") != path.parent.parent.name or not summary.get("claims"):
                 continue
             sound.json_object(path, **FIELDS)
             overview([summary])

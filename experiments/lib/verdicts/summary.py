@@ -69,8 +69,9 @@ def write_summary(
     figures: Sequence[Figure] = (),
     extra: Mapping[str, Any] | None = None,
     tables: Sequence[report.Table] = (),
+    title: str | None = None,
 ) -> dict[str, Any]:
-    """Writes `summary.json` and `report.html`, and prints the table of claims.
+    """Writes `summary.json` and `report.html`, and prints the table of claims, if there are any.
 
     Into a folder that may not be written nothing is: a finished run is shown.
 
@@ -81,6 +82,7 @@ def write_summary(
       figures: the pictures.
       extra: more numbers.
       tables: more tables for the report.
+      title: of the report; default the first line of the documentation.
 
     Returns:
       The summary.
@@ -88,7 +90,7 @@ def write_summary(
     name = experiment_name(config)
     summary = {
         "experiment": name,
-        "title": documentation(name)[0],
+        "title": title or documentation(name)[0],
         "preset": config.preset,
         "seeds": list(config.seed_range()),
         "command": command(name, config),
@@ -97,8 +99,9 @@ def write_summary(
         "figures": [figure._asdict() for figure in figures],
         "extra": jsonable(extra or {}),
     }
-    shown = table(summary)
-    report.print_table(shown, title=f"{name} ({config.preset})")
+    judged = [table(summary)] if verdicts else []
+    for shown in judged:
+        report.print_table(shown, title=f"{name} ({config.preset})")
     if not rundir.writable(folder):
         return summary
     rundir.write_json(folder / "summary.json", summary)
@@ -107,7 +110,7 @@ def write_summary(
         summary["title"],
         [
             report.Text(f"{summary['command']}, {summary['seconds']:.0f} s"),
-            shown,
+            *judged,
             *tables,
             *(report.Text(f"{v.claim.name}: {v.claim.statement}") for v in verdicts),
             *(report.Picture(folder / figure.file, figure.caption) for figure in figures),

@@ -34,10 +34,7 @@ def test_the_command_writes_what_every_experiment_loads(source, tmp_path, capsys
     command = ["data", "fashion_mnist", "--from", str(source), "--data_dir", str(tmp_path / "data")]
     assert main(command) == 0
     assert "20 + 10 images of files that are not Debian's, is now in" in capsys.readouterr().out
-    config = DataConfig(
-        name="fashion_mnist", data_dir=str(tmp_path / "data"), normalize="none", label_noise=0.0
-    )
-    data = load_data(config)
+    data = load_data(DataConfig(name="fashion_mnist", data_dir=str(tmp_path / "data")))
     assert (data.num_classes, data.input_shape) == (10, (28, 28, 1))
     for split, part in ((data.train, "train"), (data.test, "t10k")):
         pixels, labels = split.pixels_and_labels(np.arange(SIZES[part]))

@@ -50,13 +50,14 @@ def coloured(tmp_path_factory) -> Path:
 
 
 def test_any_prepared_image_set_loads_by_name(coloured):
-    data = load_data(DataConfig(name="coloured", data_dir=str(coloured), normalize="none"))
+    data = load_data(DataConfig(name="coloured", data_dir=str(coloured)))
     assert (data.input_shape, data.num_classes) == ((4, 4, 3), 3)
     arrays = data.train.arrays()
     order = np.argsort(arrays.inputs[:, 0, 0, 0])
     np.testing.assert_array_equal(arrays.targets[order], [0, 1, 2, 0, 1, 2])
-    expected = np.arange(6, dtype=np.float32) * 40 / 255
-    np.testing.assert_array_equal(arrays.inputs[order][:, 1, 2, 2], expected.astype(np.float32))
+    pixels = 40.0 * np.arange(6)
+    expected = (pixels - pixels.mean()) / pixels.std()
+    np.testing.assert_allclose(arrays.inputs[order][:, 1, 2, 2], expected, rtol=1e-6)  # float32
     assert len(data.test) == 3
 
 

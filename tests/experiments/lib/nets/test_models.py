@@ -89,7 +89,7 @@ def test_dropout_follows_its_key_and_is_off_in_evaluation():
     inputs = jnp.ones((2, 4))
     params, state = model.init(jax.random.key(0), inputs)
     first, again, other = (
-        model.train_fn(params, inputs, state, jax.random.key(k)) for k in (1, 1, 2)
+        model.apply(params, state, inputs, train=True, key=jax.random.key(k))[0] for k in (1, 1, 2)
     )
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()

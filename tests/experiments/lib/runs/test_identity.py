@@ -1,38 +1,29 @@
-"""Configurations: to JSON and back, what makes a run the run it is."""
+"""What makes a run the run it is."""
 
-import dataclasses
 from dataclasses import dataclass, field
 
-import pytest
-
-from experiments.lib.data.images import DataConfig
-from experiments.lib.runs.identity import differences, from_dict, identity, to_dict
-from experiments.lib.training.config import OptimizerConfig, RunConfig, TrainConfig
+from experiments.lib.runs.identity import differences, identity
 
 
 @dataclass(frozen=True)
-class Sweep:
-    rhos: tuple[float, ...] = (0.1, 0.2)
-    run: RunConfig | None = field(default_factory=RunConfig)
+class Inner:
+    rate: float = 0.1
+    keep: int = field(default=2, metadata={"identity": False})
 
 
-@pytest.mark.parametrize("config", [Sweep(), Sweep(rhos=(), run=None)])
-def test_a_configuration_survives_json(config):
-    assert from_dict(Sweep, to_dict(config)) == config
-
-
-def test_an_unknown_field_is_named():
-    values = to_dict(RunConfig())
-    values["train"]["momentum"] = 1
-    with pytest.raises(ValueError, match="TrainConfig has no field momentum"):
-        from_dict(RunConfig, values)
+@dataclass(frozen=True)
+class Outer:
+    inner: Inner = field(default_factory=Inner)
+    sizes: tuple[int, ...] = (3, 4)
+    out: str | None = field(default=None, metadata={"identity": False})
 
 
 def test_identity_leaves_out_what_does_not_decide_the_result():
-    plain = RunConfig()
-    moved = dataclasses.replace(
-        plain, data=DataConfig(data_dir="/x"), train=TrainConfig(keep_last=7, checkpoint_every=9)
-    )
-    assert identity(plain) == identity(moved)
-    other = dataclasses.replace(plain, train=TrainConfig(optimizer=OptimizerConfig(sam_rho=0.1)))
-    assert differences(identity(plain), identity(other)) == ["train.optimizer.sam_rho: null -> 0.1"]
+    assert identity(Outer()) == {"inner": {"rate": 0.1}, "sizes": [3, 4]}
+    assert identity(Outer()) == identity(Outer(Inner(keep=7), out="here"))
+
+
+def test_differences_have_the_path_and_both_values():
+    old, new = identity(Outer()), identity(Outer(Inner(rate=0.2), sizes=()))
+    assert differences(old, new) == ["inner.rate: 0.1 -> 0.2", "sizes: [3, 4] -> []"]
+    assert differences(old, {"inner": old["inner"]}) == ["sizes: [3, 4] -> null"]

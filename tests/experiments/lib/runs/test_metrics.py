@@ -42,23 +42,12 @@ def test_values_become_strict_json():
     assert np.float32(found["float"]) == np.float32(0.1)
 
 
-def test_rows_are_read_back_by_event_and_without_clocks(tmp_path):
-    log = MetricsLog(tmp_path, tensorboard=False)
-    log.write(1, "train", {"loss": 2.0}, clock={"steps_per_second": 9.0})
-    log.write(1, "eval", {"loss": 1.0}, clock={"seconds": 0.1})
-    log.close()
-    assert read_metrics(tmp_path, clock=False) == [
-        {"step": 1, "event": "train", "loss": 2.0},
-        {"step": 1, "event": "eval", "loss": 1.0},
-    ]
-    (row,) = read_metrics(tmp_path / "metrics.jsonl", event="eval")
-    assert row.keys() == {"step", "event", "loss", "seconds", "time"}
-
-
 def test_a_row_is_in_the_file_as_soon_as_it_is_written(tmp_path):
-    log = MetricsLog(tmp_path, tensorboard=False)
+    log = MetricsLog(tmp_path)
     log.write(1, "train", {"loss": 2.0})
-    assert len(read_metrics(tmp_path)) == 1
+    assert read_metrics(tmp_path, clock=False) == [{"step": 1, "event": "train", "loss": 2.0}]
+    (row,) = read_metrics(tmp_path / "metrics.jsonl")
+    assert row.keys() == {"step", "event", "loss", "time"}
     log.close()
 
 
@@ -107,7 +96,7 @@ def test_a_full_disk_ends_the_log_and_nobody_waits(tmp_path, monkeypatch, method
 
 def test_the_log_begins_with_the_rows_kept(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "event": "a"}\n{"step": 2, "ev')
-    log = MetricsLog(tmp_path, keep=read_metrics(tmp_path), tensorboard=False)
+    log = MetricsLog(tmp_path, keep=read_metrics(tmp_path))
     log.write(2, "a", {})
     log.close()
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
@@ -136,17 +125,12 @@ def events(folder):
 def test_tensorboard_gets_scalars_and_forgets_what_comes_again(tmp_path):
     log = MetricsLog(tmp_path)
     for step in (5, 10):
-        log.write(step, "eval", {"loss": 0.5, "list": [1, 2]}, clock={"seconds": 1.0})
+        log.write(step, "eval", {"loss": 0.5, "list": [1, 2]})
     log.close()
     MetricsLog(tmp_path, resume_step=6).close()
     found = events(tmp_path / "tensorboard")
     scalars = {(v.tag, e.step): v.simple_value for e in found for v in e.summary.value}
     assert scalars[("eval/loss", 10)] == 0.5
-    assert {tag for tag, _ in scalars} == {
-        "eval/loss",
-        "eval/seconds",
-        "eval/list/0",
-        "eval/list/1",
-    }
+    assert {tag for tag, _ in scalars} == {"eval/loss", "eval/list/0", "eval/list/1"}
     restarts = [e.step for e in found if e.HasField("session_log")]
     assert restarts == [6]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from experiments.lib.runs import trajectory
+from experiments.lib.runs.checkpoint import best_step, list_steps
 from experiments.lib.runs.errors import Preempted
 from experiments.lib.runs.metrics import read_metrics
 from experiments.lib.runs.trajectory import run_chunks
@@ -82,10 +83,10 @@ def test_rows_of_steps_that_come_again_are_there_once(tmp_path, monkeypatch):
     """A kill between the rows of a chunk and its checkpoint: the chunk is computed again."""
 
     class Dying(trajectory.Checkpoints):
-        def save(self, step, state, meta):
+        def save(self, step, *args, **options):
             if step == 4:
                 raise Stop
-            super().save(step, state, meta)
+            super().save(step, *args, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(trajectory, "Checkpoints", Dying)
@@ -182,10 +183,10 @@ def test_chunks_of_another_length_after_a_kill(tmp_path, whole, monkeypatch):
     """The killed start has left records that no checkpoint knows, of steps that come again."""
 
     class Dying(trajectory.Checkpoints):
-        def save(self, step, state, meta):
+        def save(self, step, *args, **options):
             if step == 4:
                 raise Stop
-            super().save(step, state, meta)
+            super().save(step, *args, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(trajectory, "Checkpoints", Dying)
@@ -237,3 +238,21 @@ def test_seeds_may_come_first(tmp_path):
     assert [row["step"] for row in rows] == list(range(5))
     np.testing.assert_allclose(rows[3]["norm"], records["norm"][:, 3], rtol=1e-6)
     assert "x" not in rows[3]
+
+
+def test_the_checkpoint_of_the_best_test_accuracy_is_kept(tmp_path):
+    """By the mean over runs at its last step."""
+    accuracies = np.array(
+        [[0.9, 0.2, 0.3, 0.7, 0.1, 0.4, 0.2], [0.9, 0.2, 0.3, 0.6, 0.9, 0.4, 0.2]]
+    )
+
+    def scored(state, steps):
+        done = int(state["done"])
+        return {"done": state["done"] + steps}, {
+            "test_accuracy": accuracies[:, done : done + steps]
+        }
+
+    run_chunks(tmp_path, {"done": jnp.zeros((), jnp.int32)}, scored, 7, 1, axis=1)
+    checkpoints = list_steps(tmp_path / "checkpoints")
+    assert [path.name for path in checkpoints] == ["1", "6", "7"]
+    assert best_step(tmp_path / "checkpoints").name == "1"

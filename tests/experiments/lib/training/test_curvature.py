@@ -5,38 +5,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import flatjax
-from experiments.lib.data.images import DataConfig, load_data
-from experiments.lib.nets.config import ModelConfig
-from experiments.lib.nets.models import make_model
-from experiments.lib.training.curvature import Curvature, CurvatureConfig
+from experiments.lib.data.small import small_data
+from experiments.lib.training import curvature, recipes
+from experiments.lib.training.curvature import NUMBERS, Curvature, CurvatureConfig
+from flatjax import linalg
 
 CONFIG = CurvatureConfig(
     examples=40, top=3, max_steps=60, trace_rtol=0.05, density_probes=2, density_steps=20,
     line_points=5, line_length=0.04,
 )  # fmt: skip
+RECIPE = recipes.Recipe(hidden=(2,))
+DATA = small_data("digits", seed=0, train_size=64, label_noise=0.2)
 
 
 @pytest.fixture(scope="module")
-def problem(data_dir):
-    data = load_data(DataConfig(label_noise=0.2, train_size=64, normalize="channel"))
-    return data, make_model(ModelConfig(name="mlp", width=2, depth=1, activation="tanh"), 10)
-
-
-@pytest.fixture(scope="module")
-def measured(problem):
+def measured():
     """A network of 160 parameters, its measurements, and its dense matrices in float64."""
-    data, model = problem
-    curvature = Curvature(model, "cross_entropy", data, CONFIG)
-    params, state = model.init(jax.random.key(0), jnp.asarray(data.train.arrays(1).inputs))
-    numbers = curvature.everything(params, state)
+    instrument = Curvature(RECIPE, DATA, CONFIG)
+    params, state = recipes.network(RECIPE).init(jax.random.key(0), DATA.inputs[:1])
+    numbers = instrument.everything(params, state)
     with jax.enable_x64(True):
         wide = jax.tree.map(lambda a: jnp.asarray(np.asarray(a), jnp.float64), params)
-        inputs, targets = (jnp.asarray(np.asarray(a)) for a in curvature.batch)
+        inputs, targets = (jnp.asarray(np.asarray(a)) for a in instrument.batch)
         inputs = inputs.astype(jnp.float64)
         flat, unravel = jax.flatten_util.ravel_pytree(wide)
-        loss = curvature.output_loss
-        outputs_fn = lambda w: model.model_fn(unravel(w), inputs, state)  # noqa: E731
+        loss = instrument.output_loss
+        outputs_fn = lambda w: instrument.model_fn(unravel(w), inputs, state)  # noqa: E731
         losses_fn = lambda w: loss(outputs_fn(w), targets)  # noqa: E731
         dense = {
             "hessian": jax.hessian(lambda w: losses_fn(w).mean())(flat),
@@ -45,7 +39,7 @@ def measured(problem):
         }
         dense = {name: np.asarray(matrix) for name, matrix in dense.items()}
         losses = np.asarray(losses_fn(flat))
-    return curvature, (params, state), numbers, dense, losses
+    return instrument, (params, state), numbers, dense, losses
 
 
 def _fisher(jacobian, p):
@@ -58,47 +52,45 @@ def test_eigenvalues_lie_within_their_residuals(measured):
     spectrum = np.linalg.eigvalsh(dense["hessian"])
     scale = np.abs(spectrum).max()
     for end, expected in (("top", spectrum[::-1][:3]), ("bottom", spectrum[:2][::-1])):
-        pairs = numbers["hessian"][end]
+        values, residuals = numbers[end].T
         # The residual bounds the error; products in float32 add some 1e-6 of the largest value.
-        allowed = np.array(pairs["residual_norms"]) + 1e-5 * scale
-        assert np.all(np.abs(pairs["values"] - expected) <= allowed)
-        assert "vectors" not in pairs
-    top = numbers["covariance"]["top"]
+        assert np.all(np.abs(values - expected) <= residuals + 1e-5 * scale)
+    value, residual = numbers["lambda_K"]
     largest = np.linalg.eigvalsh(dense["covariance"])[-1]
-    assert abs(top["values"][0] - largest) <= top["residual_norms"][0] + 1e-5 * largest
+    assert abs(value - largest) <= residual + 1e-5 * largest
 
 
-@pytest.mark.parametrize("matrix", ["hessian", "covariance", "fisher"])
-def test_traces_lie_within_their_errors(measured, matrix):
+@pytest.mark.parametrize(
+    ("name", "matrix"),
+    [("trace", "hessian"), ("trace_K", "covariance"), ("trace_fisher", "fisher")],
+)
+def test_traces_lie_within_their_errors(measured, name, matrix):
     *_, numbers, dense, _ = measured
-    estimate, truth = numbers[matrix]["trace"], np.trace(dense[matrix])
+    (value, error), truth = numbers[name], np.trace(dense[matrix])
     # One draw of a fixed key: five standard errors, and float32 products.
-    allowed = 5 * estimate["standard_error"] + 1e-4 * np.abs(truth)
-    assert abs(estimate["value"] - truth) <= allowed
-    assert estimate["standard_error"] <= 0.2 * abs(truth)
+    assert abs(value - truth) <= 5 * error + 1e-4 * np.abs(truth)
+    assert 0 < error <= 0.2 * abs(truth)
 
 
 def test_the_density_is_that_of_the_spectrum(measured):
     *_, numbers, dense, _ = measured
-    density = numbers["density"]
-    weights, atoms = np.array(density["weights"]), np.array(density["atoms"])
-    assert weights.sum() == pytest.approx(1, abs=1e-4)
+    grid, density, low, high = numbers["density"]
+    assert np.all((low <= density) & (density <= high))
+    # Trapezia over Gaussians at least two steps wide, whose tails the grid cuts off.
+    assert np.trapezoid(density, grid) == pytest.approx(1, abs=0.01)
     mean = np.trace(dense["hessian"]) / len(dense["hessian"])
     spread = np.sqrt(np.mean(np.linalg.eigvalsh(dense["hessian"]) ** 2))
     # The first moment, from two probes.
-    assert weights @ atoms == pytest.approx(mean, abs=0.3 * spread)
+    assert np.trapezoid(grid * density, grid) == pytest.approx(mean, abs=0.3 * spread)
 
 
 def test_lines_pass_through_the_state_and_bend_as_the_hessian_says(measured):
     *_, numbers, dense, losses = measured
-    lines = numbers["lines"]
-    assert set(lines) == {"top_eigenvector", "random"}
-    for line in lines.values():
-        assert line["positions"][2] == 0
-        assert line["losses"][2] == pytest.approx(losses.mean(), rel=1e-5)
-    top = lines["top_eigenvector"]
-    assert top["positions"] == pytest.approx([-0.04, -0.02, 0, 0.02, 0.04])
-    left, here, right = (top["losses"][i] for i in (1, 2, 3))
+    for positions, values in (numbers["top_eigenvector"], numbers["random"]):
+        assert positions[2] == 0
+        assert values[2] == pytest.approx(losses.mean(), rel=1e-5)
+    positions, (_, left, here, right, _) = numbers["top_eigenvector"]
+    assert positions == pytest.approx([-0.04, -0.02, 0, 0.02, 0.04])
     assert right >= left  # uphill to the right
     # The second difference: a step of 0.02 is long for the fourth derivative, short for float32.
     assert (left - 2 * here + right) / 0.02**2 == pytest.approx(
@@ -106,28 +98,38 @@ def test_lines_pass_through_the_state_and_bend_as_the_hessian_says(measured):
     )
 
 
-def test_the_rest_of_the_numbers(measured):
-    curvature, (params, state), numbers, dense, losses = measured
-    assert numbers["loss"] == pytest.approx(losses.mean(), rel=1e-5)
-    assert numbers["examples"] == 40
-    assert numbers["parameters"] == flatjax._trees.size(params) == len(dense["hessian"])
-    short = curvature.numbers(params, state)
-    assert short["hessian"]["top"]["values"] == pytest.approx(
-        numbers["hessian"]["top"]["values"], rel=1e-5
+def test_the_state_alone_decides(measured):
+    instrument, state, numbers, *_ = measured
+    short, again = instrument.numbers(*state), instrument.numbers(*state)
+    assert tuple(short) == NUMBERS
+    assert set(numbers) == {*NUMBERS, "density", "top_eigenvector", "random"}
+    np.testing.assert_allclose(short["top"][:, 0], numbers["top"][:, 0], rtol=1e-5)
+    for name, values in short.items():
+        np.testing.assert_array_equal(values, again[name])
+
+
+def test_of_a_value_below_the_noise_at_least_the_noise_is_its_error():
+    pairs = linalg.Eigenpairs(
+        values=jnp.array([2.0, 1e-9]),
+        vectors=None,
+        residual_norms=jnp.array([1e-3, 1e-12]),
+        converged=jnp.array([True, True]),
+        resolved=jnp.array([True, False]),
+        num_products=9,
+        noise_floor=jnp.float32(1e-5),
     )
-    assert set(numbers) - set(short) == {"density", "lines"}
-    assert short == curvature.numbers(params, state)  # the state alone decides
+    np.testing.assert_allclose(curvature._pairs(pairs), [[2, 1e-3], [1e-9, 1e-5]], rtol=1e-6)
 
 
-def test_squared_error_is_measured_against_one_hot_targets(problem):
-    data, model = problem
-    curvature = Curvature(model, "squared_error", data, CONFIG)
-    inputs, targets = curvature.batch
-    params, state = model.init(jax.random.key(0), inputs[:1])
-    outputs = model.model_fn(params, inputs, state)
+def test_squared_error_is_measured_against_one_hot_targets():
+    recipe = recipes.Recipe(hidden=(2,), loss="squared_error")
+    found = Curvature(recipe, DATA, CONFIG)
+    inputs, targets = found.batch
+    params, state = recipes.network(recipe).init(jax.random.key(0), inputs[:1])
+    outputs = found.model_fn(params, inputs, state)
     expected = 0.5 * jnp.sum((outputs - targets) ** 2, axis=1)
-    assert np.array_equal(targets.argmax(1), data.train.arrays(40).targets)
-    np.testing.assert_allclose(curvature.losses_fn(params, curvature.batch, state), expected, 1e-6)
+    assert np.array_equal(targets.argmax(1), DATA.targets[:40])
+    np.testing.assert_allclose(found.losses_fn(params, found.batch, state), expected, 1e-6)
 
 
 def test_bad_options():
