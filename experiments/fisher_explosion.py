@@ -80,9 +80,11 @@ lab = Lab(
     Config, "Jastrzebski et al. 2021",
     smoke={"seeds": 1, "train_size": 24,
            "recipe": {"hidden": (6,), "batch_size": 12, "epochs": 2, "record_every": 1}},
-    real={"data": "fashion_mnist", "seeds": 3, "train_size": 5000, "label_noise": 0.0,
-          "best_rate": 0.1, "other_rates": (0.01, 0.03, 0.3), "small_rate": 0.005,
-          "recipe": {"network": "s2cnn-16", "batch_size": 128, "epochs": 60, "record_every": 2}},
+    # eta* and the coefficients are chosen on seed 7.
+    real={"data": "fashion_mnist", "seeds": 3, "train_size": 1000, "test_size": 2000,
+          "label_noise": 0.0, "best_rate": 0.3, "other_rates": (0.06, 0.1, 0.6),
+          "small_rate": 0.03, "fp": 0.01, "gp": 0.01, "gp_r": 0.003, "gp_x": 0.1, "measured": 300,
+          "recipe": {"network": "s2cnn-8", "batch_size": 50, "epochs": 60, "record_every": 4}},
     # Where no source is named the paper's value is not known to us, and the value is ours.
     paper={"data": "cifar10",  # the last row of table 1
            "train_size": 50_000, "label_noise": 0.0,
