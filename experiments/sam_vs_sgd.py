@@ -66,9 +66,11 @@ lab = Lab(
     Config, "Foret et al. 2021",
     smoke={"seeds": 1, "train_size": 32,
            "recipe": {"hidden": (6,), "batch_size": 16, "epochs": 4, "record_every": 2}},
-    real={"data": "fashion_mnist", "seeds": 3, "train_size": 5000,
-          "descent": {"learning_rate": 0.05},
-          "recipe": {"network": "s2cnn-16", "batch_size": 128, "epochs": 240, "record_every": 8}},
+    # Squared error takes ten times as many updates to such a fit; the radii are chosen on seed 7.
+    real={"data": "fashion_mnist", "seeds": 3, "train_size": 1000, "test_size": 2000,
+          "rho_inf": 0.001, "measured": 250,
+          "recipe": {"network": "s2cnn-8", "loss": "cross_entropy", "batch_size": 25,
+                     "epochs": 60, "record_every": 5, "stop_loss": 0.05}},
     # Of the paper and the authors' code (google-research/sam); where no source is named the value
     # is ours. The end is that of training, not the same training loss.
     paper={"data": "cifar100", "train_size": 50_000,  # section 3.1

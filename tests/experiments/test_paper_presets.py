@@ -72,6 +72,7 @@ def few_products(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", [name for name, lab in LABS.items() if "paper" in lab.presets])
 def test_the_first_updates(name, images, few_products, tmp_path):
     lab = LABS[name]
