@@ -66,7 +66,7 @@ lab = Lab(
     Config, "Foret et al. 2021",
     smoke={"seeds": 1, "train_size": 32,
            "recipe": {"hidden": (6,), "batch_size": 16, "epochs": 4, "record_every": 2}},
-    # Squared error takes ten times as many updates to such a fit; the radii are chosen on seed 7.
+    # Squared error takes ten times as many updates; more weights want a smaller maximum norm.
     real={"data": "fashion_mnist", "seeds": 3, "train_size": 1000, "test_size": 2000,
           "rho_inf": 0.001, "measured": 250,
           "recipe": {"network": "s2cnn-8", "loss": "cross_entropy", "batch_size": 25,
