@@ -145,7 +145,7 @@ class Lab(Generic[C]):
           reason: more about that.
           paper: where it is claimed, if not where the others are.
           null: the same number of something for which the claim must fail, such as the untrained
-            network; if it passes, or a sign is not beyond it, the claim is void.
+            network; if it passes, the claim is void.
 
         Raises:
           ValueError: there is a claim of this name or it is none, the source is unknown, or the

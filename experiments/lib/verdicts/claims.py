@@ -97,21 +97,18 @@ def judge(
       (Student's t) reaches over a bound; `reproduced` if that interval lies in the range; else `not
       reproduced`. A single seed has no interval and counts by its value alone.
       What would be reproduced is `void` if the null lies in the range as well, so that the claim
-      says nothing. The bound of a sign is where there is no effect, which a null rarely is exactly:
-      there the claim is void unless it is beyond its null, which is to say that the 95 % interval
-      of the difference of each seed lies on the claim's side of zero.
+      says nothing. At the bound of a sign there is no effect, but a null is rarely there exactly:
+      one that passes by a little makes a sign void only if that is not beyond it, which is to say
+      that the 95 % interval of the differences of each seed from its null reaches over zero.
     """
     found = _compared(claim, values)
     if null is None:
         return found
     other = _compared(claim, null)
-    found = found._replace(null=other.mean)
-    if found.verdict != "reproduced" or other.mean is None:
-        return found
-    passes = other.verdict == "reproduced"
-    if claim.source == "sign":
-        passes = not _beyond(claim, values, null)
-    return found._replace(verdict="void") if passes else found
+    void = found.verdict == other.verdict == "reproduced" and not (
+        claim.source == "sign" and _beyond(claim, values, null)
+    )
+    return found._replace(null=other.mean, **({"verdict": "void"} if void else {}))
 
 
 def _beyond(claim: Claim, values: Mapping[int, Any], null: Mapping[int, Any]) -> bool:
