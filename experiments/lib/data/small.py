@@ -47,6 +47,13 @@ class SmallData(NamedTuple):
         return self.targets != self.clean_targets
 
 
+def first_examples(data: SmallData, count: int | None, *, axis: int = 0) -> SmallData:
+    """The data with the first training examples alone, or all for None; axis 1 if stacked."""
+    part = (slice(None),) * axis + (slice(count),)
+    names = ("inputs", "targets", "clean_targets")
+    return data._replace(**{name: getattr(data, name)[part] for name in names})
+
+
 def small_data(
     name: str,
     *,

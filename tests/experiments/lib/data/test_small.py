@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments.lib.data import images
-from experiments.lib.data.small import shuffled_batches, small_data, stack_seeds
+from experiments.lib.data.small import first_examples, shuffled_batches, small_data, stack_seeds
 from experiments.lib.runs.errors import BadData
 
 
@@ -47,6 +47,18 @@ def test_more_classes_than_the_network_has_outputs_are_refused(monkeypatch):
         small_data("cifar100", seed=0, train_size=5)
     with pytest.raises(BadData, match="digits has 10 classes, the network 9 outputs"):
         small_data("digits", seed=0, train_size=5, num_classes=9)
+
+
+def test_the_first_examples_of_one_run_and_of_all():
+    data = small_data("digits", seed=0, train_size=6)
+    found = first_examples(data, 2)
+    np.testing.assert_array_equal(found.inputs, data.inputs[:2])
+    np.testing.assert_array_equal(found.targets, data.targets[:2])
+    np.testing.assert_array_equal(found.clean_targets, data.clean_targets[:2])
+    assert found.test_inputs is data.test_inputs
+    stacked = first_examples(stack_seeds([data, data]), 2, axis=1)
+    np.testing.assert_array_equal(stacked.inputs[1], data.inputs[:2])
+    assert first_examples(data, None).inputs.shape == data.inputs.shape
 
 
 def test_an_epoch_of_minibatches_has_no_example_twice():
