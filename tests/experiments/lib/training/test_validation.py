@@ -4,8 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.lib.data.small import small_data
+from experiments.lib.training.minibatch import Trained
 from experiments.lib.training.recipes import Recipe, accuracies, logits
-from experiments.lib.training.validation import at_best_epoch, final, halves
+from experiments.lib.training.validation import at_best_epoch, best_setting, final, halves
 
 
 def test_the_halves_make_up_the_test_set():
@@ -27,3 +28,17 @@ def test_the_first_half_chooses_for_every_seed():
     }
     assert at_best_epoch(records).tolist() == [2.0, 4.0]
     assert final(records, "half_accuracy").tolist() == [3.0, 6.0]
+
+
+def test_the_setting_with_the_best_validation_accuracy_on_the_way():
+    def trained(rows, test):
+        records = {"validation_accuracy": np.array(rows), "half_accuracy": np.full((2, 3), test)}
+        return Trained(None, None, records, None)
+
+    found = {
+        "one seed": trained([[0.1, 0.9, 0.1], [0.1, 0.3, 0.2]], 0.9),
+        "both seeds": trained([[0.1, 0.7, 0.1], [0.7, 0.1, 0.2]], 0.1),
+        "diverged": trained([[0.8, np.nan, np.nan]] * 2, 0.9),
+        "at the end": trained([[0.1, 0.2, 0.6], [0.1, 0.2, 0.6]], 0.9),
+    }
+    assert best_setting(found) == "both seeds"
