@@ -43,7 +43,7 @@ def summary(**changes):
 
 @pytest.fixture
 def runs(tmp_path):
-    for preset in ("cpu", "smoke"):
+    for preset in ("cpu", "real", "smoke"):
         folder = tmp_path / "runs" / "made_up" / preset
         folder.mkdir(parents=True)
         rundir.write_json(folder / "summary.json", summary(preset=preset))
@@ -94,16 +94,19 @@ def test_a_folder_without_runs_says_so(tmp_path, capsys):
     assert "no finished run" in capsys.readouterr().out
 
 
-def test_the_pages_are_made_of_the_cpu_runs(runs, tmp_path):
+def test_the_pages_are_made_of_the_runs_of_two_presets(runs, tmp_path):
     docs, results = tmp_path / "docs", tmp_path / "results"
     docs.mkdir()
     gallery.keep_results(gallery.finished(runs), results, docs)
     gallery.write_pages(results, docs)
-    assert sorted(p.name for p in docs.iterdir()) == ["index.md", "made_up-a.png", "made_up.md"]
+    files = ["index.md", "made_up-a.png", "made_up-real-a.png", "made_up.md"]
+    assert sorted(p.name for p in docs.iterdir()) == files
     assert (docs / "made_up-a.png").stat().st_size < FIGURE_BYTES
     page = (docs / "made_up.md").read_text()
-    assert "| falls | 1.25 | at least 1 | **not reproduced** |" in page
-    assert "| [made_up](made_up.md) | 1 | 1 | 0 | 0 | 3 |" in (docs / "index.md").read_text()
+    for part in page.split("## Claims")[1].split("## On real data"):
+        assert "| falls | 1.25 | at least 1 | **not reproduced** |" in part
+    cpu, real = (docs / "index.md").read_text().split("| real |")
+    assert all("| [made_up](made_up.md) | 1 | 1 | 0 | 0 | 3 |" in part for part in (cpu, real))
 
 
 def test_every_colour_of_the_style_survives(tmp_path):
@@ -126,7 +129,7 @@ def test_every_colour_of_the_style_survives(tmp_path):
 def test_experiments_with_claims_are_found_by_their_source():
     names = gallery.with_claims()
     assert "quickstart" not in names
-    assert set(NAMES) <= set(names)
+    assert {name.removesuffix("-real") for name in NAMES} <= set(names)
 
 
 def test_the_committed_pages_are_those_of_the_committed_results():
@@ -139,7 +142,8 @@ def test_the_committed_pages_are_those_of_the_committed_results():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_committed_result_is_of_the_judged_seeds_and_has_its_figures(name):
     kept = rundir.read_json(gallery.RESULTS / f"{name}.json")
-    assert kept["seeds"] == [100, 101, 102, 103, 104]
+    assert kept["seeds"] == list(range(100, 103 if kept["preset"] == "real" else 105))
+    assert name == gallery.kept_name(kept)
     assert kept["claims"]
     for picture in kept["figures"]:
         assert (DOCS / gallery.figure_name(kept, picture)).stat().st_size <= FIGURE_BYTES
