@@ -252,7 +252,7 @@ def test_the_checkpoint_of_the_best_test_accuracy_is_kept(tmp_path):
             "test_accuracy": accuracies[:, done : done + steps]
         }
 
-    run_chunks(tmp_path, {"done": jnp.zeros((), jnp.int32)}, scored, 7, 1, axis=1)
+    run_chunks(tmp_path, {"done": jnp.zeros((), jnp.int32)}, scored, 7, 2, axis=1)
     checkpoints = list_steps(tmp_path / "checkpoints")
-    assert [path.name for path in checkpoints] == ["1", "6", "7"]
-    assert best_step(tmp_path / "checkpoints").name == "1"
+    assert [path.name for path in checkpoints] == ["4", "6", "7"]
+    assert best_step(tmp_path / "checkpoints").name == "4"
