@@ -2,6 +2,7 @@
 
 from importlib.metadata import version as _version
 
+from flatjax import ensembles as ensembles
 from flatjax import landscape as landscape
 from flatjax import linalg as linalg
 from flatjax import loops as loops
@@ -10,6 +11,7 @@ from flatjax import measures as measures
 from flatjax import operators as operators
 from flatjax import optimizers as optimizers
 from flatjax import parallel as parallel
+from flatjax import paths as paths
 from flatjax import preflight as preflight
 from flatjax import transforms as transforms
 from flatjax._spectrum import Spectrum as Spectrum
@@ -17,10 +19,30 @@ from flatjax._spectrum import SpectrumState as SpectrumState
 from flatjax._spectrum import spectrum as spectrum
 from flatjax._trackers import TrackState as TrackState
 from flatjax._trackers import track as track
+from flatjax.ensembles._calibration import CalibratedNLL as CalibratedNLL
+from flatjax.ensembles._calibration import calibrated_nll as calibrated_nll
+from flatjax.ensembles._memory_split import Split as Split
+from flatjax.ensembles._memory_split import memory_split as memory_split
+from flatjax.ensembles._power_laws import PowerLaw as PowerLaw
+from flatjax.ensembles._power_laws import fit_power_law as fit_power_law
+from flatjax.ensembles._schedules import cyclic_schedule as cyclic_schedule
 from flatjax.landscape._directions import filter_normalize as filter_normalize
 from flatjax.landscape._directions import filter_normalized_direction as filter_normalized_direction
+from flatjax.landscape._lines import Barrier as Barrier
 from flatjax.landscape._lines import Line as Line
+from flatjax.landscape._lines import barrier as barrier
 from flatjax.landscape._lines import loss_along as loss_along
+from flatjax.landscape._planes import Plane as Plane
+from flatjax.landscape._planes import Projection as Projection
+from flatjax.landscape._planes import plane_through as plane_through
+from flatjax.landscape._planes import project as project
+from flatjax.landscape._principal import Principal as Principal
+from flatjax.landscape._principal import principal_directions as principal_directions
+from flatjax.landscape._random_directions import random_directions as random_directions
+from flatjax.landscape._surfaces import Surface as Surface
+from flatjax.landscape._surfaces import loss_surface as loss_surface
+from flatjax.landscape._volume import LogVolume as LogVolume
+from flatjax.landscape._volume import log_volume as log_volume
 from flatjax.linalg._density import spectral_density as spectral_density
 from flatjax.linalg._diagonal import diagonal as diagonal
 from flatjax.linalg._eigsh import eigsh as eigsh
@@ -50,19 +72,30 @@ from flatjax.measures._alignment import alignment as alignment
 from flatjax.measures._alignment import gradient_alignment as gradient_alignment
 from flatjax.measures._average_sharpness import AverageSharpness as AverageSharpness
 from flatjax.measures._average_sharpness import average_sharpness as average_sharpness
+from flatjax.measures._batch_sharpness import batch_sharpness as batch_sharpness
 from flatjax.measures._critical_sharpness import CriticalSharpness as CriticalSharpness
 from flatjax.measures._critical_sharpness import critical_sharpness as critical_sharpness
+from flatjax.measures._curvature_gradient import curvature_gradient as curvature_gradient
+from flatjax.measures._directional_sharpness import directional_sharpness as directional_sharpness
 from flatjax.measures._eps_sharpness import EpsSharpness as EpsSharpness
 from flatjax.measures._eps_sharpness import eps_sharpness as eps_sharpness
 from flatjax.measures._fisher_rao import FisherRaoNorm as FisherRaoNorm
 from flatjax.measures._fisher_rao import fisher_rao_norm as fisher_rao_norm
+from flatjax.measures._generalized_sharpness import GeneralizedSharpness as GeneralizedSharpness
+from flatjax.measures._generalized_sharpness import generalized_sharpness as generalized_sharpness
 from flatjax.measures._gradient_noise import GradientNoiseScale as GradientNoiseScale
 from flatjax.measures._gradient_noise import gradient_noise_scale as gradient_noise_scale
 from flatjax.measures._gradient_noise import (
     gradient_noise_scale_from_norms as gradient_noise_scale_from_norms,
 )
+from flatjax.measures._learning_coefficient import LearningCoefficient as LearningCoefficient
+from flatjax.measures._learning_coefficient import (
+    local_learning_coefficient as local_learning_coefficient,
+)
 from flatjax.measures._linear_stability import LinearStability as LinearStability
 from flatjax.measures._linear_stability import linear_stability as linear_stability
+from flatjax.measures._low_rank import LowRank as LowRank
+from flatjax.measures._low_rank import low_rank as low_rank
 from flatjax.measures._normalized_sharpness import NormalizedSharpness as NormalizedSharpness
 from flatjax.measures._normalized_sharpness import normalized_sharpness as normalized_sharpness
 from flatjax.measures._overlap import SubspaceOverlap as SubspaceOverlap
@@ -101,6 +134,17 @@ from flatjax.operators._precondition import preconditioned as preconditioned
 from flatjax.operators._stream import over_batches as over_batches
 from flatjax.optimizers._preconditioner import preconditioner as preconditioner
 from flatjax.optimizers._stability_threshold import stability_threshold as stability_threshold
+from flatjax.paths._curves import Curve as Curve
+from flatjax.paths._curves import Simplex as Simplex
+from flatjax.paths._fitting import CurveFit as CurveFit
+from flatjax.paths._fitting import CurveSamples as CurveSamples
+from flatjax.paths._fitting import curve_value_and_grad as curve_value_and_grad
+from flatjax.paths._fitting import fit_curve as fit_curve
+from flatjax.paths._making import bezier as bezier
+from flatjax.paths._making import chain as chain
+from flatjax.paths._making import simplex as simplex
+from flatjax.paths._path_loss import PathLoss as PathLoss
+from flatjax.paths._path_loss import loss_on_curve as loss_on_curve
 from flatjax.preflight._determinism import Determinism as Determinism
 from flatjax.preflight._determinism import check_deterministic as check_deterministic
 from flatjax.preflight._plan import Plan as Plan

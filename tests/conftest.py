@@ -22,7 +22,7 @@ DEVICES = 4
 MOST_MAPS = 20_000
 SEED = int(os.environ.get("FLATJAX_TEST_SEED", "0"))
 # optax and flax promote dtypes themselves, so only the rooms that never call them are strict.
-STRICT_ROOMS = {"operators", "preflight", "optimizers", "linalg", "measures"}
+STRICT_ROOMS = {"operators", "preflight", "optimizers", "linalg", "measures", "ensembles"}
 
 # Compiling takes most of these tests' time, running very little: LLVM is told not to optimise, and
 # JAX 0.10's XLA to emit loops without MLIR, which later versions compile faster. Measured with JAX

@@ -24,6 +24,8 @@ ROOMS = (
     "transforms",
     "measures",
     "landscape",
+    "ensembles",
+    "paths",
     "parallel",
     "loops",
     "plots",

@@ -19,6 +19,8 @@ ROOMS = [
     "linalg",
     "measures",
     "landscape",
+    "ensembles",
+    "paths",
     "transforms",
     "preflight",
     "optimizers",

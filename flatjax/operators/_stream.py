@@ -113,6 +113,19 @@ def _weight(op):
     return op.weight
 
 
+def check_batches(batches: Any, user: str) -> None:
+    """Raise unless ``batches`` can be iterated over again, which ``user`` does."""
+    if not isinstance(batches, Iterable):
+        raise TypeError(
+            f"batches must be a re-iterable of batches, got {type(batches).__name__}: pass a list."
+        )
+    if iter(batches) is batches:
+        raise TypeError(
+            f"batches is a one-shot iterator, but {user} needs a pass over the data: pass a list "
+            "or another object that can be iterated again."
+        )
+
+
 def over_batches(
     make_operator: Callable[[Any], DataOperator], batches: Iterable[Any], *, check: bool = True
 ) -> Stream:
@@ -161,13 +174,5 @@ def over_batches(
     """
     if not callable(make_operator):
         raise TypeError("make_operator must be a function of one batch that returns an operator.")
-    if not isinstance(batches, Iterable):
-        raise TypeError(
-            f"batches must be a re-iterable of batches, got {type(batches).__name__}: pass a list."
-        )
-    if iter(batches) is batches:
-        raise TypeError(
-            "batches is a one-shot iterator, but every product needs a pass over the data: pass a "
-            "list or another object that can be iterated again."
-        )
+    check_batches(batches, "every product")
     return Stream(make_operator, batches, check=check)

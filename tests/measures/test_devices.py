@@ -53,6 +53,12 @@ def noise_that_is_borne(params, batch, weights, axis_name):
     return {"sigma": found.sigma, "bound": found.bound}
 
 
+def third_derivative(params, batch, weights, axis_name):
+    options = {"weights": weights, "axis_name": axis_name}
+    u, v = vector(params), vector(params, 1)
+    return {"vector": measures.curvature_gradient(loss_fn, params, u, v, batch, **options)}
+
+
 def pairs(params, batch, weights, axis_name):
     """What compares examples of one device with those of another."""
     inputs, labels = batch
@@ -102,6 +108,10 @@ def of_operators(params, batch, weights, axis_name):
         "normalised": measures.normalized_sharpness(params, diagonal).value,
         "alignment": measures.alignment(H, K, key=key, num_probes=3).cosine,
         "scale invariant": invariant.values,
+        "directional": measures.directional_sharpness(H, vector(params)),
+        "generalized": measures.generalized_sharpness(
+            H, params, norm="max", key=key, num_starts=1, max_products=4
+        ).value,
     }
 
 
@@ -114,6 +124,7 @@ CHAINS = {
     "variance": (variance, 1e-10),
     "stability": (stability, 1e-10),
     "of_operators": (of_operators, 1e-9),
+    "third_derivative": (third_derivative, 1e-10),
 }
 FAST = [("everything", "shard_map"), ("pairs", "shard_map"), ("variance", "pmap")]
 ALL = [(name, runner) for name in CHAINS for runner in RUNNERS]
@@ -154,9 +165,9 @@ def test_every_measure_of_a_batch_runs_on_several_devices():
     parameters = {f.__name__: set(inspect.signature(f).parameters) for f in functions}
     of_batches = {name for name, has in parameters.items() if "batch" in has}
     assert of_batches == {
-        "average_sharpness", "critical_sharpness", "eps_sharpness", "fisher_rao_norm",
-        "gradient_confusion", "gradient_noise_scale", "hessian_variance", "linear_stability",
-        "pac_bayes_flatness", "sam_sharpness", "stiffness",
+        "average_sharpness", "critical_sharpness", "curvature_gradient", "eps_sharpness",
+        "fisher_rao_norm", "gradient_confusion", "gradient_noise_scale", "hessian_variance",
+        "linear_stability", "pac_bayes_flatness", "sam_sharpness", "stiffness",
     }  # fmt: skip
     for name in of_batches:
         assert {"weights", "axis_name"} <= parameters[name], name

@@ -49,6 +49,10 @@ OF_PARAMS = {
     "critical_sharpness": lambda w: measures.critical_sharpness(
         loss_fn, w, DATA, update=moved(w), initial_step=SMALL, factor=1.0001, max_trials=3
     ),
+    "batch_sharpness": lambda w: measures.batch_sharpness(loss_fn, w, [DATA, DATA]),
+    "curvature_gradient": lambda w: measures.curvature_gradient(
+        loss_fn, w, moved(w), moved(w), DATA
+    ),
     "eps_sharpness": lambda w: measures.eps_sharpness(
         loss_fn, w, DATA, epsilon=SMALL, ascent_steps=2
     ),
@@ -63,6 +67,10 @@ OF_PARAMS = {
     "hessian_variance": lambda w: measures.hessian_variance(loss_fn, w, DATA) @ moved(w),
     "linear_stability": lambda w: measures.linear_stability(
         loss_fn, w, DATA, learning_rate=0.1, batch_size=2, key=KEY, max_products=12
+    ),
+    "local_learning_coefficient": lambda w: measures.local_learning_coefficient(
+        loss_fn, w, [DATA], key=KEY, num_data=100, localization=1.0, step_size=SMALL,
+        num_chains=2, num_steps=4, num_burnin=2,
     ),
     "pac_bayes_flatness": lambda w: measures.pac_bayes_flatness(
         loss_fn, w, DATA, increase=SMALL, initial_sigma=SMALL, key=KEY, num_samples=2,
@@ -84,8 +92,13 @@ OF_PARAMS = {
     ),
     "subspace_overlap": lambda w: measures.subspace_overlap(w[0], w[0][None]),
 }  # fmt: skip
-OF_OPERATORS = {"alignment", "sharpness"}  # which have their precision
-OF_NUMBERS = {"gradient_noise_scale_from_norms"}
+OF_OPERATORS = {
+    "alignment",
+    "directional_sharpness",
+    "generalized_sharpness",
+    "sharpness",
+}  # which have their precision
+OF_NUMBERS = {"gradient_noise_scale_from_norms", "low_rank"}
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

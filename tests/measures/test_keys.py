@@ -26,6 +26,21 @@ TAKES_A_KEY = {
         *OVER, sigma=0.1, key=key, num_samples=2
     ),
     "eps_sharpness": lambda key: measures.eps_sharpness(*OVER, subspace=2, key=key, **SHORT),
+    "generalized_sharpness": lambda key: measures.generalized_sharpness(
+        operator(), PARAMS, key=key, num_starts=2, max_products=4
+    ),
+    "local_learning_coefficient": lambda key: measures.local_learning_coefficient(
+        networks.relu_loss,
+        PARAMS,
+        [DATA],
+        key=key,
+        num_data=100,
+        localization=1.0,
+        step_size=1e-4,
+        num_chains=2,
+        num_steps=4,
+        num_burnin=2,
+    ),
     "linear_stability": lambda key: measures.linear_stability(
         *OVER, learning_rate=0.1, batch_size=2, key=key, max_products=8
     ),

@@ -47,6 +47,13 @@ class SmallData(NamedTuple):
         return self.targets != self.clean_targets
 
 
+def first_examples(data: SmallData, count: int | None, *, axis: int = 0) -> SmallData:
+    """The data with the first training examples alone, or all for None; axis 1 if stacked."""
+    part = (slice(None),) * axis + (slice(count),)
+    names = ("inputs", "targets", "clean_targets")
+    return data._replace(**{name: getattr(data, name)[part] for name in names})
+
+
 def small_data(
     name: str,
     *,
@@ -61,24 +68,27 @@ def small_data(
 
     Args:
       name: `digits`, read from scikit-learn without a data directory; a TFDS set that is
-        prepared in the data directory; or the path of a user's own data, whose inputs are taken as
-        `experiments.lib.data.own` describes.
+        prepared in the data directory; or the path of a user's own data, see
+        `experiments.lib.data.own`, whose floats are taken as they are.
       seed: of subset, order and wrong labels.
       train_size: n.
       label_noise: exactly this fraction of the labels is wrong.
       test_size: m; default all that are not trained on.
-      num_classes: of `digits`; a user's own data may have no more.
+      num_classes: outputs of the network; wrong labels of `digits` are drawn among them.
       flat: whether images become vectors.
 
     Returns:
       The data as NumPy arrays.
+
+    Raises:
+      BadData: there are more classes than `num_classes`, or too few examples.
     """
     if is_own(name):
         data = _own(name, seed, train_size, label_noise, test_size, num_classes)
     elif name == "digits":
         data = _digits(seed, train_size, label_noise, test_size, num_classes)
     else:
-        data = _prepared(name, seed, train_size, label_noise, test_size)
+        data = _prepared(name, seed, train_size, label_noise, test_size, num_classes)
     if not flat:
         return data
 
@@ -91,6 +101,7 @@ def small_data(
 
 def _digits(seed, train_size, label_noise, test_size, num_classes) -> SmallData:
     images, labels = _all_digits()
+    _check_classes("digits", 10, num_classes)
     if train_size >= len(labels):
         raise ValueError(f"digits has {len(labels)} examples, {train_size} leave none to test on")
     rng = np.random.RandomState(seed)
@@ -124,7 +135,7 @@ def _all_digits() -> tuple[np.ndarray, np.ndarray]:
     return pixels / pixels.std(), labels.astype(np.int32)
 
 
-def _prepared(name, seed, train_size, label_noise, test_size) -> SmallData:
+def _prepared(name, seed, train_size, label_noise, test_size, num_classes) -> SmallData:
     from experiments.lib.data import stored
     from experiments.lib.data.images import DataConfig, load_data
 
@@ -138,6 +149,7 @@ def _prepared(name, seed, train_size, label_noise, test_size) -> SmallData:
             in_memory_gib=IN_MEMORY_GIB,
         )
     )
+    _check_classes(name, data.num_classes, num_classes)
     test = data.test.arrays()
     if data.train.in_memory:
         train = data.train.arrays()
@@ -149,20 +161,33 @@ def _prepared(name, seed, train_size, label_noise, test_size) -> SmallData:
 
 def _own(path, seed, train_size, label_noise, test_size, num_classes) -> SmallData:
     own = load_own(path)
-    if own.num_classes > num_classes:
-        raise BadData(f"{path} has {own.num_classes} classes, the network {num_classes}")
+    _check_classes(path, own.num_classes, num_classes)
     if train_size > len(own.targets):
         raise BadData(f"{path} has {len(own.targets)} examples to train on, not {train_size}")
     rng = np.random.RandomState(seed)
     train = rng.permutation(len(own.targets))[:train_size]
     clean = own.targets[train]
+    inputs, test_inputs = own.inputs[train], own.test_inputs[:test_size]
+    if own.pixels:
+        mean = inputs.mean(0, dtype=np.float64).astype(np.float32)
+        # Where all is constant there is nothing to divide.
+        scale = np.float32(inputs.std(dtype=np.float64) or 1)
+        inputs, test_inputs = (inputs - mean) / scale, (test_inputs - mean) / scale
     return SmallData(
-        own.inputs[train],
+        inputs,
         _with_wrong(rng, clean, label_noise, own.num_classes),
         clean,
-        own.test_inputs[:test_size],
+        test_inputs,
         own.test_targets[:test_size],
     )
+
+
+def _check_classes(name, there, outputs):
+    if there > outputs:
+        raise BadData(
+            f"{name} has {there} classes, the network {outputs} outputs: set --recipe.classes "
+            f"{there}, or --architecture.classes {there}"
+        )
 
 
 def stack_seeds(each: Sequence[SmallData]) -> SmallData:

@@ -1,4 +1,4 @@
-"""Networks by their options."""
+"""The network of an architecture: every option reaches it, and it is one object."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,36 @@ import numpy as np
 import pytest
 
 from experiments.lib.nets.architecture import Architecture, network
+from experiments.lib.nets.mlp import apply_mlp, init_mlp
+from experiments.lib.training.recipes import Recipe
+
+
+def test_every_option_reaches_the_mlp():
+    architecture = Architecture(hidden=(4,), activation="relu", init_scale=0.3, classes=2)
+    params, state = network(architecture).init(jax.random.key(5), jnp.zeros((1, 3)))
+    expected = init_mlp(jax.random.key(5), (3, 4, 2), scale=0.3)
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    assert state == {}
+    inputs = jax.random.normal(jax.random.key(6), (5, 3))
+    logits = apply_mlp(expected, inputs, activation=jax.nn.relu)
+    np.testing.assert_array_equal(network(architecture).model_fn(params, inputs), logits)
+
+
+@pytest.mark.parametrize(("name", "flat"), [("mlp", True), ("mlp-5", False), ("s2cnn-2", False)])
+def test_a_named_network_has_the_outputs_and_takes_images(name, flat):
+    architecture = Architecture(network=name, classes=3)
+    assert architecture.flat is flat
+    shape = (2, 12) if flat else (2, 4, 3, 1)
+    model, inputs = network(architecture), jnp.zeros(shape)
+    params, state = jax.eval_shape(model.init, jax.random.key(0), inputs)
+    logits = jax.eval_shape(model.model_fn, params, inputs, state)
+    assert logits.shape == (2, 3)
+
+
+def test_one_object_for_each_whatever_else_a_recipe_says():
+    architecture = Architecture(network="s2cnn-2")
+    assert network(architecture) is network(Recipe(network="s2cnn-2", epochs=3))
+    assert network(architecture) is not network(Architecture(network="s2cnn-2", classes=3))
 
 
 @pytest.mark.parametrize("name", ["mlp", "s2cnn-2"])
