@@ -58,9 +58,9 @@ def runs(tmp_path):
 def test_the_report_joins_all_finished_runs(runs, capsys):
     assert gallery.main(["--runs", str(runs)]) == 0
     page = (runs / "gallery.html").read_text()
-    assert page.count("<h2>Made up.</h2>") == 2
-    assert page.count("data:image/png") == 2
-    assert "2 not reproduced, 2 reproduced" in capsys.readouterr().out
+    assert page.count("<h2>Made up.</h2>") == 3
+    assert page.count("data:image/png") == 3
+    assert "3 not reproduced, 3 reproduced" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "../cpu/a.png", "link.png", "/a.png"])
@@ -72,7 +72,7 @@ def test_a_picture_outside_its_folder_is_not_shown(runs, name):
     changed = summary(figures=[{"file": name, "caption": "B."}])
     rundir.write_json(runs / "made_up" / "cpu" / "summary.json", changed)
     with pytest.warns(UserWarning, match=rf"its picture '{name}' is not in its folder"):
-        assert [folder.name for folder, _ in gallery.finished(runs)] == ["smoke"]
+        assert [folder.name for folder, _ in gallery.finished(runs)] == ["real", "smoke"]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_damaged_summary_is_left_out_and_told(runs, change):
         rundir.write_json(path, summary(**change))
     with pytest.warns(UserWarning, match=r"cpu/summary\.json is damaged .* start its command"):
         assert gallery.main(["--runs", str(runs)]) == 0
-    assert (runs / "gallery.html").read_text().count("<h2>Made up.</h2>") == 1
+    assert (runs / "gallery.html").read_text().count("<h2>Made up.</h2>") == 2
 
 
 def test_a_folder_without_runs_says_so(tmp_path, capsys):
