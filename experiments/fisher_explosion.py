@@ -91,7 +91,7 @@ lab = Lab(
            "best_rate": 0.1, "other_rates": (0.01, 0.03, 0.3),
            "small_rate": 0.005,  # table 1: 10 to 30 times smaller
            "measured": 2000,
-           "recipe": {"network": "experiments.lib.nets.papers:simple_cnn",  # table 1
+           "recipe": {"network": "simple_cnn",  # table 1
                       "batch_size": 128, "epochs": 200, "record_every": 2}},
 )
 # fmt: on

@@ -73,7 +73,7 @@ lab = Lab(
     # Where no source is named the paper's value is not known to us, and the value is ours.
     paper={"data": "cifar100", "train_size": 50_000,  # table 2
            "rate": 0.005, "coefs": (0.01, 0.1, 1.0),
-           "recipe": {"network": "experiments.lib.nets.papers:vgg11",  # table 2
+           "recipe": {"network": "experiments.lib.nets.papers:VGG11",  # table 2
                       "classes": 100, "batch_size": 128, "epochs": 200, "record_every": 2}},
 )
 # fmt: on

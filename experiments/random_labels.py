@@ -69,7 +69,7 @@ lab = Lab(
     paper={"data": "cifar10", "train_size": 50_000, "measured": 1000,  # section 2
            "descent": {"optimizer": "sgd", "learning_rate": 0.1, "momentum": 0.9,  # appendix A
                        "schedule": "epochs"},  # appendix A: times 0.95 after every epoch
-           "recipe": {"network": "experiments.lib.nets.papers:small_inception",  # figure 3
+           "recipe": {"network": "experiments.lib.nets.papers:SmallInception",  # figure 3
                       "batch_size": 128, "epochs": 200}},
 )
 # fmt: on

@@ -1,11 +1,9 @@
 """Networks of papers that are of no family in `experiments.lib.nets.networks`.
 
-Recipe(network="experiments.lib.nets.papers:small_inception")
+Recipe(network="experiments.lib.nets.papers:SmallInception")
 """
 
 from __future__ import annotations
-
-import functools
 
 import flax.linen as nn
 import jax
@@ -46,30 +44,18 @@ class SmallInception(nn.Module):
         return nn.Dense(self.num_classes)(x.mean((1, 2)))
 
 
-class Plain(nn.Module):
-    """3x3 convolutions, dense layers and relu, no normalisation; 0 channels are max pooling."""
+class VGG11(nn.Module):
+    """Simonyan and Zisserman, 2015, table 1, A: for small images with a single dense layer."""
 
-    channels: tuple[int, ...]
-    dense: tuple[int, ...]
     num_classes: int
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """The logits."""
         del train
-        for channels in self.channels:
+        for channels in (64, 0, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0):
             if channels:
                 x = nn.relu(nn.Conv(channels, (3, 3), kernel_init=_HE)(x))
             else:
                 x = nn.max_pool(x, (2, 2), (2, 2), "SAME")
-        x = x.reshape(len(x), -1)
-        for units in self.dense:
-            x = nn.relu(nn.Dense(units, kernel_init=_HE)(x))
-        return nn.Dense(self.num_classes)(x)
-
-
-small_inception = SmallInception
-# Jastrzebski et al. 2020 and 2021.
-simple_cnn = functools.partial(Plain, (32, 32, 0, 64, 64, 0), (128,))
-# Simonyan and Zisserman 2015, table 1, A; of its dense layers the last alone, as for small images.
-vgg11 = functools.partial(Plain, (64, 0, 128, 0, 256, 256, 0, 512, 512, 0, 512, 512, 0), ())
+        return nn.Dense(self.num_classes)(x.reshape(len(x), -1))

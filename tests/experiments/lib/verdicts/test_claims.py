@@ -105,6 +105,11 @@ def test_the_interval_of_the_differences_decides():
         assert judge(claim, values, null).verdict == verdict
 
 
+def test_a_margin_that_its_null_passes_is_void_however_far_beyond_it():
+    claim = Claim(name="c", statement="S.", paper="P", source="margin", low=1.0)
+    assert judge(claim, {0: 9.0, 1: 9.1}, {0: 2.0, 1: 2.1}).verdict == "void"
+
+
 def test_a_failure_is_no_less_one_where_the_null_passes():
     assert judge(CLAIM, {0: 3.0, 1: 3.1}, {0: 1.5, 1: 1.5}).verdict == "not reproduced"
 
