@@ -105,7 +105,9 @@ def report(before: pathlib.Path, after: pathlib.Path) -> Iterator[str]:
                 f"| {others} |"
             )
             worse = sorted(((v, r) for r, v in ours.items() if v > 1.01 * limit), reverse=True)
-            outside += [f"- {name}, {r.what}: {measure} x {v:.2f} ({r.value:.3g})" for v, r in worse]
+            outside += [
+                f"- {name}, {r.what}: {measure} x {v:.2f} ({r.value:.3g})" for v, r in worse
+            ]
     yield ""
     yield "More than before, and of seconds more than 95 % of the peers' ratios:"
     yield ""

@@ -21,7 +21,7 @@ The baseline first predicts 86 and 72 % of the true labels behind the wrong ones
 The test set is split in two halves: the first chooses the epoch ("at the best epoch") and for each
 penalty and fraction of wrong labels the coefficient, the second is measured. The first labels that
 the baseline learns are the true ones (Arpit et al., ICML 2017): wrong ones are corrected before
-they are fitted. paper: a fully connected network on CIFAR-100, when prepared.
+they are fitted. paper: their VGG11 on CIFAR-100, when prepared.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ import numpy as np
 from scipy.stats import kendalltau
 
 from experiments.lib.lab import Lab, Options, shared
-from experiments.lib.training import minibatch, penalties
+from experiments.lib.training import penalties
 from experiments.lib.training.penalties import NAMES
 from experiments.lib.training.recipes import Recipe
-from experiments.lib.training.settings import train_grid
+from experiments.lib.training.settings import load_grid, train_grid
 from experiments.lib.training.validation import at_best_epoch, final, halves
 from experiments.lib.verdicts.curves import curve, points, words
 from experiments.lib.verdicts.report import Table
@@ -54,6 +54,7 @@ class Config(Options):
     """The options."""
 
     train_size: int = 400  # training examples
+    test_size: int | None = None  # test examples; None for all
     recipe: Recipe = Recipe(init_scale=0.6, epochs=400, record_every=5)  # network and training
     rate: float = 0.05  # the learning rate of all
     coefs: tuple[float, ...] = (0.3, 1.0)  # of the squared norms; the validation half chooses one
@@ -62,15 +63,18 @@ class Config(Options):
 
 # fmt: off
 lab = Lab(
-    Config, "Jastrzebski et al. 2021",
+    Config, "Jastrzebski et al. 2021", data_parallel=True,
     smoke={"seeds": 1, "train_size": 24, "recipe": {"hidden": (6,), "init_scale": 1.0,
                                                     "batch_size": 12, "epochs": 2,
                                                     "record_every": 1}},
-    real={"data": "fashion_mnist", "seeds": 3, "train_size": 5000, "rate": 0.005,
-          "recipe": {"network": "s2cnn-16", "batch_size": 128, "epochs": 120, "record_every": 2}},
-    paper={"data": "cifar100", "train_size": 50_000, "rate": 0.01,
-           "recipe": {"hidden": (512,) * 3, "classes": 100, "batch_size": 128, "epochs": 200,
-                      "record_every": 2}},
+    real={"data": "fashion_mnist", "seeds": 3, "train_size": 1000, "test_size": 2000,
+          "rate": 0.03, "coefs": (0.01, 0.1),
+          "recipe": {"network": "s2cnn-8", "batch_size": 50, "epochs": 80, "record_every": 4}},
+    # Where no source is named the paper's value is not known to us, and the value is ours.
+    paper={"data": "cifar100", "train_size": 50_000,  # table 2
+           "rate": 0.005, "coefs": (0.01, 0.1, 1.0),
+           "recipe": {"network": "experiments.lib.nets.papers:vgg11",  # table 2
+                      "classes": 100, "batch_size": 128, "epochs": 200, "record_every": 2}},
 )
 # fmt: on
 EXPERIMENT = lab.experiment
@@ -91,16 +95,8 @@ PAPER = {  # per cent, of VGG11 and of ResNet-52
 def run(config: Config, out: Path) -> Runs:
     """The records of every arm, of the penalties with the coefficient that is chosen."""
     seeds = config.seed_range()
-    data = {
-        noise: minibatch.load_seeds(
-            config.data,
-            seeds,
-            train_size=config.train_size,
-            label_noise=noise,
-            flat=config.recipe.flat,
-        )
-        for noise in NOISES
-    }
+    sizes = {"train_size": config.train_size, "test_size": config.test_size}
+    data = load_grid(config.data, config.recipe, seeds, NOISES, **sizes)
 
     def train(arm: str) -> Runs:
         recipe = dataclasses.replace(config.recipe, mixup=config.mixup if arm == "mixup" else 0.0)
@@ -150,15 +146,20 @@ def corrected(records: dict[str, np.ndarray]) -> np.ndarray:
     return np.take_along_axis(records["noisy_recovered"], at[:, None], axis=1)[:, 0]
 
 
-def in_order(runs: Runs, noise: float, of: Any) -> list[float]:
-    """Kendall's tau of the arms' accuracies with those of the paper's VGG11, for every seed."""
+def in_order(noise: float, of: Any, shift: int = 0) -> Any:
+    """The measure of a claim: Kendall's tau of the accuracies with those of the paper's VGG11."""
     theirs = [PAPER[noise][arm][0] for arm in ARMS]
-    ours = np.array([of(runs[arm, noise]) for arm in ARMS])
-    return [float(kendalltau(theirs, column).statistic) for column in ours.T]
+
+    def measure(runs: Runs, config: Config) -> list[float]:
+        ours = np.roll([of(runs[arm, noise]) for arm in ARMS], shift, axis=0)
+        return [float(kendalltau(theirs, column).statistic) for column in ours.T]
+
+    return measure
 
 
 # fmt: off
-RANDOM = "VGG11's row; of five arms a random order reaches 0.6 with probability 0.12"
+RANDOM = ("VGG11's row; of five arms a random order reaches 0.6 with probability 0.12; in the null "
+          "each arm has the accuracy of the one before")
 def claims_at(noise: float) -> None:
     """The claims for one fraction of wrong labels."""
 
@@ -198,10 +199,10 @@ def claims_at(noise: float) -> None:
         gap("fp", "mixup"), gap("sgd", "mixup"), low=0.0, source="sign",
         reason="VGG11's row; in ResNet-52's mixup is first")
     add("order-final", "Kendall's tau of the arms' final test accuracies with the paper's",
-        lambda runs, config: in_order(runs, noise, final),
+        in_order(noise, final), in_order(noise, final, shift=1),
         low=0.6, source="paper", reason=RANDOM)
     add("order-best", "Kendall's tau of the arms' accuracies at the best epoch with the paper's",
-        lambda runs, config: in_order(runs, noise, at_best_epoch),
+        in_order(noise, at_best_epoch), in_order(noise, at_best_epoch, shift=1),
         low=0.6, source="paper", reason=RANDOM)
     add("baseline-memorises", "Wrong labels that the baseline fits at the end",
         last("sgd", "noisy_fit"), last("sgd", "noisy_fit", 0), low=0.95, source="paper",

@@ -12,6 +12,12 @@ Two ways to compare: at the end, after the same number of steps; and at the best
 same number of gradient evaluations (a step of SAM costs 2, of GP and IGR 3, of FP refreshed every
 10 steps 4/3). One half of the test set chooses that epoch, and of each of SAM, FP and GP the
 coefficient; the other half is measured.
+
+Found: after as many steps SAM gains 7.6 points, FP 7.2, GP 2.9 and IGR 0.6 ± 0.5; at equal cost SAM
+1.6 ± 0.8, GP 1.1 and FP nothing, for SGD stopped in time has learned few wrong labels. At the end
+FP has fitted 0.42 of the wrong labels that SGD fits, SAM 0.66 and GP nearly all: the coefficients
+are those of the best epoch, and larger ones memorise less. SAM ends with a fifth of the largest
+eigenvalue, FP and GP with two thirds of tr F.
 """
 
 from __future__ import annotations
@@ -51,7 +57,7 @@ class Config(Options):
         record_every=8,
     )  # network and training  # fmt: skip
     rate: float = 0.1  # the learning rate of all
-    sam: tuple[float, ...] = (0.2, 0.5, 1.0)  # radii, of which validation chooses one ...
+    sam: tuple[float, ...] = (0.5, 1.0, 2.0)  # radii, of which validation chooses one ...
     fp: tuple[float, ...] = (0.1, 0.3, 1.0)  # ... and coefficients of the squared norms, of FP ...
     gp: tuple[float, ...] = (0.3, 1.0, 3.0)  # ... and of GP
 
@@ -199,6 +205,9 @@ def training(axes: Any, runs: Runs, config: Config) -> None:
             curve(row[1], COST[arm] * epochs, records[name], number, arm)
         row[0].set(xlabel="epoch", ylabel=words(name))
         row[1].set(xlabel="epochs of SGD of that cost", xlim=(None, 1.02 * config.recipe.epochs))
+    least = min(end(records, "test_accuracy").min() for records in runs.values())
+    for panel in axes[0]:
+        panel.set_ylim(bottom=min(0.8, least - 0.05))
     axes[1][0].legend(fontsize=8)
 
 

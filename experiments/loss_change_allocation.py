@@ -14,6 +14,9 @@ Found: 41 % of the parameters hurt at a step of SGD, fewer than the paper's "bar
 help", and 0.02 % in slow descent; no layer hurts on average. Harm over help grows 1.34 times from
 the smallest rate to the largest. That layers learn at the same moments is void: other orders of the
 batches show a little of it too.
+
+A layer is a top-level module of the network. real: a small convolutional network on Fashion-MNIST.
+paper: ResNet-20 on CIFAR-10, by SGD with momentum.
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ import numpy as np
 
 from experiments.lib.data.small import SmallData
 from experiments.lib.lab import Lab, Options, Runs
-from experiments.lib.nets.mlp import FlatMlp
+from experiments.lib.nets.architecture import Architecture, network
+from experiments.lib.nets.flat import FlatNetwork, flat_network
 from experiments.lib.runs.trajectory import run_chunks
 from experiments.lib.training import minibatch
 from experiments.lib.verdicts.figures import style
@@ -43,10 +47,12 @@ class Config(Options):
     """The options."""
 
     train_size: int = 300  # training examples: all of them in every allocation
-    width: int = 64  # units of each of the two hidden layers
+    parts: int = 1  # in so many equal parts, one after the other, if memory is short
+    architecture: Architecture = Architecture(hidden=(64, 64))  # the network
     learning_rate: float = 0.1  # of SGD ...
     small_rate: float = 0.02  # ... a smaller ...
     large_rate: float = 0.5  # ... and a larger one
+    momentum: float = 0.0  # of SGD
     batch_size: int = 25  # of SGD
     slow_rate: float = 0.05  # of full-batch gradient descent
     steps: int = 600  # updates
@@ -57,10 +63,23 @@ class Config(Options):
 # fmt: off
 lab = Lab(
     Config, "Lan et al. 2019", shares=False,
-    smoke={"seeds": 1, "train_size": 50, "width": 8, "steps": 20, "chunk": 10,
-           "first_steps": 2},
-    paper={"data": "cifar10", "train_size": 45_000, "width": 1024, "steps": 20_000,
-           "batch_size": 250},
+    smoke={"seeds": 1, "train_size": 50, "architecture": {"hidden": (8, 8)}, "steps": 20,
+           "chunk": 10, "first_steps": 2},
+    real={"data": "fashion_mnist", "seeds": 3, "train_size": 500, "batch_size": 50,
+          "architecture": {"network": "s2cnn-8"}, "small_rate": 0.02, "large_rate": 0.2,
+          "slow_rate": 0.005, "steps": 300, "chunk": 150},
+    # From the authors' code, github.com/uber-research/loss-change-allocation, but for the last.
+    paper={
+        "data": "cifar10",  # the command in README.md
+        "train_size": 45_000,  # data/download_cifar10.py holds back 5,000
+        "architecture": {"network": "resnet-20"},  # README.md; without batch norm in its shortcuts
+        "parts": 9,  # of 5,000: --large_batch_size in README.md
+        "learning_rate": 0.1,  # README.md
+        "momentum": 0.9,  # the default of train.py
+        "batch_size": 250,  # the default of train.py
+        "steps": 4500,  # 25 epochs (README.md) of 180
+        "small_rate": 0.02, "large_rate": 0.2, "slow_rate": 0.005,  # ours: it has no such arms
+    },
 )
 # fmt: on
 EXPERIMENT = lab.experiment
@@ -87,24 +106,33 @@ class State(NamedTuple):
     key: jax.Array
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 6))
-def _advance(net, losses_fn, batch_size, rate, batch, state, steps):
-    layers = layer_of(net)
+def loss_and_gradient(net: FlatNetwork, parts: int, params: jax.Array, batch: Any) -> Any:
+    """Of the whole batch, in equal parts one after the other."""
+    of = jax.value_and_grad(lambda p, part: net.losses_fn(p, part).mean())
+    if parts == 1:
+        return of(params, batch)
+    split = jax.tree.map(lambda a: a.reshape(parts, -1, *a.shape[1:]), batch)
+    _, found = loops.scan(lambda _, part: (None, of(params, part)), None, split)
+    return jax.tree.map(lambda a: a.mean(0), found)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 7))
+def _advance(net, parts, batch_size, momentum, rate, batch, state, steps):
+    layers, count = layers_of(net, batch[0].shape[2:])
 
     def step(batch, state, _):
-        def mean_loss(p):
-            return losses_fn(p, batch).mean()
-
         key, draw = jax.random.split(jax.random.wrap_key_data(state.key))
         gradient = state.gradient
         if batch_size is not None:
             index = jax.random.choice(draw, batch[1].shape[0], (batch_size,), replace=False)
             part = jax.tree.map(lambda a: a[index], batch)
-            gradient = jax.grad(lambda p: losses_fn(p, part).mean())(state.params)
+            gradient = jax.grad(lambda p: net.losses_fn(p, part).mean())(state.params)
         change = -rate * gradient
-        middle = jax.grad(mean_loss)(state.params + change / 2)
+        if momentum:
+            change += momentum * state.before
+        _, middle = loss_and_gradient(net, parts, state.params + change / 2, batch)
         params = state.params + change
-        loss, last = jax.value_and_grad(mean_loss)(params)
+        loss, last = loss_and_gradient(net, parts, params, batch)
         share = change * (state.gradient + 4 * middle + last) / 6
         found = {
             "loss": loss,
@@ -113,7 +141,7 @@ def _advance(net, losses_fn, batch_size, rate, batch, state, steps):
             "hurting": (share > 0).mean(),
             "harm": jnp.maximum(share, 0).sum(),
             "help": jnp.minimum(share, 0).sum(),
-            "layers": jax.ops.segment_sum(share, layers, num_segments=len(net.sizes) - 1),
+            "layers": jax.ops.segment_sum(share, layers, num_segments=count),
             "turned": (change * state.before < 0).mean(),
         }
         key = jax.random.key_data(key)
@@ -122,40 +150,52 @@ def _advance(net, losses_fn, batch_size, rate, batch, state, steps):
     def one(batch, state):
         return loops.scan(functools.partial(step, batch), state, length=steps)
 
-    return jax.vmap(one)(batch, state)
+    return net.over_seeds(one)(batch, state)
 
 
-def layer_of(net: FlatMlp) -> jax.Array:
-    """(size,) the layer of every parameter."""
-    tree = net.unravel(np.zeros(net.size, np.float32))
+def layers_of(net: FlatNetwork, shape: tuple[int, ...]) -> tuple[jax.Array, int]:
+    """(size,) the layer of every parameter, and how many there are.
+
+    A layer is a top-level module. A network makes them as it uses them: in order of depth, but for
+    branches.
+    """
+    names: list[str] = []
+
+    def init(key):
+        params, _ = network(net.architecture).init(key, jnp.zeros((1, *shape)))
+        names.extend(params)  # those of a tree that has left a trace are sorted
+        return params
+
+    tree = jax.eval_shape(init, jax.random.key(0))
     numbered = {
         name: jax.tree.map(lambda a, i=i: jnp.full(a.shape, i), tree[name])
-        for i, name in enumerate(f"layer_{i}" for i in range(len(tree)))
+        for i, name in enumerate(names)
     }
-    return jax.flatten_util.ravel_pytree(numbered)[0]
+    return jax.flatten_util.ravel_pytree(numbered)[0], len(names)
 
 
 def run_arm(
-    config: Config, out: Path, name: str, net: FlatMlp, losses_fn: Any, data: SmallData
+    config: Config, out: Path, name: str, net: FlatNetwork, data: SmallData
 ) -> dict[str, np.ndarray]:
     """The records of an arm, (seeds, steps) and more axes each; and its allocation at the end."""
     batch = (jnp.asarray(data.inputs), jnp.asarray(data.targets))
     params = net.init_seeds(config.seed_range())
-    gradient = jax.vmap(jax.grad(lambda p, b: losses_fn(p, b).mean()))(params, batch)
+    whole = functools.partial(loss_and_gradient, net, config.parts)
+    first, gradient = net.over_seeds(whole)(params, batch)
     zeros = jnp.zeros_like(params)
     keys = jax.random.key_data(jax.random.split(jax.random.key(1), config.seeds))
-    batch_size = None if name == "gd" else config.batch_size
+    slow = name == "gd"
+    fixed = (net, config.parts, *((None, 0.0) if slow else (config.batch_size, config.momentum)))
     rate = learning_rate(config, name)
     state, records = run_chunks(
         out / name,
         State(params, gradient, zeros, zeros, keys),
-        lambda state, steps: _advance(net, losses_fn, batch_size, rate, batch, state, steps),
+        lambda state, steps: _advance(*fixed, rate, batch, state, steps),
         config.steps,
         config.chunk,
         axis=1,
         quiet=config.quiet,
     )
-    first = jax.vmap(lambda p, b: losses_fn(p, b).mean())(params, batch)
     ends = {"first_loss": np.asarray(first), "allocation": np.asarray(state.allocation)}
     return records | ends
 
@@ -174,10 +214,17 @@ def learning_rate(config: Config, arm: str) -> float:
 @lab.run
 def run(config: Config, out: Path) -> Runs:
     """The records of all arms."""
-    data = minibatch.load_seeds(config.data, config.seed_range(), train_size=config.train_size)
-    net = FlatMlp((data.inputs.shape[-1], config.width, config.width, 10))
-    losses_fn = net.losses("cross_entropy")
-    return {name: run_arm(config, out, name, net, losses_fn, data) for name in ARMS}
+    if config.train_size % config.parts:
+        raise ValueError(f"{config.train_size} examples are not {config.parts} equal parts")
+    data = minibatch.load_seeds(
+        config.data,
+        config.seed_range(),
+        train_size=config.train_size,
+        num_classes=config.architecture.classes,
+        flat=config.architecture.flat,
+    )
+    net = flat_network(config.architecture, data.inputs.shape[2:])
+    return {name: run_arm(config, out, name, net, data) for name in ARMS}
 
 
 def change(records: dict[str, np.ndarray]) -> np.ndarray:

@@ -19,6 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flatjax import _checks as checks
 from flatjax import _convolutions as convolutions
@@ -252,7 +253,9 @@ def scan(
     return _compiled(jax.lax.scan, body, carry, xs, length)
 
 
-def map_chunks(fn: Callable[[Any], Any], tree: Any, chunk_size: int | None) -> Any:
+def map_chunks(
+    fn: Callable[[Any], Any], tree: Any, chunk_size: int | None, *, on_host: bool = False
+) -> Any:
     """Apply a batched ``fn`` to chunks of the leading axis and concatenate the results.
 
     Args:
@@ -261,6 +264,8 @@ def map_chunks(fn: Callable[[Any], Any], tree: Any, chunk_size: int | None) -> A
       tree: a pytree whose leaves share a leading axis ``n``.
       chunk_size: examples a call, or ``None`` for all at once. A last, smaller chunk is one more
         shape, hence one more compilation.
+      on_host: for many small outputs: wait for them and put them together as NumPy arrays, where
+        nothing is traced. On the device that takes programs of its own.
 
     Returns:
       The outputs with leading axis ``n``.
@@ -285,9 +290,11 @@ def map_chunks(fn: Callable[[Any], Any], tree: Any, chunk_size: int | None) -> A
         pieces = []
         for s in starts:
             pieces.append(fn(jax.tree.map(lambda a, s=s: a[s : s + chunk_size], tree)))
-            if is_traced(pieces):  # `fn` closes over a traced value
+            if is_traced(pieces[-1]):  # `fn` closes over a traced value
                 break
         else:
+            if on_host:
+                return jax.tree.map(lambda *p: np.concatenate(p), *jax.device_get(pieces))
             return jax.tree.map(lambda *p: jnp.concatenate(p), *pieces)
     whole, rest = divmod(n, chunk_size)
     head = jax.tree.map(

@@ -25,6 +25,7 @@ ROOMS = (
     "measures",
     "landscape",
     "ensembles",
+    "paths",
     "parallel",
     "loops",
     "plots",

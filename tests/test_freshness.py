@@ -15,6 +15,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import flatjax
@@ -29,6 +30,8 @@ BATCH = X, Y
 FIRST, SECOND = jnp.array([1.0, 2.0, 3.0]), jnp.array([2.0, 0.5, -1.0])
 KEY = jax.random.key(0)
 LABELS = jnp.arange(6) % 2
+CURVE = flatjax.bezier([PARAMS, PARAMS**2, -PARAMS])
+SGD = optax.sgd(0.1)
 
 
 class User:
@@ -123,6 +126,26 @@ ENTRIES = {
         u.rows, PARAMS, BATCH, direction=PARAMS, positions=[0.0, 1.0]
     ),
     "batch_sharpness": lambda u: flatjax.batch_sharpness(u.rows, PARAMS, [BATCH, BATCH]),
+    "loss_surface": measured(
+        "loss_surface", first=PARAMS, second=PARAMS**2, positions=[0.0, 1.0]
+    ),
+    "loss_along with args_fn": lambda u: flatjax.loss_along(
+        lambda params, batch, outputs: (params**2).mean() + outputs.mean(), PARAMS, BATCH,
+        direction=PARAMS, positions=[0.0, 1.0], args_fn=lambda params: u.model(params, X),
+    ),
+    "barrier": lambda u: flatjax.barrier(u.rows, PARAMS, -PARAMS, BATCH, num_points=3),
+    "log_volume": measured("log_volume", key=KEY, threshold=60.0, num_directions=2, tol=0.1),
+    "curve_value_and_grad": lambda u: flatjax.curve_value_and_grad(u.rows)(CURVE, BATCH, key=KEY),
+    "fit_curve": lambda u: flatjax.fit_curve(
+        u.rows, CURVE, [BATCH], optimizer=SGD, key=KEY, num_steps=1
+    ),
+    "fit_curve of an optimiser": lambda u: flatjax.fit_curve(
+        lambda w, batch: (w**2).mean(), CURVE, [BATCH], key=KEY, num_steps=1,
+        optimizer=optax.GradientTransformation(
+            SGD.init, lambda g, s, p: (jax.tree.map(lambda a: a * u.model(PARAMS, X).mean(), g), s)
+        ),
+    ),
+    "loss_on_curve": lambda u: flatjax.loss_on_curve(u.rows, CURVE, BATCH, positions=[0.0, 0.5]),
     "average_sharpness": measured("average_sharpness", sigma=0.1, key=KEY, num_samples=2),
     "critical_sharpness": measured("critical_sharpness", update=-PARAMS),
     "curvature_gradient": lambda u: flatjax.curvature_gradient(
@@ -198,11 +221,14 @@ OPERATORS_ONLY = {
     "effective_learning_rate",
 }  # fmt: skip
 # Schedules, masks and rules of optax, called as they are.
-CALLED = {"ema_params", "entropy_sgd", "langevin", "proportional_schedule"}
+CALLED = {
+    "ema_params", "entropy_sgd", "langevin", "proportional_schedule", "random_directions",
+}  # fmt: skip
 # One of every way in which a function enters; the others are slow tests.
 FAST = (
     "hessian", "ggn of a loss", "fisher", "gradient_covariance", "jacobian", "over_batches",
     "per_example_gradients", "as_operator", "trace_of_function of a function", "loss_along",
+    "loss_along with args_fn", "fit_curve of an optimiser",
     "sam_sharpness", "gradient_noise_scale", "linear_stability", "sam", "fisher_penalty",
     "sam_value_and_grad", "reestimate_batch_statistics",
 )  # fmt: skip

@@ -34,6 +34,7 @@ FLOORS = {
     "landscape": 3,
     "measures": 3,
     "parallel": 4,
+    "paths": 4,
     "plots": 4,
 }
 # Behind the doors of linear algebra: each wing imports from itself and from those after it.

@@ -177,6 +177,17 @@ class TestMapChunks:
             loops.map_chunks(fn, x, 3)
         assert count.value == 1
 
+    def test_small_outputs_are_put_together_on_the_host(self):
+        fn = jax.jit(lambda x: {"y": jnp.cos(x) + 3.75})
+        rows = np.arange(40, dtype=np.float32)
+        with count_compilations() as count:
+            out = loops.map_chunks(fn, rows, 1, on_host=True)
+        assert count.value == 1  # nothing beside the function itself
+        assert isinstance(out["y"], np.ndarray)
+        np.testing.assert_allclose(out["y"], np.cos(rows) + 3.75, rtol=1e-6)
+        traced = jax.jit(lambda x: loops.map_chunks(fn, x, 1, on_host=True))(rows)
+        np.testing.assert_allclose(traced["y"], out["y"], rtol=1e-6)
+
     @pytest.mark.parametrize("chunk_size", [0, -1, 2.5, "3"])
     def test_bad_sizes(self, chunk_size):
         with pytest.raises((TypeError, ValueError), match="chunk_size must be"):

@@ -20,6 +20,7 @@ ROOMS = [
     "measures",
     "landscape",
     "ensembles",
+    "paths",
     "transforms",
     "preflight",
     "optimizers",

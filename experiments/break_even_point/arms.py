@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+
+from experiments.lib.nets.architecture import Architecture, network
 
 if TYPE_CHECKING:
     from experiments.break_even_point import Config
@@ -66,7 +69,8 @@ def arms(config: Config) -> dict[str, Arm]:
     small, middle, large = config.batch_sizes
 
     def plain(rate: float, batch_size: int) -> Arm:
-        return Arm(rate, batch_size, round(config.time / rate))
+        epochs = config.epochs and config.epochs * (config.train_size // batch_size)
+        return Arm(rate, batch_size, epochs or round(config.time / rate))
 
     slowest = config.rates[-1]
     norm_slow = Arm(config.norm_rates[-1], middle, config.norm_steps, True)
@@ -83,3 +87,23 @@ def plain_arms(config: Config, most: float = np.inf) -> list[str]:
     """The arms without batch norm and with at most that rate."""
     found = arms(config).items()
     return [name for name, arm in found if arm.rate <= most and not arm.batch_norm]
+
+
+def with_batch_norm(architecture: Architecture) -> Architecture | None:
+    """The same network with batch norm, by its name; None where there is none.
+
+    It is called like the network, with the word `batch`: `s2cnn-16-batch`, and for the options of
+    an mlp `mlp-3-64-tanh-batch`. A user's own network has none, nor have hidden layers of several
+    widths, nor what has batch norm already.
+    """
+    name = architecture.network
+    if architecture.flat:
+        width, *others = set(architecture.hidden)
+        if others:
+            return None
+        name = f"mlp-{len(architecture.hidden)}-{width}-{architecture.activation}"
+    elif ":" in name:
+        return None
+    words = [word for word in name.split("-") if word not in ("none", "group", "layer", "batch")]
+    twin = dataclasses.replace(architecture, network="-".join([*words, "batch"]))
+    return None if network(twin).module == network(architecture).module else twin

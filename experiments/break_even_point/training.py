@@ -1,7 +1,4 @@
-"""SGD with curvature and gradient noise measured on the way, all seeds side by side.
-
-All steps are taken in compiled loops (see flatjax.loops).
-"""
+"""SGD with curvature and gradient noise measured on the way, in compiled loops."""
 
 from __future__ import annotations
 
@@ -14,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import flatjax
-from experiments.break_even_point.arms import Arm
-from experiments.break_even_point.network import BatchNormMlp, losses_of, network
+from experiments.break_even_point.arms import Arm, with_batch_norm
 from experiments.lib.data.small import SmallData
+from experiments.lib.nets.flat import flat_network
 from experiments.lib.runs.progress import say
 from experiments.lib.runs.trajectory import run_chunks
 from flatjax import loops
@@ -29,6 +26,12 @@ Records = dict[str, np.ndarray]
 TRACKER = flatjax.track(1, num_blocks=2)
 SHOWN = 200
 """Test examples whose predictions are recorded."""
+
+NUMBERS = (
+    *("time", "loss", "accuracy", "test_accuracy", "lambda_H", "lambda_B", "trace_B", "ratio_B"),
+    *("variance_H", "lambda_K", "trace_K", "ratio_K"),  # not with batch norm
+)
+"""What is recorded at every measurement, beside the predictions."""
 
 
 class State(NamedTuple):
@@ -43,7 +46,7 @@ class State(NamedTuple):
 def _advance(net, batch_size, examples, rate_and_every, data_and_groups, state, blocks):
     rate, every = rate_and_every
     data, groups = data_and_groups
-    losses_fn = losses_of(net)
+    losses_fn = net.losses_fn
 
     def group_losses(params, batch):
         return jax.vmap(lambda part: losses_fn(params, part).mean())(batch)
@@ -60,7 +63,7 @@ def _advance(net, batch_size, examples, rate_and_every, data_and_groups, state, 
             return params - rate * gradient, jax.random.key_data(key)
 
         params, key = loops.fori(every, update, (state.params, state.key))
-        operator = flatjax.hessian(losses_fn, params, batch)
+        operator = _hessian(net, params, data, examples)
         track = loops.fori(3, lambda _, t: TRACKER.update(operator, t), state.track)
         grouped = jax.tree.map(lambda a: a[groups], batch)
         of_groups = jnp.linalg.eigvalsh(flatjax.gradient_gram(group_losses, params, grouped))
@@ -72,24 +75,23 @@ def _advance(net, batch_size, examples, rate_and_every, data_and_groups, state, 
             "loss": losses_fn(params, batch).mean(),
             "accuracy": net.accuracy(params, *batch),
             "test_accuracy": (logits.argmax(-1) == data.test_targets).mean(),
+            "predictions": jax.nn.softmax(logits[:SHOWN]).astype(jnp.float16),
         }
         # With batch norm no example has a gradient of its own.
-        if not isinstance(net, BatchNormMlp):
-            some = jax.tree.map(lambda a: a[:examples], batch)
+        if not net.has_batch_norm:
+            some = jax.tree.map(lambda a: a[: examples[0]], batch)
             values = jnp.linalg.eigvalsh(flatjax.gradient_gram(losses_fn, params, some))
-            predictions = jax.nn.softmax(logits[:SHOWN]).astype(jnp.float16)
             found |= {
                 "variance_H": curvature_variance(losses_fn, params, some, track.vectors[0]),
                 "lambda_K": values[-1],
                 "trace_K": values.sum(),
-                "predictions": predictions,
             }
         return State(params, track, key), found
 
     def one(data, state):
         return loops.scan(functools.partial(block, data), state, length=blocks)
 
-    return jax.vmap(one)(data, state)
+    return net.over_seeds(one)(data, state)
 
 
 def curvature_variance(losses_fn, params, batch, direction) -> jax.Array:
@@ -103,45 +105,57 @@ def curvature_variance(losses_fn, params, batch, direction) -> jax.Array:
     return jnp.square(pushed - pushed.mean(0)).sum(1).mean()
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _settled(losses_fn, data, params, keys):
+def _hessian(net, params, data, examples):
+    """H of the first training examples."""
+    batch = (data.inputs[: examples[1]], data.targets[: examples[1]])
+    return flatjax.hessian(net.losses_fn, params, batch)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _settled(net, examples, data, params, keys):
     """The top eigenpair before the first step: the first records are no random vectors."""
 
     def one(data, params, key):
-        operator = flatjax.hessian(losses_fn, params, (data.inputs, data.targets))
-        return TRACKER.init(operator, key=key)
+        return TRACKER.init(_hessian(net, params, data, examples), key=key)
 
-    return jax.vmap(one)(data, params, keys)
+    return net.over_seeds(one)(data, params, keys)
 
 
 def groups_of(config: Config) -> np.ndarray:
-    """The batches whose gradients make K_B: (batches, size), every example in as many."""
+    """The batches whose gradients make K_B: (batches, size), from whole passes over the data."""
     size = config.batch_sizes[1]
     each = config.train_size // size
     rng = np.random.RandomState(0)
     passes = -(-config.gradient_batches // each)
     order = [rng.permutation(config.train_size)[: each * size] for _ in range(passes)]
-    return np.concatenate(order).reshape(-1, size)
+    return np.concatenate(order).reshape(-1, size)[: config.gradient_batches]
 
 
 def run_arm(config: Config, folder: Path, arm: Arm, data: SmallData) -> Records:
-    """The records of one arm, (seeds, measurements) and more axes each."""
+    """The records of one arm, (seeds, measurements) and more axes each.
+
+    NaN where there is nothing to measure: the claims on it stay open.
+    """
+    unknown = dict.fromkeys(NUMBERS, np.full((config.seeds, config.measurements), np.nan))
+    own = config.architecture
+    architecture = with_batch_norm(own) if arm.batch_norm else own
+    if architecture is None:
+        return unknown
     say(folder.name, enabled=not config.quiet)
-    # Normalised layers do not know the scale of their weights: it only makes steps longer.
-    scale = 1.0 if arm.batch_norm else config.init_scale
-    net = network(data.inputs.shape[-1], config.width, scale, arm.batch_norm)
+    net = flat_network(architecture, data.inputs.shape[2:])
     every = max(round(arm.steps / config.measurements), 1)
     params = net.init_seeds(config.seed_range())
     keys = jax.random.split(jax.random.key(arm.order), config.seeds)
     data = jax.tree.map(jnp.asarray, data)
-    start = State(params, _settled(losses_of(net), data, params, keys), jax.random.key_data(keys))
+    examples = (config.examples, config.curvature_examples)
+    start = State(params, _settled(net, examples, data, params, keys), jax.random.key_data(keys))
     hyper = (jnp.float32(arm.rate), jnp.int32(every))
     groups = jnp.asarray(groups_of(config))
     _, records = run_chunks(
         folder,
         start,
         lambda state, blocks: _advance(
-            net, arm.batch_size, config.examples, hyper, (data, groups), state, blocks
+            net, arm.batch_size, examples, hyper, (data, groups), state, blocks
         ),
         config.measurements,
         config.chunk,
@@ -151,4 +165,4 @@ def run_arm(config: Config, folder: Path, arm: Arm, data: SmallData) -> Records:
     for of in {"K", "B"} & {name[-1] for name in records}:
         records[f"ratio_{of}"] = records[f"trace_{of}"] / records[f"lambda_{of}"]
     times = arm.rate * every * np.arange(1, config.measurements + 1)
-    return records | {"time": np.tile(times, (config.seeds, 1))}
+    return unknown | records | {"time": np.tile(times, (config.seeds, 1))}

@@ -6,7 +6,6 @@ All steps are taken in compiled loops (see flatjax.loops).
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +16,10 @@ import optax
 
 import flatjax
 from experiments.lib.data.small import SmallData
+from experiments.lib.nets.flat import FlatNetwork
 from experiments.lib.runs.trajectory import run_chunks
 from flatjax import _trees as trees
 from flatjax import loops
-
-LossesFn = Callable[[Any, Any], jax.Array]
 
 
 class Arm(NamedTuple):
@@ -76,26 +74,26 @@ def _tracked(operator, track):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _settled(losses_fn, batch, params, keys):
+def _settled(net, batch, params, keys):
     """Vectors that already are eigenvectors: those of a tracker start at random."""
 
     def one(batch, params, key):
-        operator = flatjax.hessian(losses_fn, params, batch)
+        operator = flatjax.hessian(net.losses_fn, params, batch)
         start = TRACKER.init(params, key=key)
         return loops.fori(30, lambda _, t: TRACKER.update(operator, t), start)
 
-    return jax.vmap(one)(batch, params, keys)
+    return net.over_seeds(one)(batch, params, keys)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 5))
-def _advance(losses_fn, optimizer, every, batch, state, blocks):
+def _advance(net, optimizer, every, batch, state, blocks):
     def update(batch, state, _):
         key, draw = jax.random.split(jax.random.wrap_key_data(state.key))
         size = batch[1].shape[0]
         # A minibatch as weights, so that all batch sizes are one program.
         chosen = jax.random.permutation(draw, size) < state.batch_size
         weights = chosen * (size / state.batch_size)
-        loss, gradient = jax.value_and_grad(lambda p: (weights * losses_fn(p, batch)).mean())(
+        loss, gradient = jax.value_and_grad(lambda p: (weights * net.losses_fn(p, batch)).mean())(
             state.params
         )
         change, opt_state = optimizer.update(gradient, state.opt_state, state.params)
@@ -105,7 +103,7 @@ def _advance(losses_fn, optimizer, every, batch, state, blocks):
 
     def block(batch, state, _):
         state, loss = loops.scan(functools.partial(update, batch), state, length=every)
-        operator = flatjax.hessian(losses_fn, state.params, batch)
+        operator = flatjax.hessian(net.losses_fn, state.params, batch)
         # All ones for SGD, with momentum or without.
         diagonal = flatjax.preconditioner(state.opt_state, params=state.params)
         track = _tracked(flatjax.preconditioned(operator, diagonal), state.track)
@@ -126,13 +124,13 @@ def _advance(losses_fn, optimizer, every, batch, state, blocks):
     def one(batch, state):
         return loops.scan(functools.partial(block, batch), state, length=blocks)
 
-    return jax.vmap(one)(batch, state)
+    return net.over_seeds(one)(batch, state)
 
 
 def train(
     folder: Path,
     arm: Arm,
-    losses_fn: LossesFn,
+    net: FlatNetwork,
     data: SmallData,
     params: jax.Array,
     *,
@@ -141,12 +139,12 @@ def train(
     chunk: int,
     quiet: bool,
 ) -> dict[str, np.ndarray]:
-    """Trains all seeds side by side and tracks the sharpness after every `every` steps.
+    """Trains all seeds and tracks the sharpness after every `every` steps.
 
     Args:
       folder: where it is kept.
       arm: the optimiser.
-      losses_fn: per-example losses.
+      net: the network.
       data: stacked over seeds.
       params: stacked over seeds.
       steps: updates, a multiple of `every`.
@@ -168,7 +166,7 @@ def train(
     start = State(
         params,
         opt_state,
-        _settled(losses_fn, batch, params, keys),
+        _settled(net, batch, params, keys),
         jax.random.key_data(keys),
         jnp.full(seeds, arm.batch_size or examples, jnp.int32),
         jnp.full(seeds, -jnp.inf),
@@ -177,7 +175,7 @@ def train(
     state, records = run_chunks(
         folder,
         start,
-        lambda state, blocks: _advance(losses_fn, arm.optimizer, every, batch, state, blocks),
+        lambda state, blocks: _advance(net, arm.optimizer, every, batch, state, blocks),
         steps // every,
         max(chunk // every, 1),
         axis=1,
@@ -190,17 +188,57 @@ def train(
 class Flow(NamedTuple):
     """Gradient flow beside gradient descent; with a leading axis of seeds."""
 
-    start: Any
-    flow: Any
-    descent: Any
+    start: jax.Array
+    flow: jax.Array
+    descent: jax.Array
     track: Any
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 5))
+def _flow(net, learning_rate, every, batch, state, blocks):
+    span = learning_rate * every
+
+    def block(batch, state, _):
+        gradient = jax.grad(lambda p: net.losses_fn(p, batch).mean())
+
+        def runge_kutta(carry):
+            p, t = carry
+            # 10% more than tracked: the sharpness grows within the block.
+            dt = jnp.minimum(1 / (1.1 * jnp.maximum(sharpness, 1e-3)), span - t)
+            k1 = gradient(p)
+            k2 = gradient(trees.axpy(-dt / 2, k1, p))
+            k3 = gradient(trees.axpy(-dt / 2, k2, p))
+            k4 = gradient(trees.axpy(-dt, k3, p))
+            mean = jax.tree.map(lambda a, b, c, d: (a + 2 * b + 2 * c + d) / 6, k1, k2, k3, k4)
+            return trees.axpy(-dt, mean, p), t + dt
+
+        track = _tracked(flatjax.hessian(net.losses_fn, state.flow, batch), state.track)
+        sharpness = track.values[0]
+        flow, _ = loops.until(
+            lambda carry: carry[1] >= span * (1 - 1e-6), runge_kutta, (state.flow, jnp.zeros(()))
+        )
+        descent = loops.fori(
+            every, lambda _, p: trees.axpy(-learning_rate, gradient(p), p), state.descent
+        )
+        found = {
+            "sharpness": sharpness,
+            "loss": net.losses_fn(flow, batch).mean(),
+            "distance": trees.norm(trees.axpy(-1.0, flow, descent)),
+            "moved": trees.norm(trees.axpy(-1.0, state.start, flow)),
+        }
+        return Flow(state.start, flow, descent, track), found
+
+    def one(batch, state):
+        return loops.scan(functools.partial(block, batch), state, length=blocks)
+
+    return net.over_seeds(one)(batch, state)
 
 
 def gradient_flow(
     folder: Path,
-    losses_fn: LossesFn,
+    net: FlatNetwork,
     data: SmallData,
-    params: Any,
+    params: jax.Array,
     *,
     learning_rate: float,
     steps: int,
@@ -212,7 +250,7 @@ def gradient_flow(
 
     Args:
       folder: where it is kept.
-      losses_fn: per-example losses.
+      net: the network.
       data: stacked over seeds.
       params: stacked over seeds.
       learning_rate: of gradient descent: a step of it is this much time.
@@ -226,51 +264,16 @@ def gradient_flow(
       `distance` between flow and descent, `moved`, how far the flow has come.
     """
     batch = full_batch(data)
-    span = learning_rate * every
-
-    def block(batch, state, _):
-        gradient = jax.grad(lambda p: losses_fn(p, batch).mean())
-
-        def runge_kutta(carry):
-            p, t = carry
-            # 10% more than tracked: the sharpness grows within the block.
-            dt = jnp.minimum(1 / (1.1 * jnp.maximum(sharpness, 1e-3)), span - t)
-            k1 = gradient(p)
-            k2 = gradient(trees.axpy(-dt / 2, k1, p))
-            k3 = gradient(trees.axpy(-dt / 2, k2, p))
-            k4 = gradient(trees.axpy(-dt, k3, p))
-            mean = jax.tree.map(lambda a, b, c, d: (a + 2 * b + 2 * c + d) / 6, k1, k2, k3, k4)
-            return trees.axpy(-dt, mean, p), t + dt
-
-        track = _tracked(flatjax.hessian(losses_fn, state.flow, batch), state.track)
-        sharpness = track.values[0]
-        flow, _ = loops.until(
-            lambda carry: carry[1] >= span * (1 - 1e-6), runge_kutta, (state.flow, jnp.zeros(()))
-        )
-        descent = loops.fori(
-            every, lambda _, p: trees.axpy(-learning_rate, gradient(p), p), state.descent
-        )
-        found = {
-            "sharpness": sharpness,
-            "loss": losses_fn(flow, batch).mean(),
-            "distance": trees.norm(trees.axpy(-1.0, flow, descent)),
-            "moved": trees.norm(trees.axpy(-1.0, state.start, flow)),
-        }
-        return Flow(state.start, flow, descent, track), found
-
-    @functools.partial(jax.jit, static_argnums=1)
-    def advance(state, blocks):
-        def one(batch, state):
-            return loops.scan(functools.partial(block, batch), state, length=blocks)
-
-        return jax.vmap(one)(batch, state)
-
-    seeds = jax.tree.leaves(params)[0].shape[0]
-    keys = jax.random.split(jax.random.key(2), seeds)
-    track = _settled(losses_fn, batch, params, keys)
-    start = Flow(params, params, params, track)
+    keys = jax.random.split(jax.random.key(2), len(params))
+    start = Flow(params, params, params, _settled(net, batch, params, keys))
     _, records = run_chunks(
-        folder, start, advance, steps // every, max(chunk // every, 1), axis=1, quiet=quiet
+        folder,
+        start,
+        lambda state, blocks: _flow(net, learning_rate, every, batch, state, blocks),
+        steps // every,
+        max(chunk // every, 1),
+        axis=1,
+        quiet=quiet,
     )
     return records
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ import flatjax
 from experiments.edge_of_stability import dynamics
 from experiments.edge_of_stability.numbers import crossing
 from experiments.lib.data.small import SmallData
-from experiments.lib.nets.mlp import FlatMlp
+from experiments.lib.nets.flat import FlatNetwork, flat_network
 from experiments.lib.runs.errors import ExperimentError
 from experiments.lib.runs.progress import say
 from experiments.lib.training.minibatch import load_seeds
@@ -60,22 +60,23 @@ def arms(config: Config) -> dict[str, dynamics.Arm]:
     return {name: arm for kind in KINDS if kind in config.arms for name, arm in found[kind].items()}
 
 
-@functools.cache
-def losses_of(sizes: tuple[int, ...], loss: str) -> tuple[FlatMlp, dynamics.LossesFn]:
-    """A tanh network and its per-example losses; one object each: programs are compiled once."""
-    net = FlatMlp(sizes)
-    return net, net.losses(loss)
-
-
-def setup(config: Config, arm: str) -> tuple[dynamics.LossesFn, SmallData, jax.Array]:
-    """Loss, data and initial parameters of an arm, the latter two of all seeds."""
-    noise, loss = config.label_noise, "squared_error"
+def setup(config: Config, arm: str) -> tuple[FlatNetwork, SmallData, jax.Array]:
+    """Network, data and initial parameters of an arm, the latter two of all seeds."""
+    noise, architecture = config.label_noise, config.architecture
     if arm == "cross_entropy":
-        noise, loss = 0.5, "cross_entropy"
+        noise, architecture = 0.5, dataclasses.replace(architecture, loss="cross_entropy")
     seeds = list(config.seed_range())
-    data = load_seeds(config.data, seeds, train_size=config.train_size, label_noise=noise)
-    net, losses_fn = losses_of((data.inputs.shape[-1], config.width, config.width, 10), loss)
-    return losses_fn, data, net.init_seeds(seeds)
+    data = load_seeds(
+        config.data,
+        seeds,
+        train_size=config.train_size,
+        label_noise=noise,
+        test_size=1,  # nothing is tested
+        num_classes=architecture.classes,
+        flat=architecture.flat,
+    )
+    net = flat_network(architecture, data.inputs.shape[2:])
+    return net, data, net.init_seeds(seeds)
 
 
 def run_arm(config: Config, out: Path, name: str) -> dict[str, np.ndarray]:
@@ -97,16 +98,16 @@ def edge(config: Config, descent: dict[str, np.ndarray]) -> dict[str, np.ndarray
 
     The points are half of the way to the crossing, and the one of the largest sharpness.
     """
-    losses_fn, data, params = setup(config, "gd")
+    net, data, params = setup(config, "gd")
     found: dict[str, list] = {"start": [], "end": [], "before": [], "at": []}
     for i, row in enumerate(descent["ratio"]):
         batch = data.inputs[i], data.targets[i]
         for name, point in (("start", params[i]), ("end", descent["last"][i])):
-            hessian = flatjax.hessian(losses_fn, jnp.asarray(point), batch)
+            hessian = flatjax.hessian(net.losses_fn, jnp.asarray(point), batch)
             found[name].append(flatjax.eigsh(hessian, 2, key=jax.random.key(0)).values)
         half = (crossing(row) or len(row)) // 2 * config.every
         for name, point, when in (("before", params[i], half), ("at", descent["at_top"][i], 0)):
             options = config.learning_rate, when, config.taylor_steps
-            curves = dynamics.quadratic_model(losses_fn, jnp.asarray(point), batch, *options)
+            curves = dynamics.quadratic_model(net.losses_fn, jnp.asarray(point), batch, *options)
             found[name].append(np.stack(curves))
     return {name: np.stack(values) for name, values in found.items()}

@@ -51,7 +51,7 @@ class Options(registry.Options):
     `experiments.lib.data.small`."""
 
     network: str | None = None
-    """In place of the network of the recipe; see `Recipe.network`."""
+    """In place of the network of recipe or architecture; see `Architecture.network`."""
 
 
 C = TypeVar("C", bound=Options)

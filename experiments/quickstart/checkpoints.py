@@ -36,7 +36,9 @@ def measured(config: Config, out: Path) -> Runs:
 
     def measure() -> dict[str, Any]:
         curvature = Curvature(recipe, data, config.curvature)
-        return recipes.accuracies(recipe, *state, data) | curvature.everything(*state)
+        on_train = recipes.logits(recipe, *state, data.inputs)
+        found = recipes.accuracies(recipe, *state, data, on_train)
+        return found | curvature.everything(*state)
 
     # By the bits of the arrays: another network may come to lie at the same path.
     found = kept_arrays(out / f"curvature_{int(checksum(state)):08x}.npz", measure)

@@ -91,7 +91,11 @@ def _caption(runs: Runs, config: Config) -> str:
 def ends(runs: Runs, config: Config) -> dict[str, Any]:
     """The same numbers of every seed, for the summary."""
     del config
-    return {
-        arm: {name: records[name][:, -1] for name in (*RECORDS, *NUMBERS) if name in records}
-        for arm, records in runs.items()
-    }
+    found = {}
+    for arm, records in runs.items():
+        found[arm] = {name: records[name][:, -1] for name in RECORDS if name in records}
+        for name in NUMBERS:
+            error = "standard_error" if name in TRACES else "residual_norms"
+            both = np.moveaxis(records[name][:, -1], -1, 0)
+            found[arm][name] = dict(zip(("value", error), both, strict=True))
+    return found

@@ -87,7 +87,11 @@ def training(config: Config, out: Path) -> Callable[[], dict[str, dict[str, np.n
         say("stiffness along training", enabled=not config.quiet)
         seeds = list(config.seed_range())
         data = minibatch.load_seeds(
-            config.data, seeds, train_size=config.train_size, flat=config.recipe.flat
+            config.data,
+            seeds,
+            train_size=config.train_size,
+            flat=config.recipe.flat,
+            num_classes=config.recipe.classes,
         )
         found = train_settings(
             out / "stiffness",

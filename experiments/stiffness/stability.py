@@ -33,7 +33,11 @@ def sgd_ends(config: Config, out: Path) -> dict[str, Callable[[], dict[str, np.n
     """The batch sizes as pieces of work; each returns where SGD ends: (seeds, learning rates)."""
     seeds = list(config.seed_range())
     data = minibatch.load_seeds(
-        config.data, seeds, train_size=config.stable_size, flat=config.stable.flat
+        config.data,
+        seeds,
+        train_size=config.stable_size,
+        flat=config.stable.flat,
+        num_classes=config.stable.classes,
     )
 
     def ends(size: int) -> dict[str, np.ndarray]:
@@ -50,7 +54,6 @@ def sgd_ends(config: Config, out: Path) -> dict[str, Callable[[], dict[str, np.n
             seeds,
             lambda seed, rate: optax.sgd(rate),
             {rate: rate for rate in config.stable_rates},
-            chunk=3,
             quiet=config.quiet,
         )
         end = kept_arrays(folder / "stability.npz", lambda: stability(recipe, found, data, size))

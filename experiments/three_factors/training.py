@@ -12,7 +12,7 @@ import optax
 
 import flatjax
 from experiments.lib.data.small import shuffled_batches
-from experiments.lib.nets.mlp import FlatMlp
+from experiments.lib.nets.flat import FlatNetwork, flat_network
 from experiments.lib.runs.kept import kept_arrays
 from experiments.lib.runs.progress import say
 from experiments.lib.training import minibatch
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 RECORDS = 100
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _train(net, losses_fn, batch_size, noise, rate, max_epochs, stop_loss, params, data, keys):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _train(net, batch_size, noise, rate, max_epochs, stop_loss, params, data, keys):
     """Until the loss is low enough: the parameters, the epochs, the loss and the test accuracy.
 
     With `noise` the covariance of the gradient noise is so many times that of a batch: the scaled
@@ -40,7 +40,7 @@ def _train(net, losses_fn, batch_size, noise, rate, max_epochs, stop_loss, param
 
         def gradient(params, index):
             part = jax.tree.map(lambda a: a[index], batch)
-            return jax.grad(lambda p: losses_fn(p, part).mean())(params)
+            return jax.grad(lambda p: net.losses_fn(p, part).mean())(params)
 
         def step(params, index):
             if noise == 1:
@@ -60,7 +60,7 @@ def _train(net, losses_fn, batch_size, noise, rate, max_epochs, stop_loss, param
             else:
                 order = jnp.stack([drawn(k) for k in jax.random.split(key_now, 3)], axis=1)
             params, _ = loops.scan(step, params, order)
-            return params, losses_fn(params, batch).mean(), count + 1
+            return params, net.losses_fn(params, batch).mean(), count + 1
 
         def done(carry):
             goes_on = (carry[1] > stop_loss) & (carry[2] < max_epochs)
@@ -71,11 +71,11 @@ def _train(net, losses_fn, batch_size, noise, rate, max_epochs, stop_loss, param
         accuracy = net.accuracy(params, data.test_inputs, data.test_targets)
         return {"params": params, "loss": loss, "epochs": count, "test_accuracy": accuracy}
 
-    return jax.vmap(one)(params, data, keys)
+    return net.over_seeds(one)(params, data, keys)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _curvature(losses_fn, probes, params, data):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _curvature(net, size, probes, params, data):
     """Largest eigenvalue, trace and Frobenius norm of the Hessian of every seed.
 
     All pairs have the same probes: what is compared are networks from one initialisation, whose
@@ -84,7 +84,8 @@ def _curvature(losses_fn, probes, params, data):
     tracker = flatjax.track(1, num_blocks=2)
 
     def one(params, data):
-        hessian = flatjax.hessian(losses_fn, params, (data.inputs, data.targets))
+        batch = data.inputs[:size], data.targets[:size]
+        hessian = flatjax.hessian(net.losses_fn, params, batch)
         start = tracker.init(params, key=jax.random.key(0))
         top = loops.fori(60, lambda _, t: tracker.update(hessian, t), start)
         trace = flatjax.trace(hessian, key=jax.random.key(1), num_products=probes)
@@ -99,19 +100,12 @@ def _curvature(losses_fn, probes, params, data):
         norm = jnp.sqrt(total / probes)
         return {"sharpness": top.values[0], "trace": trace.value, "frobenius": norm}
 
-    return jax.vmap(one)(params, data)
-
-
-def network(config: Config, data: Any) -> tuple[FlatMlp, Any]:
-    """The network and its loss: one object of each, so that nothing is compiled twice."""
-    net = FlatMlp((data.inputs.shape[-1], config.width, config.width, 10))
-    return net, net.losses("squared_error")
+    return net.over_seeds(one)(params, data)
 
 
 def until_loss(
-    config: Config, out: Path, rate: float, size: int, noise: float, net: FlatMlp, losses_fn: Any,
-    data: Any,
-) -> Pairs:  # fmt: skip
+    config: Config, out: Path, rate: float, size: int, noise: float, net: FlatNetwork, data: Any
+) -> Pairs:
     """What was measured at the end of one pair, (seeds,) each; kept in a file."""
 
     def made() -> dict[str, Any]:
@@ -120,8 +114,9 @@ def until_loss(
         keys = jax.random.split(jax.random.key(1), config.seeds)
         max_epochs = round(config.max_time / rate * size / config.train_size)
         options = jnp.float32(rate), max_epochs, config.stop_loss
-        found = _train(net, losses_fn, size, noise, *options, params, data, keys)
-        return found | _curvature(losses_fn, config.probes, found.pop("params"), data)
+        found = _train(net, size, noise, *options, params, data, keys)
+        measured = config.curvature_size, config.probes
+        return found | _curvature(net, *measured, found.pop("params"), data)
 
     name = f"rate_{rate:g}_batch_{size}" + ("" if noise == 1 else f"_noise_{noise:g}")
     return {(rate, size): kept_arrays(out / f"{name}.npz", made)}
@@ -134,8 +129,7 @@ def memorising(config: Config, out: Path, batch_size: int, data: Any) -> Pairs:
     found = train_settings(
         out / f"wrong_labels_{batch_size}",
         Recipe(
-            hidden=(config.width, config.width),
-            loss="squared_error",
+            **vars(config.architecture),
             batch_size=batch_size,
             epochs=epochs,
             record_every=max(epochs // RECORDS, 1),
@@ -151,11 +145,18 @@ def memorising(config: Config, out: Path, batch_size: int, data: Any) -> Pairs:
 
 def all_pairs(config: Config, out: Path) -> dict[tuple[str, float, int], Any]:
     """All pieces of work by kind, learning rate and batch size; those of wrong labels have two."""
+    architecture = config.architecture
     load = functools.partial(
-        minibatch.load_seeds, config.data, config.seed_range(), train_size=config.train_size
+        minibatch.load_seeds,
+        config.data,
+        config.seed_range(),
+        train_size=config.train_size,
+        test_size=config.test_size,
+        num_classes=architecture.classes,
+        flat=architecture.flat,
     )
     data, wrong = load(), load(label_noise=config.wrong_labels)
-    own = *network(config, data), data
+    own = flat_network(architecture, data.inputs.shape[2:]), data
     if len(config.batch_sizes) < 2:
         raise ValueError("batch_sizes has one size: give two at least, they are compared")
     small, large = config.batch_sizes[:2]

@@ -66,10 +66,10 @@ def filter_normalize(
     """
     checks.check_choice("biases", biases, ("zero", "scale"))
     trees.check(direction, trees.structure_of(params), "direction")
-    return _normalize(direction, params, _filter_axes(params, axis), biases)
+    return _normalize(direction, params, filter_axes(params, axis), biases)
 
 
-def _filter_axes(params, axis):
+def filter_axes(params: Tree, axis: int | None) -> tuple[int | None, ...]:
     """Of every leaf the axis that counts its filters; ``None`` for a bias."""
     axes = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):

@@ -19,6 +19,7 @@ from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.operators._arguments import as_arrays, check_params, matmul_precision
 from flatjax.operators._hessian import Hessian, hessian
+from flatjax.operators._terms import LossOperator
 from flatjax.operators._weighting import over_devices
 
 
@@ -54,7 +55,7 @@ def mean_loss(
     return cast(Hessian, op)  # not chunked
 
 
-def value(op: Hessian, params: Tree) -> jax.Array:
+def value(op: LossOperator, params: Tree) -> jax.Array:
     """The weighted mean loss over all devices' examples at ``params``, in at least float32."""
     with matmul_precision(op.precision):
         mean = op.local_loss(collectives.varying(params, op.axis_name))

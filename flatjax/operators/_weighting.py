@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flatjax import _collectives as collectives
 from flatjax import _loops as loops
@@ -61,7 +62,8 @@ def with_copies(tree: Any, weights: Any) -> Any:
     # Known to count, every one: no copy of the batch. Not asked for a part of a stream, where the
     # host would wait for the device at every batch.
     asked = not (_PART.get() or loops.is_traced(weights))
-    if asked and getattr(weights, "is_fully_addressable", True) and bool((weights != 0).all()):
+    whole = asked and getattr(weights, "is_fully_addressable", True)
+    if whole and bool((np.asarray(weights) != 0).all()):  # by NumPy: inside jit JAX would trace
         return tree
     return _replaced(tree, weights)
 
@@ -146,7 +148,7 @@ def check_total(weights: Any, why: str = "all weights are zero") -> None:
         return
     if not getattr(weights, "is_fully_addressable", True):
         return
-    if float(weights.sum()) == 0:
+    if float(np.asarray(weights).sum()) == 0:
         raise ValueError(
             f"the total weight is zero ({why}): a mean needs at least one example that counts."
         )

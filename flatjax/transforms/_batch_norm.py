@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from flatjax import _functions as functions
+from flatjax import _loops as loops
 from flatjax._trees import Tree
 from flatjax.transforms import _base as base
 
@@ -23,6 +24,9 @@ def reestimate_batch_statistics(
     statistics, weighted by their numbers of examples; a running average of decay m answers
     $m s + (1 - m) b$, so its response to $s = 0$ and $s = 1$ gives m, and b follows whatever m is.
 
+    It may be traced, with the batches in the program: called inside an ``args_fn`` it makes the
+    statistics anew at every point of [`loss_along`][], [`loss_surface`][] and [`loss_on_curve`][].
+
     Args:
       update_fn: ``update_fn(params, statistics, batch)``: the statistics after one forward pass in
         training mode. It is compiled.
@@ -34,7 +38,8 @@ def reestimate_batch_statistics(
       The statistics: the weighted mean over batches of each batch's own.
 
     Raises:
-      ValueError: without a batch, or if ``update_fn`` is no running average.
+      ValueError: without a batch, or if ``update_fn`` is no running average (traced, that is not
+        looked at).
 
     Example:
       >>> import flatjax, jax.numpy as jnp
@@ -59,7 +64,9 @@ def reestimate_batch_statistics(
             unit = forward(params, filled(1.0), batch)
             gain = jax.tree.map(lambda u, f: 1 - (u - f) if _floating(f) else f, unit, fresh)
             for leaf in jax.tree.leaves(gain):
-                if _floating(leaf) and not bool(jnp.all((leaf > 0) & (leaf <= 1.001))):
+                if not _floating(leaf) or loops.is_traced(leaf):
+                    continue
+                if not bool(jnp.all((leaf > 0) & (leaf <= 1.001))):
                     raise ValueError(
                         "update_fn is no running average of batch statistics: run the model in "
                         "training mode, and return the new statistics."

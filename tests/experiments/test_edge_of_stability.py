@@ -22,11 +22,11 @@ def compile_quickly(quick_compilation):
 
 def test_the_tracked_sharpness_is_that_of_double_backward_and_arpack(tmp_path):
     records = training.run_arm(dataclasses.replace(SMOKE, steps=720), tmp_path, "gd")
-    losses_fn, data, _ = training.setup(SMOKE, "gd")
+    net, data, _ = training.setup(SMOKE, "gd")
     batch = (data.inputs[0], data.targets[0])
 
     def mean_loss(p):
-        return losses_fn(p, batch).mean()
+        return net.losses_fn(p, batch).mean()
 
     # Reverse over reverse, and ARPACK: nothing of flatjax.
     product = jax.jit(jax.grad(lambda p, v: jnp.vdot(jax.grad(mean_loss)(p), v)))

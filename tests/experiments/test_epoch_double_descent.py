@@ -22,6 +22,7 @@ def _phase(loss, trace, fitted=1.0 + 0 * POINTS, norm=1.0):
 
 
 def _judged(fit, drift, slow, control):
+    drift = drift | {"layers": np.full(3, 3)}
     runs = {"fit": fit, "drift": drift, "slow": slow, "control": control}
     found = experiment.lab.judged(runs, experiment.Config(seeds=3))
     return {
@@ -43,6 +44,14 @@ def test_the_time_to_fall_is_interpolated():
     assert np.isnan(experiment.time_to_fall(runs, "control")).all()
 
 
+def test_the_norm_by_scale_alone_is_that_of_a_homogeneous_network():
+    """Two layers without biases: with both times c the outputs' derivatives are times c."""
+    runs = {"drift": _phase(1 + 0 * POINTS, 400 - 300 * POINTS) | {"layers": np.full(3, 2)}}
+    np.testing.assert_allclose(experiment.of_scale_alone(runs, None), 0.5, rtol=1e-12)
+    runs["drift"]["layers"] += 1
+    np.testing.assert_allclose(experiment.of_scale_alone(runs, None), 0.5**0.5, rtol=1e-12)
+
+
 def test_verdicts_on_made_up_runs():
     assert _judged(FIT, DRIFT, SLOW, CONTROL) == {
         "reproduced": set(experiment.lab.claims),
@@ -56,6 +65,9 @@ def test_verdicts_on_made_up_runs():
     never = _phase(1 - 0.3 * POINTS, 500 + 0 * POINTS)
     shrinks = _phase(1.3 + 0.1 * POINTS, 500 - 150 * POINTS, 0.9 + 0 * POINTS, norm=0.5)
     assert not _judged(never, shrinks, shrinks, DRIFT)["reproduced"]
+    # A norm that stays says nothing where tr F stays as well.
+    still = _phase(1.3 - 0.6 * POINTS, 500 + 0 * POINTS)
+    assert "no-shrinkage" in _judged(FIT, still, SLOW, CONTROL)["void"]
     falls_too = _judged(FIT, DRIFT, SLOW, DRIFT)["void"]
     assert falls_too == {
         "second-descent", "second-descent-of-error", "fisher-falls", "sharpness-falls"

@@ -10,7 +10,7 @@ TRACE = (40, 130, 70, 24, 15, 12, 110, 80, 39, 15, 130)
 FINAL = (0.78, 0.7, 0.76, 0.8, 0.83, 0.83, 0.72, 0.74, 0.79, 0.8, 0.71)
 
 
-def _verdicts(final, trace, norms=1.0):
+def _runs(final, trace, norms=1.0):
     epochs = np.tile(np.arange(0, 30, 10), (3, 1))
     noise = np.array([[-0.001], [0.0], [0.001]])
     runs = {}
@@ -25,7 +25,11 @@ def _verdicts(final, trace, norms=1.0):
             "drawn_norms": norms * traces,
             "given_norms": 3 * traces,
         }
-    judged = experiment.lab.judged(runs, experiment.Config(seeds=3))
+    return runs
+
+
+def _verdicts(*numbers, **options):
+    judged = experiment.lab.judged(_runs(*numbers, **options), experiment.Config(seeds=3))
     return {v.claim.name: v.verdict for v in judged}
 
 
@@ -36,3 +40,9 @@ def test_verdicts_on_made_up_runs():
     only_late = _verdicts((*FINAL[:-2], 0.71, 0.82), TRACE)
     failed = {name for name, verdict in only_late.items() if verdict == "not reproduced"}
     assert failed == {"early-penalty-suffices", "late-penalty-does-not"}
+
+
+def test_the_null_of_a_prediction_has_the_traces_of_other_rates():
+    for shift, expected in ((0, -1.0), (1, 0.0)):
+        found = experiment.prediction(experiment.final, shift)(_runs(FINAL, TRACE), None)
+        np.testing.assert_allclose(found, expected, atol=1e-12)

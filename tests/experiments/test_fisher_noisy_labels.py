@@ -1,6 +1,7 @@
 """The claims fail where nothing is slowed."""
 
 import numpy as np
+import pytest
 
 from experiments import fisher_noisy_labels as experiment
 
@@ -53,3 +54,11 @@ def test_the_validation_half_chooses_the_coefficient():
     found = experiment.chosen({0.3: small, 1.0: large})
     assert found["half_accuracy"] is large["half_accuracy"]
     assert (found["coef"] == 1.0).all()
+
+
+def test_the_null_of_an_order_has_the_accuracies_of_other_arms():
+    runs = {(arm, 0.25): _records(1, GOOD[arm][1], 1.0) for arm in experiment.ARMS}
+    assert experiment.in_order(0.25, experiment.final)(runs, None) == pytest.approx([1.0] * 3)
+    assert experiment.in_order(0.25, experiment.final, shift=1)(runs, None) == pytest.approx(
+        [-0.2] * 3
+    )

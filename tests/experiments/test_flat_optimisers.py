@@ -46,15 +46,16 @@ def test_verdicts_on_made_up_runs():
     assert set(_verdicts(useless).values()) == {"not reproduced"}
 
 
-def test_what_an_arm_reaches_after_its_gradients_are_spent_does_not_count():
+@pytest.mark.parametrize(("arm", "last"), [("SAM", 6), ("FP", 9), ("GP", 4), ("IGR", 4)])
+def test_what_an_arm_reaches_after_its_gradients_are_spent_does_not_count(arm, last):
     runs = _runs(FOUND)
-    before = experiment.at_equal_cost(runs, CONFIG, "GP")
+    before = experiment.at_equal_cost(runs, CONFIG, arm)
     for name in ("half_accuracy", "validation_accuracy"):
-        runs["GP"][name][:, 5:] = 1.0  # a third of the epochs is record 4
-    np.testing.assert_array_equal(experiment.at_equal_cost(runs, CONFIG, "GP"), before)
+        runs[arm][name][:, last + 1 :] = 1.0
+    np.testing.assert_array_equal(experiment.at_equal_cost(runs, CONFIG, arm), before)
     for name in ("half_accuracy", "validation_accuracy"):
-        runs["GP"][name][:, 4] = 0.999
-    np.testing.assert_array_equal(experiment.at_equal_cost(runs, CONFIG, "GP"), 0.999)
+        runs[arm][name][:, last] = 0.999
+    np.testing.assert_array_equal(experiment.at_equal_cost(runs, CONFIG, arm), 0.999)
 
 
 def test_costs_fall_on_records():

@@ -4,11 +4,13 @@ import dataclasses
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import loss_change_allocation as experiment
-from experiments.lib.nets.mlp import FlatMlp
+from experiments.lib.nets.architecture import Architecture
+from experiments.lib.nets.flat import flat_network
 from experiments.lib.runs.rundir import read_json
 
 
@@ -28,12 +30,51 @@ def test_every_step_is_conserved_and_split_by_sign_and_layer(smoke):
 
 
 def test_the_layers_are_those_of_the_network():
-    net = FlatMlp((3, 4, 2))
-    layers = np.asarray(experiment.layer_of(net))
+    net = flat_network(Architecture(hidden=(4,), classes=2), (3,))
+    layers, count = experiment.layers_of(net, (3,))
+    assert count == 2
     assert (layers == 0).sum() == 3 * 4 + 4
     assert (layers == 1).sum() == 4 * 2 + 2
-    marked = net.unravel(jax.numpy.asarray(layers, jax.numpy.float32))
+    marked = net.unravel(layers.astype(jnp.float32))
     assert (marked["layer_1"]["kernel"] == 1).all()
+
+
+def test_layers_come_in_the_order_in_which_the_network_uses_them():
+    net = flat_network(Architecture(network="mlp-2-4-batch"), (3,))
+    layers, count = experiment.layers_of(net, (3,))
+    marked = net.unravel(layers.astype(jnp.float32))
+    names = ("Dense_0", "BatchNorm_0", "Dense_1", "BatchNorm_1", "head")
+    assert count == len(names)
+    for i, name in enumerate(names):
+        assert all((leaf == i).all() for leaf in jax.tree.leaves(marked[name]))
+
+
+def test_parts_and_momentum(quick_compilation):
+    """Two updates of the heavy ball, the gradient from three parts of the training set."""
+    net = flat_network(Architecture(hidden=(2,), classes=2), (3,))
+    batch = (jax.random.normal(jax.random.key(0), (6, 3)), jnp.array([0, 1, 0, 0, 1, 1]))
+    whole = experiment.loss_and_gradient
+    params = net.init(jax.random.key(1))
+    loss, gradient = whole(net, 1, params, batch)
+    zeros = jnp.zeros_like(params)
+    key = jax.random.key_data(jax.random.key(2))
+    state = experiment.State(params, gradient, zeros, zeros, key)
+    run = jax.tree.map(lambda a: a[None], (batch, state))
+    end, records = experiment._advance(net, 3, None, 0.9, 0.5, *run, 2)
+    first = params - 0.5 * gradient
+    second = first + 0.9 * (first - params) - 0.5 * whole(net, 1, first, batch)[1]
+    # float32, and sums in another order
+    np.testing.assert_allclose(end.params[0], second, atol=1e-6)
+    np.testing.assert_allclose(end.gradient[0], whole(net, 1, second, batch)[1], atol=1e-6)
+    change = whole(net, 1, second, batch)[0] - loss
+    # Simpson's rule over steps of about 0.1
+    np.testing.assert_allclose(records["total"][0].sum(), change, atol=1e-4)
+
+
+def test_parts_are_equal(tmp_path):
+    config = experiment.Config(train_size=10, parts=3)
+    with pytest.raises(ValueError, match="10 examples are not 3 equal parts"):
+        experiment.run(config, tmp_path)
 
 
 STEPS = 400

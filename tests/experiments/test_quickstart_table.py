@@ -81,7 +81,9 @@ def test_several_seeds_are_averaged_with_the_error_of_the_mean():
 
 def test_the_summary_has_the_numbers_of_the_table():
     found = table.ends({"SGD": arm(10.0, 4, seeds=3)}, CONFIG)["SGD"]
-    np.testing.assert_allclose(found["top"][:, 0, 0], [20, 22, 24])
+    np.testing.assert_allclose(found["top"]["value"][:, 0], [20, 22, 24])
+    np.testing.assert_allclose(found["top"]["residual_norms"][:, 0], [2e-3, 2.2e-3, 2.4e-3])
+    np.testing.assert_allclose(found["trace_K"]["standard_error"], [10, 11, 12])
     assert found["epoch"].tolist() == [4, 4, 4]
     assert "density" not in found
 

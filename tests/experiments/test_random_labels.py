@@ -67,3 +67,9 @@ def test_verdicts_on_made_up_runs():
     )  # fmt: skip
     failed = {name for name, verdict in flat.items() if verdict == "not reproduced"}
     assert failed == set(flat) - {"fits-everything"}
+
+
+def test_the_null_of_an_order_has_the_true_labels_of_each_seed_in_turn():
+    runs = {0.0: {"trace": np.arange(5.0)}}
+    found = experiment.order_of_draws("trace")(runs, experiment.Config(seeds=5))
+    np.testing.assert_allclose(found, [1, 0, -0.5, -0.5, 0], atol=1e-12)

@@ -1,15 +1,18 @@
 """Three factors: made-up pairs whose curvature and memorising do not follow eta / S must fail."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import three_factors as experiment
-from experiments.lib.data.small import small_data
-from experiments.lib.nets.mlp import FlatMlp
-from experiments.three_factors import pairs
-from experiments.three_factors.training import _train
+from experiments.lib.data.small import small_data, stack_seeds
+from experiments.lib.nets.architecture import Architecture
+from experiments.lib.nets.flat import flat_network
+from experiments.three_factors import pairs, training
+from experiments.three_factors.training import _curvature, _train
 
 
 @pytest.fixture(autouse=True)
@@ -72,15 +75,13 @@ def test_the_variance_within_equal_numbers_is_left():
 def test_more_noise_has_the_mean_and_so_many_times_the_covariance():
     # 39 examples in batches of 20: an epoch is one step. Every run has other batches.
     data, count = small_data("digits", seed=0, train_size=39), 400
-    net = FlatMlp((64, 2, 10))
+    net = flat_network(Architecture(hidden=(2,), loss="squared_error"), (64,))
     many = jax.tree.map(lambda a: np.repeat(a[None], count, 0), data)
     params = jnp.tile(net.init_seeds([0]), (count, 1))
     keys = jax.random.split(jax.random.key(1), count)
     options = jnp.float32(0.1), 1, 0.0, params, many, keys
-    losses_fn = net.losses("squared_error")
     plain, noisier = (
-        np.asarray(_train(net, losses_fn, 20, noise, *options)["params"], float)
-        for noise in (1, 3.0)
+        np.asarray(_train(net, 20, noise, *options)["params"], float) for noise in (1, 3.0)
     )
     plain_var, noisier_var = plain.var(0).sum(), noisier.var(0).sum()
     # A hundred degrees of freedom at the least: one for every four runs.
@@ -93,3 +94,33 @@ def test_a_level_is_met_between_two_records():
     rising, other = np.array([0.0, 0.4, 0.6]), np.array([1.0, 2.0, 4.0])
     assert pairs.at(0.5, rising, other) == [pytest.approx(3.0)]
     assert np.isnan(pairs.at(0.7, rising, other)).all()
+
+
+def test_the_curvature_of_a_network_with_batch_norm():
+    net = flat_network(Architecture(network="mlp-1-3-batch"), (8, 8, 1))
+    data = stack_seeds([small_data("digits", seed=s, train_size=30, flat=False) for s in (0, 1)])
+    starts = net.init_seeds([5, 6])
+    found = _curvature(net, 20, 200, starts, data)
+    dense = jax.jit(jax.hessian(lambda p, batch: net.losses_fn(p, batch).mean()))
+    for i, start in enumerate(starts):
+        hessian = dense(start, (data.inputs[i, :20], data.targets[i, :20]))
+        # Sixty steps of two vectors, in float32.
+        np.testing.assert_allclose(found["sharpness"][i], jnp.linalg.eigvalsh(hessian)[-1], 0.01)
+        # |H v|^2 has a standard deviation of at most sqrt 2 of its mean; four of 200, and the root.
+        np.testing.assert_allclose(found["frobenius"][i], jnp.linalg.norm(hessian), 0.2)
+
+
+def test_one_architecture_rules_both_parts(monkeypatch, tmp_path):
+    architecture = Architecture(network="mlp-4-batch")
+    config = dataclasses.replace(experiment.lab.presets["smoke"], architecture=architecture)
+    recipes = []
+    monkeypatch.setattr(
+        training, "train_settings", lambda folder, recipe, *_, **__: recipes.append(recipe) or {}
+    )
+    pieces = training.all_pairs(config, tmp_path)
+    *_, net, data = pieces["clean", 0.05, 8].args
+    assert net.architecture == architecture
+    assert data.inputs.shape == (1, 32, 8, 8, 1)
+    pieces["wrong", 0.0, 8]()
+    assert vars(architecture).items() <= vars(recipes[0]).items()
+    assert recipes[0].batch_size == 8

@@ -1,11 +1,11 @@
-"""The loss along a line: values against closed forms, dtypes, tracing, errors."""
+"""The loss along a line and the barrier on it: closed forms, dtypes, tracing, errors."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from flatjax.landscape import loss_along
+from flatjax.landscape import barrier, loss_along
 from tests.compilations import count_compilations
 
 
@@ -151,3 +151,42 @@ def test_weights_need_a_loss_of_each_example(problem):
         loss_along(
             losses_fn, params, batch, direction=direction, positions=[0.0], weights=jnp.ones(5)
         )
+
+
+def test_a_barrier_is_the_rise_above_the_chord():
+    # On this line the loss is (t (t - 1))^2 16 + 3 t: a chord from 0 to 3, and a rise of 1.
+    double_well = lambda w, _: 16 * (w[0] * (w[0] - 1)) ** 2 + 3 * w[0] + w[1]  # noqa: E731
+    a, b = jnp.array([0.0, 5.0]), jnp.array([1.0, 5.0])
+    found = barrier(double_well, a, b, None, num_points=5)
+    np.testing.assert_array_equal(found.ends, [5.0, 8.0])
+    assert float(found.value) == 1.0
+    assert float(found.position) == 0.5
+    np.testing.assert_array_equal(found.line.positions, [0, 0.25, 0.5, 0.75, 1])
+    # A metric each.
+    both = barrier(lambda w, _: (double_well(w, _), w[1]), a, b, None, num_points=5)
+    assert [float(v) for v in both.value] == [1.0, 0.0]
+
+
+def test_a_convex_loss_has_no_barrier_and_a_failing_one_no_number(key):
+    a, b = jax.random.normal(key, (2, 8))
+    bowl = lambda w, _: jnp.square(w).sum()  # noqa: E731
+    assert float(barrier(bowl, a, b, None).value) == 0.0
+    found = barrier(lambda w, _: jnp.log(w), jnp.float32(-1), jnp.float32(1), None, num_points=3)
+    assert np.isnan(found.value)
+    hole = barrier(
+        lambda w, _: jnp.where(w == 0, jnp.nan, w), jnp.float32(-1), jnp.float32(1), None
+    )
+    assert np.isnan(hole.value)
+    assert float(hole.position) == 0.5
+    # The ends are those points exactly, whatever rounding does to their difference.
+    far, near = jnp.array([1e8, 1.0]), jnp.array([1.0, 1e-8])
+    ends = barrier(lambda w, _: w[0], far, near, None, num_points=3).ends
+    np.testing.assert_array_equal(ends, [1e8, 1.0])
+
+
+def test_bad_barriers():
+    w = jnp.ones(3)
+    with pytest.raises(ValueError, match="num_points must be at least 3"):
+        barrier(lambda w, _: w.sum(), w, w, None, num_points=2)
+    with pytest.raises(ValueError, match=r"b has shape \(2,\)"):
+        barrier(lambda w, _: w.sum(), w, jnp.ones(2), None)

@@ -1,5 +1,6 @@
 """Weights, padding masks and padded targets: always the mean over the real examples."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -89,3 +90,16 @@ class TestTokens:
         np.testing.assert_array_equal(token.draws.reshape(2, 8, 3), example.draws)
         products = [np.asarray(ravel_pytree(op @ params)[0]) for op in (token, example)]
         references.assert_close(*products, references.FLOAT64)
+
+
+def test_weights_that_a_compiled_function_captures():
+    """Inside jit, arithmetic of known weights is traced: they are looked at without it."""
+    x = jnp.arange(6.0).reshape(3, 2)
+    loss_fn = lambda w, b: jnp.square(b @ w)  # noqa: E731
+    weights = jnp.array([1.0, 0.0, 2.0])
+    run = jax.jit(lambda v: flatjax.hessian(loss_fn, jnp.zeros(2), x, weights=weights).mv(v))
+    wanted = 2 / 3 * (x.T @ (weights[:, None] * x)) @ jnp.ones(2)
+    np.testing.assert_allclose(run(jnp.ones(2)), wanted, rtol=1e-6)
+    nothing = jnp.zeros(3)
+    with pytest.raises(ValueError, match="the total weight is zero"):
+        jax.jit(lambda v: flatjax.hessian(loss_fn, v, x, weights=nothing).mv(v))(jnp.ones(2))

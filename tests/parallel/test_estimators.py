@@ -36,16 +36,16 @@ def tracked(params, batch, weights, axis_name):
 
 
 def landscape(params, batch, weights, axis_name):
-    line = flatjax.loss_along(
-        loss_fn,
-        params,
-        batch,
-        direction=vector(params),
-        positions=[-0.5, 0.0, 1.0],
-        weights=weights,
-        axis_name=axis_name,
+    options = {"weights": weights, "axis_name": axis_name}
+    other = vector(params)
+    surface = flatjax.loss_surface(
+        loss_fn, params, batch, first=other, second=params, positions=[-0.5, 1.0], **options
     )
-    return {"losses": line.losses}
+    path = flatjax.bezier([params, vector(params, 1), other])
+    on_path = flatjax.loss_on_curve(loss_fn, path, batch, positions=[0.1, 0.6], **options)
+    oracle = flatjax.curve_value_and_grad(loss_fn, axis_name=axis_name)
+    (value, _), gradient = oracle(path, batch, key=KEY, weights=weights)
+    return {"surface": surface.losses, "path": on_path.losses, "value": value, "gradient": gradient}
 
 
 def eigenvalues(params, batch, weights, axis_name):

@@ -94,13 +94,18 @@ class Split:
         """Made by `load_data`; `label_shift` (n,) is added to the labels modulo the classes."""
         self.name = name
         self.num_classes = num_classes
-        self._source, self._rows, self._keys = source, rows, keys
+        self.rows, self._source, self._keys = rows, source, keys
         self._shift = np.zeros(len(rows), np.int32) if label_shift is None else label_shift
-        self._pixels, self._labels = self._read(rows) if in_memory else (None, None)
+        self._pixels, self._labels = self.read(rows) if in_memory else (None, None)
         self.normalizer = Normalizer(np.float32(0), np.float32(255))
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.rows)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether all images are decoded in memory."""
+        return self._pixels is not None
 
     @property
     def noisy(self) -> np.ndarray:
@@ -110,7 +115,7 @@ class Split:
     def pixels_and_labels(self, index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Raw pixels (n, h, w, c) and the data set's own labels (n,) int32 at positions `index`."""
         if self._pixels is None:
-            return self._read(self._rows[index])
+            return self.read(self.rows[index])
         return self._pixels[index], self._labels[index]
 
     def noisy_labels(self, labels: np.ndarray, index: np.ndarray) -> np.ndarray:
@@ -128,7 +133,8 @@ class Split:
         targets = self.noisy_labels(clean, index)
         return Arrays(self.normalizer(pixels), targets, clean, self.noisy[index], index)
 
-    def _read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Raw pixels and labels of some rows of the stored split."""
         image, label = self._keys
         records = self._source.__getitems__([int(r) for r in rows])
         labels = np.array([r[label] for r in records], dtype=np.int32)

@@ -5,7 +5,7 @@
 
 A file holds `inputs`, (n, d) or (n, height, width, channels), and `targets`, (n,) integers from 0;
 `test_inputs` and `test_targets` too, or a part is held back by a seed. Inputs of uint8 are divided
-by 255; floats are taken as they are: what else they need, such as centring, is the user's.
+by 255; floats are taken as they are.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Examples(NamedTuple):
       test_inputs: (m, ...) float32, of the same shape after the first axis.
       test_targets: (m,) int32.
       num_classes: one more than the largest target of both parts.
+      pixels: whether the inputs are uint8 in the file.
     """
 
     inputs: np.ndarray
@@ -40,6 +41,7 @@ class Examples(NamedTuple):
     test_inputs: np.ndarray
     test_targets: np.ndarray
     num_classes: int
+    pixels: bool
 
 
 def is_own(name: str) -> bool:
@@ -69,6 +71,7 @@ def load_own(
     else:
         arrays = _read_npz(path)
     inputs, targets = _checked(path, arrays, *_TRAIN)
+    pixels = arrays[_TRAIN[0]].dtype == np.uint8
     if _TEST[0] in arrays:
         test_inputs, test_targets = _checked(path, arrays, *_TEST)
         if test_inputs.shape[1:] != inputs.shape[1:]:
@@ -76,12 +79,14 @@ def load_own(
                 f"{path}: examples have shape {test_inputs.shape[1:]} in test_inputs, "
                 f"{inputs.shape[1:]} in inputs"
             )
+        if (arrays[_TEST[0]].dtype == np.uint8) != pixels:
+            raise BadData(f"{path}: inputs and test_inputs must both be uint8 or both be floats")
     else:
         train, test = split_rows(len(targets), test_fraction, seed, str(path))
         inputs, test_inputs = inputs[train], inputs[test]
         targets, test_targets = targets[train], targets[test]
     num_classes = int(max(targets.max(), test_targets.max())) + 1
-    return Examples(inputs, targets, test_inputs, test_targets, num_classes)
+    return Examples(inputs, targets, test_inputs, test_targets, num_classes, pixels)
 
 
 def _read_npz(path: Path) -> dict[str, np.ndarray]:

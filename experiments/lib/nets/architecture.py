@@ -7,11 +7,15 @@ params, model_state = network(architecture).init(key, inputs[:1])
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import jax
 
 from experiments.lib.nets import named
 from experiments.lib.nets.models import Model
+from flatjax import loops
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,16 @@ class Architecture:
     def flat(self) -> bool:
         """Whether the network takes flat inputs and is trained side by side with others."""
         return self.network == "mlp"
+
+    def over_runs(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """`fn` over a leading axis of runs of all its arguments.
+
+        Fully connected networks go side by side. Others go one after the other in a compiled loop:
+        a kernel of its own for each run makes convolutions slow on a CPU.
+        """
+        if self.flat:
+            return jax.vmap(fn)
+        return lambda *args: loops.scan(lambda _, each: (None, fn(*each)), None, args)[1]
 
 
 @functools.cache

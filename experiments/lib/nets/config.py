@@ -10,14 +10,17 @@ from typing import Literal
 class ModelConfig:
     """Which network, how large, how initialised. `None` stands for the network's own default."""
 
-    name: Literal["mlp", "s2cnn", "cnn", "resnet", "wide_resnet", "transformer"] = "cnn"
+    name: Literal["mlp", "s2cnn", "cnn", "simple_cnn", "resnet", "wide_resnet", "transformer"] = (
+        "cnn"
+    )
     """mlp; s2cnn: two convolutions of stride 2 and a dense layer; cnn: VGG-like, convolutions and
-    max pooling; resnet: He et al. 2016; wide_resnet: Zagoruyko and Komodakis 2016; transformer:
-    pre-norm encoder over image patches or tokens."""
+    max pooling; simple_cnn: the same with a dense layer of 128 units, that of Jastrzebski et al.
+    2020; resnet: He et al. 2016; wide_resnet: Zagoruyko and Komodakis 2016; transformer: pre-norm
+    encoder over image patches or tokens."""
 
     width: int | None = None
-    """mlp: hidden units (128); cnn, resnet: channels of the first stage (16); wide_resnet:
-    the widening factor k (2); transformer: the model dimension (64)."""
+    """mlp: hidden units (128); cnn, resnet: channels of the first stage (16); simple_cnn: likewise
+    (32); wide_resnet: the widening factor k (2); transformer: the model dimension (64)."""
 
     depth: int | None = None
     """mlp: hidden layers (2); cnn: stages of two convolutions (2); resnet: 6n+2, or 18 and 34 in

@@ -20,7 +20,6 @@ import numpy as np
 from experiments.lib.nets.architecture import Architecture, network
 from experiments.lib.nets.losses import per_example
 from experiments.lib.runs.errors import BadNetwork
-from flatjax import loops
 
 
 class FlatNetwork:
@@ -33,19 +32,21 @@ class FlatNetwork:
       architecture: its options.
       size: the number of parameters.
       unravel: from a vector to the tree of the network's own parameters.
-      losses_fn: `losses_fn(params, (inputs, targets)) -> (n,)`, as flatjax's operators take it.
     """
 
     def __init__(self, architecture: Architecture, shape: tuple[int, ...]):
-        """Takes the options, and the shape of one example."""
+        """Takes the options, and the shape of one example.
+
+        Raises:
+          BadNetwork: the network has batch norm and dropout.
+        """
         self.architecture = architecture
         self._model = network(architecture)
         self._example = jnp.zeros((1, *shape))
-        params, state = jax.eval_shape(self._model.init, jax.random.key(0), self._example)
-        zeros, self._state = jax.tree.map(lambda a: np.zeros(a.shape, a.dtype), (params, state))
-        vector, self.unravel = jax.flatten_util.ravel_pytree(zeros)
+        started = self._model.init(jax.random.key(0), self._example)
+        params, self._state = jax.tree.map(np.asarray, started)
+        vector, self.unravel = jax.flatten_util.ravel_pytree(params)
         self.size = vector.size
-        self.losses_fn = self._losses_fn
         try:
             jax.eval_shape(self, vector, self._example)
         except flax.errors.InvalidRngError as error:
@@ -68,23 +69,23 @@ class FlatNetwork:
         train = bool(self._state)  # running averages are not a function of the parameters
         return self._model.apply(self.unravel(params), self._state, inputs, train=train)[0]
 
-    def _losses_fn(self, params, batch):
+    def losses_fn(self, params: jax.Array, batch: tuple[jax.Array, jax.Array]) -> jax.Array:
+        """The loss of every example, (n,), of (inputs, targets), as flatjax's operators take it."""
         inputs, targets = batch
         return per_example(self.architecture.loss)(self(params, inputs), targets)
+
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether an example's output depends on those that it is given with."""
+        return bool(self._state)
 
     def accuracy(self, params: jax.Array, inputs: jax.Array, targets: jax.Array) -> jax.Array:
         """The share of the examples that are classified as their targets."""
         return (self(params, inputs).argmax(-1) == targets).mean()
 
     def over_seeds(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        """`fn` over a leading axis of seeds of all its arguments.
-
-        Fully connected networks go side by side. Others go one after the other in a compiled loop:
-        a kernel of its own for each seed makes convolutions slow on a CPU.
-        """
-        if self.architecture.flat:
-            return jax.vmap(fn)
-        return lambda *args: loops.scan(lambda _, each: (None, fn(*each)), None, args)[1]
+        """`fn` over a leading axis of seeds of all its arguments; see `Architecture.over_runs`."""
+        return self.architecture.over_runs(fn)
 
 
 @functools.cache

@@ -2,10 +2,12 @@
 
     model("s2cnn-16", 10)            two convolutions of stride 2, 16 and 32 channels
     model("resnet-20-group", 10)     20 layers, group norm
+    model("wide_resnet-28-10", 10)   28 layers, ten times as wide
     model("mlp-256-batch", 10)       two hidden layers of 256 units, batch norm
     model("my_nets:tiny", 10)        a user's own, see `experiments.lib.nets.user`
 
-A number is the width; of a resnet the depth. Words are a norm or an activation.
+A number is the width, of a resnet the depth; two are depth and width. Words are a norm or an
+activation.
 """
 
 from __future__ import annotations
@@ -62,11 +64,13 @@ def parsed(name: str) -> ModelConfig:
     if kind not in values["name"]:
         kinds = ", ".join(values["name"])
         raise ValueError(f"no network {name!r}; there are {kinds}, and package.module:make")
-    found: dict[str, typing.Any] = {"name": kind}
-    for word in words:
-        if word.isdecimal():
-            found["depth" if kind == "resnet" else "width"] = int(word)
-        elif word in values["norm"]:
+    numbers = [int(word) for word in words if word.isdecimal()]
+    if len(numbers) > 2:
+        raise ValueError(f"network {name!r}: depth and width at most, got {len(numbers)} numbers")
+    sizes = ("depth", "width") if len(numbers) == 2 or kind == "resnet" else ("width",)
+    found: dict[str, typing.Any] = {"name": kind, **dict(zip(sizes, numbers, strict=False))}
+    for word in (word for word in words if not word.isdecimal()):
+        if word in values["norm"]:
             found["norm"] = word
         elif word in values["activation"]:
             found["activation"] = word

@@ -120,13 +120,14 @@ class StridedCNN(nn.Module):
 class CNN(nn.Module):
     """VGG-like: stages of two 3x3 convolutions, each ending in max pooling and twice as wide.
 
-    Simonyan and Zisserman, 2015, without the wide dense layers. Images one pixel across are
-    pooled no further.
+    Simonyan and Zisserman, 2015, without the wide dense layers, or with a single one. Images one
+    pixel across are pooled no further.
     """
 
     style: Style
     width: int
     depth: int
+    dense: int
     num_classes: int
 
     @nn.compact
@@ -137,7 +138,10 @@ class CNN(nn.Module):
                 x = self.style.act(self.style.normalize(x, train=train))
             if min(x.shape[1:3]) > 1:
                 x = nn.max_pool(x, (2, 2), (2, 2))
-        x = self.style.drop(x.reshape(x.shape[0], -1), train=train)
+        x = x.reshape(x.shape[0], -1)
+        if self.dense:
+            x = self.style.act(self.style.dense(self.dense)(x))
+        x = self.style.drop(x, train=train)
         return self.style.head(self.num_classes)(x)
 
 
@@ -288,8 +292,16 @@ def _patches(images: jax.Array, side: int) -> jax.Array:
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(n, -1, side * side * channels)
 
 
-_WIDTHS = {"mlp": 128, "s2cnn": 16, "cnn": 16, "resnet": 16, "wide_resnet": 2, "transformer": 64}
-_DEPTHS = {"mlp": 2, "s2cnn": 2, "cnn": 2, "resnet": 8, "wide_resnet": 10, "transformer": 2}
+_WIDTHS = {
+    "mlp": 128,
+    "s2cnn": 16,
+    "cnn": 16,
+    "simple_cnn": 32,
+    "resnet": 16,
+    "wide_resnet": 2,
+    "transformer": 64,
+}
+_DEPTHS = {"resnet": 8, "wide_resnet": 10}
 _NORMS = {"resnet": "batch", "wide_resnet": "batch", "transformer": "layer"}
 
 
@@ -298,7 +310,7 @@ def build(config: ModelConfig, num_classes: int) -> nn.Module:
     name = config.name
     if name not in _WIDTHS:
         raise ValueError(f"unknown model {name!r}; choose from {', '.join(_WIDTHS)}")
-    width, depth = config.width or _WIDTHS[name], config.depth or _DEPTHS[name]
+    width, depth = config.width or _WIDTHS[name], config.depth or _DEPTHS.get(name, 2)
     activation = config.activation or ("gelu" if name == "transformer" else "relu")
     norm = config.norm or _NORMS.get(name, "none")
     scale = config.init_scale or (math.sqrt(2) if activation == "relu" else 1.0)
@@ -307,8 +319,8 @@ def build(config: ModelConfig, num_classes: int) -> nn.Module:
         return MLP(style, width, depth, num_classes)
     if name == "s2cnn":
         return StridedCNN(style, width, num_classes)
-    if name == "cnn":
-        return CNN(style, width, depth, num_classes)
+    if name in ("cnn", "simple_cnn"):
+        return CNN(style, width, depth, 128 if name == "simple_cnn" else 0, num_classes)
     if name == "resnet":
         return ResNet(style, width, _resnet_blocks(depth), num_classes)
     if name == "wide_resnet":

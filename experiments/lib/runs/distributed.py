@@ -232,7 +232,8 @@ def on_primary(fn: Callable[[], Any]) -> Any:
     error = None
     if index == 0:
         try:
-            told = {"value": fn()}
+            with errors.refusals("the folder of the run"):
+                told = {"value": fn()}
         except ExperimentError as caught:
             error = caught
             name, status = type(caught).__name__, caught.exit_status

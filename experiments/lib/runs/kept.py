@@ -6,6 +6,7 @@ found = kept_arrays(out / "curvature.npz", lambda: curvature(params, data))
 
 from __future__ import annotations
 
+import base64
 import functools
 import io
 from collections.abc import Callable, Mapping
@@ -59,16 +60,35 @@ def kept_arrays(path: Path, make: Callable[[], Mapping[str, Any]]) -> dict[str, 
 
     Args:
       path: the npz file.
-      make: returns the arrays by name.
+      make: returns the arrays by name; of joined processes each calls it, and the first one writes.
 
     Raises:
       Preempted: a signal asked to stop; they are not made.
     """
-    found = sound.read(path, load_arrays, "it is made again")
+    found = arrays_of_first(lambda: sound.read(path, load_arrays, "it is made again"))
     if found is None:
-        save_arrays(path, **_interruptible(path, make))
-        found = load_arrays(path)
+        made = _interruptible(path, make)
+
+        def written() -> dict[str, np.ndarray]:
+            save_arrays(path, **made)
+            return load_arrays(path)
+
+        found = arrays_of_first(written)
+    assert found is not None
     return found
+
+
+def arrays_of_first(read: Callable[[], dict[str, np.ndarray] | None]) -> Any:
+    """The arrays that the first of several joined processes reads, or None, on all of them."""
+    if distributed.position()[1] == 1:
+        return read()
+
+    def text() -> str | None:
+        found = read()
+        return None if found is None else base64.b64encode(_packed(found)).decode()
+
+    told = distributed.on_primary(text)
+    return None if told is None else _unpacked(base64.b64decode(told))
 
 
 def _interruptible(path: Path, make: Callable[[], Any]) -> Any:
@@ -90,9 +110,7 @@ def _interruptible(path: Path, make: Callable[[], Any]) -> Any:
 
 def save_arrays(path: Path, **arrays: Any) -> None:
     """Writes arrays to an npz file, at once or not at all."""
-    file = io.BytesIO()
-    np.savez_compressed(file, **{name: np.asarray(a) for name, a in arrays.items()})
-    write_bytes(path, file.getvalue())
+    write_bytes(path, _packed(arrays))
 
 
 def load_arrays(path: Path) -> dict[str, np.ndarray]:
@@ -101,9 +119,18 @@ def load_arrays(path: Path) -> dict[str, np.ndarray]:
     Raises:
       ValueError: the file is damaged.
     """
-    data = io.BytesIO(path.read_bytes())
+    return _unpacked(path.read_bytes())
+
+
+def _packed(arrays: Mapping[str, Any]) -> bytes:
+    file = io.BytesIO()
+    np.savez_compressed(file, **{name: np.asarray(a) for name, a in arrays.items()})
+    return file.getvalue()
+
+
+def _unpacked(data: bytes) -> dict[str, np.ndarray]:
     try:
-        with np.load(data, allow_pickle=False) as file:
+        with np.load(io.BytesIO(data), allow_pickle=False) as file:
             return dict(file)
     except Exception as error:  # of numpy, zipfile, zlib and struct, a dozen kinds
         raise ValueError("it is no sound npz file") from error

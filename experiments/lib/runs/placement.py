@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,7 +26,6 @@ class Placement:
         By default all of them in a distributed run and where there are several accelerators; the
         devices of one CPU share its cores.
         """
-        self.process = distributed.position()
         self.primary = distributed.is_first()
         together = distributed.is_distributed()
         devices = jax.devices() if together else jax.local_devices()
@@ -46,13 +46,6 @@ class Placement:
             return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         return jax.sharding.NamedSharding(self._mesh, jax.P())
 
-    def batch(self, batch: Any) -> Any:
-        """Moves this process's rows of a batch to the devices, without waiting."""
-        if self._mesh is None:
-            return jax.device_put(batch)
-        sharding = jax.sharding.NamedSharding(self._mesh, jax.P("data"))
-        return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
-
     def check_batch_size(self, size: int) -> None:
         """Raises an `ExperimentError` unless a batch splits evenly over the devices."""
         if size % self.devices:
@@ -61,13 +54,19 @@ class Placement:
                 "multiple as batch size (or as train size, for full batches), or fewer devices"
             )
 
-    def spread(self, tree: Any) -> Any:
-        """Inside a compiled function: rows that all processes have, split over the devices."""
-        return self._constrained(tree, jax.P("data"))
+    def compiled(self, fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+        """`jax.jit` of a function of states, which returns one."""
+        if self._mesh is not None:
+            options["out_shardings"] = self.replicated
+        return jax.jit(fn, **options)
 
-    def collected(self, tree: Any) -> Any:
-        """Inside a compiled function: the opposite of `spread`."""
-        return self._constrained(tree, jax.P())
+    def spread(self, tree: Any) -> Any:
+        """Inside a compiled function: rows that all processes have, split over the devices.
+
+        Arrays whose rows do not split evenly stay whole on every device.
+        """
+        even = lambda x: not len(x) % self.devices  # noqa: E731
+        return jax.tree.map(lambda x: self._constrained(x, jax.P("data")) if even(x) else x, tree)
 
     def _constrained(self, tree: Any, spec: jax.P) -> Any:
         if self._mesh is None:
@@ -78,6 +77,10 @@ class Placement:
     def everywhere(self, tree: Any) -> Any:
         """A state that this process has on one device, as the training step takes it."""
         return tree if self._mesh is None else parallel.replicate(tree, self._mesh)
+
+    def here(self, tree: Any) -> Any:
+        """The opposite of `everywhere`."""
+        return tree if self._mesh is None else jax.tree.map(lambda x: x.addressable_data(0), tree)
 
     def abstract(self, tree: Any) -> Any:
         """The shapes and dtypes of a state, to be read by each process to one of its devices."""

@@ -26,9 +26,16 @@ class Progress:
                 TimeRemainingColumn(),
                 TextColumn("{task.fields[note]}"),
             )
-            self._bar = Bar(*columns, console=Console(stderr=True), transient=True)
+            # The time left is estimated over all updates: in the last half minute may be none.
+            self._bar = Bar(
+                *columns,
+                console=Console(stderr=True),
+                transient=True,
+                speed_estimate_period=float("inf"),
+            )
             self._task = self._bar.add_task(label, total=total, completed=done, note="")
             self._bar.start()
+            self._bar.advance(self._task, 0)  # from here on
 
     def update(self, step: int, note: str | None = None) -> None:
         """Moves the bar to `step`."""

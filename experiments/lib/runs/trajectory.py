@@ -21,11 +21,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.lib.runs import sound
+from experiments.lib.runs import distributed, sound
 from experiments.lib.runs.checkpoint import Checkpoints
 from experiments.lib.runs.errors import Preempted, refusals
-from experiments.lib.runs.kept import load_arrays, save_arrays
+from experiments.lib.runs.kept import arrays_of_first, load_arrays, save_arrays
 from experiments.lib.runs.metrics import MetricsLog, read_metrics
+from experiments.lib.runs.placement import Placement
 from experiments.lib.runs.progress import Progress
 from experiments.lib.runs.rundir import writable
 from experiments.lib.runs.signals import Interrupted, Signals
@@ -48,6 +49,7 @@ def run_chunks(
     *,
     axis: int = 0,
     logged: int | None = None,
+    placement: Placement | None = None,
     quiet: bool = True,
 ) -> tuple[Any, dict[str, np.ndarray]]:
     """Advances a state and collects what is recorded; continues where an earlier start stopped.
@@ -65,6 +67,7 @@ def run_chunks(
       chunk: steps between two saves; a last, shorter chunk is compiled anew.
       axis: the axis of the steps in the records: 1 behind a leading axis of vmapped seeds.
       logged: the steps that get rows, where those at the end only fill up a chunk; default all.
+      placement: where the state lies; default the first device.
       quiet: no progress bar.
 
     Returns:
@@ -77,38 +80,34 @@ def run_chunks(
     """
     if num_steps < 1 or chunk < 1:
         raise ValueError(f"num_steps and chunk must be at least 1, got {num_steps}, {chunk}")
+    placement = placement or Placement(data_parallel=False)
+    first = placement.primary
     parts = folder / "records"
-    parts.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(folder / "checkpoints", keep_last=2)
+    distributed.on_primary(lambda: parts.mkdir(parents=True, exist_ok=True))
+    checkpoints = Checkpoints(folder / "checkpoints", keep_last=2, primary=first)
     state = jax.tree.map(jax.numpy.asarray, state)
-    abstract = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state
-    )
-    restored = checkpoints.restore(abstract, check=lambda meta: _check(parts, meta["records"]))
+    # The first process alone looks at the records: others may see a file a little later.
+    check = lambda meta: _check(parts, meta["records"]) if first else None  # noqa: E731
+    restored = checkpoints.restore(placement.abstract(state), check=check)
     done, behind = 0, []
     if restored is not None:
-        done, state, behind = restored.step, restored.state, restored.meta["records"]
-    _clear(parts, behind, done)
+        done, behind = restored.step, restored.meta["records"]
+        state = placement.everywhere(restored.state)
+    distributed.on_primary(lambda: _clear(parts, behind, done))
     if done >= num_steps:
         return state, _joined(parts, behind, num_steps, axis)
     bar = Progress(folder.name, num_steps, done, enabled=not quiet)
     signals = Signals()
     try:
-        with refusals(folder), signals.installed(), _open_log(folder, done) as log:
+        with refusals(folder), signals.installed(), _open_log(folder, done, first) as log:
             while done < num_steps:
                 signals.check()
-                steps = min(chunk, num_steps - done)
-                state, found = advance(state, steps)
+                steps = range(done, min(done + chunk, num_steps))
+                state, found = advance(state, len(steps))
                 records = {name: np.asarray(values) for name, values in found.items()}
-                # The records first: a checkpoint without its records could not be continued.
-                path = parts / f"{done + steps}.npz"
-                save_arrays(path, **records)
-                behind = [*behind, [done + steps, zlib.crc32(path.read_bytes())]]
-                _write_rows(log, records, range(done, done + steps), logged or num_steps, axis)
-                done += steps
-                accuracy = records.get("test_accuracy")
-                score = None if accuracy is None else float(accuracy.take(-1, axis).mean())
-                checkpoints.save(done, state, {"records": behind}, score=score)
+                behind = [*behind, _write(parts, records, log, steps, logged or num_steps, axis)]
+                done = steps.stop
+                checkpoints.save(done, state, {"records": behind}, score=_score(records, axis))
                 bar.update(done)
             checkpoints.wait()
         if signals.exit_status is not None:  # it came during the last chunk
@@ -124,10 +123,41 @@ def run_chunks(
     return state, _joined(parts, behind, num_steps, axis)
 
 
-def _open_log(folder: Path, done: int) -> MetricsLog:
+def _open_log(folder: Path, done: int, primary: bool) -> MetricsLog:
     """`metrics.jsonl`, cut back to the steps that the restored state has behind it."""
-    keep = [row for row in read_metrics(folder) if row["step"] < done]
-    return MetricsLog(folder, keep=keep, resume_step=done)
+    keep = [row for row in read_metrics(folder) if row["step"] < done] if primary else ()
+    return MetricsLog(folder, keep=keep, resume_step=done, primary=primary)
+
+
+def _write(
+    parts: Path,
+    records: Mapping[str, np.ndarray],
+    log: MetricsLog,
+    steps: range,
+    end: int,
+    axis: int,
+) -> list[int]:
+    """Writes the records of a chunk, before its state: that could not be continued without them.
+
+    Returns:
+      The last step and the checksum.
+    """
+
+    def write() -> list[int]:
+        path = parts / f"{steps.stop}.npz"
+        save_arrays(path, **records)
+        _write_rows(log, records, steps, end, axis)
+        return [steps.stop, zlib.crc32(path.read_bytes())]
+
+    return distributed.on_primary(write)
+
+
+def _score(records: Mapping[str, np.ndarray], axis: int) -> float | None:
+    """The last test accuracy, mean over seeds; None where there is none."""
+    if "test_accuracy" not in records:
+        return None
+    found = float(records["test_accuracy"].take(-1, axis).mean())
+    return found if np.isfinite(found) else None
 
 
 def _write_rows(
@@ -166,6 +196,12 @@ def _clear(parts: Path, behind: Behind, done: int) -> None:
 
 def _joined(parts: Path, behind: Behind, num_steps: int, axis: int) -> dict[str, np.ndarray]:
     """The first `num_steps` of all records; a folder may have gone further."""
-    pieces = [load_arrays(parts / f"{end}.npz") for end, _ in behind]
     first = (slice(None),) * axis + (slice(num_steps),)
-    return {name: np.concatenate([p[name] for p in pieces], axis)[first] for name in pieces[0]}
+
+    def read() -> dict[str, np.ndarray]:
+        pieces = [load_arrays(parts / f"{end}.npz") for end, _ in behind]
+        return {name: np.concatenate([p[name] for p in pieces], axis)[first] for name in pieces[0]}
+
+    found = arrays_of_first(read)
+    assert found is not None
+    return found

@@ -97,7 +97,7 @@ def batch_norms(
     """
     model_fn, loss = recipes.model_of(recipe), losses.OUTPUT_LOSSES[recipe.loss]
     inputs, given = recipes.training_batch(recipe, data)
-    size = recipe.batch_size or len(inputs)
+    size = min(recipe.batch_size or len(inputs), len(inputs))
     count = len(inputs) // size
     logits = model_fn(params, inputs, model_state)
 

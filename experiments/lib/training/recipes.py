@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from experiments.lib.data.small import SmallData
@@ -53,6 +54,10 @@ class Recipe(Architecture):
 
     target_noise: float = 0.0
     """Standard deviation of the Gaussian noise on one-hot targets, drawn anew at every update."""
+
+    stream: bool = field(default=False, metadata={"identity": False})
+    """Leave the training inputs on the host and send them to the device as they are needed: to the
+    same end, for data that do not fit on it. Images that stay on disk are streamed without it."""
 
     def __post_init__(self):
         if self.flat and (self.flip or self.crop):
@@ -95,40 +100,66 @@ def training_batch(recipe: Recipe, data: SmallData, size: int | None = None) -> 
 def init_runs(recipe: Recipe, data: SmallData, seeds: Any) -> tuple[Any, Any]:
     """First parameters and batch statistics, a function of each run's seed."""
     keys = jax.vmap(jax.random.key)(jnp.asarray(seeds, jnp.uint32))
-    return jax.vmap(network(recipe).init, (0, None))(keys, data.inputs[0, :1])
+    return jax.vmap(network(recipe).init, (0, None))(keys, data.test_inputs[0, :1])
+
+
+def parts(size: int) -> list[np.ndarray]:
+    """Which of so many examples are evaluated at once, if the network is not fully connected.
+
+    Of m parts number j has the examples j, j + m, ...: every device that holds a share of the
+    examples has a share of each part.
+    """
+    whole = size // EVALUATED
+    examples, rest = np.split(np.arange(size), [whole * EVALUATED])
+    return [*examples.reshape(EVALUATED, whole).T, *([rest] if len(rest) else [])]
 
 
 def logits(recipe: Recipe, params: Any, model_state: Any, inputs: jax.Array) -> jax.Array:
-    """The logits of any number of inputs, as evaluated."""
+    """The logits of any number of inputs, evaluated in `parts`."""
     model_fn = model_of(recipe)
     whole = 0 if recipe.flat else len(inputs) // EVALUATED
     if not whole:
         return model_fn(params, inputs, model_state)
-    parts = inputs[: whole * EVALUATED].reshape(whole, EVALUATED, *inputs.shape[1:])
-    _, found = loops.scan(lambda _, part: ((), model_fn(params, part, model_state)), (), parts)
+    examples = inputs[: whole * EVALUATED].reshape(EVALUATED, whole, *inputs.shape[1:])
+
+    def part(_, j):
+        part = jax.lax.dynamic_index_in_dim(examples, j, axis=1, keepdims=False)
+        return (), model_fn(params, part, model_state)
+
+    _, found = loops.scan(part, (), jnp.arange(whole))
+    found = found.swapaxes(0, 1).reshape(whole * EVALUATED, -1)
     rest = inputs[whole * EVALUATED :]
-    found = found.reshape(-1, found.shape[-1])
     return jnp.concatenate([found, model_fn(params, rest, model_state)]) if len(rest) else found
 
 
-def accuracies(recipe: Recipe, params: Any, model_state: Any, data: SmallData) -> dict[str, Any]:
-    """Losses and accuracies of one run, by the labels given and by the true ones."""
+def hits(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """1 where the answer is the target, 0 where it is another; NaN where there is none."""
+    answered = jnp.isfinite(logits).all(-1)
+    return jnp.where(answered, logits.argmax(-1) == targets, jnp.nan)
+
+
+def accuracies(
+    recipe: Recipe, params: Any, model_state: Any, data: SmallData, on_train: jax.Array
+) -> dict[str, Any]:
+    """Losses and accuracies of one run, by the labels given and by the true ones.
+
+    `on_train` are the logits of the training inputs.
+    """
     per_example = losses.per_example(recipe.loss)
-    on_train = logits(recipe, params, model_state, data.inputs)
     on_test = logits(recipe, params, model_state, data.test_inputs)
-    train, test = on_train.argmax(-1), on_test.argmax(-1)
+    fit, recovered = hits(on_train, data.targets), hits(on_train, data.clean_targets)
     wrong = data.targets != data.clean_targets
 
     def share(hits, among):
-        return (hits & among).sum() / jnp.maximum(among.sum(), 1)
+        return jnp.where(among, hits, 0).sum() / jnp.maximum(among.sum(), 1)
 
     return {
         "train_loss": per_example(on_train, data.targets).mean(),
         "test_loss": per_example(on_test, data.test_targets).mean(),
-        "train_accuracy": (train == data.targets).mean(),
-        "test_accuracy": (test == data.test_targets).mean(),
-        "clean_fit": share(train == data.targets, ~wrong),
-        "noisy_fit": share(train == data.targets, wrong),
-        "noisy_recovered": share(train == data.clean_targets, wrong),
+        "train_accuracy": fit.mean(),
+        "test_accuracy": hits(on_test, data.test_targets).mean(),
+        "clean_fit": share(fit, ~wrong),
+        "noisy_fit": share(fit, wrong),
+        "noisy_recovered": share(recovered, wrong),
         "norm": optax.tree.norm(params),
     }

@@ -68,6 +68,19 @@ def train_settings(
     }
 
 
+def load_grid(
+    name: str, recipe: Recipe, seeds: Sequence[int], noises: Sequence[float], **sizes: Any
+) -> dict[float, SmallData]:
+    """The data of all seeds for each of some fractions of wrong labels, for `train_grid`.
+
+    `sizes` are `train_size` and, if not all are wanted, `test_size`.
+    """
+    options = {"flat": recipe.flat, "num_classes": recipe.classes, **sizes}
+    return {
+        noise: minibatch.load_seeds(name, seeds, label_noise=noise, **options) for noise in noises
+    }
+
+
 def train_grid(
     folder: Path,
     recipe: Recipe,

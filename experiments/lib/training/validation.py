@@ -22,7 +22,7 @@ def halves(
     """The accuracy on both halves of the test set; with a recipe, a `epoch.Measure`."""
     del key
     logits = recipes.logits(recipe, params, model_state, data.test_inputs)
-    hits = logits.argmax(-1) == data.test_targets
+    hits = recipes.hits(logits, data.test_targets)
     half = len(hits) // 2
     return {"validation_accuracy": hits[:half].mean(), "half_accuracy": hits[half:].mean()}
 
@@ -39,9 +39,10 @@ def final(records: dict[str, np.ndarray], name: str = "test_accuracy") -> np.nda
 
 
 def best_setting(found: Mapping[K, Trained]) -> K:
-    """The setting with the best validation accuracy on the way, mean over seeds."""
+    """The setting with the best validation accuracy on the way, mean over seeds; none diverged."""
 
     def best(setting: K) -> float:
-        return np.nan_to_num(found[setting].records["validation_accuracy"]).max(1).mean()
+        accuracy = found[setting].records["validation_accuracy"].max(1).mean()
+        return -1.0 if np.isnan(accuracy) else accuracy
 
     return max(found, key=best)

@@ -54,8 +54,8 @@ class Claim:
                 f"claim {self.name!r}: source is one of {', '.join(get_args(Source))}, not "
                 f"{self.source!r}"
             )
-        if self.source == "sign" and not {self.low, self.high} <= {None, 0, 1}:
-            raise ValueError(f"claim {self.name!r}: the bound of a sign is 0 or 1; say margin")
+        if self.source == "sign" and {self.low, self.high} not in ({None, 0}, {None, 1}):
+            raise ValueError(f"claim {self.name!r}: a sign has one bound, 0 or 1; say margin")
         if self.low is None and self.high is None:
             raise ValueError(f"claim {self.name!r} accepts every number: give low or high")
         if self.low is not None and self.high is not None and self.low > self.high:
@@ -93,19 +93,29 @@ def judge(
       null: the same number of something for which the claim must fail.
 
     Returns:
-      `void` if the null lies in the range as well, so that the claim says nothing (on the bound of
-      a sign there is no effect); `inconclusive`
-      if a number is missing or not finite, or if the 95 % interval of the mean (Student's t)
-      reaches over a bound; `reproduced` if that interval lies in the range; else `not reproduced`.
-      A single seed has no interval and counts by its value alone.
+      `inconclusive` if a number is missing or not finite, or if the 95 % interval of the mean
+      (Student's t) reaches over a bound; `reproduced` if that interval lies in the range; else `not
+      reproduced`. A single seed has no interval and counts by its value alone.
+      What would be reproduced is `void` if the null lies in the range as well, so that the claim
+      says nothing. At the bound of a sign there is no effect, but a null is rarely there exactly:
+      one that passes by a little makes a sign void only if that is not beyond it, which is to say
+      that the 95 % interval of the differences of each seed from its null reaches over zero.
     """
     found = _compared(claim, values)
     if null is None:
         return found
     other = _compared(claim, null)
-    without = claim.source == "sign" and other.mean in (claim.low, claim.high)
-    void = other.verdict == "reproduced" and not without
+    void = found.verdict == other.verdict == "reproduced" and not (
+        claim.source == "sign" and _beyond(claim, values, null)
+    )
     return found._replace(null=other.mean, **({"verdict": "void"} if void else {}))
+
+
+def _beyond(claim: Claim, values: Mapping[int, Any], null: Mapping[int, Any]) -> bool:
+    """Whether the paired differences from the null lie on the side that a sign asks for."""
+    side = 1 if claim.high is None else -1
+    mean, error = mean_and_error([side * (float(v) - float(null[s])) for s, v in values.items()])
+    return mean > (0.0 if error is None else student(len(values)) * error)
 
 
 def _compared(claim: Claim, values: Mapping[int, Any]) -> Verdict:

@@ -8,6 +8,7 @@ import pytest
 
 from experiments.lib.lab import Lab, Options, changed
 from experiments.lib.runs import rundir
+from experiments.lib.runs.errors import BadNetwork
 from experiments.lib.verdicts.report import Table
 
 
@@ -109,3 +110,5 @@ def test_what_is_wrong_is_said(tmp_path):
         lab.main(config)
     with pytest.raises(TypeError, match=r"no @lab\.run"):
         Lab(Config, "Nobody 2021").main(Config(out=tmp_path))
+    with pytest.raises(BadNetwork, match="network of its own: leave out --network"):
+        lab.main(Config(out=tmp_path, network="s2cnn"))

@@ -22,11 +22,14 @@ def npz(tmp_path):
 
 
 def test_bytes_are_divided_by_255_and_floats_taken_as_they_are(npz):
-    given = load_own(npz(inputs=X, targets=Y, test_inputs=X[:2] / 7.0, test_targets=Y[:2]))
-    np.testing.assert_array_equal(given.inputs, X.astype(np.float32) / np.float32(255))
-    np.testing.assert_array_equal(given.test_inputs, (X[:2] / 7.0).astype(np.float32))
+    given = load_own(npz(inputs=X, targets=Y, test_inputs=X[:2], test_targets=Y[:2]))
+    for found, raw in ((given.inputs, X), (given.test_inputs, X[:2])):
+        np.testing.assert_array_equal(found, raw.astype(np.float32) / np.float32(255))
     np.testing.assert_array_equal(given.targets, Y)
     assert (given.num_classes, given.inputs.dtype, given.targets.dtype) == (3, "float32", "int32")
+    floats = load_own(npz(inputs=X / 7.0, targets=Y, test_inputs=X[:2] / 7.0, test_targets=Y[:2]))
+    assert (given.pixels, floats.pixels) == (True, False)
+    np.testing.assert_array_equal(floats.inputs, (X / 7.0).astype(np.float32))
 
 
 def test_without_test_arrays_a_part_is_held_back_by_the_seed(npz):
@@ -61,6 +64,10 @@ def test_without_test_arrays_a_part_is_held_back_by_the_seed(npz):
         (
             {"inputs": X, "targets": Y, "test_inputs": X[:, :5], "test_targets": Y},
             r"have shape \(5,\) in test_inputs, \(6,\) in inputs",
+        ),
+        (
+            {"inputs": X, "targets": Y, "test_inputs": X / 7.0, "test_targets": Y},
+            "must both be uint8 or both be floats",
         ),
     ],
 )
@@ -98,9 +105,29 @@ def test_a_split_needs_something_on_both_sides():
         split_rows(5, 0, 0, "it")
 
 
+def test_own_bytes_are_standardised_and_own_floats_taken_as_they_are(npz):
+    images = np.random.RandomState(0).randint(0, 256, (12, 2, 3, 1)).astype(np.uint8)
+    others = {"targets": np.arange(12) % 3, "test_targets": Y[:4]}
+    path = str(npz(inputs=images, test_inputs=images[:4], **others))
+    data = small_data(path, seed=1, train_size=9, flat=False)
+    chosen = images[np.random.RandomState(1).permutation(12)[:9]].astype(np.float64)
+    mean, scale = chosen.mean(0), chosen.std()
+    # Float32 numbers of order one, after divisions by 255 and by the deviation.
+    np.testing.assert_allclose(data.inputs, (chosen - mean) / scale, atol=1e-5)
+    np.testing.assert_allclose(data.test_inputs, (images[:4] - mean) / scale, atol=1e-5)
+    assert data.inputs.dtype == data.test_inputs.dtype == np.float32
+    blank = str(npz(inputs=np.full_like(images, 7), test_inputs=images[:4], **others))
+    assert not small_data(blank, seed=1, train_size=9).inputs.any()
+    floats = images / 7.0
+    data = small_data(str(npz(inputs=floats, test_inputs=floats[:4], **others)), seed=1,
+                      train_size=9, flat=False)  # fmt: skip
+    np.testing.assert_array_equal(data.inputs, (chosen / 7).astype(np.float32))
+    np.testing.assert_array_equal(data.test_inputs, floats[:4].astype(np.float32))
+
+
 def test_own_data_enter_an_experiment_by_their_path(npz):
-    path = str(npz(inputs=X.reshape(10, 1, 2, 3), targets=Y, test_inputs=X.reshape(10, 1, 2, 3),
-                   test_targets=Y))  # fmt: skip
+    images = X.reshape(10, 1, 2, 3) / 255
+    path = str(npz(inputs=images, targets=Y, test_inputs=images, test_targets=Y))
     data = small_data(path, seed=1, train_size=8, label_noise=0.5, test_size=4)
     assert (data.inputs.shape, data.test_inputs.shape) == ((8, 6), (4, 6))
     assert data.noisy.sum() == 4
@@ -108,7 +135,9 @@ def test_own_data_enter_an_experiment_by_their_path(npz):
     np.testing.assert_array_equal(data.clean_targets, (data.inputs[:, 0] * 255 / 6).round() % 3)
     with pytest.raises(BadData, match="has 10 examples to train on, not 11"):
         small_data(path, seed=0, train_size=11)
-    with pytest.raises(BadData, match="has 3 classes, the network 2"):
+    with pytest.raises(
+        BadData, match=r"has 3 classes, the network 2 outputs: set --recipe\.classes 3"
+    ):
         small_data(path, seed=0, train_size=8, num_classes=2)
     assert not is_own("digits")
     assert not is_own("group/config")

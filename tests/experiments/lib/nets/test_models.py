@@ -24,7 +24,9 @@ def shapes(config, inputs=IMAGES, classes=10):
 
 
 @pytest.mark.parametrize("norm", ["none", "batch", "group", "layer"])
-@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet", "wide_resnet", "transformer"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "cnn", "simple_cnn", "resnet", "wide_resnet", "transformer"]
+)
 def test_every_network_has_logits_and_keeps_its_state(name, norm):
     _, state, logits, new_state = shapes(ModelConfig(name=name, norm=norm, dropout=0.1))
     assert logits.shape == (4, 10)
@@ -51,6 +53,15 @@ def test_parameter_counts_are_those_of_the_papers():
     assert size(ModelConfig(name="resnet", depth=18, width=64), inputs=colour) == pytest.approx(
         11.17e6, rel=0.01
     )
+
+
+def test_the_simple_network_is_that_of_the_paper():
+    """Convolutions of 32, 32, 64 and 64 channels, two poolings, 128 units, ten classes."""
+    colour = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    channels = [(3, 32), (32, 32), (32, 64), (64, 64)]
+    convolutions = sum(9 * a * b + b for a, b in channels)
+    dense = 8 * 8 * 64 * 128 + 128 + 128 * 10 + 10
+    assert size(ModelConfig(name="simple_cnn"), inputs=colour) == convolutions + dense
 
 
 def test_width_and_depth_make_an_mlp():

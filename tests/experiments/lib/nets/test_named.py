@@ -16,6 +16,11 @@ from experiments.lib.nets.config import ModelConfig
         ("resnet-20-group", {"name": "resnet", "depth": 20, "norm": "group"}),
         ("mlp-256-batch", {"name": "mlp", "width": 256, "norm": "batch"}),
         ("wide_resnet", {"name": "wide_resnet"}),
+        ("wide_resnet-4", {"name": "wide_resnet", "width": 4}),
+        ("wide_resnet-28-10", {"name": "wide_resnet", "depth": 28, "width": 10}),
+        ("simple_cnn", {"name": "simple_cnn"}),
+        ("mlp-3-64-tanh", {"name": "mlp", "depth": 3, "width": 64, "activation": "tanh"}),
+        ("resnet-18-64", {"name": "resnet", "depth": 18, "width": 64}),
     ],
 )
 def test_names(name, options):
@@ -26,6 +31,7 @@ def test_names(name, options):
     ("name", "message"),
     [
         ("vit", "there are mlp, s2cnn"),
+        ("resnet-18-64-2", "depth and width at most, got 3 numbers"),
         ("cnn-8-swish", "'swish' is no number and none of none, batch"),
     ],
 )

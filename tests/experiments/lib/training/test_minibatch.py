@@ -1,5 +1,9 @@
 """Minibatch runs side by side: kills, stops at a loss, and the same as one by one."""
 
+import dataclasses
+import functools
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +13,12 @@ import pytest
 import flatjax
 from experiments.lib.nets import losses
 from experiments.lib.runs import trajectory
+from experiments.lib.runs.errors import ExperimentError
+from experiments.lib.runs.metrics import read_metrics
+from experiments.lib.runs.placement import Placement
 from experiments.lib.training import epoch, minibatch, recipes
+from experiments.lib.training.engine import Engine
+from experiments.lib.training.validation import halves
 
 SEEDS = [0, 1]
 RECIPE = recipes.Recipe(hidden=(8,), epochs=6, record_every=2, batch_size=20)
@@ -71,9 +80,9 @@ def test_a_convolutional_network_with_batch_statistics(tmp_path, monkeypatch):
     data = minibatch.load_seeds("digits", SEEDS, train_size=16, test_size=20, flat=False)
     assert data.inputs.shape == (2, 16, 8, 8, 1)
 
-    def train(name):
+    def train(name, **options):
         return minibatch.train_arm(
-            tmp_path / name, recipe, data, SEEDS, lambda seed, rate: optax.sgd(0.1), chunk=2
+            tmp_path / name, recipe, data, SEEDS, lambda seed, rate: optax.sgd(0.1), **options
         )
 
     whole = train("whole")
@@ -84,7 +93,7 @@ def test_a_convolutional_network_with_batch_statistics(tmp_path, monkeypatch):
 
     def save_and_die(path, **arrays):
         save_arrays(path, **arrays)
-        if path.parts[-3:] == ("run_1", "records", "2.npz"):
+        if path.stem == "2":  # a save for each record, where two runs share the time of one
             raise Killed
 
     save_arrays = trajectory.save_arrays
@@ -92,7 +101,58 @@ def test_a_convolutional_network_with_batch_statistics(tmp_path, monkeypatch):
         patch.setattr(trajectory, "save_arrays", save_and_die)
         with pytest.raises(Killed):
             train("killed")
+    shutil.copytree(tmp_path / "killed", tmp_path / "spread")
     jax.tree.map(np.testing.assert_array_equal, whole, train("killed"))
+
+    # The rest on four devices, two examples on each: sums in another order, over four updates.
+    spread = train("spread", data_parallel=True)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), whole, spread)
+    assert len(jax.tree.leaves(spread.params)[0].devices()) == 1  # for what comes after
+
+
+def test_devices_share_a_batch(data):
+    """The gradient is summed over them, and so is what is recorded."""
+    run = epoch.Run(RECIPE, penalised, None, Placement(data_parallel=True))
+    engine = Engine(run)
+    given = jax.tree.map(jnp.asarray, (data, np.uint32(SEEDS), np.full(2, 0.1, np.float32)))
+    given = run.placement.everywhere(given)
+    state = jax.eval_shape(engine.begin, *given, None)
+    trained = run.placement.compiled(lambda *now: jax.vmap(run.epoch)(now[0], *now[2:], now[1]))
+    for program in (trained.lower(state, *given), engine._record.lower(state, given[0])):
+        assert "all-reduce" in program.compile().as_text()
+
+
+def test_a_batch_that_does_not_split(tmp_path, data):
+    recipe = recipes.Recipe(hidden=(), batch_size=6)
+    with pytest.raises(ExperimentError, match="6 examples does not split over 4 devices"):
+        minibatch.train_arm(tmp_path, recipe, data, SEEDS, penalised, data_parallel=True)
+    # More than there are is all there are.
+    recipe = recipes.Recipe(hidden=(), batch_size=50, epochs=0)
+    one = jax.tree.map(lambda a: a[:1, :38] if a.shape[1] == 40 else a[:1], data)
+    with pytest.raises(ExperimentError, match="38 examples does not split"):
+        minibatch.train_arm(tmp_path, recipe, one, [0], penalised, data_parallel=True)
+
+
+def test_what_becomes_of_a_run_that_diverges(tmp_path, data):
+    """No number of it is one; its neighbour's are those that it has alone."""
+    recipe = dataclasses.replace(RECIPE, activation="relu")
+
+    def train(name, rates):
+        runs = jax.tree.map(lambda a: a[: len(rates)], data)
+        return minibatch.train_arm(
+            tmp_path / name, recipe, runs, SEEDS[: len(rates)],
+            lambda seed, rate: optax.sgd(rate), hyper=np.float32(rates),
+            measure=functools.partial(halves, recipe),
+        ).records  # fmt: skip
+
+    both, alone = train("both", [0.1, 1e20]), train("alone", [0.1])
+    for name, values in both.items():
+        assert np.isfinite(values[:, 0]).all()
+        assert np.isnan(values[1, 1:]).all() != (name == "epoch"), name
+        # A product of one matrix and of two add up in orders of their own.
+        np.testing.assert_allclose(values[:1], alone[name], rtol=1e-5, err_msg=name)
+    rows = read_metrics(tmp_path / "both")
+    assert [row["train_loss"][1] is None for row in rows] == [False, True, True, True]
 
 
 def test_evaluated_in_parts(monkeypatch):
@@ -158,7 +218,9 @@ def test_shares_are_of_the_right_examples():
         test_targets=np.array([1, 3, 3, 3], np.int32),
     )
     params = {"layer_0": {"kernel": jnp.eye(10), "bias": jnp.zeros(10)}}
-    found = recipes.accuracies(recipes.Recipe(hidden=()), params, {}, data)
+    recipe = recipes.Recipe(hidden=())
+    answers = recipes.logits(recipe, params, {}, data.inputs)
+    found = recipes.accuracies(recipe, params, {}, data, answers)
     expected = {
         "train_accuracy": 2 / 5, "test_accuracy": 2 / 4, "clean_fit": 1 / 2, "noisy_fit": 1 / 3,
         "noisy_recovered": 1 / 3, "norm": 10**0.5,

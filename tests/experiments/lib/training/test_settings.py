@@ -6,7 +6,7 @@ import pytest
 
 from experiments.lib.training import minibatch
 from experiments.lib.training.recipes import Recipe
-from experiments.lib.training.settings import train_grid, train_settings
+from experiments.lib.training.settings import load_grid, train_grid, train_settings
 
 
 @pytest.fixture(autouse=True)
@@ -32,9 +32,10 @@ def test_every_setting_has_its_seeds_and_its_number(tmp_path):
 
 def test_a_grid_is_every_setting_on_every_data(tmp_path):
     recipe, seeds = Recipe(hidden=(3,), batch_size=None, epochs=1), [3, 4]
-    data = {
-        noise: minibatch.load_seeds("digits", seeds, train_size=12, label_noise=noise)
-        for noise in (0.0, 0.5)
+    data = load_grid("digits", recipe, seeds, (0.0, 0.5), train_size=12)
+    assert {noise: part.noisy.sum(1).tolist() for noise, part in data.items()} == {
+        0.0: [0, 0],
+        0.5: [6, 6],
     }
     settings = {"none": 0.0, "some": 0.5}
     found = train_grid(
@@ -49,3 +50,10 @@ def test_a_grid_is_every_setting_on_every_data(tmp_path):
             np.testing.assert_allclose(
                 found[name, 0.5].records[record], values, rtol=1e-4, err_msg=record
             )
+
+
+def test_data_of_more_classes_are_loaded_for_a_network_of_as_many(tmp_path):
+    path = tmp_path / "mine.npz"
+    np.savez(path, inputs=np.ones((24, 2)), targets=np.arange(24) % 12)
+    found = load_grid(str(path), Recipe(classes=12), [0], [0.5], train_size=10)
+    assert found[0.5].inputs.shape == (1, 10, 2)

@@ -67,14 +67,46 @@ def test_a_claim_that_its_null_passes_is_void(null, verdict, mean):
 
 
 def test_a_sign_has_no_margin():
-    with pytest.raises(ValueError, match="the bound of a sign is 0 or 1; say margin"):
-        Claim(name="c", statement="S.", paper="P", high=0.9, source="sign")
+    for bounds in ({"high": 0.9}, {"low": 0, "high": 1}):
+        with pytest.raises(ValueError, match="a sign has one bound, 0 or 1; say margin"):
+            Claim(name="c", statement="S.", paper="P", source="sign", **bounds)
 
 
-def test_no_effect_does_not_pass_for_a_sign():
-    claim = Claim(name="c", statement="S.", paper="P", low=0.0, source="sign")
-    assert judge(claim, {0: 1.0, 1: 1.01}, {0: 0.0, 1: 0.0}).verdict == "reproduced"
-    assert judge(claim, {0: 1.0, 1: 1.01}, {0: 0.1, 1: 0.1}).verdict == "void"
+@pytest.mark.parametrize(("bound", "side"), [("low", 1), ("high", -1)])
+@pytest.mark.parametrize(
+    ("values", "null", "verdict"),
+    [
+        ((1.0, 1.1, 0.9), (0, 0, 0), "reproduced"),
+        ((1.0, 1.1, 0.9), (1e-6, 1e-6, 1e-6), "reproduced"),  # a little of the effect
+        ((1.0, 1.1, 0.9), (1.0, 1.1, 0.9), "void"),  # all of it
+        ((1.0, 1.1, 0.9), (2.0, 2.1, 1.9), "void"),
+        ((1.0, 1.1, 0.9), (-3.0, 4.0, 0.1), "reproduced"),  # it does not pass
+        ((1.0, 9.0, 5.0), (0.9, 8.9, 4.9), "inconclusive"),  # its own interval reaches over 0
+        ((5.0, 7.0, 6.0), (4.9, 6.9, 5.89), "reproduced"),  # beyond it seed by seed
+        ((-1.0, -1.1, -0.9), (1.0, 1.1, 0.9), "not reproduced"),
+        ((1.0, 1.1, 0.9), (0, math.nan, 0), "reproduced"),
+        ((1.0,), (0.9,), "reproduced"),
+        ((1.0,), (1.0,), "void"),
+    ],
+)
+def test_a_sign_is_void_unless_it_is_beyond_its_null(bound, side, values, null, verdict):
+    claim = Claim(name="c", statement="S.", paper="P", source="sign", **{bound: 0.0})
+    numbers = ({seed: side * v for seed, v in enumerate(row)} for row in (values, null))
+    assert judge(claim, *numbers).verdict == verdict
+
+
+def test_the_interval_of_the_differences_decides():
+    """Three seeds: the mean difference in standard errors against the quantile, 4.303."""
+    claim = Claim(name="c", statement="S.", paper="P", source="sign", low=0.0)
+    values = {0: 9.0, 1: 10.0, 2: 11.0}
+    for errors, verdict in ((4.31, "reproduced"), (4.29, "void")):
+        mean = errors * 0.1 / math.sqrt(3)  # differences of standard deviation 0.1
+        null = {s: v - mean - 0.1 * (s - 1) for s, v in values.items()}
+        assert judge(claim, values, null).verdict == verdict
+
+
+def test_a_failure_is_no_less_one_where_the_null_passes():
+    assert judge(CLAIM, {0: 3.0, 1: 3.1}, {0: 1.5, 1: 1.5}).verdict == "not reproduced"
 
 
 def test_a_single_seed_has_no_standard_error():

@@ -1,8 +1,4 @@
-"""Plots of spectra and of their course in training; needs matplotlib (``flatjax[plots]``).
-
-Every function draws into one pair of axes, the current ones by default, and returns it. Colours are
-those of Okabe and Ito, which colour-blind readers tell apart.
-"""
+"""Plots of spectra and of their course in training."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,21 +7,7 @@ import numpy as np
 
 from flatjax.linalg.probing._estimate import Estimate
 from flatjax.linalg.probing._quadrature import SpectralDensity
-
-BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-_CYCLE = (BLUE, ORANGE, GREEN, PURPLE, "#56B4E9", "#E69F00", "#000000")
-
-
-def _axes(ax: Any) -> Any:
-    if ax is not None:
-        return ax
-    try:
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ImportError(
-            "flatjax.plots needs matplotlib: pip install 'flatjax[plots]'."
-        ) from error
-    return plt.gca()
+from flatjax.plots._axes import BLUE, CYCLE, axes
 
 
 def plot_density(
@@ -59,7 +41,7 @@ def plot_density(
       >>> plots.plot_density(d).get_xlabel()
       'eigenvalue'
     """
-    ax = _axes(ax)
+    ax = axes(ax)
     grid, value = np.asarray(density.grid, float), np.asarray(density.density, float)
     exact = np.asarray(density.atoms, float)[: density.num_exact]
     positive = value[value > 0]
@@ -120,7 +102,7 @@ def plot_trajectories(
       >>> plots.plot_trajectories(history, threshold=4.0).get_xlabel()
       'step'
     """
-    ax = _axes(ax)
+    ax = axes(ax)
     steps, values = np.asarray(history["steps"]), np.asarray(history["values"], float)
     values = values.reshape(len(values), -1)
     if len(steps) != len(values):
@@ -129,7 +111,7 @@ def plot_trajectories(
     residuals = _like(values, history, "residual_norms", np.nan)
     converged = _like(values, history, "converged", 1.0) > 0
     for i, column in enumerate(values.T):
-        color = _CYCLE[i % len(_CYCLE)]
+        color = CYCLE[i % len(CYCLE)]
         name = rf"$\lambda_{{{i + 1}}}$" if labels is None else labels[i]
         line = np.where(converged[:, i], column, np.nan)
         ax.plot(steps, line, color=color, label=name)
@@ -138,7 +120,7 @@ def plot_trajectories(
             ax.fill_between(steps, low, high, color=color, alpha=0.2, linewidth=0)
     rows, columns = np.nonzero(~converged & np.isfinite(values))
     if rows.size:
-        colors = [_CYCLE[i % len(_CYCLE)] for i in columns]
+        colors = [CYCLE[i % len(CYCLE)] for i in columns]
         ax.scatter(
             steps[rows], values[rows, columns], s=12, facecolors="none", edgecolors=colors,
             alpha=0.5, label="not converged",
@@ -186,7 +168,7 @@ def plot_layers(layers: Mapping[Any, Any], *, per_param: bool = False, ax: Any =
       >>> [text.get_text() for text in plots.plot_layers({"head": one}).get_yticklabels()]
       ['head']
     """
-    ax = _axes(ax)
+    ax = axes(ax)
     names = list(layers)
     centres, ends = [], []
     for name in names:

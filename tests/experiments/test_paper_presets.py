@@ -1,0 +1,100 @@
+"""The paper presets train: the first updates of each, its network and optimiser as they are."""
+
+import dataclasses
+import importlib
+from typing import Any
+
+import numpy as np
+import pytest
+
+from experiments import registry
+from experiments.lib.nets.architecture import Architecture
+from experiments.lib.runs import shares
+from experiments.lib.runs.kept import load_arrays
+from experiments.lib.training import curvature
+from experiments.lib.training.recipes import Recipe
+
+LABS = {
+    name: module.lab
+    for name in registry.summaries()
+    if hasattr(module := importlib.import_module(f"experiments.{name}"), "lab")
+}
+UPDATES = 20
+# A network of 36 million parameters: one piece of five, SAM with a single radius.
+ONE_PIECE = {"sam_vs_sgd": "4/5"}
+OWN = {f.name for f in dataclasses.fields(Architecture)}
+
+
+def _short(paper: Any, smoke: Any, cpu: Any) -> Any:
+    """The paper's options but for what the smoke preset shortens; the network is the paper's."""
+    found = {}
+    for field in dataclasses.fields(paper):
+        name = field.name
+        ours, theirs, default = (getattr(c, name) for c in (paper, smoke, cpu))
+        if dataclasses.is_dataclass(ours):
+            found[name] = _short(ours, theirs, default)
+        elif theirs != default and not (isinstance(paper, Architecture) and name in OWN):
+            found[name] = theirs
+    return dataclasses.replace(paper, **found)
+
+
+def _updates(recipe: Recipe, size: int) -> Recipe:
+    """As many epochs of as small batches as make so many updates."""
+    each = min(size // 2, -(-UPDATES // recipe.epochs))
+    return dataclasses.replace(recipe, batch_size=size // each, epochs=-(-UPDATES // each))
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    """By number of classes a file of random images of CIFAR's shape."""
+    folder, draw, paths = tmp_path_factory.mktemp("images"), np.random.default_rng(0), {}
+    for classes in (10, 100):
+        paths[classes] = str(folder / f"{classes}.npz")
+        arrays = {}
+        for prefix, count in (("", 300), ("test_", 40)):
+            drawn = draw.standard_normal((count, 32, 32, 3))
+            arrays |= {f"{prefix}inputs": drawn, f"{prefix}targets": np.arange(count) % classes}
+        np.savez(paths[classes], **arrays)
+    return paths
+
+
+@pytest.fixture
+def few_products(monkeypatch):
+    """Curvature at the end by so few products that it is no more than measured."""
+    module, limits = curvature.flatjax, {"eigsh": "max_products", "trace": "num_products"}
+    for name, limit in limits.items():
+        full = getattr(module, name)
+
+        def less(*args, full=full, limit=limit, **options):
+            return full(*args, **options | {limit: 8})
+
+        monkeypatch.setattr(module, name, less)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", [name for name, lab in LABS.items() if "paper" in lab.presets])
+def test_the_first_updates(name, images, few_products, tmp_path):
+    lab = LABS[name]
+    paper, smoke, cpu = (lab.presets[preset] for preset in ("paper", "smoke", "cpu"))
+    config = _short(paper, smoke, cpu)
+    inner = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
+    nets = {key: value for key, value in inner.items() if isinstance(value, Architecture)}
+    changes: dict[str, Any] = {
+        key: _updates(value, config.train_size)
+        for key, value in nets.items()
+        if isinstance(value, Recipe)
+    }
+    if hasattr(config, "measured"):
+        changes["measured"] = 2
+    for key, value in nets.items():
+        assert all(getattr(value, own) == getattr(getattr(paper, key), own) for own in OWN), key
+    classes = max((value.classes for value in nets.values()), default=10)
+    config = dataclasses.replace(
+        config, data=images[classes], out=tmp_path, quiet=True, share=ONE_PIECE.get(name), **changes
+    )
+    shares.run(lab.main, config)
+    assert name in ONE_PIECE or (tmp_path / "summary.json").exists()
+    # Without a loss to stop at, where training ends counts.
+    for path in tmp_path.rglob("end_*.npz"):
+        assert load_arrays(path)["reached"].all()
