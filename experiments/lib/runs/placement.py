@@ -16,8 +16,8 @@ class Placement:
     """Puts the state and the batches in place; the step itself is written for global arrays.
 
     On one device nothing is done. Data parallel, the state is replicated over a mesh with Auto
-    axes and a batch is split along its leading axis, every process bringing its own rows; the
-    compiler places the reductions.
+    axes and the rows of a batch, which every process has, are split over it; the compiler places
+    the reductions.
     """
 
     def __init__(self, *, data_parallel: bool | None = None):
@@ -39,13 +39,6 @@ class Placement:
         """How many devices share a batch."""
         return 1 if self._mesh is None else self._mesh.size
 
-    @property
-    def replicated(self) -> jax.sharding.Sharding:
-        """The sharding of the state."""
-        if self._mesh is None:
-            return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        return jax.sharding.NamedSharding(self._mesh, jax.P())
-
     def check_batch_size(self, size: int) -> None:
         """Raises an `ExperimentError` unless a batch splits evenly over the devices."""
         if size % self.devices:
@@ -57,7 +50,7 @@ class Placement:
     def compiled(self, fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
         """`jax.jit` of a function of states, which returns one."""
         if self._mesh is not None:
-            options["out_shardings"] = self.replicated
+            options["out_shardings"] = jax.sharding.NamedSharding(self._mesh, jax.P())
         return jax.jit(fn, **options)
 
     def spread(self, tree: Any) -> Any:
@@ -65,17 +58,17 @@ class Placement:
 
         Arrays whose rows do not split evenly stay whole on every device.
         """
-        even = lambda x: not len(x) % self.devices  # noqa: E731
-        return jax.tree.map(lambda x: self._constrained(x, jax.P("data")) if even(x) else x, tree)
-
-    def _constrained(self, tree: Any, spec: jax.P) -> Any:
         if self._mesh is None:
             return tree
-        sharding = jax.sharding.NamedSharding(self._mesh, spec)
-        return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, sharding), tree)
+        sharding = jax.sharding.NamedSharding(self._mesh, jax.P("data"))
+
+        def split(x):
+            return x if len(x) % self.devices else jax.lax.with_sharding_constraint(x, sharding)
+
+        return jax.tree.map(split, tree)
 
     def everywhere(self, tree: Any) -> Any:
-        """A state that this process has on one device, as the training step takes it."""
+        """A state that this process has on one device, as a compiled function takes it."""
         return tree if self._mesh is None else parallel.replicate(tree, self._mesh)
 
     def here(self, tree: Any) -> Any:

@@ -57,6 +57,7 @@ def run_chunks(
     After every chunk the records and then the state are saved; a kill at any moment costs the
     chunk it interrupts, and the same call ends with the same bits. The numbers among the records
     are written to `metrics.jsonl` and TensorBoard too, as lists over seeds if these come first.
+    Of joined processes all must call, and the first one writes.
 
     Args:
       folder: a folder of its own.

@@ -1,10 +1,11 @@
 """All finished runs on one page, and the pages of the documentation.
 
     python -m experiments report                        # runs/gallery.html, and the table of claims
-    python -m experiments report --docs docs/gallery    # from the runs of the cpu presets
+    python -m experiments report --docs docs/gallery    # from the runs of two presets
 
-With `--docs` the summaries of the cpu runs are copied to `experiments/results/`, their figures,
-made small, to the folder, and the pages are written from these summaries alone.
+With `--docs` the summaries of the runs of the presets cpu and real are copied to
+`experiments/results/`, their figures, made small, to the folder, and the pages are written from
+these summaries alone.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from experiments.lib.verdicts import report
 from experiments.lib.verdicts.summary import accepted, documentation, measured, table
 
 RESULTS = Path(__file__).parents[2] / "results"
+KEPT = {"cpu": "Claims", "real": "On real data"}
+"""The presets whose runs the documentation shows, and the headings there."""
 PIXELS = 1100
 COLUMNS = ("claim", "measured", "accepted", "verdict")
 FIELDS = {"title": str, "preset": str, "seeds": list, "command": str, "seconds": (int, float)}
@@ -137,19 +140,25 @@ def write_gallery(path: Path, runs: Sequence[tuple[Path, dict[str, Any]]]) -> No
 
 
 def keep_results(runs: Sequence[tuple[Path, dict[str, Any]]], results: Path, docs: Path) -> None:
-    """Copies the summaries of the cpu runs, and their figures made small."""
+    """Copies the summaries of the runs of some presets, and their figures made small."""
     results.mkdir(exist_ok=True)
     for folder, summary in runs:
-        if summary["preset"] != "cpu" or folder.name != "cpu":
+        if summary["preset"] not in KEPT or folder.name != summary["preset"]:
             continue
-        rundir.write_json(results / f"{summary['experiment']}.json", summary)
+        rundir.write_json(results / f"{kept_name(summary)}.json", summary)
         for picture in summary["figures"]:
             shrink(folder / picture["file"], docs / figure_name(summary, picture))
 
 
+def kept_name(summary: Mapping[str, Any]) -> str:
+    """What begins the names of a run's kept files."""
+    preset = summary["preset"]
+    return summary["experiment"] + ("" if preset == "cpu" else f"-{preset}")
+
+
 def figure_name(summary: Mapping[str, Any], picture: Mapping[str, str]) -> str:
     """The file of a figure in the documentation."""
-    return f"{summary['experiment']}-{picture['file']}"
+    return f"{kept_name(summary)}-{picture['file']}"
 
 
 def shrink(source: Path, target: Path) -> None:
@@ -177,10 +186,15 @@ def write_pages(results: Path, docs: Path) -> None:
 
 def pages(results: Path) -> dict[str, str]:
     """The documentation's pages by file name, from the kept summaries alone."""
-    summaries = [rundir.read_json(path) for path in sorted(results.glob("*.json"))]
-    summaries = [s for s in summaries if s["preset"] == "cpu"]
-    found = {f"{s['experiment']}.md": page(s) for s in summaries}
-    return found | {"index.md": index(summaries)}
+    kept = [rundir.read_json(path) for path in sorted(results.glob("*.json"))]
+    summaries = {
+        preset: {s["experiment"]: s for s in kept if s["preset"] == preset} for preset in KEPT
+    }
+    found = {
+        f"{name}.md": page([of[name] for of in summaries.values() if name in of])
+        for name in sorted({name for of in summaries.values() for name in of})
+    }
+    return found | {"index.md": index({k: list(of.values()) for k, of in summaries.items()})}
 
 
 def _origin(claim: Mapping[str, Any]) -> str:
@@ -198,34 +212,47 @@ def _origin(claim: Mapping[str, Any]) -> str:
     return source + reason + null
 
 
-def index(summaries: Sequence[Mapping[str, Any]]) -> str:
-    """The page that lists all experiments and their verdicts."""
+def index(summaries: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """The page that lists all experiments and their verdicts, by preset."""
     lines = [
         "# Gallery",
         "",
-        "Claims of papers, each measured on a small network and judged by code over five seeds. "
-        "The accepted ranges come from papers, theory, signs (some with a margin) or other seeds, "
-        "and were fixed before the judged seeds were run, once. What was not reproduced stands "
-        "here too, and a claim is void if something passes that must not. `make experiments` runs "
-        "them all. Seconds are by the clock, two runs beside each other on two cores.",
+        "Claims of papers, each measured and judged by code: on small networks and the digits over "
+        "five seeds (`--preset cpu`), and some on the paper's kind of network and Fashion-MNIST "
+        "over three (`--preset real`). The accepted ranges come from papers, theory, signs (some "
+        "with a margin) or other seeds, and were fixed before the judged seeds were run, once. "
+        "What was not reproduced stands here too, and a claim is void if something passes that "
+        "must not. `make experiments` runs the small ones. Seconds are by the clock, the small "
+        "ones two beside each other on two cores, the real ones beside other work.",
         "",
-        f"| experiment | {' | '.join(VERDICTS)} | seconds |",
-        "|---|---|---|---|---|---|",
     ]
-    for s in summaries:
-        verdicts = [c["verdict"] for c in s["claims"]]
-        counts = [str(verdicts.count(v)) for v in VERDICTS]
-        name = s["experiment"]
-        lines.append(f"| [{name}]({name}.md) | {' | '.join(counts)} | {s['seconds']:.0f} |")
-    return "\n".join(lines) + "\n"
+    for preset, found in summaries.items():
+        if not found:
+            continue
+        lines += [f"| {preset} | {' | '.join(VERDICTS)} | seconds |", "|---|---|---|---|---|---|"]
+        for s in found:
+            verdicts = [c["verdict"] for c in s["claims"]]
+            counts = [str(verdicts.count(v)) for v in VERDICTS]
+            name = s["experiment"]
+            lines.append(f"| [{name}]({name}.md) | {' | '.join(counts)} | {s['seconds']:.0f} |")
+        lines.append("")
+    return "\n".join(lines)
 
 
-def page(summary: Mapping[str, Any]) -> str:
-    """The page of one experiment."""
-    title, text = documentation(summary["experiment"])
-    seeds = ", ".join(map(str, summary["seeds"]))
+def page(summaries: Sequence[Mapping[str, Any]]) -> str:
+    """The page of one experiment, of its runs with all presets."""
+    title, text = documentation(summaries[0]["experiment"])
     lines = [f"# {title.rstrip('.')}", "", text, ""]
-    lines += ["## Claims", "", f"Seeds {seeds}; {summary['seconds']:.0f} s:", ""]
+    for summary in summaries:
+        lines += _section(summary)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _section(summary: Mapping[str, Any]) -> list[str]:
+    """The lines of one run."""
+    seeds = ", ".join(map(str, summary["seeds"]))
+    lines = [f"## {KEPT[summary['preset']]}", ""]
+    lines += [f"Seeds {seeds}; {summary['seconds']:.0f} s:", ""]
     lines += ["```text", summary["command"], "```", ""]
     lines += [f"| {' | '.join(COLUMNS)} |", "|---|---|---|---|"]
     for c in summary["claims"]:
@@ -238,4 +265,4 @@ def page(summary: Mapping[str, Any]) -> str:
     for picture in summary["figures"]:
         lines += [f"![{picture['caption']}]({figure_name(summary, picture)})", ""]
         lines += [f"*{picture['caption']}*", ""]
-    return "\n".join(lines).rstrip() + "\n"
+    return lines

@@ -13,7 +13,7 @@ from experiments.lib.data.stored import Stored, read_ahead
 @pytest.mark.parametrize("flat", [False, True])
 def test_they_are_those_in_memory(data_dir, monkeypatch, flat):
     """Of two seeds, each with examples, wrong labels and a mean of its own."""
-    prepared = lambda seed, *_: small._prepared("digits", seed, 30, 0.2, 9)  # noqa: E731
+    prepared = lambda seed, *_: small._prepared("digits", seed, 30, 0.2, 9, 10)  # noqa: E731
     monkeypatch.setattr(small, "_digits", prepared)
 
     def load(limit):

@@ -13,23 +13,29 @@ from experiments.lib.runs.rundir import read_json
 from tests.parallel.processes import free_port
 
 NAME = "tests.experiments.arm"
-PATIENCE = 300  # seconds until a process is taken to hang
+PATIENCE = 900  # seconds until a process is taken to hang
 HEARTBEAT = 10  # seconds; the shortest that a busy machine does not mistake for a death
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 @pytest.fixture(scope="module")
-def launch(command_line):
-    """Starts the run as one process, or as two with a device each."""
+def launch(command_line, tmp_path_factory):
+    """Starts the run as one process, or as two with a device each; compiled once for all."""
+
+    cache = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_NUM_CPU_DEVICES": "1",
+    }
 
     def start(folder, processes=1):
         own = [NAME, "--out", folder, "--quiet", "--pause", 0.2]
         if processes == 1:
-            return [command_line(*own)]
+            return [command_line(*own, **cache)]
         own += ["--distributed", "--coordinator", f"127.0.0.1:{free_port()}"]
         own += ["--processes", processes, "--heartbeat", HEARTBEAT, "--process"]
-        return [command_line(*own, i, JAX_NUM_CPU_DEVICES="1") for i in range(processes)]
+        return [command_line(*own, i, **cache) for i in range(processes)]
 
     return start
 

@@ -13,6 +13,7 @@ import pytest
 import flatjax
 from experiments.lib.nets import losses
 from experiments.lib.runs import trajectory
+from experiments.lib.runs.checkpoint import list_steps, read_meta
 from experiments.lib.runs.errors import ExperimentError
 from experiments.lib.runs.metrics import read_metrics
 from experiments.lib.runs.placement import Placement
@@ -153,6 +154,8 @@ def test_what_becomes_of_a_run_that_diverges(tmp_path, data):
         np.testing.assert_allclose(values[:1], alone[name], rtol=1e-5, err_msg=name)
     rows = read_metrics(tmp_path / "both")
     assert [row["train_loss"][1] is None for row in rows] == [False, True, True, True]
+    *_, last = list_steps(tmp_path / "both" / "checkpoints")
+    assert read_meta(last).get("score") is None
 
 
 def test_evaluated_in_parts(monkeypatch):

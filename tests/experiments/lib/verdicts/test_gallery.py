@@ -43,7 +43,7 @@ def summary(**changes):
 
 @pytest.fixture
 def runs(tmp_path):
-    for preset in ("cpu", "smoke"):
+    for preset in ("cpu", "real", "smoke"):
         folder = tmp_path / "runs" / "made_up" / preset
         folder.mkdir(parents=True)
         rundir.write_json(folder / "summary.json", summary(preset=preset))
@@ -58,9 +58,9 @@ def runs(tmp_path):
 def test_the_report_joins_all_finished_runs(runs, capsys):
     assert gallery.main(["--runs", str(runs)]) == 0
     page = (runs / "gallery.html").read_text()
-    assert page.count("<h2>Made up.</h2>") == 2
-    assert page.count("data:image/png") == 2
-    assert "2 not reproduced, 2 reproduced" in capsys.readouterr().out
+    assert page.count("<h2>Made up.</h2>") == 3
+    assert page.count("data:image/png") == 3
+    assert "3 not reproduced, 3 reproduced" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["../secret.png", "../cpu/a.png", "link.png", "/a.png"])
@@ -72,7 +72,7 @@ def test_a_picture_outside_its_folder_is_not_shown(runs, name):
     changed = summary(figures=[{"file": name, "caption": "B."}])
     rundir.write_json(runs / "made_up" / "cpu" / "summary.json", changed)
     with pytest.warns(UserWarning, match=rf"its picture '{name}' is not in its folder"):
-        assert [folder.name for folder, _ in gallery.finished(runs)] == ["smoke"]
+        assert [folder.name for folder, _ in gallery.finished(runs)] == ["real", "smoke"]
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_a_damaged_summary_is_left_out_and_told(runs, change):
         rundir.write_json(path, summary(**change))
     with pytest.warns(UserWarning, match=r"cpu/summary\.json is damaged .* start its command"):
         assert gallery.main(["--runs", str(runs)]) == 0
-    assert (runs / "gallery.html").read_text().count("<h2>Made up.</h2>") == 1
+    assert (runs / "gallery.html").read_text().count("<h2>Made up.</h2>") == 2
 
 
 def test_a_folder_without_runs_says_so(tmp_path, capsys):
@@ -94,16 +94,19 @@ def test_a_folder_without_runs_says_so(tmp_path, capsys):
     assert "no finished run" in capsys.readouterr().out
 
 
-def test_the_pages_are_made_of_the_cpu_runs(runs, tmp_path):
+def test_the_pages_are_made_of_the_runs_of_two_presets(runs, tmp_path):
     docs, results = tmp_path / "docs", tmp_path / "results"
     docs.mkdir()
     gallery.keep_results(gallery.finished(runs), results, docs)
     gallery.write_pages(results, docs)
-    assert sorted(p.name for p in docs.iterdir()) == ["index.md", "made_up-a.png", "made_up.md"]
+    files = ["index.md", "made_up-a.png", "made_up-real-a.png", "made_up.md"]
+    assert sorted(p.name for p in docs.iterdir()) == files
     assert (docs / "made_up-a.png").stat().st_size < FIGURE_BYTES
     page = (docs / "made_up.md").read_text()
-    assert "| falls | 1.25 | at least 1 | **not reproduced** |" in page
-    assert "| [made_up](made_up.md) | 1 | 1 | 0 | 0 | 3 |" in (docs / "index.md").read_text()
+    for part in page.split("## Claims")[1].split("## On real data"):
+        assert "| falls | 1.25 | at least 1 | **not reproduced** |" in part
+    cpu, real = (docs / "index.md").read_text().split("| real |")
+    assert all("| [made_up](made_up.md) | 1 | 1 | 0 | 0 | 3 |" in part for part in (cpu, real))
 
 
 def test_every_colour_of_the_style_survives(tmp_path):
@@ -126,7 +129,7 @@ def test_every_colour_of_the_style_survives(tmp_path):
 def test_experiments_with_claims_are_found_by_their_source():
     names = gallery.with_claims()
     assert "quickstart" not in names
-    assert set(NAMES) <= set(names)
+    assert {name.removesuffix("-real") for name in NAMES} <= set(names)
 
 
 def test_the_committed_pages_are_those_of_the_committed_results():
@@ -139,7 +142,8 @@ def test_the_committed_pages_are_those_of_the_committed_results():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_committed_result_is_of_the_judged_seeds_and_has_its_figures(name):
     kept = rundir.read_json(gallery.RESULTS / f"{name}.json")
-    assert kept["seeds"] == [100, 101, 102, 103, 104]
+    assert kept["seeds"] == list(range(100, 103 if kept["preset"] == "real" else 105))
+    assert name == gallery.kept_name(kept)
     assert kept["claims"]
     for picture in kept["figures"]:
         assert (DOCS / gallery.figure_name(kept, picture)).stat().st_size <= FIGURE_BYTES
