@@ -128,12 +128,12 @@ def _labels(targets: Any, shape: tuple[int, ...], folds: int) -> np.ndarray:
 
 
 def _log_mean(scores: np.ndarray) -> np.ndarray:
-    """The logarithm of the members' mean prediction."""
+    """The logarithm of the members' mean prediction, up to a constant."""
     total = np.full(scores.shape[1:], -np.inf)
     for z in scores:
         shifted = z - z.max(axis=-1, keepdims=True)
         total = np.logaddexp(total, shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)))
-    return total - math.log(len(scores))
+    return total
 
 
 def _losses(scores: np.ndarray, chosen: np.ndarray, temperature: float) -> np.ndarray:

@@ -31,6 +31,12 @@ def test_an_exact_law_is_found(exponent, unit):
     assert law.converged
 
 
+def test_sizes_over_nine_decades():
+    # The steepest falls that are tried would overflow in units of the largest size.
+    sizes = np.array([1.0, 2.0, 1e3, 1e6, 1e9])
+    np.testing.assert_allclose(fit_power_law(sizes, 1 + 3 / sizes)[:3], (1.0, 3.0, -1.0), rtol=1e-5)
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_the_interval_ends_where_the_profile_of_least_squares_does(known):
     rng = np.random.default_rng(3)

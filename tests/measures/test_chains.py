@@ -38,6 +38,23 @@ def test_the_error_is_that_of_the_mean():
     np.testing.assert_allclose(means[0], autoregressive(0.8, 4, 500, 0).mean(), rtol=1e-12)
 
 
+def test_short_chains_against_the_formula():
+    series = autoregressive(0.7, 3, 60, seed=15)
+    parts = np.concatenate([series[:, :30], series[:, 30:]])
+    within, between = parts.var(axis=1, ddof=1).mean(), parts.mean(axis=1).var(ddof=1)
+    variance = 29 / 30 * within + between
+    x = parts - parts.mean(axis=1, keepdims=True)
+    covariance = [(x[:, : 30 - t] * x[:, t:]).sum(axis=1).mean() / 29 for t in range(30)]
+    correlation = 1 - (within - np.array(covariance)) / variance
+    pairs = correlation[0::2] + correlation[1::2]
+    pairs = pairs[: np.argmax(pairs <= 0)]
+    assert (np.diff(pairs) > 0).any()  # so that they have to be made to fall
+    time = 2 * sum(min(pairs[: i + 1]) for i in range(len(pairs))) - 1
+    found = diagnosed(series)
+    np.testing.assert_allclose(found.effective_samples, 180 / time, rtol=1e-10)
+    np.testing.assert_allclose(found.standard_error, (variance * time / 180) ** 0.5, rtol=1e-10)
+
+
 def test_draws_that_meet_batches_in_turn():
     # 1 + y in three batches of 20 %, 60 % and 220 % of the mean: the pattern is no error.
     factors = np.resize([0.2, 0.6, 2.2], 600)

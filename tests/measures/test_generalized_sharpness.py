@@ -108,6 +108,9 @@ def test_products_that_run_out_or_are_not_finite():
     short = measured(h, jnp.zeros(6), "block", num_starts=2, max_products=5, tol=1e-9)
     assert short.num_products == 4
     assert not short.converged
+    d = np.asarray(short.vector)  # of one leaf, so that the ball is the Euclidean one
+    gap = 2 * (np.linalg.norm(h @ d) - d @ h @ d)
+    np.testing.assert_allclose(short.gap, gap, rtol=1e-9)
     broken = measured(np.full((6, 6), np.nan), jnp.zeros(6), "max")
     assert np.isnan(broken.value)
     assert not broken.converged

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from flatjax.measures import local_learning_coefficient
+from flatjax.measures._batches import Objectives
+from flatjax.measures._chains import diagnosed
+from flatjax.measures._learning_coefficient import _initial
 from tests.compilations import count_compilations
 
 N = 1000
@@ -85,6 +88,9 @@ def test_against_quadrature(name, seed):
     assert excess.shape == (4, CASES[name][3]["num_steps"])
     np.testing.assert_allclose(DATA_WEIGHT * excess.mean(axis=1), found.per_chain, rtol=1e-4)
     np.testing.assert_allclose(found.per_chain.mean(), found.value, rtol=1e-5)
+    diagnosis = diagnosed(DATA_WEIGHT * excess, len(CASES[name][2]))  # over whole passes
+    for field in ("standard_error", "r_hat", "effective_samples"):
+        np.testing.assert_allclose(getattr(found, field), getattr(diagnosis, field), rtol=1e-3)
     low, high = np.asarray(found.interval)
     assert low < float(found.value) < high
     # The 97.5 % quantile of Student's t, near the normal one for many effective samples.
@@ -135,22 +141,37 @@ def test_new_params_data_and_numbers_compile_nothing_and_the_noise_of_batches_ca
     assert float(other.value) != float(quiet.value)
 
 
+def test_the_initial_loss_is_a_mean_over_examples():
+    batches = [np.full(3, 1.0, np.float32), np.full(1, 5.0, np.float32)]
+    ops = Objectives("a test", lambda w, x: w + x, jnp.float32(1), batches, (), precision=None)
+    # (3 x 2 + 6) / 4, in two batches of two examples on average.
+    assert _initial(ops)[1:] == (3.0, 2.0, 2)
+
+
 def test_a_point_that_is_no_minimum_is_flagged(seed):
     def loss_fn(w, _):
         return -0.5 * (w**2).sum()
 
     found = local_learning_coefficient(
         loss_fn, jnp.zeros(2), [None], key=jax.random.key(seed), num_data=N,
-        localization=2 * DATA_WEIGHT, step_size=1e-3, num_steps=200, num_burnin=50,
+        localization=2 * DATA_WEIGHT, step_size=3e-3, num_steps=1000, num_burnin=50,
     )  # fmt: skip
     assert float(found.value) < 0
+    assert float(found.r_hat) < 1.05  # the chains agree on it
+    assert float(found.effective_samples) > 40
     assert not bool(found.converged)
 
 
-def test_chains_that_diverge_are_flagged(seed):
-    found = measured("quadratic", seed, step_size=1.0, num_steps=100, num_burnin=0)
-    assert not np.isfinite(float(found.value))
-    assert not bool(found.converged)
+def test_a_step_is_stable_up_to_two_over_the_curvature(seed):
+    def found(factor):
+        step_size = factor / (20.0 * DATA_WEIGHT + 10.0)
+        options = {"step_size": step_size, "num_steps": 600, "num_burnin": 0}
+        return measured("quadratic", seed, preconditioner=None, **options)
+
+    assert abs(float(found(1.8).value) - truth("quadratic")) < 1
+    diverged = found(2.2)
+    assert not np.isfinite(float(diverged.value))
+    assert not bool(diverged.converged)
 
 
 def test_bad_arguments():
