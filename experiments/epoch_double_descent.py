@@ -13,7 +13,8 @@ a speed that goes with the square of the noise. The control goes on without nois
 Found: with the noise the test loss falls to 0.71 of its first minimum, its error only to 0.93 ±
 0.03: the second descent is one of the loss. tr F falls to a fifth and the sharpness to a seventh.
 Double the noise drifts 6.0 ± 0.3 times as fast, not 4. At the best epoch 92 % of the wrong labels
-are fitted already: there is no phase that generalises before it memorises.
+are fitted already: there is no phase that generalises before it memorises. On Fashion-MNIST tr F
+and the sharpness fall to 0.17 and 0.13, the test loss only to 0.93.
 
 tr F is that of squared error, so the mean squared norm of the outputs' Jacobian.
 

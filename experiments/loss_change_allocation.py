@@ -12,8 +12,8 @@ the parameters help, that whole layers hurt on average, and that layers learn at
 
 Found: 41 % of the parameters hurt at a step of SGD, fewer than the paper's "barely more than half
 help", and 0.02 % in slow descent; no layer hurts on average. Harm over help grows 1.34 times from
-the smallest rate to the largest. That layers learn at the same moments is void: other orders of the
-batches show a little of it too.
+the smallest rate to the largest. Layers learn at the same moments to a correlation of 0.33; those
+of runs with other orders of the batches to 0.02.
 
 A layer is a top-level module of the network. real: a small convolutional network on Fashion-MNIST.
 paper: ResNet-20 on CIFAR-10, by SGD with momentum.

@@ -12,7 +12,9 @@ the null: what they do as well is none of the ascent's doing.
 Found: SAM ends with 0.24 of SGD's largest eigenvalue (0.18 with wrong labels), 0.44 (0.36) of its
 trace and 0.25 (0.20) of its SAM sharpness, random steps with 0.97 and more of each; the eigenvalue
 goes with the power -0.67 (-0.77) of rho. With right labels no test accuracy is gained, with a fifth
-wrong 4.0 ± 0.8 points.
+wrong 4.0 ± 0.8 points. With convolutions on Fashion-MNIST SAM ends with 0.17 of the largest
+eigenvalue and 0.33 of the trace, and gains 0.7 ± 0.1 points with right labels; with wrong ones
+three seeds leave most claims open.
 
 paper: their WRN-28-10 on CIFAR-100, when prepared.
 """

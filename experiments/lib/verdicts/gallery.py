@@ -222,8 +222,8 @@ def index(summaries: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
         "over three (`--preset real`). The accepted ranges come from papers, theory, signs (some "
         "with a margin) or other seeds, and were fixed before the judged seeds were run, once. "
         "What was not reproduced stands here too, and a claim is void if something passes that "
-        "must not. `make experiments` runs the small ones. Seconds are by the clock, the small "
-        "ones two beside each other on two cores, the real ones beside other work.",
+        "must not. `make experiments` runs the small ones. Seconds are by the clock, beside "
+        "other work.",
         "",
     ]
     for preset, found in summaries.items():

@@ -13,7 +13,7 @@ from tests.repository import ROOT
 
 DOCS = ROOT / "docs" / "gallery"
 NAMES = sorted(path.stem for path in gallery.RESULTS.glob("*.json"))
-FIGURE_BYTES = 80_000
+FIGURE_BYTES = 100_000
 
 
 def summary(**changes):
