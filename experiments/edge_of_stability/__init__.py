@@ -22,8 +22,8 @@ Found: gradient descent settles at 1.015 of 2/eta, heavy ball at 1.002, Nesterov
 Adam between 0.90 and 1.01 over the seeds; over four rates the level goes with the power -0.984 of
 eta, and the second eigenvalue stands at the edge as well. The quadratic model made there is off by
 eleven orders of magnitude. Gradient flow goes 1.6 times beyond, with a spread that leaves the
-accepted 1.5 open. On Fashion-MNIST, with convolutions, 240 steps are too few: the sharpness has come
-to 0.76 to 1.01 of the edge, and nearly all claims stay open.
+accepted 1.5 open. On Fashion-MNIST, with convolutions, 240 steps are too few: the sharpness has
+come to 0.76 to 1.01 of the edge, and nearly all claims stay open.
 """
 
 from __future__ import annotations
