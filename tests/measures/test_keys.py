@@ -55,6 +55,10 @@ TAKES_A_KEY = {
         operator(), PARAMS, key=key, max_products=8
     ),
     "sharpness": lambda key: measures.sharpness(operator(), key=key, max_products=8),
+    "log_volume": lambda key: landscape.log_volume(
+        *OVER, key=key, threshold=5.0, num_directions=2, tol=0.1
+    ),
+    "random_directions": lambda key: landscape.random_directions(PARAMS, 2, key=key, axis=-1),
     "filter_normalized_direction": lambda key: landscape.filter_normalized_direction(
         PARAMS, key=key, axis=-1
     ),

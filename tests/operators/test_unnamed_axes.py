@@ -39,6 +39,24 @@ def with_positions(w, batch, *args, **options):
     return flatjax.loss_along(losses_fn, w, batch, *args, direction=w, positions=[0.0], **options)
 
 
+def to_the_opposite(w, batch, *args, **options):
+    return flatjax.barrier(losses_fn, w, -w, batch, *args, num_points=3, **options)
+
+
+def on_a_surface(w, batch, *args, **options):
+    directions = {"first": w, "second": w.at[0].set(0.0), "positions": [0.0]}
+    return flatjax.loss_surface(losses_fn, w, batch, *args, **directions, **options)
+
+
+def on_a_chain(w, batch, *args, **options):
+    curve = flatjax.chain([w, -w])
+    return flatjax.loss_on_curve(losses_fn, curve, batch, *args, positions=[0.0, 1.0], **options)
+
+
+def of_a_curvature(w, batch, *args, **options):
+    return flatjax.curvature_gradient(losses_fn, w, w, w, batch, *args, **options)
+
+
 ENTRIES = {
     "hessian": named("hessian", losses_fn),
     "ggn": named("ggn", model, LOSS),
@@ -62,7 +80,14 @@ ENTRIES = {
     "pac_bayes_flatness": named("pac_bayes_flatness", losses_fn, key=KEY),
     "fisher_rao_norm": named("fisher_rao_norm", model, LOSS),
     "loss_along": with_positions,
+    "barrier": to_the_opposite,
+    "loss_surface": on_a_surface,
+    "loss_on_curve": on_a_chain,
+    "curvature_gradient": of_a_curvature,
+    "log_volume": named("log_volume", losses_fn, key=KEY, threshold=5.0, num_directions=2),
 }
+OWN = {"loss_along", "critical_sharpness", "barrier", "loss_surface", "loss_on_curve"}
+OWN |= {"curvature_gradient"}
 
 
 def inside(body, *args, specs, mesh=None, check_vma=True):
@@ -174,4 +199,4 @@ def test_every_entry_with_an_axis_name_is_here():
             if "axis_name" in parameters and "batch" in parameters:
                 found.add(name)
     covered = {e.func.__name__ for e in ENTRIES.values() if hasattr(e, "func")}
-    assert found - covered == {"loss_along", "critical_sharpness"}  # by functions of their own
+    assert found - covered == OWN  # by functions of their own

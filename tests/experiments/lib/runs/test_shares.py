@@ -174,7 +174,11 @@ def test_a_share_that_is_none_gets_one_line(tmp_path, capsys, text):
     ("name", "options", "message"),
     [
         ("random_labels", ["--share=1/2"], "random_labels is one piece of work and takes no "),
-        ("random_labels", ["--distributed"], "does not share its batches and takes no --dist"),
+        (
+            "sharpest_directions",
+            ["--distributed"],
+            "does not share its batches and takes no --dist",
+        ),
         (NAME, ["--distributed"], "takes no --distributed; spread it with --share I/N"),
         ("flat_optimisers", ["--distributed", "--share=1/2"], "leave out --distributed"),
     ],

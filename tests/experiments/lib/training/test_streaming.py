@@ -41,7 +41,7 @@ def test_images_on_disk_train_as_those_in_memory(data_dir, tmp_path, monkeypatch
 
     def train(name, limit):
         monkeypatch.setattr(small, "IN_MEMORY_GIB", limit)
-        data = [small._prepared("digits", s, 48, 0.25, 20) for s in SEEDS]
+        data = [small._prepared("digits", s, 48, 0.25, 20, 10) for s in SEEDS]
         assert isinstance(data[0].inputs, Stored) == (limit == 0)
         return minibatch.train_arm(
             tmp_path / name, recipe, minibatch.stack_seeds(data), SEEDS,
