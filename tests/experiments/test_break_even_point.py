@@ -103,6 +103,7 @@ def test_epochs_in_place_of_time():
     assert steps["batch_8"] == 3 * (400 // 8)
 
 
+@pytest.mark.slow
 def test_what_batch_norm_leaves_out_stays_open(tmp_path, quick_compilation):
     """A network with batch norm of its own: neither gradients of examples nor a twin."""
     smoke = experiment.lab.presets["smoke"]

@@ -46,7 +46,9 @@ TINY = {
 }
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize(
+    "name", ["edge_of_stability", pytest.param("random_labels", marks=pytest.mark.slow)]
+)
 def test_own_network_and_data(name, folder):
     options = "--network my_nets:tiny --data my.npz --out out --quiet"
     assert main([name, *TINY[name].split(), *options.split()]) == 0
