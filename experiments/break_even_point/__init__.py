@@ -143,14 +143,10 @@ class Phases(NamedTuple):
     """Mean distances of the slow arm's predictions to another's path, (seeds,) each.
 
     Attributes:
-      early: in the first half of what lies before the break-even point.
-      late: in the second half.
-      before: in both.
-      after: from the break-even point to where nearly everything is learned.
+      before: before the break-even point.
+      after: from there to where nearly everything is learned.
     """
 
-    early: np.ndarray
-    late: np.ndarray
     before: np.ndarray
     after: np.ndarray
 
@@ -162,11 +158,10 @@ def phases(runs: Runs, config: Config, role: str) -> Phases:
     for i, at in enumerate(break_even(slow, fast)):
         end = learned(slow["accuracy"][i])
         if at is None or at < 2 or at + 2 > end:
-            found.append([np.nan] * 4)
+            found.append([np.nan] * 2)
             continue
         distance = nearest(slow["predictions"][i][:end], other["predictions"][i])
-        parts = (distance[: at // 2], distance[at // 2 : at], distance[:at], distance[at:])
-        found.append([part.mean() for part in parts])
+        found.append([distance[:at].mean(), distance[at:].mean()])
     return Phases(*np.array(found).T)
 
 
@@ -176,17 +171,6 @@ def apart(phase: str) -> Any:
     def measured(runs: Runs, config: Config) -> np.ndarray:
         fast, again = (getattr(phases(runs, config, role), phase) for role in ("fast", "again"))
         return fast / again
-
-    return measured
-
-
-def parting(phase: str, earlier: str) -> Any:
-    """The measure of a claim: by how much more they part than the orders from phase to phase."""
-
-    def measured(runs: Runs, config: Config) -> np.ndarray:
-        both = (phases(runs, config, role) for role in ("fast", "again"))
-        fast, again = (getattr(p, phase) - getattr(p, earlier) for p in both)
-        return fast - again
 
     return measured
 
@@ -294,12 +278,6 @@ lab.claim("paths-differ-after-the-break-even-point",
           "the large rate's, over that to their own path with another order of the batches.",
           apart("after"), low=1.3, source="seeds", reason="no size is known; null: before it",
           null=apart("before"))
-lab.claim("paths-part-at-the-break-even-point",
-          "By how much the mean distance to the path of the large rate is larger after the "
-          "break-even point than before, less the same for the other order.",
-          parting("after", "before"), low=0.0, source="sign",
-          reason="the other order has no reason to part there; null: the second half of what lies "
-          "before, and the first", null=parting("late", "early"))
 lab.claim("norm-sharpness-within-stability",
           "With batch norm, the largest lambda_H with the largest rate, times rate / 2.",
           against_edge("norm_fast", "norm_fast"), high=1.1, source="theory",

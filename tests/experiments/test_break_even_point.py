@@ -171,5 +171,4 @@ def test_verdicts_on_made_up_runs():
 
 def test_paths_that_part_from_the_start_say_nothing():
     found = _judged(TOPS, RATIOS, 1.0, 0.01, "rate_1", at=0)
-    # The other claim on paths is beyond its null here: what lies after is longer than its halves.
     assert found["void"] == {"paths-differ-after-the-break-even-point"}
