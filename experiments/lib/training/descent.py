@@ -1,6 +1,6 @@
 """The optimiser of an experiment, by options: SGD or Adam, and how its learning rate falls.
 
-tx = optax.chain(flatjax.sam(0.05), descent(Descent(schedule="cosine"), updates))
+tx = optax.chain(flatjax.sam(0.05), descent(Descent(schedule="cosine"), recipe, 50_000))
 """
 
 from __future__ import annotations

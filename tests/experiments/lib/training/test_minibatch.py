@@ -236,7 +236,7 @@ def test_shares_are_of_the_right_examples():
 
 
 def test_every_epoch_has_batches_of_its_own(tmp_path, data, monkeypatch):
-    """The drawn batches of a run of three epochs, by the key that draws them."""
+    """The drawn batches of a run of three epochs, and of no more: a chunk is filled up with none."""
     drawn = []
 
     def watched(key, size, batch_size):
@@ -248,7 +248,7 @@ def test_every_epoch_has_batches_of_its_own(tmp_path, data, monkeypatch):
     monkeypatch.setattr(epoch, "shuffled_batches", watched)
     recipe = recipes.Recipe(hidden=(8,), epochs=3, record_every=3, batch_size=20)
     one = jax.tree.map(lambda a: a[:1], data)
-    minibatch.train_arm(tmp_path, recipe, one, [0], lambda seed, rate: optax.sgd(0.1))
+    minibatch.train_arm(tmp_path, recipe, one, [0], lambda seed, rate: optax.sgd(0.1), chunk=3)
     jax.effects_barrier()
     orders = {tuple(np.ravel(index)) for index in drawn}
     assert len(orders) == len(drawn) == 3
