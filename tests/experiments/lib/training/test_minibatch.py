@@ -236,7 +236,7 @@ def test_shares_are_of_the_right_examples():
 
 
 def test_every_epoch_has_batches_of_its_own(tmp_path, data, monkeypatch):
-    """The drawn batches of a run of three epochs, and of no more: a chunk is filled up with none."""
+    """The batches of a run of three epochs, and of no more: a chunk is filled up with none."""
     drawn = []
 
     def watched(key, size, batch_size):
