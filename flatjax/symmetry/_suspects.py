@@ -117,7 +117,7 @@ def _candidates(
                 moves = f"axis {axis} of {path!r} moves in another way"
             for sizes, place, above in _ways(factors[path], now, axis, own, group, spec):
                 found = _refolded(now, own, sizes, place, group, above)
-                if found not in (None, now):
+                if found is not None and found != now:
                     yield Edit(path, found, axis, moves)
 
 
