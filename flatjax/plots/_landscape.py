@@ -120,6 +120,7 @@ def plot_surface(
     minima: Any = None,
     labels: Any = None,
     choose: Choice = None,
+    quantity: str = "loss",
     levels: int = 16,
     ax: Any = None,
 ) -> Any:
@@ -135,6 +136,7 @@ def plot_surface(
         surface, for the three points that it was laid through.
       labels: their names.
       choose: of a tree of metrics, the one that is drawn.
+      quantity: what it is called beside the colours.
       levels: how many contours.
       ax: matplotlib axes; default the current ones.
 
@@ -165,7 +167,9 @@ def plot_surface(
     # Beyond the last level lies the largest loss itself, by rounding.
     filled = ax.contourf(x, y, z, heights, norm=norm, cmap="viridis", extend="both")
     ax.contour(x, y, z, heights, colors="white", linewidths=0.4, alpha=0.6)
-    bar = ax.figure.colorbar(filled, ax=ax, label="loss", format="%.3g")
+    # Within the axes, and so of their height, which equal scales make unlike that of the figure.
+    beside = ax.inset_axes((1.04, 0, 0.05, 1))
+    bar = ax.figure.colorbar(filled, cax=beside, label=quantity, format="%.3g")
     bar.minorticks_off()
     bar.set_ticks(heights[:: max(1, levels // 6)])
     if path is not None:
@@ -218,8 +222,9 @@ def plot_surface_3d(surface: Surface, *, choose: Choice = None, ax: Any = None) 
     x, y = np.meshgrid(np.asarray(surface.positions), np.asarray(surface.other_positions))
     low, high = np.nanmin(heights), np.nanmax(heights)
     ax.plot_surface(
-        x, y, heights, cmap="viridis", vmin=low, vmax=high, rcount=100, ccount=100, linewidth=0
-    )
+        x, y, heights, cmap="viridis", vmin=low, vmax=high, rcount=100, ccount=100, linewidth=0,
+        antialiased=False,
+    )  # fmt: skip
     ax.set_xlabel("first direction")
     ax.set_ylabel("second direction")
     ax.set_zlabel("log10 loss" if logarithmic else "loss")
