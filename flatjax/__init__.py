@@ -13,6 +13,7 @@ from flatjax import optimizers as optimizers
 from flatjax import parallel as parallel
 from flatjax import paths as paths
 from flatjax import preflight as preflight
+from flatjax import symmetry as symmetry
 from flatjax import transforms as transforms
 from flatjax._spectrum import Spectrum as Spectrum
 from flatjax._spectrum import SpectrumState as SpectrumState
@@ -149,6 +150,15 @@ from flatjax.preflight._determinism import Determinism as Determinism
 from flatjax.preflight._determinism import check_deterministic as check_deterministic
 from flatjax.preflight._plan import Plan as Plan
 from flatjax.preflight._plan import plan as plan
+from flatjax.symmetry._activations import match_activations as match_activations
+from flatjax.symmetry._check import Check as Check
+from flatjax.symmetry._check import check_symmetry as check_symmetry
+from flatjax.symmetry._permutations import apply_permutation as apply_permutation
+from flatjax.symmetry._permutations import random_permutations as random_permutations
+from flatjax.symmetry._spec import Spec as Spec
+from flatjax.symmetry._spec import spec_of as spec_of
+from flatjax.symmetry._weights import Matching as Matching
+from flatjax.symmetry._weights import match_weights as match_weights
 from flatjax.transforms._ascent import Ascent as Ascent
 from flatjax.transforms._averaging import averaged_params as averaged_params
 from flatjax.transforms._averaging import ema_params as ema_params

@@ -26,6 +26,7 @@ ROOMS = (
     "landscape",
     "ensembles",
     "paths",
+    "symmetry",
     "parallel",
     "loops",
     "plots",

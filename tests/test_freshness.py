@@ -146,6 +146,9 @@ ENTRIES = {
         ),
     ),
     "loss_on_curve": lambda u: flatjax.loss_on_curve(u.rows, CURVE, BATCH, positions=[0.0, 0.5]),
+    "check_symmetry": lambda u: flatjax.check_symmetry(
+        u.model, PARAMS, flatjax.spec_of(PARAMS, {"": ("rows", None)}), X, key=KEY
+    ).error,
     "average_sharpness": measured("average_sharpness", sigma=0.1, key=KEY, num_samples=2),
     "critical_sharpness": measured("critical_sharpness", update=-PARAMS),
     "curvature_gradient": lambda u: flatjax.curvature_gradient(
@@ -222,7 +225,8 @@ OPERATORS_ONLY = {
 }  # fmt: skip
 # Schedules, masks and rules of optax, called as they are.
 CALLED = {
-    "ema_params", "entropy_sgd", "langevin", "proportional_schedule", "random_directions",
+    "ema_params", "entropy_sgd", "langevin", "match_weights", "proportional_schedule",
+    "random_directions",
 }  # fmt: skip
 # One of every way in which a function enters; the others are slow tests.
 FAST = (

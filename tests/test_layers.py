@@ -34,6 +34,7 @@ FLOORS = {
     "ensembles": 3,
     "landscape": 3,
     "measures": 3,
+    "symmetry": 3,
     "parallel": 4,
     "paths": 4,
     "plots": 4,
@@ -58,11 +59,12 @@ FOREIGN = {
     "tests",
 }
 # scipy is JAX's own dependency: an operator hands it a LinearOperator on demand, it has the
-# quantiles of Student's t, and it minimises a function of one number.
+# quantiles of Student's t, it minimises a function of one number, and it solves assignments.
 ALLOWED = {
     ("operators", "scipy"),
     ("linalg", "scipy"),
     ("ensembles", "scipy"),
+    ("symmetry", "scipy"),
     ("plots", "matplotlib"),
 }
 

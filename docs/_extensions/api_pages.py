@@ -20,6 +20,7 @@ ROOMS = [
     "measures",
     "landscape",
     "ensembles",
+    "symmetry",
     "paths",
     "transforms",
     "preflight",
