@@ -2,9 +2,15 @@
 
 A surface of 51 x 51 points beside as many calls of the jitted loss, and a step along a Bezier curve
 beside a gradient with an SGD update of one network, on the two networks of `benchmarks.transforms`.
-Times are the least of several runs, taken in turn.
+Both of a pair run in turn; the seconds are the least of several runs, by the wall's clock and by
+the processor's, which other work on the machine disturbs less. Programs and points are counted:
+those of one device, and of each of four that hold params and data whole.
 """
 
+import json
+import pathlib
+import subprocess
+import sys
 import time
 
 import jax
@@ -14,21 +20,24 @@ import optax
 
 import flatjax
 from benchmarks import transforms
+from flatjax import parallel
 from flatjax.losses import softmax_cross_entropy
 from tests.compilations import count_compilations
 
-POINTS, STEPS, REPEATS = 51, 50, 3
+POINTS, STEPS, REPEATS, DEVICES = 51, 50, 3, 4
 
 
-def least(*functions) -> list[float]:
-    """The least seconds of each function, run in turn."""
+def least(*functions) -> list[tuple[float, float]]:
+    """The least seconds of each function, by the wall's clock and the processor's, run in turn."""
     found = []
     for _ in range(REPEATS):
         for function in functions:
-            begin = time.perf_counter()
+            begin = time.perf_counter(), time.process_time()
             jax.block_until_ready(function())
-            found.append(time.perf_counter() - begin)
-    return [min(found[i :: len(functions)]) for i in range(len(functions))]
+            end = time.perf_counter(), time.process_time()
+            found.append((end[0] - begin[0], end[1] - begin[1]))
+    each = [found[i :: len(functions)] for i in range(len(functions))]
+    return [(min(wall for wall, _ in runs), min(cpu for _, cpu in runs)) for runs in each]
 
 
 def measure(make) -> dict[str, float]:
@@ -85,15 +94,49 @@ def measure(make) -> dict[str, float]:
     curved, plain = least(fit, train)
     return {
         "surface programs": count.value,
-        "surface seconds": whole,
-        "surface over forwards": whole / alone,
-        "curve step seconds": curved / STEPS,
-        "curve step over gradient step": curved / plain,
+        "surface seconds": whole[0],
+        "surface over forwards": whole[0] / alone[0],
+        "surface over forwards, processor": whole[1] / alone[1],
+        "curve step seconds": curved[0] / STEPS,
+        "curve step over gradient step": curved[0] / plain[0],
+        "curve step over gradient step, processor": curved[1] / plain[1],
     }
+
+
+def points_per_device(devices: int) -> float:
+    """How often each device evaluates the loss for a surface; in a process of its own."""
+    jax.config.update("jax_num_cpu_devices", devices)
+    calls = []
+
+    def seen(a):
+        calls.append(1)
+        return a
+
+    def loss_fn(params, _):
+        out = jnp.sum(params**2)
+        return jax.pure_callback(seen, jax.ShapeDtypeStruct(out.shape, out.dtype), out)
+
+    params = parallel.replicate(jnp.ones(2), parallel.make_mesh(devices))
+    first, second = jnp.eye(2)
+    positions = np.linspace(-1, 1, POINTS, dtype=np.float32)
+    flatjax.loss_surface(loss_fn, params, None, first=first, second=second, positions=positions)
+    return len(calls) / devices
+
+
+def counted(devices: int) -> float:
+    """The same, started from here: the number of devices is fixed with the first use of JAX."""
+    code = f"from benchmarks import landscape; print(landscape.points_per_device({devices}))"
+    root = pathlib.Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def main() -> dict[str, dict[str, float]]:
     results = {"mlp": measure(transforms.mlp), "cnn": measure(transforms.cnn)}
+    each = {f"points per device of {n}": counted(n) for n in (1, DEVICES)}
+    results = {name: found | each for name, found in results.items()}
     for name in results["mlp"]:
-        print(f"   {name:32} {results['mlp'][name]:9.3f} {results['cnn'][name]:9.3f}")
+        print(f"   {name:42} {results['mlp'][name]:9.3f} {results['cnn'][name]:9.3f}")
     return results
