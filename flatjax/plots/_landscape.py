@@ -162,6 +162,7 @@ def plot_surface(
     heights, logarithmic = _log_levels(z.compressed(), levels)
     x, y = np.asarray(surface.positions, float), np.asarray(surface.other_positions, float)
     from matplotlib.colors import LogNorm
+    from matplotlib.patheffects import withStroke
 
     norm = LogNorm(heights[0], heights[-1]) if logarithmic else None
     # Beyond the last level lies the largest loss itself, by rounding.
@@ -182,8 +183,12 @@ def plot_surface(
         points = np.asarray(points, float).reshape(-1, 2)
         ax.plot(*points.T, "*", color="white", markeredgecolor="black", markersize=13, zorder=4)
         for point, name in zip(points, labels or [], strict=False):
-            ax.annotate(name, point, (7, 7), textcoords="offset points", color="white", zorder=4)
+            drawn = ax.annotate(name, point, (7, 7), textcoords="offset points", color="white")
+            drawn.set(
+                zorder=4, path_effects=[withStroke(linewidth=2, foreground="black", alpha=0.5)]
+            )
     ax.set_aspect("equal")
+    ax.locator_params(axis="x", nbins=6)
     ax.set_xlabel("first direction")
     ax.set_ylabel("second direction")
     return ax
