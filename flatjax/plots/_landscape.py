@@ -163,6 +163,7 @@ def plot_surface(
     x, y = np.asarray(surface.positions, float), np.asarray(surface.other_positions, float)
     from matplotlib.colors import LogNorm
     from matplotlib.patheffects import withStroke
+    from matplotlib.ticker import MaxNLocator
 
     norm = LogNorm(heights[0], heights[-1]) if logarithmic else None
     # Beyond the last level lies the largest loss itself, by rounding.
@@ -188,7 +189,7 @@ def plot_surface(
                 zorder=4, path_effects=[withStroke(linewidth=2, foreground="black", alpha=0.5)]
             )
     ax.set_aspect("equal")
-    ax.locator_params(axis="x", nbins=6)
+    ax.xaxis.set_major_locator(MaxNLocator(6))
     ax.set_xlabel("first direction")
     ax.set_ylabel("second direction")
     return ax
