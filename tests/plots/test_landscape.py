@@ -59,7 +59,10 @@ def test_contours_with_a_path_and_minima(ax):
     s, t = jnp.linspace(-1, 1, 5), jnp.linspace(0, 1, 4)
     surface = Surface(s, t, (1 + 9 * s[:, None] ** 2 + t[None]).at[0, 0].set(jnp.nan))
     path, minima = np.array([[0.5, 0.9], [0.2, 0.3]]), np.array([[0.0, 0.0], [0.0, 0.5]])
-    plots.plot_surface(surface, path=path, minima=minima, labels=["a", "b"], ax=ax)
+    plots.plot_surface(
+        surface, path=path, minima=minima, labels=["a", "b"], quantity="error", ax=ax
+    )
+    assert [bar.get_ylabel() for bar in ax.child_axes] == ["error"]
     levels = ax.collections[0].levels
     np.testing.assert_allclose(np.diff(np.log(levels)), np.log(11 / 1) / 15, rtol=1e-5)
     np.testing.assert_allclose(ax.get_lines()[0].get_xydata(), path)
