@@ -273,15 +273,15 @@ def cycles(axes: Any, runs: Runs, config: Config) -> None:
     ends = np.arange(1, config.members + 1) * config.cycle
     for number, (arm, high) in enumerate({"FGE": config.high, "small rate": config.low}.items()):
         options = style(number, markers=False)
-        axes[0].plot(count / each, rate(config, high)(count), label=arm, **options)
+        axes[0].plot(count / each, rate(config, high)(count), **options)
         for panel, name in zip(axes[1:], ("test_loss", "train_loss"), strict=True):
             panel.set(yscale="log", ylabel=words(name))
             losses = runs[arm][name]
-            curve(panel, runs[arm]["epoch"][0], losses, number)
+            curve(panel, runs[arm]["epoch"][0], losses, number, arm)
             mean = np.exp(np.log(losses[:, ends]).mean(0))
             panel.plot(ends, mean, style(number)["marker"], color=options["color"])
     axes[0].set(ylabel="learning rate")
-    axes[0].legend(fontsize=8, loc="upper right")
+    axes[1].legend(fontsize=8, loc="upper right")
     axes[2].set(xlabel="epochs after the base network")
 
 

@@ -12,16 +12,16 @@ from experiments.lib.runs.errors import BadNetwork
 
 def test_units_go_into_another_order_and_back(key):
     architecture = Architecture(network="mlp-6-batch")
-    inputs = np.asarray(jax.random.normal(key, (9, 4)))
+    inputs = jax.random.normal(key, (9, 4))
     params, state = network(architecture).init(key, inputs)
     units = Units(architecture, inputs[:1])
     other = units.reordered(params, key)
     assert (other["Dense_0"]["kernel"] != params["Dense_0"]["kernel"]).any()
-    answers = [
+    one, another = (
         network(architecture).apply(p, state, inputs, train=True)[0] for p in (params, other)
-    ]
+    )
     # Sums of six numbers in another order.
-    np.testing.assert_allclose(*answers, atol=1e-5 * float(jnp.abs(answers[0]).max()))
+    np.testing.assert_allclose(one, another, atol=1e-5 * float(jnp.abs(one).max()))
     back = units.matched(params, other, key)
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
