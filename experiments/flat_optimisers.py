@@ -40,7 +40,7 @@ from experiments.lib.training.recipes import Recipe
 from experiments.lib.training.settings import train_settings
 from experiments.lib.training.validation import at_best_epoch, best_setting, final, halves
 from experiments.lib.verdicts.curves import curve, words
-from experiments.lib.verdicts.statistics import mean_and_error
+from experiments.lib.verdicts.statistics import with_error
 
 COST = {"SGD": 1.0, "SAM": 2.0, "FP": 4 / 3, "GP": 3.0, "IGR": 3.0, "other batches": 1.0}
 """Gradients per step. A refresh of FP is a forward pass, a third of a gradient, and 3."""
@@ -220,10 +220,7 @@ def comparison(runs: Runs, config: Config) -> Table:
     for arm, records in runs.items():
         tests = [100 * of(runs, config, arm) for of in (at_the_end, at_equal_cost)]
         ends = [end(records, name) for name in ("noisy_fit", "trace_fisher", "sharpness")]
-        rows.append([arm, f"{records['coef'][0]:g}", *map(_cell, tests), *map(_cell, ends)])
+        rows.append(
+            [arm, f"{records['coef'][0]:g}", *map(with_error, tests), *map(with_error, ends)]
+        )
     return Table(columns, rows, "Mean and standard error over seeds; test accuracies in per cent.")
-
-
-def _cell(values: np.ndarray) -> str:
-    mean, error = mean_and_error(values)
-    return f"{mean:.3g}" + ("" if error is None else f" ± {error:.2g}")

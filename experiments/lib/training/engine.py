@@ -25,12 +25,15 @@ class Trained(NamedTuple):
       records: arrays (runs, records, ...); `epoch` counts the epochs trained, and stands still
         where a run has reached `stop_loss`.
       reached: (runs,) bool, whether it has.
+      opt_state: the last state of the optimiser, leading axis of runs; `flatjax.averaged_params`
+        reads averages from it, of one run.
     """
 
     params: Any
     model_state: Any
     records: dict[str, np.ndarray]
     reached: np.ndarray
+    opt_state: Any = None
 
 
 class Engine:
@@ -63,9 +66,10 @@ class Engine:
             quiet=quiet,
         )
         runs = state["runs"]
-        params, model_state = self.placement.here((runs["params"], runs["model_state"]))
+        names = ("params", "model_state", "opt_state")
+        params, model_state, opt_state = self.placement.here(tuple(runs[n] for n in names))
         records = {k: v[:, : self.num_records] for k, v in records.items()}
-        return Trained(params, model_state, records, np.asarray(runs["reached"]))
+        return Trained(params, model_state, records, np.asarray(runs["reached"]), opt_state)
 
     def chunk(self, count: int) -> int:
         """Records between two saves: a quarter, or fewer where so many runs share the time."""

@@ -24,6 +24,12 @@ def mean_and_error(values: Any) -> tuple[float, float | None]:
     return float(values.mean()), None if error is None else float(error)
 
 
+def with_error(values: Any) -> str:
+    """Mean and standard error over the seeds as text, for a cell of a table."""
+    mean, error = mean_and_error(values)
+    return f"{mean:.3g}" + ("" if error is None else f" ± {error:.2g}")
+
+
 def student(count: int) -> float:
     """The standard errors from the mean of so many seeds to an end of its 95 % interval."""
     return float(stdtrit(count - 1, 0.975))

@@ -272,3 +272,19 @@ def test_runs_stand_still_at_the_loss_they_stop_at(tmp_path, data):
     batch = recipes.training_batch(recipe, jax.tree.map(lambda a: jnp.asarray(a[0]), data))
     # Two programs round the same sum differently: some units in the last place of float32.
     assert recipes.mean_loss(recipe, one, batch) == pytest.approx(loss[0, -1], rel=1e-5)
+
+
+def test_an_average_is_read_from_the_state_of_the_optimiser(tmp_path, data):
+    found = minibatch.train_arm(
+        tmp_path,
+        dataclasses.replace(RECIPE, epochs=3, record_every=1),
+        data,
+        SEEDS,
+        lambda seed, hyper: optax.chain(optax.sgd(0.1), flatjax.swa(every=2)),  # two an epoch
+        measure=lambda params, *_: {"bias": params["layer_0"]["bias"]},
+    )
+    averages = jax.vmap(flatjax.averaged_params)(found.opt_state, found.params)
+    # Another order of the sum of three numbers below 0.1.
+    np.testing.assert_allclose(
+        averages["layer_0"]["bias"], found.records["bias"][:, 1:].mean(1), atol=1e-7
+    )

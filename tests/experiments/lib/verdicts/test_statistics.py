@@ -5,7 +5,12 @@ import math
 import numpy as np
 import pytest
 
-from experiments.lib.verdicts.statistics import by_seed, mean_and_error, rank_correlation
+from experiments.lib.verdicts.statistics import (
+    by_seed,
+    mean_and_error,
+    rank_correlation,
+    with_error,
+)
 
 
 def test_the_error_is_that_of_the_mean_with_n_minus_1():
@@ -13,6 +18,8 @@ def test_the_error_is_that_of_the_mean_with_n_minus_1():
     assert mean == 3.0
     assert error == pytest.approx(math.sqrt((4 + 1 + 9) / 2 / 3))
     assert mean_and_error([4.0]) == (4.0, None)
+    assert with_error([1.0, 2.0, 6.0]) == "3 ± 1.5"
+    assert with_error([0.12345]) == "0.123"
 
 
 def test_one_number_for_every_seed():
