@@ -12,7 +12,10 @@ and of two copies whose nodes are rescaled at random, by factors up to 3 and up 
 
     python -m experiments flatness_and_gap
 
-Found: FOUND
+Found: all invariances hold to rounding. Normalised sharpness has the rank correlation 0.89 ± 0.02
+with the gap, rescaled copies or not, and noise relative to the weights 0.88 ± 0.01; those of trace,
+norm and largest eigenvalue are 0.80, 0.91 and 0.58 without copies and 0.27, 0.28 and 0.22 among
+them. To be invariant is not enough: the Fisher-Rao norm, -0.50 ± 0.07, goes the other way.
 
 paper: their CIFAR-10 with a fully connected network, whose nodes are rescaled here; theirs are
 convolutional.

@@ -96,3 +96,10 @@ def test_a_single_sharper_copy_leaves_half_of_the_correlation():
     # Of 2 m ranks, in pairs of equal gaps: (m^2 - 1) / sqrt((4 m^2 - 1) (m^2 - 1)), m = 10.
     np.testing.assert_allclose(found, (99 / 399) ** 0.5, rtol=1e-12)
     np.testing.assert_allclose(experiment.correlations(runs, "trace", copies=False), 1)
+
+
+def test_the_copy_that_changes_most_counts():
+    runs = _runs()
+    np.testing.assert_allclose(experiment.largest_change("trace")(runs, None), 899)
+    runs["function"][:, 3, 1] = 0.5
+    np.testing.assert_array_equal(experiment.largest("function")(runs, None), 0.5)

@@ -79,7 +79,12 @@ def test_an_open_interval_and_an_offset_that_is_not_positive(ax):
     sizes, _, high = edges(ax)
     assert np.isfinite(high).all()
     np.testing.assert_allclose(sizes[[0, -1]], [1, 16])
-    plt.gca().clear()
+    ax.clear()
+    last = flatjax.fit_power_law(N, np.where(N < 16, 0.2, 0.5) + 1e-3 * np.sin(N))
+    assert last.interval[1] == np.inf
+    plots.plot_power_law(last, N, ax=ax)
+    assert np.isfinite(edges(ax)[2]).all()
+    ax.clear()
     plots.plot_power_law(flatjax.fit_power_law(N, -0.1 + N**0.5), N, ax=ax)
     assert len(ax.get_lines()) == 2  # the law and its values
 
