@@ -5,7 +5,8 @@ wrong labels of other images along with its training set, L = L_train + beta L_p
 every training example is right and the test accuracy is as low as beta makes it. Such bad minima
 lie beside the path of training, nearer than its start; what keeps training out of them is their
 volume. Here an MLP learns 400 digits, with 400 others as poison. "near" starts at the good
-minimum and is held back by mu |w - w_good|^2; with the right labels for poison it is a null.
+minimum, with SGD, which goes less far than Adam, and is held back by mu |w - w_good|^2; with the
+right labels for poison it is a null.
 
 Radii are those at which the training loss first exceeds 0.1 along filter-normalised directions;
 log10 of the volume, in units of the filters, is d E[log10 r] (the mean volume itself would rest on
@@ -47,12 +48,13 @@ class Config(Options):
     train_size: int = 400  # training examples
     poison_size: int = 400  # others, whose labels are wrong
     betas: tuple[float, ...] = (0.02, 0.1, 1.0)  # weights of the poison's loss
-    near_beta: float = 1.0  # that of the minimum near the good one ...
-    pull: float = 3e-3  # ... and mu, which holds it there
+    near_beta: float = 0.2  # that of the minimum near the good one, and mu, ...
+    pull: float = 2e-3  # ... which holds it there
     threshold: float = 0.1  # the training loss that a radius leads to
     directions: int = 50  # radii
     measured: int | None = None  # training examples of the radii; None for all
     descent: Descent = Descent(optimizer="adam", learning_rate=3e-3, schedule="cosine")
+    near_descent: Descent = Descent(learning_rate=0.05, momentum=0.9, schedule="cosine")
     recipe: Recipe = Recipe(
         hidden=(64, 64, 64), activation="relu", init_scale=2**0.5, batch_size=None, epochs=400,
         record_every=10,
@@ -115,9 +117,9 @@ def run(config: Config, out: Path) -> Runs:
     }
     trained = {
         GOOD: good,
-        **training.train_poisoned(config, out / "bad", data, poison, bad),
+        **training.train_poisoned(config, out / "bad", data, poison, bad, config.descent),
         **training.train_poisoned(
-            config, out / "near", data, poison, near,
+            config, out / "near", data, poison, near, config.near_descent,
             pull=config.pull, start=(good.params, good.model_state),
         ),
     }  # fmt: skip

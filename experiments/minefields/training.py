@@ -15,7 +15,7 @@ from experiments.lib.data.small import SmallData, first_examples
 from experiments.lib.nets import losses
 from experiments.lib.nets.architecture import network
 from experiments.lib.training import minibatch
-from experiments.lib.training.descent import descent
+from experiments.lib.training.descent import Descent, descent
 from experiments.lib.training.minibatch import Trained
 from experiments.lib.training.recipes import Recipe
 
@@ -83,6 +83,7 @@ def train_poisoned(
     data: SmallData,
     poison: SmallData,
     arms: Mapping[str, tuple[float, np.ndarray]],
+    by: Descent,
     *,
     pull: float = 0.0,
     start: tuple[Any, Any] | None = None,
@@ -95,6 +96,7 @@ def train_poisoned(
       data: with a leading axis of seeds.
       poison: likewise.
       arms: by name the weight of the poison's loss, and its labels.
+      by: the optimiser.
       pull: what holds the weights at the start, see `held`.
       start: parameters and batch statistics of every seed; None for new ones.
 
@@ -110,8 +112,8 @@ def train_poisoned(
     }
 
     def optimizer(seed, hyper):
-        by = descent(config.descent, recipe, config.train_size)
-        return optax.chain(poisoned(recipe, seed, hyper), held(pull), by)
+        last = descent(by, recipe, config.train_size)
+        return optax.chain(poisoned(recipe, seed, hyper), held(pull), last)
 
     found = minibatch.train_arm(
         folder,
