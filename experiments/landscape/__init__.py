@@ -51,7 +51,7 @@ class Config(Options):
     measured: int | None = None  # training examples of lines and surfaces; None for all
     large_batch: int = 200  # examples an update of the arm with large batches
     rho: float = 0.2  # SAM's radius
-    directions: int = 10  # lines
+    directions: int = 16  # lines
     points: int = 25  # on each from -1 to 1, and on either side of the surfaces
     radius: float = 0.5  # where the rise is measured; a point of the lines
     descent: Descent = Descent(learning_rate=0.1)  # of the first network

@@ -6,6 +6,7 @@ import pytest
 
 from experiments import landscape as experiment
 from experiments.landscape import measuring
+from experiments.lib.training.recipes import Recipe
 
 CONFIG = experiment.Config(seeds=3, points=9)
 T = experiment.positions(CONFIG)
@@ -97,7 +98,7 @@ def _verdicts(rises=(), bends=BENDS, *, halves=1.0, reached=True, own=1e-5, unch
     spread = np.array([0.99, 1.0, 1.01])  # of three seeds
     runs = {}
     for arm, size in (RISES | dict(rises)).items():
-        each = np.repeat([1.0, halves], 5)
+        each = np.repeat([1.0, halves], CONFIG.directions // 2)
         runs[arm] = {
             "lines": 0.02 + size * 4 * T**2 * each[:, None] * spread[:, None, None],
             "surface": np.stack([_surface(bends.get(arm, 1.0))] * 3),
@@ -124,3 +125,16 @@ def test_claims_are_void_where_their_null_passes():
     found = _verdicts(other, BENDS | {"skip, other batches": -0.2}, unchanged=1e-5)
     void = {name for name, verdict in found.items() if verdict == "void"}
     assert {"sam-wider", "skips-wider", "skips-convex", "filters-undo-scales"} <= void
+
+
+def test_other_batches_are_others_and_all_else_is_the_same(tmp_path, quick_compilation):
+    recipe = Recipe(hidden=(4, 4), activation="relu", batch_size=5, epochs=1)
+    config = experiment.Config(train_size=20, seeds=1, points=3, directions=2, recipe=recipe)
+    arms = {"small": (0, 0.0), "other": (1000, 0.0), "again": (0, 0.0), "sam": (0, 0.3)}
+    found = experiment.of_piece(config, tmp_path, recipe, arms)
+    losses = {arm: float(records["train_loss"][0]) for arm, records in found.items()}
+    assert losses["small"] == pytest.approx(losses["again"], rel=1e-5)  # float32
+    for arm in ("other", "sam"):
+        assert abs(losses[arm] / losses["small"] - 1) > 1e-4
+    np.testing.assert_allclose(found["small"]["lines"][:, :, 1], losses["small"], rtol=1e-5)
+    assert found["small"]["surface"].shape == (1, 3, 3)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import minefields as experiment
-from experiments.lib.data.small import small_data
+from experiments.lib.data.small import small_data, stack_seeds
 from experiments.lib.training.minibatch import Trained
 from experiments.lib.training.recipes import Recipe
 from experiments.minefields import measuring, training
@@ -126,7 +126,7 @@ def _verdicts(changed=(), **of_good):
 def test_verdicts_on_made_up_runs():
     assert set(_verdicts().values()) == {"reproduced"}
     harmless = {
-        "beta 0.02": (0.96, 0.5, 1), "beta 0.1": (0.965, 0.5, 1), 
+        "beta 0.02": (0.96, 0.5, 1), "beta 0.1": (0.965, 0.5, 1),
         "beta 1": (0.96, 0.4, 1), "near": (0.97, 0.49, 9),
     }  # fmt: skip
     found = _verdicts(harmless, train_accuracy=np.full(3, 0.9), quadratic=np.full(3, 0.01))
@@ -152,3 +152,24 @@ def test_the_null_of_an_order_has_the_good_minima_of_each_seed_in_turn():
 def test_a_threshold_below_a_loss_leaves_the_claims_open():
     above = _verdicts({"near": (0.5, np.nan, 6)})
     assert above["near-narrow"] == above["volume"] == "inconclusive"
+
+
+def test_an_arm_without_poison_is_the_good_one(tmp_path, quick_compilation):
+    recipe = Recipe(hidden=(4,), batch_size=None, epochs=2, record_every=1)
+    config = experiment.Config(train_size=20, poison_size=10, seeds=2, recipe=recipe)
+    parts = [
+        training.with_poison(small_data("digits", seed=s, train_size=30), 20, s)
+        for s in config.seed_range()
+    ]
+    data, poison = (stack_seeds(each) for each in zip(*parts, strict=True))
+    good = training.train_good(config, tmp_path / "good", data)
+    arms = {"much": (5.0, poison.targets), "none": (0.0, poison.targets)}
+    found = training.train_poisoned(config, tmp_path / "bad", data, poison, arms, config.descent)
+    expected = measuring.vectors(good)
+    np.testing.assert_allclose(measuring.vectors(found["none"]), expected, atol=1e-5)  # float32
+    np.testing.assert_allclose(good.records["weights"][:, -1], expected)
+    away = np.linalg.norm(measuring.vectors(found["much"]) - expected, axis=1)
+    assert (away > 0.01).all()
+    ended = measuring.end(config, found["much"], good, data)
+    np.testing.assert_allclose(ended["distance"], away)
+    assert np.isnan(ended["radii"]).all()  # two steps do not reach the threshold
