@@ -14,7 +14,12 @@ the one largest of the radii).
 
     python -m experiments minefields
 
-Found: to be written.
+Found: every minimum fits all 400 digits, while beta takes the test accuracy from 95.7 to 89, 62 and
+53 % and the mean radius from 0.38 to 0.24, 0.14 and 0.12. SGD from the good minimum finds a bad one
+at 0.94 of the distance of the start, with 23 ± 1 points less; whether these are more than 20 five
+seeds leave open. Its training loss is 0.05, that of the others 0.01 and less, so that its radii are
+smaller than its test accuracy would have it: among all five the rank correlation of volume and test
+accuracy is 0.78 ± 0.05, and stays open too.
 
 paper: their ResNet-18 on SVHN with poison of 35 %, when prepared.
 """
