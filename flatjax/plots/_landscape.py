@@ -1,6 +1,6 @@
 """Plots of the loss surface: lines, curves, planes, trajectories and radii."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -100,11 +100,16 @@ def _right_axis(ax: Any) -> Any:
     return ax.twinx()
 
 
-def _log_levels(z: np.ndarray, levels: int) -> tuple[np.ndarray, bool]:
-    """Levels of contours, and whether they are logarithmic: where all losses are positive."""
+def _log_levels(z: np.ndarray, levels: int | Sequence[float]) -> tuple[np.ndarray, bool]:
+    """Levels of contours, and whether they are logarithmic: where all of them are positive."""
     finite = z[np.isfinite(z)]
     if not finite.size:
         raise ValueError("the surface has no finite loss.")
+    if not isinstance(levels, int):
+        heights = np.asarray(levels, float)
+        if heights.ndim != 1 or len(heights) < 2 or not (np.diff(heights) > 0).all():
+            raise ValueError("levels must be a count, or two losses and more that rise.")
+        return heights, bool(heights[0] > 0 and heights[-1] > 3 * heights[0])
     low, high = float(finite.min()), float(finite.max())
     if low == high:
         low, high = low - 0.5, high + 0.5
@@ -121,12 +126,14 @@ def plot_surface(
     labels: Any = None,
     choose: Choice = None,
     quantity: str = "loss",
-    levels: int = 16,
+    levels: int | Sequence[float] = 16,
+    bar: bool = True,
     ax: Any = None,
 ) -> Any:
     """The loss over a plane as contours, logarithmic where it is positive.
 
-    Both axes have one scale. What is not finite is left white.
+    Both axes have one scale. What is not finite is left white. Surfaces that are compared need the
+    same levels: give all of them the same heights.
 
     Args:
       surface: from [`loss_surface`][].
@@ -137,7 +144,9 @@ def plot_surface(
       labels: their names.
       choose: of a tree of metrics, the one that is drawn.
       quantity: what it is called beside the colours.
-      levels: how many contours.
+      levels: how many contours, or the losses at which they are drawn, rising; what lies above the
+        last or below the first has the colour next to it.
+      bar: whether a bar beside the axes tells the losses of the colours.
       ax: matplotlib axes; default the current ones.
 
     Returns:
@@ -145,7 +154,8 @@ def plot_surface(
 
     Raises:
       ImportError: without matplotlib.
-      ValueError: if the losses are several and none is chosen, or no loss is finite.
+      ValueError: if the losses are several and none is chosen, no loss is finite, or the levels do
+        not rise.
 
     Example:
       >>> import jax.numpy as jnp, matplotlib
@@ -169,11 +179,12 @@ def plot_surface(
     # Beyond the last level lies the largest loss itself, by rounding.
     filled = ax.contourf(x, y, z, heights, norm=norm, cmap="viridis", extend="both")
     ax.contour(x, y, z, heights, colors="white", linewidths=0.4, alpha=0.6)
-    # Within the axes, and so of their height, which equal scales make unlike that of the figure.
-    beside = ax.inset_axes((1.04, 0, 0.05, 1))
-    bar = ax.figure.colorbar(filled, cax=beside, label=quantity, format="%.3g")
-    bar.minorticks_off()
-    bar.set_ticks(heights[:: max(1, levels // 6)])
+    if bar:
+        # Within the axes, so of their height, which equal scales make unlike that of the figure.
+        beside = ax.inset_axes((1.04, 0, 0.05, 1))
+        legend = ax.figure.colorbar(filled, cax=beside, label=quantity, format="%.3g")
+        legend.minorticks_off()
+        legend.set_ticks(heights[:: max(1, len(heights) // 6)])
     if path is not None:
         points = np.asarray(path, float)
         ax.plot(*points.T, "-", color=ORANGE, linewidth=1.5, marker=".", markersize=3)

@@ -85,6 +85,19 @@ def test_a_plane_marks_its_three_points(ax):
     assert [text.xy for text in ax.texts] == [(0, 0), (2, 0), (1, 1)]
 
 
+def test_contours_of_several_surfaces_at_the_same_losses(ax):
+    s = jnp.linspace(-1, 1, 5)
+    heights, losses = [0.5, 1.0, 2.0, 4.0], 1 + s[:, None] ** 2 + s[None] ** 2
+    plots.plot_surface(Surface(s, s, losses), levels=heights, bar=False, ax=ax)
+    assert ax.figure.axes == [ax]
+    filled = ax.collections[0]
+    np.testing.assert_array_equal(filled.levels, heights)
+    assert (filled.norm.vmin, filled.norm.vmax) == (0.5, 4.0)
+    for levels in ([1.0], [2.0, 1.0], [[1.0, 2.0]]):
+        with pytest.raises(ValueError, match="two losses and more that rise"):
+            plots.plot_surface(Surface(s, s, losses), levels=levels, ax=ax)
+
+
 def test_a_surface_in_space():
     s = jnp.linspace(-1, 1, 5)
     figure = plt.figure()

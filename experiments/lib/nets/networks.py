@@ -86,18 +86,25 @@ def _normal(scale: float) -> Any:
 
 
 class MLP(nn.Module):
-    """A multilayer perceptron on flattened inputs."""
+    """A multilayer perceptron on flattened inputs.
+
+    With `skip` every hidden layer but the first is added to its input; without normalisation by
+    1 / sqrt(depth), as in `ResNet`.
+    """
 
     style: Style
     width: int
     depth: int
+    skip: bool
     num_classes: int
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         x = x.reshape(x.shape[0], -1)
-        for _ in range(self.depth):
-            x = self.style.act(self.style.normalize(self.style.dense(self.width)(x), train=train))
+        scale = 1 / math.sqrt(self.depth) if self.style.norm == "none" else 1.0
+        for layer in range(self.depth):
+            y = self.style.act(self.style.normalize(self.style.dense(self.width)(x), train=train))
+            x = x + scale * y if self.skip and layer else y
         return self.style.head(self.num_classes)(self.style.drop(x, train=train))
 
 
@@ -146,12 +153,13 @@ class CNN(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """conv, norm, act, conv, norm, added to the input, act."""
+    """conv, norm, act, conv, norm, added to the input, act; or, without `skip`, not added."""
 
     style: Style
     channels: int
     stride: int
     branch_scale: float
+    skip: bool
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -159,6 +167,8 @@ class BasicBlock(nn.Module):
         y = self.style.act(self.style.normalize(y, train=train))
         y = self.style.conv(self.channels)(y)
         y = self.style.normalize(y, train=train)
+        if not self.skip:
+            return self.style.act(y)
         if x.shape != y.shape:
             x = self.style.conv(self.channels, 1, self.stride, name="shortcut")(x)
             x = self.style.normalize(x, train=train, name="shortcut_norm")
@@ -169,22 +179,26 @@ class ResNet(nn.Module):
     """Residual network for small images: a 3x3 stem, then stages, halved and doubled in between.
 
     He et al., "Deep Residual Learning", CVPR 2016. Without normalisation the branches are scaled
-    by 1 / sqrt(number of blocks), or the signal would double in every block.
+    by 1 / sqrt(number of blocks), or the signal would double in every block. Without `skip` it is
+    the plain network of the same depth.
     """
 
     style: Style
     width: int
     blocks: tuple[int, ...]
+    skip: bool
     num_classes: int
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        scale = 1 / math.sqrt(sum(self.blocks)) if self.style.norm == "none" else 1.0
+        doubles = self.skip and self.style.norm == "none"
+        scale = 1 / math.sqrt(sum(self.blocks)) if doubles else 1.0
         x = self.style.act(self.style.normalize(self.style.conv(self.width)(x), train=train))
         for stage, count in enumerate(self.blocks):
             for block in range(count):
                 stride = 2 if stage > 0 and block == 0 else 1
-                x = BasicBlock(self.style, self.width * 2**stage, stride, scale)(x, train=train)
+                channels = self.width * 2**stage
+                x = BasicBlock(self.style, channels, stride, scale, self.skip)(x, train=train)
         x = self.style.drop(x.mean((1, 2)), train=train)
         return self.style.head(self.num_classes)(x)
 
@@ -313,16 +327,19 @@ def build(config: ModelConfig, num_classes: int) -> nn.Module:
     width, depth = config.width or _WIDTHS[name], config.depth or _DEPTHS.get(name, 2)
     activation = config.activation or ("gelu" if name == "transformer" else "relu")
     norm = config.norm or _NORMS.get(name, "none")
+    if config.skip is not None and name not in ("mlp", "resnet"):
+        raise ValueError(f"skip is for a resnet and an mlp, not for a {name}")
+    skip = name == "resnet" if config.skip is None else config.skip
     scale = config.init_scale or (math.sqrt(2) if activation == "relu" else 1.0)
     style = Style(activation, norm, scale, config.init_scale or 1.0, config.dropout)
     if name == "mlp":
-        return MLP(style, width, depth, num_classes)
+        return MLP(style, width, depth, skip, num_classes)
     if name == "s2cnn":
         return StridedCNN(style, width, num_classes)
     if name in ("cnn", "simple_cnn"):
         return CNN(style, width, depth, 128 if name == "simple_cnn" else 0, num_classes)
     if name == "resnet":
-        return ResNet(style, width, _resnet_blocks(depth), num_classes)
+        return ResNet(style, width, _resnet_blocks(depth), skip, num_classes)
     if name == "wide_resnet":
         if depth < 10 or (depth - 4) % 6:
             raise ValueError(f"a wide_resnet's depth is 6n + 4: 10, 16, 28, 40 ...; got {depth}")

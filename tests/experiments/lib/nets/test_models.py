@@ -123,8 +123,44 @@ def test_transformer_reads_tokens_and_a_causal_one_never_ahead():
 
 
 @pytest.mark.parametrize(
+    ("name", "block", "layer"), [("resnet", "BasicBlock_1", "Conv_1"), ("mlp", "Dense_1", None)]
+)
+def test_without_skips_nothing_passes_by_a_block(name, block, layer):
+    inputs = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
+    spread = {}
+    for skip in (True, False):
+        model = make_model(ModelConfig(name=name, width=4, norm="none", skip=skip), 10)
+        params, state = jax.jit(model.init)(jax.random.key(0), inputs)
+        inner = params[block] if layer is None else {layer: params[block][layer]}
+        params[block] |= jax.tree.map(jnp.zeros_like, inner)
+        logits = jax.jit(model.model_fn)(params, inputs, state)
+        spread[skip] = float(jnp.abs(logits[0] - logits[1]).max())
+    assert spread[False] == 0 < spread[True]
+
+
+def test_skips_of_an_mlp():
+    config = ModelConfig(name="mlp", width=4, depth=2, activation="identity", skip=True)
+    model, inputs = make_model(config, 4), jnp.eye(4)
+    params, _ = model.init(jax.random.key(0), inputs)
+    first, second, head = (params[name]["kernel"] for name in ("Dense_0", "Dense_1", "head"))
+    expected = first @ (jnp.eye(4) + second / 2**0.5) @ head
+    np.testing.assert_allclose(model.model_fn(params, inputs), expected, rtol=1e-5)  # float32
+
+
+def test_without_skips_only_the_shortcuts_are_missing():
+    whole, plain = (
+        shapes(ModelConfig(name="resnet", depth=14, skip=skip))[0] for skip in (True, False)
+    )
+    for block in whole.values():
+        block.pop("shortcut", None)
+        block.pop("shortcut_norm", None)
+    assert whole == plain
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"name": "cnn", "skip": False}, "skip is for a resnet and an mlp, not for a cnn"),
         ({"name": "lenet"}, "unknown model 'lenet'; choose from mlp, s2cnn, cnn"),
         ({"name": "resnet", "depth": 9}, r"a resnet's depth is 6n \+ 2"),
         ({"name": "wide_resnet", "depth": 12}, r"a wide_resnet's depth is 6n \+ 4"),
