@@ -4,7 +4,7 @@ Ghorbani, Krishnan and Xiao (ICML 2019, "An investigation into neural net optimi
 eigenvalue density"): without batch norm a few large eigenvalues stand apart from the bulk early in
 training (Sagun et al., 2018; about one a class), and the gradient lies in their eigenvectors; with
 batch norm both are almost absent. Here four networks, with and without batch norm, with and without
-skip connections: an MLP of four hidden layers on 320 digits, by gradient descent on the
+skip connections: an MLP of four hidden layers on 320 digits, by SGD on the
 cross-entropy. At every checkpoint the eleven largest eigenvalues, the density, and the share of the
 gradient in the first ten eigenvectors; what is claimed of outliers is lambda_1 / lambda_11.
 
@@ -58,7 +58,7 @@ class Config(Options):
     train_size: int = 320  # training examples
     measured: int | None = None  # training examples of the Hessian; None for all
     descent: Descent = Descent(learning_rate=0.05)
-    recipe: Recipe = Recipe(network="mlp-4-32", batch_size=None, epochs=400, record_every=200)
+    recipe: Recipe = Recipe(network="mlp-4-32", batch_size=40, epochs=100, record_every=50)
     # network and training; the spectrum is measured at every record
 
 

@@ -15,7 +15,10 @@ accuracy is, not claimed.
 
     python -m experiments large_batch
 
-Found: TODO
+Found: large batches end 1.9 times as sharp, with 1.5 times the trace and twice the phi, which in
+the paper is 5 to 50 times as large; beyond them the line is steeper than beyond the
+small ones. From the start to either end the loss never rises. On test images the small batches are
+ahead by two points, on those moved against the network by five.
 
 Batch norm of a network of one's own is evaluated with the running averages at the ends, and with
 averages made anew at each point of a line.
@@ -228,7 +231,8 @@ def keskar(axes: Any, runs: Runs, config: Config) -> None:
     axes[0].set_ylabel("loss", color=COLORS[0])
     other.set_ylabel("accuracy", color=COLORS[1])
     handles = [h for a in (panel, other) for h in a.get_legend_handles_labels()[0]]
-    axes[0].legend(handles=handles, loc="upper center", fontsize=8)
+    axes[0].set_ylim(bottom=axes[0].get_ylim()[0] / 4)  # room for the legend
+    axes[0].legend(handles=handles, loc="lower center", ncols=2, fontsize=8)
 
 
 @lab.figure(
