@@ -14,10 +14,11 @@ from experiments.lib.training import recipes
 GOOD = {"spread": [6, 6, 2, 2], "energy": [0.9, 0.8, 0.3, 0.3], "moment": 1.0, "bulk_moment": 0.5}
 
 
-def _verdicts(last=1.0, **changed):
+def _verdicts(last=1.0, late=1.0, **changed):
     """Those of three seeds that differ by one in a hundred, with some numbers changed.
 
-    `last` multiplies lambda_1 of the arms with batch norm at the last checkpoint.
+    `last` multiplies lambda_1 of the arms with batch norm at the last checkpoint, `late` the share
+    of the gradient.
     """
     numbers = GOOD | changed
     draw = np.array([[0.99, 0.99], [1, 1], [1.01, 1.01]])  # three seeds, two checkpoints
@@ -27,7 +28,7 @@ def _verdicts(last=1.0, **changed):
         top[:, -1] *= last if i > 1 else 1
         runs[arm] = {
             "eigenvalues": np.stack([top * draw**i, np.ones_like(top)], axis=-1),
-            "energy": draw ** (1 + i) * numbers["energy"][i],
+            "energy": draw ** (1 + i) * numbers["energy"][i] * [1.0, late if i > 1 else 1.0],
             "trace": 100 * np.ones_like(draw),
             "moment": 100 * numbers["moment"] * draw**0.2,
             "bulk_moment": 100 * numbers["bulk_moment"] * draw**0.2,
@@ -47,6 +48,23 @@ def test_one_checkpoint_is_enough_for_outliers_to_be_back():
     found = _verdicts(last=3.0)
     for name in ("outliers-vanish", "outliers-vanish-beside-skips"):
         assert found[name] == "not reproduced"
+
+
+def test_the_gradient_at_the_start_and_later_are_two_claims():
+    found = _verdicts(late=2.5)
+    assert found["gradient-spreads-at-the-start"] == "reproduced"
+    assert found["gradient-spreads"] == "not reproduced"
+
+
+def test_the_numbers_of_two_checkpoints():
+    def records(*top):
+        return {"eigenvalues": np.stack([[top], np.ones((1, 2))], axis=-1)}
+
+    runs, config = {"a": records(2.0, 8.0), "b": records(1.0, 1.0)}, experiment.Config(seeds=1)
+    np.testing.assert_allclose(experiment.mean_ratio("a", "b")(runs, config), 4)
+    np.testing.assert_allclose(experiment.largest_ratio("a", "b")(runs, config), 8)
+    arms = {"a": {"moment": np.array([[9.0, 3.0]]), "trace": np.array([[1.0, 2.0]])}}
+    np.testing.assert_allclose(experiment.moment("moment")(arms, config), 1.5)
 
 
 def test_where_nothing_matters_skips_are_not_said_to_matter_little():
