@@ -20,8 +20,9 @@ LABS = {
     if hasattr(module := importlib.import_module(f"experiments.{name}"), "lab")
 }
 UPDATES = 20
-# A network of 36 million parameters: one piece of five, SAM with a single radius.
-ONE_PIECE = {"sam_vs_sgd": "4/5"}
+# A network of 36 million parameters: one piece of five, SAM with a single radius. And the spectra
+# of one network of four, that with batch norm and skips.
+ONE_PIECE = {"sam_vs_sgd": "4/5", "hessian_outliers": "4/4"}
 OWN = {f.name for f in dataclasses.fields(Architecture)}
 
 
