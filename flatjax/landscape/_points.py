@@ -107,7 +107,11 @@ def points_of(
 
         args = ()
     checked = check_arguments(params, batch, weights, axis_name, None, args=args)
-    followed = follow(fn, "loss_fn", params, batch, args, axis_name=axis_name)
+    given = params, batch, args
+    if not loops.is_traced(given) and mesh_of(given) is not None:
+        # Each device will run the program by itself, so it must not name the mesh.
+        given = jax.tree.map(_alone, given)
+    followed = follow(fn, "loss_fn", *given, axis_name=axis_name)
     named = jax.tree_util.tree_leaves_with_path(followed.out, is_leaf=_is_mean)
     if not named:
         raise ValueError("loss_fn returns nothing: return the loss, or a tree of metrics.")
@@ -125,6 +129,11 @@ def points_of(
         checked.n, axis_name, None, size_of(checked.weights),
     )  # fmt: skip
     return Points(op, tuple(forms))
+
+
+def _alone(a):
+    """What this device holds of an array that lies whole on all: the same one, without a mesh."""
+    return a.addressable_data(0) if isinstance(a, jax.Array) else a
 
 
 def coordinates(name: str, positions: Any, params: Tree) -> Any:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import flatjax
@@ -158,6 +159,33 @@ def test_devices_take_points_of_their_own(problem):
     assert len(calls) == 8
     # The same program at the same points.
     np.testing.assert_allclose(there.losses, here.losses, rtol=1e-6)
+
+
+@pytest.mark.parametrize("whole", [("params",), ("params", "batch")])
+def test_devices_of_their_own_take_a_cross_entropy(whole):
+    """Programs of indexing name the mesh of the arrays that they are traced with."""
+    rng = np.random.default_rng(0)
+    given = {
+        "params": jnp.asarray(rng.normal(size=(3, 4)), jnp.float32),
+        "batch": (jnp.asarray(rng.normal(size=(6, 3)), jnp.float32), jnp.arange(6) % 4),
+    }
+
+    def loss(w, batch, scale):
+        logits = scale * (batch[0] @ w)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1])
+
+    captured = given["batch"][0]  # one device's
+
+    def along(params, batch):
+        options = {"direction": given["params"], "positions": np.linspace(-1, 1, 5)}
+        return loss_along(
+            loss, params, batch, args_fn=lambda w: jnp.square(captured @ w).mean(), **options
+        ).losses
+
+    mesh = parallel.make_mesh(4)
+    placed = {k: parallel.replicate(v, mesh) if k in whole else v for k, v in given.items()}
+    # The same program at the same points.
+    np.testing.assert_allclose(along(**placed), along(**given), rtol=1e-6)
 
 
 def test_a_batch_that_is_split_is_shared_at_every_point(problem):
