@@ -66,16 +66,14 @@ def descend(
       A `Descent`.
     """
     current = dict(permutations)
-    names = {name for p in pairs for name in p.factors.names if name is not None}
     # Inner groups are matched with their blocks.
     groups = sorted(
-        name
-        for name in names
-        if any(
-            n == name and parent is None
+        {
+            name
             for p in pairs
-            for n, parent in zip(p.factors.names, p.factors.parents, strict=True)
-        )
+            for name, parent in zip(p.factors.names, p.factors.parents, strict=True)
+            if name is not None and parent is None
+        }
     )
     having = {g: [p for p in pairs if g in p.factors.names] for g in groups}
     sweeps, changed = 0, bool(groups)

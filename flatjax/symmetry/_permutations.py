@@ -9,7 +9,6 @@ import numpy as np
 
 from flatjax import _checks as checks
 from flatjax import _loops as loops
-from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.symmetry._factors import Factors, parent_of, permuted
 from flatjax.symmetry._spec import Spec, factors_by_leaf
@@ -89,11 +88,9 @@ def apply_permutation(params: Tree, permutations: Mapping[str, Any], spec: Spec)
 def _moved(leaf: Any, factors: Factors, permutations: Mapping[str, Any], traced: bool) -> Any:
     if not any(name in permutations for name in factors.names):
         return leaf
-    split = trees.sharding_of(leaf) is not None
-    if traced or split:
+    if traced:
         moved = permuted(leaf.reshape(factors.shape), factors, permutations, jnp)
-        moved = moved.reshape(leaf.shape)
-        return moved if traced else jax.device_put(moved, leaf.sharding)
+        return moved.reshape(leaf.shape)
     moved = permuted(np.asarray(leaf).reshape(factors.shape), factors, permutations)
     place = leaf.sharding if getattr(leaf, "committed", False) else None
     return jax.device_put(moved.reshape(leaf.shape), place)

@@ -60,7 +60,7 @@ def search(
 ) -> list[Edit]:
     """The edits after which the outputs stay; none where up to four of them do not do.
 
-    One after the other, each the one that lowers the change most: what is forgotten on several
+    One after the other, each the one that leaves least change: what is forgotten on several
     leaves, such as both batch statistics, adds up. An edit without which the outputs stay, too, is
     dropped in the end. That they stay once the group permutes nothing is no answer, unless it has a
     single leaf.
@@ -91,7 +91,7 @@ def search(
             if single or not empty:
                 trials.append((left, edit))
         left, edit = min(trials, key=lambda trial: trial[0], default=(error, None))
-        if edit is None or left >= error:
+        if edit is None:
             return []
         current, error = {**current, edit.path: edit.factors}, left
         edits.append(edit)
@@ -117,8 +117,18 @@ def _candidates(
                 moves = f"axis {axis} of {path!r} moves in another way"
             for sizes, place, above in _ways(factors[path], now, axis, own, group, spec):
                 found = _refolded(now, own, sizes, place, group, above)
-                if found not in (None, now):
+                if found is not None and found != now:
                     yield Edit(path, found, axis, moves)
+        # The wrong one of two axes: neither half of this need lower the change.
+        for i, name in enumerate(now.names):
+            for j, size in enumerate(now.shape):
+                if name == group and now.names[j] is None and size == now.shape[i]:
+                    names, parents = list(now.names), list(now.parents)
+                    names[i], names[j] = names[j], names[i]
+                    parents[i], parents[j] = parents[j], parents[i]
+                    moved = now._replace(names=tuple(names), parents=tuple(parents))
+                    words = f"axis {now.axes[j]} of {path!r} moves with it, not axis {now.axes[i]}"
+                    yield Edit(path, moved, now.axes[i], words)
 
 
 def _ways(whole, now, axis, own, group, spec):

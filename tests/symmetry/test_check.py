@@ -70,6 +70,29 @@ def test_a_forgotten_bias(key):
     assert found.error > 100 * found.tolerance
 
 
+def test_a_forgotten_norm_of_a_fresh_network(key):
+    """Its scales are all one."""
+    case = replaced(
+        networks.residual(),
+        r"params/(Dense_[024]/bias|LayerNorm_\d/.*)",
+        {
+            r"params/(Dense_[024]/bias|LayerNorm_0/.*|LayerNorm_1/bias)": ("stream",),
+            "params/LayerNorm_1/scale": None,
+        },
+    )
+    params = {"params": {**case.params["params"]}}
+    for i in range(2):
+        ones = np.ones(6, np.float32)
+        params["params"][f"LayerNorm_{i}"] = {"scale": ones, "bias": 0 * ones}
+    found = check(case, key, params=params)
+    assert (found.groups, found.leaves) == (("stream",), ("params/LayerNorm_1/scale",))
+
+
+def test_a_single_unit_is_no_mistake(key):
+    found = check(networks.mlp((1, 3)), key)
+    assert found.holds, found.message
+
+
 def test_a_misspelt_group(key):
     found = check(networks.mlp(), key, {"layer_0/bias": ("hO",)})
     assert not found.holds
@@ -169,6 +192,12 @@ def test_the_channels_of_a_group(key):
     case = networks.grouped()
     found = check(case, key, {"params/Conv_1/kernel": (None, None, None, ("g", "g/out"))})
     assert (found.groups, found.leaves) == (("g/in",), ("params/Conv_1/kernel",))
+
+
+def test_a_kernel_of_flattened_blocks(key):
+    found = check(networks.grouped(), key, {"params/Dense_0/kernel": None})
+    assert set(found.groups) == {"g", "g/out"}
+    assert found.leaves == ("params/Dense_0/kernel",)
 
 
 def test_a_bias_of_blocks(key):

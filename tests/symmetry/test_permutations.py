@@ -72,7 +72,7 @@ def test_dtypes_are_kept(dtype):
 
 def test_where_it_lies_is_kept():
     """A leaf that is split over devices, and one that was put on a certain one."""
-    mesh = jax.make_mesh((4,), ("d",))
+    mesh = jax.sharding.Mesh(jax.devices(), ("d",))
     split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d"))
     last = jax.sharding.SingleDeviceSharding(jax.devices()[3])
     for sharding in (split, last):

@@ -80,9 +80,10 @@ def test_three_groups_reach_an_optimum_of_each(draw, seed):
     np.testing.assert_allclose(best, upper, rtol=1e-12)
 
 
-def test_blocks_with_their_units_are_matched_exactly(seed):
-    """Two blocks of three units, of which two leaves know: all 2 * 6 * 6 orders are tried."""
-    rng = np.random.default_rng(seed)
+@pytest.mark.parametrize("draw", range(6))
+def test_blocks_with_their_units_are_matched_exactly(draw, seed):
+    """Two blocks of three units, and a leaf of blocks alone: all 2 * 6 * 6 orders are tried."""
+    rng = np.random.default_rng([seed, draw])
     factors = Factors((2, 3, 4), ("h", "h/u", None), (None, 0, None), (0, 1, 2))
     other = Factors((5, 2), (None, "h"), (None, None), (0, 1))
     pairs = [
@@ -99,6 +100,28 @@ def test_blocks_with_their_units_are_matched_exactly(seed):
         for b in orders
     )
     np.testing.assert_allclose(found.overlap, best, rtol=1e-12)
+
+
+@pytest.mark.parametrize("draw", range(6))
+def test_the_answer_of_a_group_is_no_worse_than_what_it_has(draw, seed):
+    """Two inner groups in one leaf: matching a pair of blocks goes on from where it was."""
+    rng = np.random.default_rng([seed, draw])
+    factors = [
+        Factors((2, 4, 4), ("g", "g/a", "g/b"), (None, 0, 0), (0, 1, 2)),
+        Factors((2, 4), ("g", "g/a"), (None, 0), (0, 1)),
+    ]
+    pairs = [
+        assignments.Pair(rng.normal(size=f.shape), rng.normal(size=f.shape), f) for f in factors
+    ]
+    units = np.tile(np.arange(4), (2, 1))
+    starts = [
+        {"g": np.arange(2), "g/a": rng.permuted(units, axis=1), "g/b": rng.permuted(units, axis=1)}
+        for _ in range(20)
+    ]
+    best = max((assignments.descend(pairs, s, rng, 20) for s in starts), key=lambda d: d.overlap)
+    answer = assignments.best_response(pairs, best.permutations, "g", rng, 20)
+    again = assignments.overlap(pairs, {**best.permutations, **answer})
+    assert again >= best.overlap - 1e-12  # the same sums in another order
 
 
 @pytest.mark.parametrize("name", ["mlp", "attention", "grouped", "recurrent"])
@@ -120,13 +143,20 @@ def test_the_overlap_never_falls(name, key):
     assert not found[0].converged  # the first sweep changed something
 
 
-def test_more_starts_are_no_worse(key):
-    case = networks.mlp((6, 6, 6))
-    target = networks.mlp((6, 6, 6), seed=9).params
-    one, more = (
-        flatjax.match_weights(target, case.params, case.spec, key=key, restarts=n) for n in (1, 8)
-    )
-    assert more.overlap > one.overlap  # eight optima of a rugged problem differ
+@pytest.mark.parametrize("name", ["mlp", "recurrent"])
+def test_more_starts_are_no_worse(name, key):
+    """The recurrent network has one group: other orders of groups make no other start."""
+    case = networks.CASES[name]()
+    gains = []
+    for draw in range(6):
+        target = networks.drawn(case.params, seed=10 + draw)
+        one, more = (
+            flatjax.match_weights(target, case.params, case.spec, key=key, restarts=n).overlap
+            for n in (1, 8)
+        )
+        gains.append(more - one)
+    assert min(gains) >= 0
+    assert max(gains) > 0  # eight optima of a rugged problem differ
 
 
 def test_leaves_outside_the_mask_do_not_count(key):
