@@ -308,6 +308,16 @@ def transforms(record: Record) -> str:
     return table(head, rows)
 
 
+def landscape(record: Record) -> str:
+    """A surface over its forward passes, a curve's step over a gradient step."""
+    networks = record["results"]
+    rows = [
+        [name, *(f"{found[name]:.4g}" for found in networks.values())]
+        for name in next(iter(networks.values()))
+    ]
+    return table(["", *networks], rows)
+
+
 def costs(record: Record) -> str:
     """Products beside a gradient, solvers beside their products."""
     parts = []
@@ -417,6 +427,7 @@ def page(found: dict[str, Record]) -> str:
         ("growth", "## Growth\n", _texts.GROWTH, growths),
         ("costs", "## Products and solvers\n", _texts.COSTS, costs),
         ("transforms", "## The transforms\n", _texts.TRANSFORMS, transforms),
+        ("landscape", "## Pictures of the loss surface\n", _texts.LANDSCAPE, landscape),
         ("convolutions", "## Convolutions on a CPU\n", _texts.CONVOLUTIONS, convolutions),
     )
     for name, title, text, write in sections:

@@ -86,6 +86,13 @@ TRANSFORMS = """A step (gradient and update) over the gradient alone: operations
 memory of the compiled programs, and the time, the least of several runs. Below them
 `optax.contrib.sam` and the double backward that one would write.
 """
+LANDSCAPE = """A surface of 51 x 51 points beside 2,601 calls of the jitted loss, and a step along a
+Bezier curve beside a gradient step of one network, both of a pair run in turn in one process: the
+least of three runs (in the short form one of the surface) by the wall's clock, and by the
+processor's, which other work on the machine disturbs less. Programs are those that the first
+surface compiles; points are counted, on one device and on four of a CPU that hold params and data
+whole.
+"""
 CONVOLUTIONS = """Milliseconds of one operation as XLA's CPU backend does it at the entry of a
 program, and how many times faster flatjax's form of it is where it has one; both timed in turn, the
 least of the repetitions. The form is chosen by shape, from this table.

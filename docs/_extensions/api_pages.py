@@ -12,24 +12,17 @@ import types
 
 import flatjax
 
-# In the order of the pages.
-ROOMS = [
-    "operators",
-    "losses",
-    "linalg",
-    "measures",
-    "landscape",
-    "ensembles",
-    "symmetry",
-    "paths",
-    "transforms",
-    "preflight",
-    "optimizers",
-    "parallel",
-    "loops",
-    "plots",
-]
+# In the order of the pages; the rooms of the house and the modules of names in no room.
+GROUPS = {
+    "Curvature": ["operators", "losses", "linalg", "spectrum", "trackers"],
+    "The loss surface": ["measures", "landscape", "paths", "symmetry", "ensembles"],
+    "Training": ["transforms", "optimizers"],
+    "Running": ["preflight", "parallel", "loops"],
+    "Pictures": ["plots"],
+}
 OWN_PAGES = {"_spectrum": "spectrum", "_trackers": "trackers"}  # modules of names in no room
+PAGES = [page for pages in GROUPS.values() for page in pages]
+ROOMS = [page for page in PAGES if page not in OWN_PAGES.values()]
 
 
 def grouped_names() -> dict[str, dict[str, object]]:
@@ -52,6 +45,8 @@ def grouped_names() -> dict[str, dict[str, object]]:
             continue
         origin = value.__module__.split(".")[1]
         rooms.setdefault(OWN_PAGES.get(origin, origin), {})[f"flatjax.{name}"] = value
+    if set(rooms) != set(PAGES):
+        raise ValueError(f"a page stands in no group: {set(rooms) ^ set(PAGES)}.")
     return rooms
 
 
@@ -100,8 +95,9 @@ def write_pages(app) -> None:
     folder = pathlib.Path(app.srcdir) / "api"
     folder.mkdir(exist_ok=True)
     rooms = grouped_names()
-    index = ["API reference", "=============", "", ".. toctree::", ""]
-    index += [f"   {room}" for room in rooms]
+    index = ["API reference", "=============", ""]
+    for group, members in GROUPS.items():
+        index += [".. toctree::", f"   :caption: {group}", "", *(f"   {m}" for m in members), ""]
     pages = {"index": "\n".join(index) + "\n"}
     pages |= {room: page(room, names) for room, names in rooms.items()}
     for old in folder.glob("*.rst"):

@@ -350,15 +350,18 @@ def paths(axes: Any, runs: Runs, config: Config) -> None:
     seeds = range(min(3, config.seeds))
     rows = np.stack([[r["predictions"][i].astype(np.float32) for i in seeds] for r in pair])
     flat = rows.reshape(-1, np.prod(rows.shape[3:]))
-    left, values, _ = np.linalg.svd(flat - flat.mean(0), full_matrices=False)
+    there = np.isfinite(flat).all(1)  # before a run diverged
+    left, values, _ = np.linalg.svd(flat[there] - flat[there].mean(0), full_matrices=False)
     points = (left * values)[:, :2]
-    lines = points.reshape(*rows.shape[:3], 2)
+    lines = np.full((len(flat), 2), np.nan)
+    lines[there] = points
+    lines = lines.reshape(*rows.shape[:3], 2)
     low, high = points.min(0), points.max(0)
     grid = np.meshgrid(*(np.linspace(a, b, 120) for a, b in zip(low, high, strict=True)))
     places = np.stack(grid, -1).reshape(-1, 1, 2)
     closest = ((places - points) ** 2).sum(-1).argmin(1)
     for panel, quantity in zip(axes, ("lambda_K", "accuracy"), strict=True):
-        heights = np.stack([[smooth(r[quantity][i]) for i in seeds] for r in pair]).ravel()
+        heights = np.stack([[smooth(r[quantity][i]) for i in seeds] for r in pair]).ravel()[there]
         colours = heights[closest].reshape(grid[0].shape)
         shown = panel.pcolormesh(*grid, colours, cmap="Greys", alpha=0.6, shading="nearest")
         panel.figure.colorbar(shown, ax=panel, label=words(quantity))

@@ -80,6 +80,10 @@ class Config(Options):
     chunk: int = 1000  # updates between two saves
     taylor_steps: int = 60  # steps on the quadratic model
 
+    def __post_init__(self):
+        if not 1 <= self.every <= min(self.steps, self.flow_steps):
+            raise ValueError("every must be at least 1, and at most steps and flow_steps")
+
 
 # fmt: off
 lab = Lab(

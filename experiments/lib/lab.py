@@ -30,6 +30,7 @@ import numpy as np
 
 from experiments import registry
 from experiments.lib.runs.errors import BadNetwork
+from experiments.lib.runs.progress import say
 from experiments.lib.runs.shares import shared
 from experiments.lib.verdicts.claims import Claim, Source, Verdict, judge
 from experiments.lib.verdicts.curves import curve, words
@@ -246,9 +247,7 @@ class Lab(Generic[C]):
         config = _with_network(config)
         with run_folder(config) as out:
             runs = self._run(config, out)
-            for drawing in self._drawings:
-                with figure(out / drawing.file, **drawing.options) as axes:
-                    drawing.draw(axes, runs, config)
+            drawn = [drawing for drawing in self._drawings if _drawn(drawing, out, runs, config)]
             tables = [make(runs, config) for make in self._tables]
             for table in tables:
                 print_table(table)
@@ -256,11 +255,35 @@ class Lab(Generic[C]):
                 out,
                 config,
                 self.judged(runs, config),
-                [Figure(drawing.file, drawing.caption) for drawing in self._drawings],
+                [Figure(drawing.file, drawing.caption) for drawing in drawn],
                 self._extra(runs, config) if self._extra else None,
                 tables=tables,
                 title=self.title,
             )
+
+
+def _drawn(drawing: _Drawing, out: Path, runs: Any, config: Any) -> bool:
+    """Draws a figure; of runs that diverged it may be left out, so that they are still judged."""
+    try:
+        with figure(out / drawing.file, **drawing.options) as axes:
+            drawing.draw(axes, runs, config)
+    except Exception as error:
+        if _finite(runs):
+            raise
+        (out / drawing.file).unlink(missing_ok=True)  # of an earlier start
+        say(f"{drawing.file} is left out, not all numbers of the runs are finite: {error}")
+        return False
+    return True
+
+
+def _finite(runs: Any) -> bool:
+    """Whether all numbers of the runs are finite."""
+    if isinstance(runs, Mapping):
+        return all(map(_finite, runs.values()))
+    if isinstance(runs, tuple | list):
+        return all(map(_finite, runs))
+    numbers = np.asarray(runs)
+    return not np.issubdtype(numbers.dtype, np.inexact) or bool(np.isfinite(numbers).all())
 
 
 def _of_seeds(name: str, values: Any, config: Options) -> Mapping[int, Any]:

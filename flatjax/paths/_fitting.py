@@ -1,6 +1,7 @@
 """The gradient of the mean loss over a curve, and the training of its control points."""
 
 import functools
+import itertools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -18,6 +19,8 @@ from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.measures import _objective as objective
 from flatjax.paths._curves import Curve
+
+_NONE = object()  # where batches or weights have come to an end
 
 
 class CurveSamples(NamedTuple):
@@ -69,8 +72,8 @@ def curve_value_and_grad(
       num_samples: positions per call.
       stratified: draw one position from each of ``num_samples`` equal parts of [0, 1], which has
         the same mean and less variance; ``False`` for independent ones.
-      axis_name: inside ``shard_map`` or ``pmap``: the batch is this device's shard, the key the
-        same on all; value and gradient are the means over all devices.
+      axis_name: inside ``shard_map`` or ``pmap``: the batch (and its weights) are this device's
+        shard, the key the same on all; value and gradient are the means over all devices.
 
     Returns:
       A function ``oracle(curve, batch, *args, key=, weights=None)`` that returns
@@ -158,6 +161,7 @@ def fit_curve(
     num_steps: int,
     num_samples: int = 1,
     stratified: bool = True,
+    weights: Iterable[Any] | None = None,
     state: Any = None,
     callback: Callable[[int, Curve, jax.Array], None] | None = None,
 ) -> CurveFit:
@@ -166,7 +170,8 @@ def fit_curve(
     Stochastic descent of $\mathbb{E}_t L(\phi(t))$, see [`curve_value_and_grad`][], over passes of
     ``batches`` (Garipov et al. 2018). It is driven from the host over one compiled step, without
     waiting for the device. Batches that are split over a mesh, and control points replicated or
-    sharded over it, train on all its devices.
+    sharded over it, train on all its devices; inside ``shard_map`` write the loop yourself, with
+    the ``axis_name`` of [`curve_value_and_grad`][].
 
     Cost: ``num_steps * num_samples`` gradients. Memory of a gradient, the control points, and the
     optimiser's state of those that move.
@@ -182,6 +187,8 @@ def fit_curve(
       num_steps: updates.
       num_samples: positions per step.
       stratified: whether one is drawn from each of so many equal parts.
+      weights: the per-example weights or padding mask of every batch, a re-iterable beside
+        ``batches``; the loss must then be that of each example.
       state: the ``state`` of an earlier fit, to go on from with its curve (and another key).
       callback: ``callback(step, curve, loss)``, called after every step, counted from 1; the loss
         is that before the step.
@@ -191,8 +198,8 @@ def fit_curve(
 
     Raises:
       TypeError: for a one-shot iterator, an optimiser or curve that is none, or when traced.
-      ValueError: for a count below 1, no batch, a curve of which nothing moves, or data that do not
-        fit.
+      ValueError: for a count below 1, no batch, more or fewer weights than batches, a curve of
+        which nothing moves, or data that do not fit.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
@@ -214,11 +221,12 @@ def fit_curve(
     checks.check_count("num_steps", num_steps)
     checks.check_count("num_samples", num_samples)
     like = _moving(curve)
-    if iter(batches) is batches:
-        raise TypeError(
-            "batches is a one-shot iterator, but training passes over them several times: pass a "
-            "list or another object that can be iterated again."
-        )
+    for name, given in (("batches", batches), ("weights", weights)):
+        if given is not None and iter(given) is given:
+            raise TypeError(
+                f"{name} is a one-shot iterator, but training passes over them several times: pass "
+                "a list or another object that can be iterated again."
+            )
     if not hasattr(optimizer, "init") or not hasattr(optimizer, "update"):
         raise TypeError(f"optimizer must be one of optax, got {type(optimizer).__name__}.")
     if loops.is_traced((curve, args, key)):
@@ -232,10 +240,10 @@ def fit_curve(
     memory: dict[Any, Any] = {}
     while len(losses) < num_steps:
         before = len(losses)
-        for batch in batches:
+        for batch, w in _weighted(batches, weights):
             with functions.one_moment(memory):  # the loss is traced once, not for every batch
                 op = objective.mean_loss(
-                    loss_fn, like, batch, args, weights=None, axis_name=None, precision=None
+                    loss_fn, like, batch, args, weights=w, axis_name=None, precision=None
                 )
             free, state, loss = _step(
                 op, update, free, curve, state, key, len(losses), num=num_samples, even=stratified
@@ -250,6 +258,17 @@ def fit_curve(
             raise ValueError("batches is empty: fit_curve needs at least one batch.")
     history = jnp.asarray(np.stack(jax.device_get(losses)))
     return CurveFit(curve.with_free(free), history, state)
+
+
+def _weighted(batches, weights):
+    """One pass over the batches, each with its weights."""
+    if weights is None:
+        yield from ((batch, None) for batch in batches)
+        return
+    for pair in itertools.zip_longest(batches, weights, fillvalue=_NONE):
+        if any(part is _NONE for part in pair):
+            raise ValueError("weights must hold one array for every batch, in the same order.")
+        yield pair
 
 
 @functools.partial(

@@ -1,13 +1,13 @@
 """Plots of the loss surface: lines, curves, planes, trajectories and radii."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from flatjax.landscape._lines import Barrier, Line
-from flatjax.landscape._planes import Projection
+from flatjax.landscape._planes import Plane, Projection
 from flatjax.landscape._surfaces import Surface
 from flatjax.landscape._volume import LogVolume
 from flatjax.paths._path_loss import PathLoss
@@ -43,7 +43,8 @@ def plot_line(
       line: from [`loss_along`][], [`barrier`][] or [`loss_on_curve`][]. Of the last two the chord
         is drawn, dashed, and the barrier as an upright bar at its place.
       choose: of a tree of metrics, the one that is the loss.
-      accuracy: of a tree of metrics, the one that is drawn dotted against an axis on the right.
+      accuracy: of a tree of metrics, the one that is drawn dotted against an axis on the right, of
+        which axes have one however many lines are drawn.
       by_length: draw a curve over its length, as it is seen by a traveller, and not over t.
       ax: matplotlib axes; default the current ones.
       label: for the legend.
@@ -82,7 +83,7 @@ def plot_line(
     ax.set_xlabel("length" if x is not t else "t")
     ax.set_ylabel("loss")
     if accuracy is not None:
-        right = ax.twinx()
+        right = _right_axis(ax)
         right.plot(x, _chosen(drawn.losses, accuracy), ":", color=color)
         right.set_ylabel("accuracy")
     if label is not None:
@@ -90,11 +91,25 @@ def plot_line(
     return ax
 
 
-def _log_levels(z: np.ndarray, levels: int) -> tuple[np.ndarray, bool]:
-    """Levels of contours, and whether they are logarithmic: where all losses are positive."""
+def _right_axis(ax: Any) -> Any:
+    """The axis on the right that an earlier line has made, or a new one."""
+    for other in ax.get_shared_x_axes().get_siblings(ax):
+        # Others that share the horizontal axis lie elsewhere in the figure.
+        if other is not ax and other.get_position().bounds == ax.get_position().bounds:
+            return other
+    return ax.twinx()
+
+
+def _log_levels(z: np.ndarray, levels: int | Sequence[float]) -> tuple[np.ndarray, bool]:
+    """Levels of contours, and whether they are logarithmic: where all of them are positive."""
     finite = z[np.isfinite(z)]
     if not finite.size:
         raise ValueError("the surface has no finite loss.")
+    if not isinstance(levels, int):
+        heights = np.asarray(levels, float)
+        if heights.ndim != 1 or len(heights) < 2 or not (np.diff(heights) > 0).all():
+            raise ValueError("levels must be a count, or two losses and more that rise.")
+        return heights, bool(heights[0] > 0 and heights[-1] > 3 * heights[0])
     low, high = float(finite.min()), float(finite.max())
     if low == high:
         low, high = low - 0.5, high + 0.5
@@ -110,21 +125,28 @@ def plot_surface(
     minima: Any = None,
     labels: Any = None,
     choose: Choice = None,
-    levels: int = 16,
+    quantity: str = "loss",
+    levels: int | Sequence[float] = 16,
+    bar: bool = True,
     ax: Any = None,
 ) -> Any:
     """The loss over a plane as contours, logarithmic where it is positive.
 
-    Both axes have one scale. What is not finite is left white.
+    Both axes have one scale. What is not finite is left white. Surfaces that are compared need the
+    same levels: give all of them the same heights.
 
     Args:
       surface: from [`loss_surface`][].
       path: coordinates of a trajectory or a curve in the plane, shape ``(T, 2)``, as [`project`][]
         and [`principal_directions`][] give them; drawn as a line from its open to its full end.
-      minima: coordinates of points, shape ``(k, 2)``, as those of a [`Plane`][]; drawn as stars.
+      minima: points, drawn as stars: their coordinates, shape ``(k, 2)``, or the [`Plane`][] of the
+        surface, for the three points that it was laid through.
       labels: their names.
       choose: of a tree of metrics, the one that is drawn.
-      levels: how many contours.
+      quantity: what it is called beside the colours.
+      levels: how many contours, or the losses at which they are drawn, rising; what lies above the
+        last or below the first has the colour next to it.
+      bar: whether a bar beside the axes tells the losses of the colours.
       ax: matplotlib axes; default the current ones.
 
     Returns:
@@ -132,7 +154,8 @@ def plot_surface(
 
     Raises:
       ImportError: without matplotlib.
-      ValueError: if the losses are several and none is chosen, or no loss is finite.
+      ValueError: if the losses are several and none is chosen, no loss is finite, or the levels do
+        not rise.
 
     Example:
       >>> import jax.numpy as jnp, matplotlib
@@ -149,25 +172,35 @@ def plot_surface(
     heights, logarithmic = _log_levels(z.compressed(), levels)
     x, y = np.asarray(surface.positions, float), np.asarray(surface.other_positions, float)
     from matplotlib.colors import LogNorm
+    from matplotlib.patheffects import withStroke
+    from matplotlib.ticker import MaxNLocator
 
     norm = LogNorm(heights[0], heights[-1]) if logarithmic else None
     # Beyond the last level lies the largest loss itself, by rounding.
     filled = ax.contourf(x, y, z, heights, norm=norm, cmap="viridis", extend="both")
     ax.contour(x, y, z, heights, colors="white", linewidths=0.4, alpha=0.6)
-    bar = ax.figure.colorbar(filled, ax=ax, label="loss", format="%.3g")
-    bar.minorticks_off()
-    bar.set_ticks(heights[:: max(1, levels // 6)])
+    if bar:
+        # Within the axes, so of their height, which equal scales make unlike that of the figure.
+        beside = ax.inset_axes((1.04, 0, 0.05, 1))
+        legend = ax.figure.colorbar(filled, cax=beside, label=quantity, format="%.3g")
+        legend.minorticks_off()
+        legend.set_ticks(heights[:: max(1, len(heights) // 6)])
     if path is not None:
         points = np.asarray(path, float)
         ax.plot(*points.T, "-", color=ORANGE, linewidth=1.5, marker=".", markersize=3)
         ax.plot(*points[0], "o", color=ORANGE, markerfacecolor="white", markersize=6)
         ax.plot(*points[-1], "o", color=ORANGE, markersize=6)
     if minima is not None:
-        points = np.asarray(minima, float).reshape(-1, 2)
+        points = minima.coordinates if isinstance(minima, Plane) else minima
+        points = np.asarray(points, float).reshape(-1, 2)
         ax.plot(*points.T, "*", color="white", markeredgecolor="black", markersize=13, zorder=4)
         for point, name in zip(points, labels or [], strict=False):
-            ax.annotate(name, point, (7, 7), textcoords="offset points", color="white", zorder=4)
+            drawn = ax.annotate(name, point, (7, 7), textcoords="offset points", color="white")
+            drawn.set(
+                zorder=4, path_effects=[withStroke(linewidth=2, foreground="black", alpha=0.5)]
+            )
     ax.set_aspect("equal")
+    ax.xaxis.set_major_locator(MaxNLocator(6))
     ax.set_xlabel("first direction")
     ax.set_ylabel("second direction")
     return ax
@@ -206,8 +239,9 @@ def plot_surface_3d(surface: Surface, *, choose: Choice = None, ax: Any = None) 
     x, y = np.meshgrid(np.asarray(surface.positions), np.asarray(surface.other_positions))
     low, high = np.nanmin(heights), np.nanmax(heights)
     ax.plot_surface(
-        x, y, heights, cmap="viridis", vmin=low, vmax=high, rcount=100, ccount=100, linewidth=0
-    )
+        x, y, heights, cmap="viridis", vmin=low, vmax=high, rcount=100, ccount=100, linewidth=0,
+        antialiased=False,
+    )  # fmt: skip
     ax.set_xlabel("first direction")
     ax.set_ylabel("second direction")
     ax.set_zlabel("log10 loss" if logarithmic else "loss")

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 
+import numpy as np
 import pytest
 
 from experiments import registry
@@ -21,18 +22,34 @@ def compile_quickly(quick_compilation):
     """The numbers do not matter here."""
 
 
+def diverged(runs, name=""):
+    """The same records with no number in them, as of runs that diverged at once."""
+    if isinstance(runs, dict):
+        return {key: diverged(value, str(key)) for key, value in runs.items()}
+    if isinstance(runs, tuple):
+        return type(runs)(*(diverged(value) for value in runs))
+    counted = name.removeprefix("records_") in {"epoch", "time", "reached"}  # and not computed
+    number = np.issubdtype(np.asarray(runs).dtype, np.floating)
+    return np.full_like(runs, np.nan) if number and not counted else runs
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_the_smoke_preset(name, tmp_path):
+def test_the_smoke_preset(name, tmp_path, monkeypatch):
+    """From end to end; and what diverged is judged and reported as well."""
     lab = importlib.import_module(f"experiments.{name}").lab
-    config = dataclasses.replace(lab.presets["smoke"], out=tmp_path, quiet=True)
+    config = dataclasses.replace(lab.presets["smoke"], out=tmp_path / "run", quiet=True)
+    run, kept = lab._run, []
+    monkeypatch.setattr(lab, "_run", lambda *given: kept.append(run(*given)) or kept[0])
     lab.main(config)
-    summary = rundir.read_json(tmp_path / "summary.json")
+    summary = rundir.read_json(config.out / "summary.json")
     assert [c["name"] for c in summary["claims"]] == list(lab.claims)
     assert all(c["verdict"] == "not judged" for c in summary["claims"])
     for claim in summary["claims"]:
         assert [int(seed) for seed in claim["values"]] == list(config.seed_range())
-    assert summary["figures"]
-    assert all((tmp_path / figure["file"]).stat().st_size > 0 for figure in summary["figures"])
+    assert len(summary["figures"]) == len(lab._drawings) > 0
+    assert all((config.out / figure["file"]).stat().st_size > 0 for figure in summary["figures"])
+    monkeypatch.setattr(lab, "_run", lambda *given: diverged(kept[0]))
+    lab.main(dataclasses.replace(config, out=tmp_path / "diverged"))
 
 
 @pytest.mark.parametrize("name", NAMES)

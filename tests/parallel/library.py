@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import optax
 from jax.experimental import multihost_utils
 
 import flatjax
@@ -25,7 +26,7 @@ def batches_of(batch, sizes):
     ]
 
 
-def everything(params, v, batch, weights, stream):
+def everything(params, v, batch, weights, stream, whole):
     """The numbers to compare; global-view, the same code on one device and on many."""
     H = flatjax.hessian(loss_fn, params, batch, weights=weights)
     G = flatjax.ggn(model_fn, LOSS, params, batch, weights=weights)
@@ -38,13 +39,24 @@ def everything(params, v, batch, weights, stream):
     for _ in range(3):
         state = flatjax.track(k=2).update(H, state)
     results["tracked"] = state.values
+    plane = {"first": v, "second": params, "positions": [-0.5, 0.3, 1.0]}
+    # Of a batch that is split all devices work on every point; with all of it each has its own.
+    results["surface"] = flatjax.loss_surface(
+        loss_fn, params, batch, weights=weights, **plane
+    ).losses
+    results["points"] = flatjax.loss_surface(loss_fn, params, whole, **plane).losses
+    fit = flatjax.fit_curve(
+        loss_fn, flatjax.bezier([params, None, v]), [batch], optimizer=optax.sgd(0.1),
+        weights=None if weights is None else [weights], key=jax.random.key(0), num_steps=2,
+    )  # fmt: skip
+    results["curve"] = fit.curve.free
     return results
 
 
 def one_device():
     params, batch = mlp()
     stream = [(part, np.ones(len(part[1]))) for part in batches_of(batch, (3, 3, 4))]
-    return everything(params, vector(params), batch, None, stream)
+    return everything(params, vector(params), batch, None, stream, batch)
 
 
 def over_processes(processes, index):
@@ -55,16 +67,17 @@ def over_processes(processes, index):
     # Of unequal length too: three batches in the first process, one in the second.
     own = batches_of(mine, (2, 2, 2) if index == 0 else (4,))
     stream = parallel.shard_batches(own, mesh, rows=8)
-    v = vector(params)
+    v, whole = vector(params), parallel.replicate(batch, mesh)
     results = {
         "replicated": everything(
-            parallel.replicate(params, mesh), parallel.replicate(v, mesh), *placed, stream
+            parallel.replicate(params, mesh), parallel.replicate(v, mesh), *placed, stream, whole
         ),
         "sharded": everything(
             parallel.shard_params(params, mesh, min_size=0),
             parallel.shard_params(v, mesh, min_size=0),
             *placed,
             stream,
+            whole,
         ),
     }
     return multihost_utils.process_allgather(results, tiled=True)

@@ -62,19 +62,72 @@ def test_over_devices_the_gradient_is_that_of_one(problem, key):
     curve = flatjax.bezier(points)
     oracle = flatjax.curve_value_and_grad(losses_fn, num_samples=2, axis_name="data")
 
-    def local(curve, batch):
-        (value, _), gradient = oracle(curve, batch, key=key)
+    # On the first device one of two examples counts, on the last none.
+    weights = jnp.arange(8.0).at[6:].set(0.0)
+
+    def local(curve, batch, weights):
+        (value, _), gradient = oracle(curve, batch, key=key, weights=weights)
         return value, gradient
 
     mesh = parallel.make_mesh(4)
-    specs = (jax.P(), jax.P("data"))
+    specs = (jax.P(), jax.P("data"), jax.P("data"))
     mapped = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=jax.P())
-    value, gradient = jax.jit(mapped)(curve, batch)
+    value, gradient = jax.jit(mapped)(curve, batch, weights)
     one = flatjax.curve_value_and_grad(losses_fn, num_samples=2)
-    (wanted, _), exact = one(curve, batch, key=key)
+    (wanted, _), exact = one(curve, batch, key=key, weights=weights)
     np.testing.assert_allclose(value, wanted, rtol=1e-5)
     for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(exact), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_an_example_of_weight_zero_does_not_count(problem, key):
+    points, (inputs, targets) = problem
+    curve = flatjax.bezier(points)
+    padded = inputs.at[5:].set(jnp.nan), targets.at[5:].set(jnp.inf)
+    weights = jnp.arange(8.0).at[5:].set(0.0)
+    kept = (inputs[:5], targets[:5]), weights[:5]
+    oracle = flatjax.curve_value_and_grad(losses_fn, num_samples=2)
+    (value, _), gradient = oracle(curve, padded, key=key, weights=weights)
+    (wanted, _), exact = oracle(curve, kept[0], key=key, weights=kept[1])
+    options = {"optimizer": optax.sgd(0.1), "key": key, "num_steps": 3}
+    here = fit_curve(losses_fn, curve, [padded], weights=[weights], **options)
+    there = fit_curve(losses_fn, curve, [kept[0]], weights=[kept[1]], **options)
+    found = value, gradient, here.losses, here.curve.free
+    # The same numbers summed in float32, in another order.
+    for a, b in zip(
+        jax.tree.leaves(found),
+        jax.tree.leaves((wanted, exact, there.losses, there.curve.free)),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_every_batch_of_a_fit_has_its_own_weights(problem, key):
+    points, batch = problem
+    curve, weights = flatjax.bezier(points), [jnp.arange(4.0), jnp.array([3.0, 0.0, 1.0, 1.0])]
+    halves = [jax.tree.map(lambda a, i=i: a[4 * i : 4 * i + 4], batch) for i in range(2)]
+    options = {"optimizer": optax.sgd(0.0), "key": key, "num_steps": 4}
+    fit = fit_curve(losses_fn, curve, halves, weights=weights, **options)
+    oracle = flatjax.curve_value_and_grad(losses_fn)
+    for step, loss in enumerate(fit.losses):
+        (wanted, _), _ = oracle(
+            curve, halves[step % 2], key=jax.random.fold_in(key, step), weights=weights[step % 2]
+        )
+        np.testing.assert_allclose(loss, wanted, rtol=1e-5)  # a sum of four numbers
+
+
+def test_padded_batches_on_four_devices_train_as_one(problem, key):
+    points, batch = problem
+    mesh, options = parallel.make_mesh(4), {"optimizer": optax.sgd(0.1), "num_steps": 3}
+    parts = [jax.tree.map(lambda a: a[:5], batch), jax.tree.map(lambda a: a[5:], batch)]
+    here = fit_curve(losses_fn, flatjax.bezier(points), parts, key=key, **options)
+    split = [parallel.shard_batch(part, mesh, rows=8) for part in parts]
+    there = fit_curve(
+        losses_fn, flatjax.bezier(parallel.replicate(points, mesh)), [s.batch for s in split],
+        weights=[s.weights for s in split], key=key, **options,
+    )  # fmt: skip
+    np.testing.assert_allclose(there.losses, here.losses, rtol=1e-5)
+    np.testing.assert_allclose(there.curve.free["w"], here.curve.free["w"], rtol=1e-4, atol=1e-6)
 
 
 def ring(w, radii):
@@ -159,6 +212,11 @@ def test_bad_input(problem, key):
     options = {"optimizer": optax.sgd(0.1), "key": key, "num_steps": 1}
     with pytest.raises(TypeError, match="one-shot iterator"):
         fit_curve(losses_fn, curve, iter([batch]), **options)
+    with pytest.raises(TypeError, match="weights is a one-shot iterator"):
+        fit_curve(losses_fn, curve, [batch], weights=iter([None]), **options)
+    for weights in ([], [jnp.ones(8)] * 2):
+        with pytest.raises(ValueError, match="one array for every batch"):
+            fit_curve(losses_fn, curve, [batch], weights=weights, **options | {"num_steps": 2})
     with pytest.raises(ValueError, match="batches is empty"):
         fit_curve(losses_fn, curve, [], **options)
     with pytest.raises(TypeError, match="optimizer must be one of optax"):

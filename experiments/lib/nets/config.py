@@ -33,6 +33,10 @@ class ModelConfig:
     activation: Literal["relu", "tanh", "gelu", "elu", "softplus", "identity"] | None = None
     """Default relu; gelu in the transformer."""
 
+    skip: bool | None = None
+    """Whether every block adds its input to its output. Default True for the resnets, which are
+    plain networks without; False for the mlp, whose block is a layer between two of one width."""
+
     init_scale: float | None = None
     """s in W ~ N(0, s^2 / fan_in); biases are zero. Default sqrt(2) for relu (He et al. 2015), but
     1 in the last layer; else 1."""

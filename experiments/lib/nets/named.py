@@ -3,11 +3,13 @@
     model("s2cnn-16", 10)            two convolutions of stride 2, 16 and 32 channels
     model("resnet-20-group", 10)     20 layers, group norm
     model("wide_resnet-28-10", 10)   28 layers, ten times as wide
+    model("resnet-20-noskip", 10)    the same layers without skip connections, batch norm
     model("mlp-256-batch", 10)       two hidden layers of 256 units, batch norm
+    model("mlp-4-32-skip", 10)       four hidden layers of 32 units with skip connections
     model("my_nets:tiny", 10)        a user's own, see `experiments.lib.nets.user`
 
-A number is the width, of a resnet the depth; two are depth and width. Words are a norm or an
-activation.
+A number is the width, of a resnet the depth; two are depth and width. Words are a norm, an
+activation, skip or noskip.
 """
 
 from __future__ import annotations
@@ -74,9 +76,13 @@ def parsed(name: str) -> ModelConfig:
             found["norm"] = word
         elif word in values["activation"]:
             found["activation"] = word
+        elif word in ("skip", "noskip"):
+            found["skip"] = word == "skip"
         else:
             known = ", ".join(
-                v for v in (*values["norm"], *values["activation"]) if isinstance(v, str)
+                v
+                for v in (*values["norm"], *values["activation"], "skip", "noskip")
+                if isinstance(v, str)
             )
             raise ValueError(f"network {name!r}: {word!r} is no number and none of {known}")
     return ModelConfig(**found)

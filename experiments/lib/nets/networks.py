@@ -32,6 +32,14 @@ class Style:
     init_scale: float
     head_scale: float
     dropout: float
+    skip: bool
+
+    def branch_scale(self, blocks: int) -> float:
+        """The factor of each of so many blocks, where their inputs are added to them.
+
+        Without normalisation 1 / sqrt(blocks), or the signal would double in every block.
+        """
+        return 1 / math.sqrt(blocks) if self.skip and self.norm == "none" else 1.0
 
     def act(self, x: jax.Array) -> jax.Array:
         """The non-linearity."""
@@ -86,7 +94,7 @@ def _normal(scale: float) -> Any:
 
 
 class MLP(nn.Module):
-    """A multilayer perceptron on flattened inputs."""
+    """A multilayer perceptron on flattened inputs; with skips from hidden layer to hidden layer."""
 
     style: Style
     width: int
@@ -96,8 +104,10 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         x = x.reshape(x.shape[0], -1)
-        for _ in range(self.depth):
-            x = self.style.act(self.style.normalize(self.style.dense(self.width)(x), train=train))
+        scale = self.style.branch_scale(max(1, self.depth - 1))
+        for layer in range(self.depth):
+            y = self.style.normalize(self.style.dense(self.width)(x), train=train)
+            x = self.style.act(x + scale * y if self.style.skip and layer else y)
         return self.style.head(self.num_classes)(self.style.drop(x, train=train))
 
 
@@ -146,7 +156,7 @@ class CNN(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """conv, norm, act, conv, norm, added to the input, act."""
+    """conv, norm, act, conv, norm, added to the input if there are skips, act."""
 
     style: Style
     channels: int
@@ -159,6 +169,8 @@ class BasicBlock(nn.Module):
         y = self.style.act(self.style.normalize(y, train=train))
         y = self.style.conv(self.channels)(y)
         y = self.style.normalize(y, train=train)
+        if not self.style.skip:
+            return self.style.act(y)
         if x.shape != y.shape:
             x = self.style.conv(self.channels, 1, self.stride, name="shortcut")(x)
             x = self.style.normalize(x, train=train, name="shortcut_norm")
@@ -168,8 +180,7 @@ class BasicBlock(nn.Module):
 class ResNet(nn.Module):
     """Residual network for small images: a 3x3 stem, then stages, halved and doubled in between.
 
-    He et al., "Deep Residual Learning", CVPR 2016. Without normalisation the branches are scaled
-    by 1 / sqrt(number of blocks), or the signal would double in every block.
+    He et al., "Deep Residual Learning", CVPR 2016; without skips their plain network.
     """
 
     style: Style
@@ -179,7 +190,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        scale = 1 / math.sqrt(sum(self.blocks)) if self.style.norm == "none" else 1.0
+        scale = self.style.branch_scale(sum(self.blocks))
         x = self.style.act(self.style.normalize(self.style.conv(self.width)(x), train=train))
         for stage, count in enumerate(self.blocks):
             for block in range(count):
@@ -190,7 +201,7 @@ class ResNet(nn.Module):
 
 
 class WideBlock(nn.Module):
-    """Pre-activation: norm, act, conv, norm, act, dropout, conv, added to the input."""
+    """norm, act, conv, norm, act, dropout, conv, added to the input if there are skips."""
 
     style: Style
     channels: int
@@ -200,19 +211,21 @@ class WideBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         y = self.style.act(self.style.normalize(x, train=train))
-        same = self.stride == 1 and x.shape[-1] == self.channels
-        shortcut = x if same else self.style.conv(self.channels, 1, self.stride, "shortcut")(y)
+        shortcut = x
+        if self.style.skip and (self.stride > 1 or x.shape[-1] != self.channels):
+            shortcut = self.style.conv(self.channels, 1, self.stride, "shortcut")(y)
         y = self.style.conv(self.channels, stride=self.stride)(y)
         y = self.style.act(self.style.normalize(y, train=train))
         y = self.style.conv(self.channels)(self.style.drop(y, train=train))
+        if not self.style.skip:
+            return y
         return shortcut + self.branch_scale * y
 
 
 class WideResNet(nn.Module):
     """Wide residual network: three stages of 16k, 32k and 64k channels.
 
-    Zagoruyko and Komodakis, "Wide Residual Networks", BMVC 2016. Without normalisation the
-    branches are scaled as in `ResNet`.
+    Zagoruyko and Komodakis, "Wide Residual Networks", BMVC 2016.
     """
 
     style: Style
@@ -222,7 +235,7 @@ class WideResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        scale = 1 / math.sqrt(3 * self.blocks_per_stage) if self.style.norm == "none" else 1.0
+        scale = self.style.branch_scale(3 * self.blocks_per_stage)
         x = self.style.conv(16)(x)
         for stage in range(3):
             for block in range(self.blocks_per_stage):
@@ -314,7 +327,11 @@ def build(config: ModelConfig, num_classes: int) -> nn.Module:
     activation = config.activation or ("gelu" if name == "transformer" else "relu")
     norm = config.norm or _NORMS.get(name, "none")
     scale = config.init_scale or (math.sqrt(2) if activation == "relu" else 1.0)
-    style = Style(activation, norm, scale, config.init_scale or 1.0, config.dropout)
+    residual = name in ("resnet", "wide_resnet")
+    if config.skip is not None and not residual and name != "mlp":
+        raise ValueError(f"skip is for mlp, resnet and wide_resnet; leave it out for {name}")
+    skip = residual if config.skip is None else config.skip
+    style = Style(activation, norm, scale, config.init_scale or 1.0, config.dropout, skip)
     if name == "mlp":
         return MLP(style, width, depth, num_classes)
     if name == "s2cnn":

@@ -59,3 +59,25 @@ class VGG11(nn.Module):
             else:
                 x = nn.max_pool(x, (2, 2), (2, 2), "SAME")
         return nn.Dense(self.num_classes)(x.reshape(len(x), -1))
+
+
+class ShallowNet(nn.Module):
+    """C1 of Keskar et al., ICLR 2017, appendix B, as in their code: AlexNet for small images."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """The logits; with `train` dropout wants a key."""
+
+        def normalized(x):
+            return nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+
+        for _ in range(2):
+            x = normalized(nn.Conv(64, (5, 5), kernel_init=_HE)(x))
+            x = nn.max_pool(x, (3, 3), (2, 2), "SAME")
+        x = x.reshape(len(x), -1)
+        for features in (384, 192):
+            x = normalized(nn.Dense(features, kernel_init=_HE)(x))
+            x = nn.Dropout(0.5, deterministic=not train)(x)
+        return nn.Dense(self.num_classes)(x)

@@ -70,6 +70,7 @@ class _Layers:
     """The rules of a network, layer by layer.
 
     Attributes:
+      skip: whether blocks are added to their inputs, so that both have one order.
       params: of the network, for its shapes.
       rules: so far.
       sizes: the number of blocks of channels that a group norm takes together.
@@ -78,6 +79,7 @@ class _Layers:
     def __init__(self, config: ModelConfig, params: Any):
         norms = {"resnet": "batch", "wide_resnet": "batch", "transformer": "layer"}
         self.norm = config.norm or norms.get(config.name, "none")
+        self.skip = config.name != "mlp" if config.skip is None else config.skip
         self.params = params
         self.rules: Rules = {}
         self.sizes: dict[str, int] = {}
@@ -122,7 +124,7 @@ class _Layers:
 def _mlp(net: _Layers) -> None:
     before, i = None, 0
     while f"Dense_{i}" in net.params:
-        units = net.channels(f"h{i}", net.width(f"Dense_{i}"))
+        units = net.channels("stream" if net.skip else f"h{i}", net.width(f"Dense_{i}"))
         net.add(f"Dense_{i}", before, units)
         net.add_norm(f"{i}", units)
         before, i = units, i + 1
@@ -149,8 +151,18 @@ def _blocks(net: _Layers, kind: str) -> list[str]:
     return [f"{kind}_{i}" for i in range(count)]
 
 
+def _after(net: _Layers, block: str, stream: Any) -> Any:
+    """The entry of what leaves a block: the one that enters it where nothing changes its order."""
+    if net.skip and "shortcut" not in net.params[block]:
+        return stream
+    return net.channels(f"{block}-stream", net.width(f"{block}/Conv_1"))
+
+
 def _resnet(net: _Layers) -> None:
-    """The stream between shortcuts is one group; each block has one of its own inside."""
+    """The stream between shortcuts is one group; each block has one of its own inside.
+
+    Without skips the output of every block is a group of its own.
+    """
     stream = net.channels("stem", net.width("Conv_0"))
     net.add("Conv_0", None, stream)
     net.add_norm("0", stream)
@@ -158,11 +170,11 @@ def _resnet(net: _Layers) -> None:
         inside = net.channels(f"{block}-inside", net.width(f"{block}/Conv_0"))
         net.add(f"{block}/Conv_0", stream, inside)
         net.add_norm(f"{block}/0", inside)
+        after = _after(net, block, stream)
         if "shortcut" in net.params[block]:
-            after = net.channels(f"{block}-stream", net.width(f"{block}/shortcut"))
             net.add(f"{block}/shortcut", stream, after)
             net.add_norm(f"{block}/shortcut_norm", after)
-            stream = after
+        stream = after
         net.add(f"{block}/Conv_1", inside, stream)
         net.add_norm(f"{block}/1", stream)
     net.add("head", stream, None)
@@ -177,10 +189,10 @@ def _wide_resnet(net: _Layers) -> None:
         net.add_norm(f"{block}/0", stream)
         net.add(f"{block}/Conv_0", stream, inside)
         net.add_norm(f"{block}/1", inside)
+        after = _after(net, block, stream)
         if "shortcut" in net.params[block]:
-            after = net.channels(f"{block}-stream", net.width(f"{block}/shortcut"))
             net.add(f"{block}/shortcut", stream, after)
-            stream = after
+        stream = after
         net.add(f"{block}/Conv_1", inside, stream)
     net.add_norm("0", stream)
     net.add("head", stream, None)

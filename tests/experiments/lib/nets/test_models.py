@@ -68,6 +68,42 @@ def test_width_and_depth_make_an_mlp():
     assert size(ModelConfig(name="mlp", width=5, depth=3)) == (64 * 5 + 5) + 2 * 30 + 60
 
 
+@pytest.mark.parametrize("name", ["mlp", "resnet", "wide_resnet"])
+def test_a_network_without_skips_is_one_chain(name):
+    """With the weights of one layer zero nothing gets through, and with skips something does."""
+    inputs = jax.random.normal(jax.random.key(1), (4, 8, 8, 1))
+    for skip in (False, True):
+        model = make_model(ModelConfig(name=name, width=2, norm="batch", skip=skip), 10)
+        params, state = jax.jit(model.init)(jax.random.key(0), inputs)
+        block = params.get("BasicBlock_1") or params.get("WideBlock_1") or params
+        layer = block.get("Conv_0") or block["Dense_1"]
+        layer["kernel"] = jnp.zeros_like(layer["kernel"])
+        logits = jax.jit(lambda params, model=model, state=state: model.model_fn(
+            params, inputs, state))(params)  # fmt: skip
+        # The logits are the last bias, zero, or a sum of what came around the layer.
+        assert np.any(logits) == skip
+
+
+def test_skips_cost_the_convolutions_where_the_width_doubles():
+    counts = [size(ModelConfig(name="resnet", norm="none", skip=skip)) for skip in (False, True)]
+    assert counts[1] - counts[0] == (16 * 32 + 32) + (32 * 64 + 64)
+    assert size(ModelConfig(name="mlp")) == size(ModelConfig(name="mlp", skip=True))
+
+
+def test_an_mlp_with_skips_adds_each_hidden_layer_to_the_one_before():
+    model = make_model(ModelConfig(name="mlp", width=3, depth=3, skip=True), 2)
+    inputs = jax.random.normal(jax.random.key(1), (5, 3))
+    params, state = model.init(jax.random.key(0), inputs)
+    kernels = [params[f"Dense_{i}"]["kernel"] for i in range(3)]
+    x = jax.nn.relu(inputs @ kernels[0])
+    for kernel in kernels[1:]:
+        x = jax.nn.relu(x + x @ kernel / 2**0.5)  # without a norm: 1 / sqrt(two blocks)
+    # Sums of three terms, in another order.
+    np.testing.assert_allclose(
+        model.model_fn(params, inputs, state), x @ params["head"]["kernel"], rtol=1e-5, atol=1e-6
+    )
+
+
 def test_weights_have_the_stated_variance_and_biases_are_zero():
     model = make_model(ModelConfig(name="mlp", width=400, depth=1, activation="tanh"), 10)
     params, _ = model.init(jax.random.key(0), jnp.zeros((1, 100)))
@@ -128,6 +164,7 @@ def test_transformer_reads_tokens_and_a_causal_one_never_ahead():
         ({"name": "lenet"}, "unknown model 'lenet'; choose from mlp, s2cnn, cnn"),
         ({"name": "resnet", "depth": 9}, r"a resnet's depth is 6n \+ 2"),
         ({"name": "wide_resnet", "depth": 12}, r"a wide_resnet's depth is 6n \+ 4"),
+        ({"name": "cnn", "skip": True}, "skip is for mlp, resnet and wide_resnet"),
         ({"name": "transformer", "heads": 3}, r"heads \(3\) must divide the model's width \(64\)"),
         ({"name": "transformer", "patch": 3}, "do not cut into patches of 3"),
     ],

@@ -21,6 +21,8 @@ from experiments.lib.nets.config import ModelConfig
         ("simple_cnn", {"name": "simple_cnn"}),
         ("mlp-3-64-tanh", {"name": "mlp", "depth": 3, "width": 64, "activation": "tanh"}),
         ("resnet-18-64", {"name": "resnet", "depth": 18, "width": 64}),
+        ("resnet-20-noskip", {"name": "resnet", "depth": 20, "skip": False}),
+        ("mlp-4-32-skip", {"name": "mlp", "depth": 4, "width": 32, "skip": True}),
     ],
 )
 def test_names(name, options):

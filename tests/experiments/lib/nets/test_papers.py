@@ -13,6 +13,8 @@ from experiments.lib.nets import named
         ("SmallInception", 28, 1_649_402, True),  # Zhang et al. 2017, table 1
         # 9,217,728 weights of eight convolutions, 2,752 biases, and the last layer.
         ("VGG11", 32, 9_217_728 + 2_752 + 5130, False),
+        # Two convolutions, dense layers of 384, 192 and 10 units, and four batch norms.
+        ("ShallowNet", 32, 4864 + 102_464 + 1_573_248 + 73_920 + 1930 + 2 * 704, True),
     ],
 )
 def test_their_parameters_are_as_many_as_in_the_papers(name, side, count, batch_norm):
