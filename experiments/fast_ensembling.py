@@ -102,6 +102,7 @@ def rate(config: Config, high: Any) -> Any:
 def run(config: Config, out: Path) -> Runs:
     """Trains all members, and scores their ensembles."""
     seeds, recipe, count = list(config.seed_range()), config.recipe, config.members
+    rate(config, config.high)  # raises for a cycle of an odd number of updates
     data = minibatch.load_seeds(
         config.data, seeds, train_size=config.train_size, test_size=config.test_size,
         label_noise=config.label_noise, num_classes=recipe.classes, flat=recipe.flat,

@@ -73,9 +73,9 @@ lab = Lab(
     Config, "Garipov et al. 2018", shares=False,
     smoke={"seeds": 1, "train_size": 60, "test_size": 40, "curve_epochs": 1, "points": 3, "grid": 2,
            "recipe": {"hidden": (8,), "batch_size": 20, "epochs": 1}},
-    real={"data": "fashion_mnist", "seeds": 3, "train_size": 5000, "test_size": 2000,
+    real={"data": "fashion_mnist", "seeds": 3, "train_size": 4000, "test_size": 2000,
           "measured": 1000, "descent": {"learning_rate": 0.05}, "curve_epochs": 15, "points": 25,
-          "grid": 17, "recipe": {"network": "s2cnn-16", "batch_size": 128, "epochs": 20,
+          "grid": 17, "recipe": {"network": "s2cnn-16", "batch_size": 64, "epochs": 30,
                                  "record_every": 5}},
     # The authors' code, timgaripov/dnn-mode-connectivity, on CIFAR-10. Where it anneals linearly
     # from the half on, here a cosine does.
