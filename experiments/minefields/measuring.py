@@ -63,7 +63,8 @@ def end(config: Config, trained: Trained, good: Trained, data: SmallData) -> dic
     measured = first_examples(data, config.measured, axis=1)
     found = [
         radii(
-            config, *run_of((trained.params,), i),
+            config,
+            run_of(trained.params, i),
             recipes.training_batch(config.recipe, run_of(measured, i)),
             run_of(trained.model_state, i), jax.random.key(i),
         )

@@ -40,13 +40,14 @@ def poisoned(recipe: Recipe, seed: Any, poison: Any) -> optax.GradientTransforma
 
     def update(updates, key, params, *, args, **extra):
         del extra
+        (model_state,) = args
         key, draw, dropout = jax.random.split(key, 3)
         index = jnp.arange(size)
         if recipe.batch_size is not None and recipe.batch_size < size:
             index = jax.random.randint(draw, (recipe.batch_size,), 0, size)
 
         def objective(params):
-            logits, _ = model.apply(params, *args, inputs[index], train=True, key=dropout)
+            logits, _ = model.apply(params, model_state, inputs[index], train=True, key=dropout)
             return poison["beta"] * per_example(logits, targets[index]).mean()
 
         return optax.tree.add(updates, jax.grad(objective)(params)), key
