@@ -218,21 +218,19 @@ def keskar(axes: Any, runs: Runs, config: Config) -> None:
         other.set(ylim=(0, 1.02))
         other.grid(visible=False)
         for label, line in (("train", "-"), ("test", "--")):
-            options = {"linestyle": line, "linewidth": 2}
-            curve(panel, CHORD, runs[chord][f"{label}_loss"], 0, f"loss, {label}", **options)
-            options["linewidth"] = 1.2
-            curve(
-                other, CHORD, runs[chord][f"{label}_accuracy"], 1, f"accuracy, {label}", **options
-            )
+            loss, accuracy = (runs[chord][f"{label}_{name}"] for name in ("loss", "accuracy"))
+            curve(panel, CHORD, loss, 0, f"loss, {label}", linestyle=line, linewidth=2)
+            curve(other, CHORD, accuracy, 1, f"accuracy, {label}", linestyle=line, linewidth=1.2)
+        if chord == "chord_again":
+            other.set_ylabel("accuracy", color=COLORS[1])
+            handles = [h for a in (panel, other) for h in a.get_legend_handles_labels()[0]]
+            axes[0].legend(handles=handles, loc="lower center", ncols=2, fontsize=8)
         for alpha, size in ((0, small), (1, right)):
             panel.axvline(alpha, color="#555555", linewidth=1, linestyle=(0, (2, 2)), zorder=1)
             panel.annotate(f"S = {size}", (alpha, 1.01), xycoords=("data", "axes fraction"),
                            ha="center", va="bottom", fontsize=9)  # fmt: skip
     axes[0].set_ylabel("loss", color=COLORS[0])
-    other.set_ylabel("accuracy", color=COLORS[1])
-    handles = [h for a in (panel, other) for h in a.get_legend_handles_labels()[0]]
     axes[0].set_ylim(bottom=axes[0].get_ylim()[0] / 4)  # room for the legend
-    axes[0].legend(handles=handles, loc="lower center", ncols=2, fontsize=8)
 
 
 @lab.figure(

@@ -24,14 +24,14 @@ def ended(config: Any, trained: Trained, data: SmallData) -> dict[str, np.ndarra
     """What every run of an arm is like where it ends."""
     recipe, found = config.recipe, {"phi": [], "fgsm_accuracy": []}
     for index in range(len(data.targets)):
-        state = curvature.run_of((trained.params, trained.model_state), index)
+        params, state = curvature.run_of((trained.params, trained.model_state), index)
         one = curvature.run_of(data, index)
         sharp = flatjax.eps_sharpness(
-            recipes.losses_fn(recipe), state[0], recipes.training_batch(recipe, one), state[1],
+            recipes.losses_fn(recipe), params, recipes.training_batch(recipe, one), state,
             epsilon=config.epsilon,
         )  # fmt: skip
         found["phi"].append(float(sharp.value))
-        accuracy = attacked(recipe, *state, one.test_inputs, one.test_targets, config.fgsm)
+        accuracy = attacked(recipe, params, state, one.test_inputs, one.test_targets, config.fgsm)
         found["fgsm_accuracy"].append(float(accuracy))
     names = ("epoch", "train_loss", "train_accuracy", "test_loss", "test_accuracy")
     return (
