@@ -68,10 +68,11 @@ def measure(make, repeats: int) -> dict[str, float]:
     with count_compilations() as count:
         surface(positions[:1])
     forwards(1)
-    whole, alone = sum(
+    parts = [
         least(repeats, lambda r=rows: surface(r), lambda r=rows: forwards(len(r) * POINTS))
         for rows in np.split(positions, PARTS)
-    )
+    ]
+    whole, alone = np.sum(parts, axis=0)
 
     optimizer = optax.sgd(0.01, momentum=0.9)
     curve = flatjax.bezier([params, None, first])
