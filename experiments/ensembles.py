@@ -14,7 +14,14 @@ over all their subsets, exact; the calibrated one that of the 16 / n subsets of 
 
     python -m experiments ensembles
 
-Found: FOUND
+Found: the uncalibrated loss has the exponent 0.99 ± 0.01, but its factor is 1.14 ± 0.03 times what
+the spread of 16 members says: 1.26 and 1.22 with 8 and 16 units, of which some give the right class
+next to no probability, 1.11, 1.05 and 1.06 with more. The law in the width is off by 2.8 ± 0.4 % at
+most. For the memory of one network of 128 units 2 to 8 smaller ones are best, 3.6 ± 1.2, for that
+of 16 units always one; the other seeds' laws say 2 for the largest memory, and are a doubling off
+in four seeds and two in one. With weight decay 3e-3 and 500 test examples, on other seeds, the best
+temperature of half of them was so low that the loss of the other half was up to twenty times as
+large: networks that are not sure enough need many examples to be calibrated by.
 
 paper: VGG-like networks on CIFAR-100, widths up to 64 channels.
 """
@@ -396,9 +403,9 @@ def width_and_split(axes: Any, runs: Runs, config: Config) -> None:
     for number, k in enumerate((0, len(every) // 2, len(every) - 1)):
         law = width_law(runs["calibrated"][..., k].mean(0), config)
         plots.plot_power_law(law, config.widths, ax=left, color=COLORS[number],
-                             label=f"{every[k]} members, calibrated")  # fmt: skip
+                             label=f"calibrated, members: {every[k]}")  # fmt: skip
     left.plot(config.widths, runs["nll"][..., 0].mean(0), "x--", color="#555555",
-              label="1 member, uncalibrated")  # fmt: skip
+              label="uncalibrated, members: 1")  # fmt: skip
     left.set(xlabel="width", ylabel="negative log-likelihood")
     left.legend(fontsize=8)
     right.set(xscale="log")

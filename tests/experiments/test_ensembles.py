@@ -32,6 +32,7 @@ def test_units_that_are_filled_up_stay_zero():
     small, wide = (init_mlp(jax.random.key(0), (3, w, 2)) for w in (2, 5))
     filled, inputs = experiment.filled_up(small, wide), np.ones((4, 3), np.float32)
     assert jax.tree.map(np.shape, filled) == jax.tree.map(np.shape, wide)
+    np.testing.assert_array_equal(filled["layer_0"]["kernel"][:, :2], small["layer_0"]["kernel"])
 
     def loss(params):
         return (apply_mlp(params, inputs, activation=jax.nn.relu) ** 2).sum()
