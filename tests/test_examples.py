@@ -21,7 +21,16 @@ def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def run_by_docs(page):
+    """Whether `make docs` runs the page as well, with every warning as an error."""
+    return "file_format: mystnb" in page.read_text()
+
+
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(p, marks=pytest.mark.slow if run_by_docs(p) else ()) for p in PAGES],
+    ids=[str(page.relative_to(ROOT)) for page in PAGES],
+)
 def test_examples_run(page, in_an_empty_folder):
     assert run_page(page) > 0
 

@@ -232,9 +232,9 @@ class Lab(Generic[C]):
         """The verdicts on all claims, in their order."""
         found = []
         for name, claim in self.claims.items():
-            measure, null = self._measures[name], self._nulls.get(name)
-            values = _of_seeds(name, measure(runs, config), config)
-            other = None if null is None else _of_seeds(name, null(runs, config), config)
+            null = self._nulls.get(name)
+            values = _of_seeds(name, self._measures[name], runs, config)
+            other = None if null is None else _of_seeds(name, null, runs, config)
             found.append(judge(claim, values, other))
         if config.preset == "smoke":  # too short to be judged
             found = [verdict._replace(verdict="not judged") for verdict in found]
@@ -248,7 +248,8 @@ class Lab(Generic[C]):
         with run_folder(config) as out:
             runs = self._run(config, out)
             drawn = [drawing for drawing in self._drawings if _drawn(drawing, out, runs, config)]
-            tables = [make(runs, config) for make in self._tables]
+            made = [_made(make.__name__, make, runs, config) for make in self._tables]
+            tables = [table for table in made if table is not None]
             for table in tables:
                 print_table(table)
             write_summary(
@@ -256,24 +257,38 @@ class Lab(Generic[C]):
                 config,
                 self.judged(runs, config),
                 [Figure(drawing.file, drawing.caption) for drawing in drawn],
-                self._extra(runs, config) if self._extra else None,
+                _made("what else was measured", self._extra, runs, config) if self._extra else None,
                 tables=tables,
                 title=self.title,
             )
 
 
-def _drawn(drawing: _Drawing, out: Path, runs: Any, config: Any) -> bool:
-    """Draws a figure; of runs that diverged it may be left out, so that they are still judged."""
+def _made(what: str, make: Callable[[Any, Any], Any], runs: Any, config: Any) -> Any:
+    """What is made of the runs; of some that diverged `None` where it cannot be made.
+
+    So they are still judged and reported.
+    """
     try:
-        with figure(out / drawing.file, **drawing.options) as axes:
-            drawing.draw(axes, runs, config)
+        return make(runs, config)
     except Exception as error:
         if _finite(runs):
             raise
-        (out / drawing.file).unlink(missing_ok=True)  # of an earlier start
-        say(f"{drawing.file} is left out, not all numbers of the runs are finite: {error}")
-        return False
-    return True
+        say(f"{what} is left out, not all numbers of the runs are finite: {error}")
+        return None
+
+
+def _drawn(drawing: _Drawing, out: Path, runs: Any, config: Any) -> bool:
+    """Draws a figure, if it can be made of the runs."""
+
+    def draw(runs: Any, config: Any) -> bool:
+        with figure(out / drawing.file, **drawing.options) as axes:
+            drawing.draw(axes, runs, config)
+        return True
+
+    if _made(drawing.file, draw, runs, config):
+        return True
+    (out / drawing.file).unlink(missing_ok=True)  # of an earlier start
+    return False
 
 
 def _finite(runs: Any) -> bool:
@@ -286,8 +301,13 @@ def _finite(runs: Any) -> bool:
     return not np.issubdtype(numbers.dtype, np.inexact) or bool(np.isfinite(numbers).all())
 
 
-def _of_seeds(name: str, values: Any, config: Options) -> Mapping[int, Any]:
+def _of_seeds(
+    name: str, measure: Callable[[Any, Any], Any], runs: Any, config: Options
+) -> Mapping[int, Any]:
     """The numbers of a claim by seed."""
+    values = _made(f"claim {name!r}", measure, runs, config)
+    if values is None:
+        values = np.full(config.seeds, np.nan)
     if isinstance(values, Mapping):
         return values
     if np.shape(values) != (config.seeds,):
