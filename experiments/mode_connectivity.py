@@ -14,7 +14,11 @@ matched by their weights (Ainsworth et al. 2023), and the chord is measured anew
 Found: the training loss rises from 0.001 to 1.50 along the chord, to 0.035 along a Bezier curve and
 to 0.014 along a chain; the test error of 2.2 % to 36, 3.1 and 2.9 %. Between a network and its copy
 it is the same, though the units of the copy are all found again. Matching units takes 94 % of the
-barrier between networks trained apart, and leaves nearly three times that of a Bezier curve.
+barrier between networks trained apart, and leaves nearly three times that of a Bezier curve. On
+Fashion-MNIST, with convolutions, curves are trained for half as many epochs as networks: the chord
+rises to 1.34 ± 0.04, the chain to 0.088 ± 0.004, 15.6 ± 0.9 times less high and 0.5 ± 0.2 points
+above the test error of its ends; the Bezier curve stays at 0.167 ± 0.007, 8.1 ± 0.2 times less
+high, and misses what is accepted of it.
 
 Losses are cross-entropies without the weight decay that curves are trained with, but over planes
 with it, as in the paper. Where there is batch norm its statistics are estimated anew at every
