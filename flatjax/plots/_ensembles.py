@@ -45,13 +45,13 @@ def plot_power_law(
         not one of positive sizes.
 
     Example:
-      >>> import numpy as np, matplotlib
-      >>> matplotlib.use("Agg")
+      >>> import numpy as np, matplotlib.figure
       >>> import flatjax
       >>> from flatjax import plots
       >>> n = np.array([1.0, 2.0, 4.0, 8.0])
       >>> law = flatjax.fit_power_law(n, 0.3 + 0.2 / n)
-      >>> plots.plot_power_law(law, n, span=(1, 100)).get_xscale()
+      >>> ax = matplotlib.figure.Figure().add_subplot()
+      >>> plots.plot_power_law(law, n, span=(1, 100), ax=ax).get_xscale()
       'log'
     """
     ax = axes(ax)

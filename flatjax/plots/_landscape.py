@@ -303,8 +303,7 @@ def plot_radii(volumes: Mapping[Any, LogVolume] | LogVolume, *, ax: Any = None) 
       ImportError: without matplotlib.
 
     Example:
-      >>> import jax, jax.numpy as jnp, matplotlib
-      >>> matplotlib.use("Agg")
+      >>> import jax, jax.numpy as jnp, matplotlib.figure
       >>> import flatjax
       >>> from flatjax import plots
       >>> found = flatjax.log_volume(
@@ -315,7 +314,8 @@ def plot_radii(volumes: Mapping[Any, LogVolume] | LogVolume, *, ax: Any = None) 
       ...     threshold=1.0,
       ...     num_directions=4,
       ... )
-      >>> plots.plot_radii({"ball": found}).get_xlabel()
+      >>> ax = matplotlib.figure.Figure().add_subplot()
+      >>> plots.plot_radii({"ball": found}, ax=ax).get_xlabel()
       'radius'
     """
     ax = axes(ax)
