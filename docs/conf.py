@@ -1,7 +1,10 @@
 """Sphinx configuration. Build with `make docs`; warnings are errors there."""
 
+import os
 import pathlib
 import sys
+
+import jax
 
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE / "_extensions"))
@@ -42,6 +45,10 @@ napoleon_custom_sections = [("Yields", "returns_style"), "Cost", "Reference"]
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 # Pages with code cells run at every build and any exception fails it.
+# The pages compile many programs and run little: as in tests/conftest.py.
+if "XLA_FLAGS" not in os.environ:
+    emitters = " --xla_cpu_use_fusion_emitters=false" if jax.__version_info__ < (0, 11) else ""
+    os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0" + emitters
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 180
