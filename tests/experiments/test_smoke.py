@@ -14,7 +14,7 @@ NAMES = [
     for name in registry.summaries()
     if hasattr(importlib.import_module(f"experiments.{name}"), "lab")
 ]
-DEAR = {"hessian_outliers"}  # programs of four networks and of their spectra
+DEAR = {"flat_optimisers", "hessian_outliers", "landscape"}  # programs of many networks
 OF_NO_PAPER = {"quickstart", "flat_optimisers"}
 
 
