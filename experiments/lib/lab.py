@@ -29,7 +29,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import numpy as np
 
 from experiments import registry
-from experiments.lib.runs.errors import BadNetwork
+from experiments.lib.runs.errors import BadNetwork, ExperimentError
 from experiments.lib.runs.progress import say
 from experiments.lib.runs.shares import shared
 from experiments.lib.verdicts.claims import Claim, Source, Verdict, judge
@@ -270,8 +270,8 @@ def _made(what: str, make: Callable[[Any, Any], Any], runs: Any, config: Any) ->
     """
     try:
         return make(runs, config)
-    except Exception as error:
-        if _finite(runs):
+    except (ArithmeticError, LookupError, TypeError, ValueError, Warning) as error:
+        if isinstance(error, ExperimentError) or _finite(runs):
             raise
         say(f"{what} is left out, not all numbers of the runs are finite: {error}")
         return None

@@ -96,7 +96,7 @@ def fit_power_law(sizes: Any, values: Any, *, errors: Any = None) -> PowerLaw:
     k, grid = len(y), _exponents(logs)
 
     def chi2(a):
-        residuals, _, _ = _linear(np.atleast_1d(a), logs, y, weights)
+        residuals, _, _ = best_linear(np.atleast_1d(a), logs, y, weights)
         return (weights * residuals**2).sum(axis=1)
 
     profile = chi2(grid)
@@ -118,7 +118,7 @@ def fit_power_law(sizes: Any, values: Any, *, errors: Any = None) -> PowerLaw:
     sides = ((grid[grid < exponent][::-1], -np.inf), (grid[grid > exponent], np.inf))
     excess = lambda a: chi2(a)[0] - level  # noqa: E731
     interval = [_crossing(excess, exponent, *side) for side in sides]
-    residuals, offset, scale = (x[0] for x in _linear(np.array([exponent]), logs, y, weights))
+    residuals, offset, scale = (x[0] for x in best_linear(np.array([exponent]), logs, y, weights))
     converged = inside and bool(np.isfinite(offset) and np.isfinite(scale))
     found = (offset, scale, np.float64(exponent), np.array(interval), residuals, converged)
     return PowerLaw(*map(jnp.asarray, found))
@@ -156,7 +156,7 @@ def _exponents(logs: np.ndarray) -> np.ndarray:
 
 
 @quiet()
-def _linear(a: np.ndarray, logs: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple:
+def best_linear(a: np.ndarray, logs: np.ndarray, y: np.ndarray, weights: np.ndarray) -> tuple:
     """The best offset and scale for every exponent: residuals ``(g, k)``, offsets, scales."""
     a = a[:, None]
     # In units of the size at which the power is largest, so that none overflows.

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from jax.typing import ArrayLike
 
-from flatjax.ensembles._power_laws import PowerLaw
+from flatjax.ensembles._power_laws import PowerLaw, best_linear
 from flatjax.plots._axes import BLUE, axes
 
 
@@ -97,7 +97,6 @@ def _refitted(
     exponent: float, sizes: np.ndarray, values: np.ndarray, errors: np.ndarray | None, at: Any
 ) -> np.ndarray:
     """The closest law of a given exponent, at some sizes."""
-    weights = np.ones_like(values) if errors is None else 1 / errors
-    design = np.stack([np.ones_like(sizes), sizes**exponent], axis=1)
-    (offset, scale), *_ = np.linalg.lstsq(weights[:, None] * design, weights * values)
+    weights = np.ones_like(values) if errors is None else errors**-2
+    _, offset, scale = best_linear(np.array([exponent]), np.log(sizes), values, weights)
     return offset + scale * at**exponent

@@ -2,8 +2,8 @@
 
     model("s2cnn-16", 10)            two convolutions of stride 2, 16 and 32 channels
     model("resnet-20-group", 10)     20 layers, group norm
+    model("resnet-20-noskip", 10)    20 layers, batch norm, without skip connections
     model("wide_resnet-28-10", 10)   28 layers, ten times as wide
-    model("resnet-20-noskip", 10)    the same layers without skip connections, batch norm
     model("mlp-256-batch", 10)       two hidden layers of 256 units, batch norm
     model("mlp-4-32-skip", 10)       four hidden layers of 32 units with skip connections
     model("my_nets:tiny", 10)        a user's own, see `experiments.lib.nets.user`

@@ -73,6 +73,47 @@ def test_one_call_runs_judges_draws_and_reports(tmp_path, capsys):
     assert "1.25" in (tmp_path / "report.html").read_text()
 
 
+def _refusing(error, height):
+    """An experiment whose claim, figure and table do not take what it has run."""
+    lab = Lab(Config, "Nobody 2021")
+    heights = np.array([1.0, height])
+    lab.run(lambda config, out: {"arm": {"height": heights}, "pair": (heights, [heights])})
+
+    def refuse(*given):
+        raise error
+
+    lab.claim("rises", "It rises.", refuse, low=0.4, source="margin")
+    lab.figure("Nothing.")(refuse)
+    lab.table(refuse)
+    lab.extra(refuse)
+    return lab
+
+
+def test_what_cannot_be_made_of_diverged_runs_is_left_out_in_one_line(tmp_path, capsys):
+    lab = _refusing(np.linalg.LinAlgError("no convergence"), np.nan)
+    lab.main(Config(out=tmp_path, seeds=2))
+    said = capsys.readouterr()
+    lines = [line for line in "".join(said).splitlines() if "left out" in line]
+    assert len(lines) == 4
+    assert all(line.endswith("finite: no convergence") for line in lines)
+    summary = rundir.read_json(tmp_path / "summary.json")
+    assert [claim["verdict"] for claim in summary["claims"]] == ["inconclusive"]
+    assert summary["figures"] == []
+
+
+@pytest.mark.parametrize(
+    ("error", "height"),
+    [
+        (ValueError("a mistake"), 2.0),  # of runs that did not diverge
+        (BadNetwork("not this one"), np.nan),  # said on purpose
+        (OSError("no room"), np.nan),
+    ],
+)
+def test_other_errors_are_raised(tmp_path, error, height):
+    with pytest.raises(type(error), match=str(error)):
+        _refusing(error, height).main(Config(out=tmp_path, seeds=2))
+
+
 def test_presets_are_changes_to_the_default():
     lab = _lab(smoke={"rate": 0.1, "inner": {"width": 3}}, paper={"data": "mnist"})
     assert lab.presets["cpu"] == Config()
