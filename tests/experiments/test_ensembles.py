@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import ensembles as experiment
+from experiments.ensembles import subsets
 from experiments.lib.nets.mlp import apply_mlp, init_mlp
 
 
@@ -14,17 +15,17 @@ def test_the_loss_of_subsets_is_the_mean_over_all_of_them():
     rng = np.random.default_rng(0)
     log_p = np.log(rng.beta(0.3, 0.2, (6, 8)) + 1e-9)
     log_p[:, 0] -= 30  # a target that no member expects
-    for n, found in zip((1, 2, 3, 6), experiment.expected_nll(log_p, (1, 2, 3, 6)), strict=True):
-        subsets = [list(s) for s in itertools.combinations(range(6), n)]
-        wanted = np.mean([-np.log(np.exp(log_p[s]).mean(0)).mean() for s in subsets])
+    for n, found in zip((1, 2, 3, 6), subsets.expected_nll(log_p, (1, 2, 3, 6)), strict=True):
+        chosen = [list(s) for s in itertools.combinations(range(6), n)]
+        wanted = np.mean([-np.log(np.exp(log_p[s]).mean(0)).mean() for s in chosen])
         # The trapezoidal sum is off by exp(-2 pi^2), from its lower end by 1e-9.
         np.testing.assert_allclose(found, wanted, rtol=1e-7)
 
 
 def test_the_best_of_subsets_is_the_mean_over_all_of_them():
-    losses = np.random.default_rng(1).exponential(size=6)
-    for n, found in zip((1, 2, 5, 6), experiment.best_of(losses, (1, 2, 5, 6)), strict=True):
-        wanted = np.mean([min(s) for s in itertools.combinations(losses, n)])
+    drawn = np.random.default_rng(1).exponential(size=6)
+    for n, found in zip((1, 2, 5, 6), subsets.best_of(drawn, (1, 2, 5, 6)), strict=True):
+        wanted = np.mean([min(s) for s in itertools.combinations(drawn, n)])
         np.testing.assert_allclose(found, wanted, rtol=1e-12)
 
 
