@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from experiments import break_even_point as experiment
 from experiments.break_even_point import numbers, training
@@ -122,7 +123,7 @@ def test_what_batch_norm_leaves_out_stays_open(tmp_path, quick_compilation):
 OF_BATCHES = ("lambda-h", "lambda-b", "trace-b")
 
 
-def _judged(tops, ratios, stability, noise, leaves, at=25):
+def _runs(tops, ratios, stability, noise, leaves, at=25):
     """Quantities that rise to the tops of the arms; the path of one of them leaves the others."""
     rise = np.linspace(0.1, 1, 60)
     rng = np.random.RandomState(1)
@@ -142,7 +143,11 @@ def _judged(tops, ratios, stability, noise, leaves, at=25):
         away = np.maximum(np.arange(60.0) - at, 0) * (name == leaves)
         along = np.arange(60.0) + (0.5 if name in ("rate_1", "again") else 0)
         runs[name]["predictions"] = np.tile(np.stack([along, away], 1)[:, None], (3, 1, 2, 1))
-    judged = experiment.lab.judged(runs, CONFIG)
+    return runs
+
+
+def _judged(*made_up, **options):
+    judged = experiment.lab.judged(_runs(*made_up, **options), CONFIG)
     return {
         verdict: {v.claim.name for v in judged if v.verdict == verdict}
         for verdict in ("reproduced", "void")
@@ -167,6 +172,19 @@ def test_verdicts_on_made_up_runs():
     assert bad["reproduced"] <= {"stability-is-kept"}
     loose = _judged(TOPS, RATIOS, 2.0, 0.01, "rate_1")
     assert "stability-is-kept" not in loose["reproduced"]
+
+
+def test_paths_are_drawn_up_to_where_a_run_diverged():
+    runs = _runs(TOPS, RATIOS, 1.0, 0.01, "rate_1")
+    runs["rate_1"]["predictions"][0, 40:] = np.nan
+    axes = Figure().subplots(1, 2)
+    experiment.paths(axes, runs, CONFIG)
+    lines = [line.get_xydata() for line in axes[0].get_lines() if len(line.get_xydata()) > 1]
+    finite = [int(np.isfinite(line).all(1).sum()) for line in lines]
+    assert finite == [40, 60, 60, 60, 60, 60]
+    # A run of the other arm that did not diverge goes straight along: its steps are equal.
+    steps = np.linalg.norm(np.diff(lines[3], axis=0), axis=1)
+    np.testing.assert_allclose(steps, steps[0], rtol=1e-4)  # predictions are float32
 
 
 def test_paths_that_part_from_the_start_say_nothing():

@@ -55,6 +55,12 @@ def test_the_quadratic_model_is_exact_on_a_quadratic():
     np.testing.assert_allclose(loss, model, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("options", [{"every": 0}, {"steps": 3}, {"flow_steps": 3}])
+def test_the_sharpness_is_measured_once_at_least(options):
+    with pytest.raises(ValueError, match="every must be at least 1, and at most steps"):
+        experiment.Config(**options)
+
+
 def test_unknown_arms_are_refused():
     with pytest.raises(ExperimentError, match="arms are gd"):
         training.arms(dataclasses.replace(SMOKE, arms=("adamw",)))
