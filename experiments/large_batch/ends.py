@@ -6,6 +6,7 @@ chord = lines(recipe, ends_of_one, ends_of_another, data, positions)
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -42,21 +43,15 @@ def ended(config: Any, trained: Trained, data: SmallData) -> dict[str, np.ndarra
     )
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def attacked(
     recipe: Recipe, params: Any, model_state: Any, inputs: Any, targets: Any, size: float
 ) -> jax.Array:
     """The accuracy on inputs that are moved by `size` along the sign of the loss's gradient."""
-
-    @jax.jit
-    def accuracy(params, model_state, inputs, targets):
-        batch = recipes.training_batch(recipe, SmallData(inputs, targets, targets, inputs, targets))
-        gradient = jax.grad(
-            lambda x: recipes.mean_loss(recipe, params, (x, batch[1]), model_state)
-        )(batch[0])
-        moved = inputs + size * jnp.sign(gradient)
-        return (recipes.logits(recipe, params, model_state, moved).argmax(-1) == targets).mean()
-
-    return accuracy(params, model_state, inputs, targets)
+    batch = recipes.training_batch(recipe, SmallData(inputs, targets, targets, inputs, targets))
+    gradient = jax.grad(lambda x: recipes.mean_loss(recipe, params, (x, batch[1]), model_state))
+    moved = inputs + size * jnp.sign(gradient(batch[0]))
+    return recipes.hits(recipes.logits(recipe, params, model_state, moved), targets).mean()
 
 
 def lines(

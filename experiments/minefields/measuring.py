@@ -15,6 +15,7 @@ from experiments.lib.data.small import SmallData, first_examples
 from experiments.lib.training import recipes
 from experiments.lib.training.curvature import run_of
 from experiments.lib.training.minibatch import Trained
+from experiments.minefields.training import vector
 
 if TYPE_CHECKING:
     from experiments.minefields import Config
@@ -125,5 +126,4 @@ def of_map(good: Trained, others: Sequence[Trained]) -> dict[str, Any]:
 
 def vectors(trained: Trained) -> np.ndarray:
     """Where all runs end, (runs, size)."""
-    leaves = jax.tree.leaves(trained.params)
-    return np.concatenate([np.reshape(a, (len(a), -1)) for a in leaves], axis=1)
+    return np.asarray(jax.vmap(vector)(trained.params))

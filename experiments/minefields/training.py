@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.flatten_util import ravel_pytree
 
 from experiments.lib.data.small import SmallData, first_examples
 from experiments.lib.nets import losses
@@ -131,4 +132,4 @@ def train_poisoned(
 
 def vector(params: Any) -> jax.Array:
     """The parameters as one vector."""
-    return jnp.concatenate([a.ravel() for a in jax.tree.leaves(params)])
+    return ravel_pytree(params)[0]
