@@ -91,7 +91,7 @@ Bezier curve beside a gradient step of one network, both of a pair run in turn i
 least of three runs (in the short form one of the surface) by the wall's clock, and by the
 processor's, which other work on the machine disturbs less. Programs are those that the first
 surface compiles; points are counted, on one device and on four of a CPU that hold params and data
-whole.
+whole. Of the small perceptron the host's work for every point and step is what remains.
 """
 CONVOLUTIONS = """Milliseconds of one operation as XLA's CPU backend does it at the entry of a
 program, and how many times faster flatjax's form of it is where it has one; both timed in turn, the
