@@ -164,7 +164,7 @@ def values(
       The tree of metrics, each of this shape.
     """
     m = jax.tree.leaves(rows)[0].shape[0]
-    mesh = None if loops.is_traced((points, shared, rows)) else mesh_of((points, shared))
+    mesh = None if loops.is_traced((points, shared, rows)) else mesh_to_share(points, shared)
     points, shared = on_all((points, shared), mesh)
     devices = 1 if mesh is None else mesh.size
     rows = padded(rows, devices)
@@ -189,6 +189,15 @@ def mesh_of(tree: Any) -> Mesh | None:
     meshes: set[Any] = {s.mesh for s in map(trees.sharding_of, arrays) if s is not None}
     whole = all(a.is_fully_replicated for a in arrays)
     return meshes.pop() if whole and len(meshes) == 1 else None
+
+
+def mesh_to_share(points: Points, shared: Any) -> Mesh | None:
+    """The mesh whose devices take points of their own; ``None`` where all work on every point.
+
+    A program of a function that captures arrays of a mesh names it, so it runs on all of it.
+    """
+    captured = jax.tree.leaves(points.op.loss_fn)
+    return None if any(map(trees.sharding_of, captured)) else mesh_of((points, shared))
 
 
 def on_all(tree: Any, mesh: Mesh | None) -> Any:

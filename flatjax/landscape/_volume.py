@@ -154,7 +154,7 @@ def log_volume(
     inverse_root = jax.tree.map(lambda a: jnp.ones_like(a), points.op.params)
     if preconditioner is not None:
         inverse_root = preconditioned(points.op, preconditioner).inverse_root
-    mesh = None if loops.is_traced(points) else points_at.mesh_of((points, inverse_root))
+    mesh = None if loops.is_traced(points) else points_at.mesh_to_share(points, inverse_root)
     points, inverse_root = points_at.on_all((points, inverse_root), mesh)
     devices = 1 if mesh is None else mesh.size
     if mesh is not None:  # every device draws its own directions

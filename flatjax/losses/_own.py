@@ -43,7 +43,7 @@ class FunctionLoss(OutputLoss):
         values = self.fn(outputs, targets)
         if values.ndim != 1:
             raise ValueError(
-                "an output loss must return one value an example, shape (n,), got "
+                "an output loss must return one value per example, shape (n,), got "
                 f"{values.shape}: do not reduce over the batch."
             )
         return values

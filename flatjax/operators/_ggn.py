@@ -349,7 +349,7 @@ def _gauss_newton(model_fn, loss, params, batch, args, weights, axis_name, preci
     values = jax.eval_shape(loss, outputs, targets)
     if loss.per == "example" and values.shape != (checked.n,):
         raise ValueError(
-            f"the loss must return one value an example, shape ({checked.n},), got {values.shape}."
+            f"the loss must return one value per example, shape ({checked.n},), got {values.shape}."
         )
     if checked.weights is not None:
         allowed = positions_shape(outputs) if token_weights else (checked.n,)

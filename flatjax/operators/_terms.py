@@ -161,9 +161,11 @@ def form_of(out: Any, checked: Checked, *, scalar_allowed: bool) -> str:
                 "weights need per-example losses: loss_fn must return shape (n,), got a scalar."
             )
         return SCALARS if isinstance(out, Mean) else MEAN
-    if checked.n is None or total.shape != (checked.n,):
+    if checked.n is None:
+        raise ValueError(f"without a batch loss_fn must return a scalar, got shape {total.shape}.")
+    if total.shape != (checked.n,):
         raise ValueError(
-            f"loss_fn must return a scalar or one value an example, shape ({checked.n},), got "
+            f"loss_fn must return a scalar or one value per example, shape ({checked.n},), got "
             f"{total.shape}."
         )
     return ROWS if isinstance(out, Mean) else LOSSES

@@ -161,26 +161,29 @@ def test_devices_take_points_of_their_own(problem):
     np.testing.assert_allclose(there.losses, here.losses, rtol=1e-6)
 
 
-@pytest.mark.parametrize("whole", [("params",), ("params", "batch")])
+@pytest.mark.parametrize(
+    "whole", [("params",), ("params", "batch"), ("captured",), ("params", "batch", "captured")]
+)
 def test_devices_of_their_own_take_a_cross_entropy(whole):
     """Programs of indexing name the mesh of the arrays that they are traced with."""
     rng = np.random.default_rng(0)
     given = {
         "params": jnp.asarray(rng.normal(size=(3, 4)), jnp.float32),
         "batch": (jnp.asarray(rng.normal(size=(6, 3)), jnp.float32), jnp.arange(6) % 4),
+        "captured": jnp.asarray(rng.normal(size=(6, 3)), jnp.float32),
     }
 
     def loss(w, batch, scale):
         logits = scale * (batch[0] @ w)
         return optax.softmax_cross_entropy_with_integer_labels(logits, batch[1])
 
-    captured = given["batch"][0]  # one device's
+    def along(params, batch, captured):
+        def args_fn(w):
+            picked = jnp.take_along_axis(captured @ w, batch[1][:, None], axis=1)
+            return jnp.square(jnp.where(picked > 0, picked, captured[0, 0])).mean()
 
-    def along(params, batch):
         options = {"direction": given["params"], "positions": np.linspace(-1, 1, 5)}
-        return loss_along(
-            loss, params, batch, args_fn=lambda w: jnp.square(captured @ w).mean(), **options
-        ).losses
+        return loss_along(loss, params, batch, args_fn=args_fn, **options).losses
 
     mesh = parallel.make_mesh(4)
     placed = {k: parallel.replicate(v, mesh) if k in whole else v for k, v in given.items()}

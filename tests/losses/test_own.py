@@ -103,7 +103,7 @@ class TestFunctions:
         assert hash(as_loss(fn)) == hash(as_loss(fn))
 
     def test_one_value_an_example(self):
-        with pytest.raises(ValueError, match=r"one value an example, shape \(n,\), got \(\): do n"):
+        with pytest.raises(ValueError, match=r"per example, shape \(n,\), got \(\): do n"):
             as_loss(lambda z, t: z.mean())(self.z, self.t)
 
     def test_no_samples(self):

@@ -216,7 +216,7 @@ class TestLossFunctions:
 
     @pytest.mark.parametrize("shape", [(3,), (4, 1), (1,)])
     def test_another_shape(self, factory, shape):
-        text = r"loss_fn must return a scalar or one value an example, shape \(4,\), got"
+        text = r"loss_fn must return a scalar or one value per example, shape \(4,\), got"
         with pytest.raises(ValueError, match=text):
             factory(lambda p, b: jnp.broadcast_to(p["w"].sum(), shape), W, (X, Y))
 
@@ -283,7 +283,7 @@ class TestModels:
 
 
 def test_a_function_loss_that_reduces_over_the_batch():
-    with pytest.raises(ValueError, match=r"an output loss must return one value an example"):
+    with pytest.raises(ValueError, match=r"an output loss must return one value per example"):
         flatjax.ggn(model, lambda z, t: z.mean(), W, (X, Y))
-    with pytest.raises(ValueError, match=r"the loss must return one value an example, shape \(4"):
+    with pytest.raises(ValueError, match=r"the loss must return one value per example, shape \(4"):
         flatjax.ggn(model, lambda z, t: z[:2, 0], W, (X, Y))

@@ -79,5 +79,5 @@ def test_errors():
         flatjax.per_example_gradients(3, w, x)
     with pytest.raises(TypeError, match="params must be a real floating array"):
         flatjax.per_example_gradients(losses_fn, jnp.ones(2, jnp.int32), x)
-    with pytest.raises(ValueError, match=r"scalar or one value an example.*got \(3, 1\)"):
+    with pytest.raises(ValueError, match=r"scalar or one value per example.*got \(3, 1\)"):
         flatjax.per_example_gradients(lambda w, x: (x @ w)[:, None], w, x)

@@ -1,7 +1,9 @@
 """What the processes of worker_library.py compute, and the same on one device."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 from jax.experimental import multihost_utils
 
 import flatjax
@@ -34,11 +36,29 @@ def everything(params, v, batch, weights, stream):
     results["linearized"] = H.linearize() @ v
     make = lambda part: flatjax.gradient_covariance(loss_fn, params, part[0], weights=part[1])  # noqa: E731
     results["stream"] = flatjax.over_batches(make, stream) @ v
-    state = flatjax.track(k=2).init(params, key=jax.random.key(0))
+    # Of given vectors: split params are drawn other ones for the same key.
+    pairs = jax.tree.map(lambda *rows: jnp.stack(rows), v, results["hessian"])
+    state = flatjax.track(k=2).init(params, pairs=pairs)
     for _ in range(3):
         state = flatjax.track(k=2).update(H, state)
     results["tracked"] = state.values
+    results |= pictures(params, v, batch, weights)
     return results
+
+
+def pictures(params, v, batch, weights, loss_fn=loss_fn):
+    """A surface, and a curve fitted and looked at."""
+    surface = {"first": v, "second": params, "positions": [-1.0, 0.0, 0.5]}
+    curve = flatjax.bezier([params, None, v])
+    fit = flatjax.fit_curve(
+        loss_fn, curve, [batch], optimizer=optax.sgd(0.1), key=jax.random.key(0), num_steps=3,
+        weights=None if weights is None else [weights],
+    )  # fmt: skip
+    on_curve = flatjax.loss_on_curve(
+        loss_fn, fit.curve, batch, positions=[0.0, 0.3, 1.0], weights=weights
+    )
+    drawn = flatjax.loss_surface(loss_fn, params, batch, weights=weights, **surface)
+    return {"surface": drawn.losses, "fit": fit.losses, "curve": on_curve.losses}
 
 
 def one_device():
@@ -67,4 +87,11 @@ def over_processes(processes, index):
             stream,
         ),
     }
-    return multihost_utils.process_allgather(results, tiled=True)
+    params, batch, v = parallel.replicate((params, batch, v), mesh)
+    results |= {
+        # Every device draws points of its own, unless a function captures what lies on all.
+        "whole": pictures(params, v, batch, None),
+        "captured": pictures(params, v, None, None, lambda p, _: loss_fn(p, batch).mean()),
+    }
+    gather = lambda a: multihost_utils.process_allgather(a, tiled=True)  # noqa: E731
+    return jax.tree.map(lambda a: a if a.is_fully_addressable else gather(a), results)
