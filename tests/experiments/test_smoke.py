@@ -14,7 +14,11 @@ NAMES = [
     for name in registry.summaries()
     if hasattr(importlib.import_module(f"experiments.{name}"), "lab")
 ]
-DEAR = {"flat_optimisers", "hessian_outliers", "landscape"}  # programs of many networks
+# Programs of many networks; other experiments take the same paths, and `make test-slow` has these.
+DEAR = {
+    "fisher_explosion", "fisher_noisy_labels", "flat_optimisers", "flatness_and_gap",
+    "hessian_outliers", "implicit_regularization", "landscape",
+}  # fmt: skip
 OF_NO_PAPER = {"quickstart", "flat_optimisers"}
 
 

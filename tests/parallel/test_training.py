@@ -18,8 +18,8 @@ from tests.parallel.training import RECORDS
 PATIENCE = 240  # seconds until a process is taken to hang
 HEARTBEAT = 10  # seconds; the shortest that a busy machine does not mistake for a death
 
-
-pytestmark = pytest.mark.timeout(900)  # a dozen starts of processes, on a busy machine
+# A dozen starts of processes, on a busy machine.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def launch(folder, *arguments, processes=1, devices=2):
