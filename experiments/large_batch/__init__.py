@@ -16,9 +16,12 @@ accuracy is, not claimed.
     python -m experiments large_batch
 
 Found: large batches end 1.9 times as sharp, with 1.5 times the trace and twice the phi, which in
-the paper is 5 to 50 times as large; beyond them the line is steeper than beyond the
-small ones. From the start to either end the loss never rises. On test images the small batches are
-ahead by two points, on those moved against the network by five.
+the paper is 5 to 50 times as large; beyond them the line is steeper than beyond the small ones.
+From the start to either end the loss never rises. On test images the small batches are ahead by two
+points, on those moved against the network by five. On Fashion-MNIST, with convolutions, large
+batches end 6.4 ± 0.6 times as sharp, with 4.6 ± 0.2 times the trace and 4.6 ± 0.4 times the phi;
+test accuracies are equal to half a point, and the line's asymmetry, of the paper's sign in the
+mean, is left open by three seeds.
 
 Batch norm of a network of one's own is evaluated with the running averages at the ends, and with
 averages made anew at each point of a line.

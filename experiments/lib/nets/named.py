@@ -24,6 +24,7 @@ from experiments.lib.nets.config import ModelConfig
 from experiments.lib.nets.mlp import apply_mlp, init_mlp
 from experiments.lib.nets.models import Model, make_model, of_module
 from experiments.lib.nets.user import user_network
+from experiments.lib.runs.errors import BadNetwork
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"tanh": jnp.tanh, "relu": jax.nn.relu}
 
@@ -46,8 +47,7 @@ def model(name: str, classes: int) -> Model:
     """The network of a name.
 
     Raises:
-      ValueError: there is none of that name.
-      BadNetwork: a user's own cannot be had.
+      BadNetwork: there is none of that name, or a user's own cannot be had.
     """
     if ":" in name:
         return of_module(user_network(name, classes))
@@ -55,7 +55,11 @@ def model(name: str, classes: int) -> Model:
 
 
 def parsed(name: str) -> ModelConfig:
-    """The configuration of a name."""
+    """The configuration of a name.
+
+    Raises:
+      BadNetwork: there is none of that name.
+    """
     hints = typing.get_type_hints(ModelConfig)
     options = {key: typing.get_args(hints[key]) for key in ("name", "norm", "activation")}
     values = {
@@ -65,10 +69,10 @@ def parsed(name: str) -> ModelConfig:
     kind, *words = name.split("-")
     if kind not in values["name"]:
         kinds = ", ".join(values["name"])
-        raise ValueError(f"no network {name!r}; there are {kinds}, and package.module:make")
+        raise BadNetwork(f"no network {name!r}; there are {kinds}, and package.module:make")
     numbers = [int(word) for word in words if word.isdecimal()]
     if len(numbers) > 2:
-        raise ValueError(f"network {name!r}: depth and width at most, got {len(numbers)} numbers")
+        raise BadNetwork(f"network {name!r}: depth and width at most, got {len(numbers)} numbers")
     sizes = ("depth", "width") if len(numbers) == 2 or kind == "resnet" else ("width",)
     found: dict[str, typing.Any] = {"name": kind, **dict(zip(sizes, numbers, strict=False))}
     for word in (word for word in words if not word.isdecimal()):
@@ -84,5 +88,5 @@ def parsed(name: str) -> ModelConfig:
                 for v in (*values["norm"], *values["activation"], "skip", "noskip")
                 if isinstance(v, str)
             )
-            raise ValueError(f"network {name!r}: {word!r} is no number and none of {known}")
+            raise BadNetwork(f"network {name!r}: {word!r} is no number and none of {known}")
     return ModelConfig(**found)
