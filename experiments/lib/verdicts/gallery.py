@@ -18,7 +18,7 @@ from typing import Any
 
 from experiments import registry
 from experiments.lib.runs import rundir, sound
-from experiments.lib.verdicts import report
+from experiments.lib.verdicts import report, talks
 from experiments.lib.verdicts.summary import accepted, documentation, measured, table
 
 RESULTS = Path(__file__).parents[2] / "results"
@@ -194,7 +194,10 @@ def pages(results: Path) -> dict[str, str]:
         f"{name}.md": page([of[name] for of in summaries.values() if name in of])
         for name in sorted({name for of in summaries.values() for name in of})
     }
-    return found | {"index.md": index({k: list(of.values()) for k, of in summaries.items()})}
+    return found | {
+        "index.md": index({k: list(of.values()) for k, of in summaries.items()}),
+        "talks.md": talks.page(kept, talks.talks()),
+    }
 
 
 def _origin(claim: Mapping[str, Any]) -> str:

@@ -99,7 +99,7 @@ def test_the_pages_are_made_of_the_runs_of_two_presets(runs, tmp_path):
     docs.mkdir()
     gallery.keep_results(gallery.finished(runs), results, docs)
     gallery.write_pages(results, docs)
-    files = ["index.md", "made_up-a.png", "made_up-real-a.png", "made_up.md"]
+    files = ["index.md", "made_up-a.png", "made_up-real-a.png", "made_up.md", "talks.md"]
     assert sorted(p.name for p in docs.iterdir()) == files
     assert (docs / "made_up-a.png").stat().st_size < FIGURE_BYTES
     page = (docs / "made_up.md").read_text()
