@@ -91,12 +91,13 @@ lab = Lab(
     smoke={"seeds": 1, "train_size": 40, "architecture": {"hidden": (8, 8)}, "learning_rate": 0.6,
            "steps": 48, "other_rates": (0.48,), "flow_steps": 24, "chunk": 24, "taylor_steps": 4,
            "arms": ("gd", "rates")},
-    # Of the arms those of gradient descent, until it has been at its edge for some swings; settings
-    # by trials on seed 0, on which heavy ball with momentum 0.5 diverges or comes to no edge.
-    real={"data": "fashion_mnist", "seeds": 3, "train_size": 1000, "label_noise": 0.0,
-          "architecture": {"network": "s2cnn-4-tanh"}, "learning_rate": 0.08,
-          "other_rates": (0.12, 0.16), "arms": ("gd", "rates"),
-          "steps": 240, "flow_steps": 80, "every": 4, "chunk": 80, "taylor_steps": 30},
+    # The paper's fully connected tanh network in small; rates by trials on seed 0, whose sharpness is
+    # 45 at the start and 88 after 2,000 steps of 0.02.
+    real={"data": "fashion_mnist", "seeds": 3, "train_size": 500, "label_noise": 0.0,
+          "architecture": {"hidden": (100, 100), "init_scale": 0.7}, "learning_rate": 0.04,
+          "other_rates": (0.025, 0.03), "heavy_ball": (0.5, 60.0), "nesterov": (0.9, 60.0),
+          "adam_rate": 1e-3, "batch_sizes": (25, 125), "cross_entropy_rate": 0.1,
+          "steps": 3000, "flow_steps": 1500, "every": 4, "chunk": 500},
     paper={
         "data": "cifar10", "train_size": 5000,  # cifar10-5k of the authors' code
         "label_noise": 0.0,  # the data set's own labels
