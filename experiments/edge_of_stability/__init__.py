@@ -91,8 +91,8 @@ lab = Lab(
     smoke={"seeds": 1, "train_size": 40, "architecture": {"hidden": (8, 8)}, "learning_rate": 0.6,
            "steps": 48, "other_rates": (0.48,), "flow_steps": 24, "chunk": 24, "taylor_steps": 4,
            "arms": ("gd", "rates")},
-    # The paper's fully connected tanh network in small; rates by trials on seed 0, whose sharpness is
-    # 45 at the start and 88 after 2,000 steps of 0.02.
+    # The paper's fully connected tanh network in small; rates by trials on seed 0, whose sharpness
+    # is 45 at the start and 88 after 2,000 steps of 0.02.
     real={"data": "fashion_mnist", "seeds": 3, "train_size": 500, "label_noise": 0.0,
           "architecture": {"hidden": (100, 100), "init_scale": 0.7}, "learning_rate": 0.04,
           "other_rates": (0.025, 0.03), "heavy_ball": (0.5, 60.0), "nesterov": (0.9, 60.0),
