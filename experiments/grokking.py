@@ -14,6 +14,13 @@ batches have no noise to drift by; beside them stands an arm with small batches 
 
     python -m experiments grokking
 
+Found: 95 % of the rest are right 14.6 ± 0.3 times as late as the training set is, which is fitted
+at chance; the more of the table, the sooner. Without decay the test accuracy stays at 2.8 ± 0.4 %,
+with small batches at 1.1 ± 0.3 %. At the same squared error a network that generalises has 0.66 ±
+0.01 of the normalised sharpness and 0.92 ± 0.01 of the learning coefficient of one that had just
+memorised (whose test accuracy has come to a half there); its largest eigenvalue is higher. With a
+decay of 0.3 not every seed is done after 3,000 updates: that claim is open.
+
 paper: its transformer of two layers and four heads on a / b mod 97.
 """
 
