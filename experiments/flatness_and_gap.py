@@ -39,13 +39,12 @@ from experiments.lib.lab import Lab, Options
 from experiments.lib.nets import losses
 from experiments.lib.runs.errors import BadNetwork
 from experiments.lib.runs.kept import kept_arrays
-from experiments.lib.training import recipes
+from experiments.lib.training import curvature, recipes
 from experiments.lib.training.curvature import run_of
 from experiments.lib.training.recipes import Recipe
 from experiments.lib.training.settings import load_grid, train_grid
 from experiments.lib.verdicts.figures import COLORS
 from experiments.lib.verdicts.statistics import mean_and_error, rank_correlation
-from flatjax import loops
 
 Runs = dict[str, np.ndarray]
 """The measures by name, (seeds, networks, copies), of which the first copy is the network itself;
@@ -118,25 +117,12 @@ def rescaled(params: Any, factors: Sequence[Any], *, undone: bool = True) -> Any
     return new
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def gauss_newton_diagonal(model_fn: Any, params: Any, inputs: jax.Array) -> Any:
-    """The diagonal of the Gauss-Newton matrix of squared error, exact: one pass per output."""
-    outputs = jax.eval_shape(model_fn, params, inputs).shape[-1]
-
-    def add(total, k):
-        one = lambda x: jax.grad(lambda p: model_fn(p, x[None])[0, k])(params)  # noqa: E731
-        squares = jax.tree.map(lambda g: jnp.square(g).mean(0), jax.vmap(one)(inputs))
-        return optax.tree.add(total, squares), None
-
-    return loops.scan(add, optax.tree.zeros_like(params), jnp.arange(outputs))[0]
-
-
 def measures(config: Config, params: Any, batch: Any) -> dict[str, float]:
     """Every measure of a point, and both sides of the identity of the Fisher-Rao norm."""
     recipe, key = config.recipe, jax.random.key(0)
     model_fn, losses_fn = recipes.model_of(recipe), recipes.losses_fn(recipe)
     point, steps = (losses_fn, params, batch), {"ascent_steps": 10}
-    diagonal = gauss_newton_diagonal(model_fn, params, batch[0])
+    diagonal = curvature.gauss_newton_diagonal(model_fn, params, batch[0])
     rao = flatjax.fisher_rao_norm(
         model_fn, losses.OUTPUT_LOSSES[recipe.loss], params, batch, kind="empirical",
         degree=len(recipe.hidden) + 1,

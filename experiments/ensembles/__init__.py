@@ -28,7 +28,6 @@ paper: VGG-like networks on CIFAR-100, widths up to 64 channels.
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,14 +103,6 @@ def sizes(config: Config) -> list[int]:
     return [n for n in (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64) if n <= config.members]
 
 
-def of_width(config: Config, width: int) -> Recipe:
-    """The recipe of one width."""
-    recipe = config.recipe
-    if recipe.flat:
-        return dataclasses.replace(recipe, hidden=(width,) * len(recipe.hidden))
-    return dataclasses.replace(recipe, network=f"{recipe.network}-{width}")
-
-
 def filled_up(params: Any, widest: Any) -> Any:
     """Every array with zeros after its entries, up to the shape of the widest network's."""
     return jax.tree.map(
@@ -125,7 +116,7 @@ def run(config: Config, out: Path) -> Runs:
     """The losses of all ensembles."""
     seeds, widths, members = config.seed_range(), config.widths, config.members
     given = {"train_size": config.train_size, "test_size": config.test_size}
-    recipe = of_width(config, max(widths))
+    recipe = recipes.of_width(config.recipe, max(widths))
     data = minibatch.load_seeds(
         config.data, seeds, flat=recipe.flat, num_classes=recipe.classes, **given
     )
@@ -133,7 +124,7 @@ def run(config: Config, out: Path) -> Runs:
     own = np.arange(len(widths) * len(seeds) * members) + len(widths) * members * config.first_seed
     size, starts = [], []
     for width, ours in zip(widths, np.split(own, len(widths)), strict=True):
-        start = recipes.init_runs(of_width(config, width), data, ours)
+        start = recipes.init_runs(recipes.of_width(config.recipe, width), data, ours)
         size.append(optax.tree.size(start[0]) // len(ours))
         starts.append(start)
     if starts[-1][1]:

@@ -8,6 +8,7 @@ import pytest
 import flatjax
 from experiments import flatness_and_gap as experiment
 from experiments.lib.nets.mlp import apply_mlp, init_mlp
+from experiments.lib.training import curvature
 from flatjax import losses
 
 FACTORS = [np.array([2.0, 0.1, 7.0, 1.0]), np.array([0.5, 3.0, 30.0])]
@@ -34,7 +35,7 @@ def test_copies_have_the_same_function(network):
 
 def test_the_diagonal_is_that_of_the_gauss_newton_matrix(network):
     model_fn, params, inputs = network
-    found = experiment.gauss_newton_diagonal(model_fn, params, inputs)
+    found = curvature.gauss_newton_diagonal(model_fn, params, inputs)
     batch = inputs, jnp.zeros((6, 2))
     dense = flatjax.ggn(model_fn, losses.squared_error, params, batch).to_dense()
     flat = jax.flatten_util.ravel_pytree(found)[0]

@@ -29,7 +29,7 @@ class Architecture:
     hidden: tuple[int, ...] = (64, 64, 64)
     """mlp: units of the hidden layers."""
 
-    activation: Literal["tanh", "relu"] = "tanh"
+    activation: Literal["tanh", "relu", "square"] = "tanh"
     """mlp: between the layers."""
 
     init_scale: float = 1.0

@@ -26,7 +26,9 @@ from experiments.lib.nets.models import Model, make_model, of_module
 from experiments.lib.nets.user import user_network
 from experiments.lib.runs.errors import BadNetwork
 
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"tanh": jnp.tanh, "relu": jax.nn.relu}
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "tanh": jnp.tanh, "relu": jax.nn.relu, "square": jnp.square,
+}  # fmt: skip
 
 
 def plain_mlp(hidden: Sequence[int], activation: str, init_scale: float, classes: int) -> Model:

@@ -81,3 +81,28 @@ class ShallowNet(nn.Module):
             x = normalized(nn.Dense(features, kernel_init=_HE)(x))
             x = nn.Dropout(0.5, deterministic=not train)(x)
         return nn.Dense(self.num_classes)(x)
+
+
+class TwoTokens(nn.Module):
+    """The transformer of Power et al., 2022, on two residues: two layers, four heads, width 128.
+
+    The sequence is a, the operation, b, the equals sign; the answer is read from the last place.
+    """
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """The logits of pairs (n, 2)."""
+        del train
+        operation, equals = self.num_classes, self.num_classes + 1
+        symbols = [x[:, 0], jnp.full_like(x[:, 0], operation), x[:, 1]]
+        tokens = jnp.stack([*symbols, jnp.full_like(x[:, 0], equals)], 1)
+        x = nn.Embed(self.num_classes + 2, 128)(tokens)
+        x += self.param("position", nn.initializers.normal(0.02), (4, 128))
+        mask = nn.make_causal_mask(tokens)
+        for _ in range(2):
+            attended = nn.MultiHeadDotProductAttention(4, use_bias=False)(x, x, mask=mask)
+            x = nn.LayerNorm()(x + attended)
+            x = nn.LayerNorm()(x + nn.Dense(128)(nn.relu(nn.Dense(512)(x))))
+        return nn.Dense(self.num_classes, use_bias=False)(x[:, -1])

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import flatjax
 from experiments.lib.data.small import SmallData
@@ -26,6 +27,7 @@ from experiments.lib.training import recipes
 from experiments.lib.training.minibatch import Trained
 from experiments.lib.training.recipes import Recipe
 from flatjax import _trees as trees
+from flatjax import loops
 from flatjax._spectrum import Spectrum, spectrum
 from flatjax.landscape import filter_normalized_direction, loss_along
 
@@ -224,3 +226,16 @@ def curvature_of_runs(
         found["trace_error"].append(float(trace.standard_error))
     arrays = {name: np.array(values, float) for name, values in found.items()}
     return arrays | {"sharpness": arrays["eigenvalues"][:, 0]}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def gauss_newton_diagonal(model_fn: Any, params: Any, inputs: jax.Array) -> Any:
+    """The diagonal of the Gauss-Newton matrix of squared error, exact: one pass per output."""
+    outputs = jax.eval_shape(model_fn, params, inputs).shape[-1]
+
+    def add(total, k):
+        one = lambda x: jax.grad(lambda p: model_fn(p, x[None])[0, k])(params)  # noqa: E731
+        squares = jax.tree.map(lambda g: jnp.square(g).mean(0), jax.vmap(one)(inputs))
+        return optax.tree.add(total, squares), None
+
+    return loops.scan(add, optax.tree.zeros_like(params), jnp.arange(outputs))[0]

@@ -7,6 +7,7 @@ hessian = flatjax.hessian(losses_fn(recipe), params, training_batch(recipe, data
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -64,6 +65,13 @@ class Recipe(Architecture):
             raise ValueError("flip and crop are for images: name a network that takes them")
         if self.target_noise and self.loss != "squared_error":
             raise ValueError("target_noise is for squared_error, whose targets are one-hot")
+
+
+def of_width(recipe: Recipe, width: int) -> Recipe:
+    """The recipe with hidden layers of one width, or with its network's, such as s2cnn, to be."""
+    if recipe.flat:
+        return dataclasses.replace(recipe, hidden=(width,) * len(recipe.hidden))
+    return dataclasses.replace(recipe, network=f"{recipe.network}-{width}")
 
 
 def model_of(recipe: Recipe) -> Callable[..., jax.Array]:

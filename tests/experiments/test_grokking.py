@@ -1,0 +1,139 @@
+"""Steps, widths at the same loss, and claims that can fail."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import flatjax
+from experiments import grokking as experiment
+from experiments.lib.data.small import SmallData
+from experiments.lib.nets import papers
+from experiments.lib.runs.errors import BadData
+from experiments.lib.training import recipes
+
+CONFIG = experiment.lab.presets["smoke"]
+
+
+def test_the_table_is_split_and_encoded():
+    data = experiment.tables(CONFIG, 0.6)
+    assert data.inputs.shape == (1, 15, 10)
+    assert data.test_inputs.shape == (1, 10, 10)
+    a, b = data.inputs[0].reshape(15, 2, 5).argmax(-1).T
+    np.testing.assert_array_equal(data.targets[0], (a + b) % 5)
+    recipe = dataclasses.replace(CONFIG.recipe, network="experiments.lib.nets.papers:TwoTokens")
+    pairs = experiment.tables(dataclasses.replace(CONFIG, recipe=recipe), 0.6)
+    np.testing.assert_array_equal(pairs.inputs[0], np.stack([a, b], 1))
+
+
+def test_outputs_are_the_results():
+    with pytest.raises(BadData, match=r"set --recipe\.classes 7, not 5"):
+        dataclasses.replace(CONFIG, modulus=7)
+
+
+def test_the_transformer_reads_both_residues_and_their_order():
+    net = papers.TwoTokens(5)
+    pairs = jnp.array([[1, 2], [2, 1], [1, 3]])
+    params = net.init(jax.random.key(0), pairs)
+    logits = np.asarray(net.apply(params, pairs))
+    assert logits.shape == (3, 5)
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        assert abs(logits[i] - logits[j]).max() > 1e-3  # outputs near one
+
+
+def test_steps_and_the_delay():
+    records = {
+        "epoch": np.tile([0, 10, 20, 300], (2, 1)),
+        "train_accuracy": np.array([[0.1, 0.99, 1, 1], [0.1, 0.2, 0.9, 0.98]]),
+        "test_accuracy": np.array([[0, 0.1, 0.94, 0.96], [0, 0, 0, 1.0]]),
+    }
+    np.testing.assert_array_equal(experiment.steps(records), [300, 300])
+    np.testing.assert_array_equal(experiment.delay(records), [30, np.nan])
+    np.testing.assert_array_equal(experiment.memorised(records), [1, 0])
+    runs = {"decay 1": records}
+    np.testing.assert_array_equal(experiment.at_memorised(runs, CONFIG), [0.1, 0])
+
+
+def test_the_measures_are_those_of_squared_error(x64):
+    recipe = experiment.squared(CONFIG)
+    data = jax.tree.map(lambda a: a[0], experiment.tables(CONFIG, 0.6))
+    data = SmallData(*(a.astype(float) if a.dtype == np.float32 else a for a in data))
+    params = recipes.init_runs(recipe, jax.tree.map(lambda a: a[None], data), [0])[0]
+    params = jax.tree.map(lambda a: 2.0 * a[0].astype(float), params)
+    found = experiment.measures(CONFIG, params, data)
+    batch = recipes.training_batch(recipe, data)
+    model_fn = recipes.model_of(recipe)
+    with jax.default_matmul_precision("highest"):
+        hessian = flatjax.hessian(recipes.losses_fn(recipe), params, batch).to_dense()
+        squared = flatjax.losses.squared_error
+        dense = flatjax.ggn(lambda p, x: model_fn(p, x), squared, params, batch).to_dense()
+    assert found["sharpness"] == pytest.approx(np.linalg.eigvalsh(hessian)[-1], rel=1e-2)
+    unravel = jax.flatten_util.ravel_pytree(params)[1]
+    expected = flatjax.normalized_sharpness(params, unravel(np.diag(dense))).value
+    assert found["normalised"] == pytest.approx(float(expected), rel=1e-6)
+
+
+def runs_of(config, **changes):
+    """Made-up runs of three seeds; changes of `arm__name`."""
+    spread = np.array([0.99, 1.0, 1.01])[:, None]
+
+    def arm(taken, end=1.0, loss=3.0):
+        epoch = np.array([0.0, 10, 50, taken, 3000])
+        test = [0.0, 0.02, 0.03, 0.97 * (end > 0.9), end]
+        return {
+            "epoch": np.round(spread * epoch),
+            "train_accuracy": np.tile([0.0, 0.5, 1, 1, 1], (3, 1)),
+            "test_accuracy": np.tile(test, (3, 1)),
+            "test_loss": np.tile([2.0, 2 * loss, loss, 0.2, 0.1], (3, 1)),
+            "train_loss": np.tile([2.0, 1.0, 0.1, 0.01, 0.01], (3, 1)),
+        }
+
+    def wide(ratio):
+        pair = np.array([10.0, 10 * ratio])
+        both = np.tile(pair, (3, 1)) * spread
+        return {"normalised": both, "coefficient": both, "reached": np.ones((3, 2), bool)}
+
+    runs = {
+        "decay 0": arm(3000, end=0.02), "decay 0.3": arm(2000), "decay 1": arm(1000),
+        "fraction 0.65": arm(800), "fraction 0.7": arm(600), "fraction 0.8": arm(200),
+        "squared error 0": wide(0.95), "squared error 0.3": wide(0.5),
+    }  # fmt: skip
+    for key, value in changes.items():
+        name, record = key.split("__")
+        runs[name.replace("_", " ")][record] = value
+    return runs
+
+
+def verdicts(runs, config):
+    return {v.claim.name: v.verdict for v in experiment.lab.judged(runs, config)}
+
+
+def test_verdicts_on_made_up_runs():
+    config = experiment.Config(seeds=3)
+    good = verdicts(runs_of(config), config)
+    assert set(good.values()) == {"reproduced"}
+    runs = runs_of(config)
+    slow = runs["decay 1"] = dict(runs["decay 1"])
+    slow["epoch"] = slow["epoch"] * 0 + [0, 10, 200, 1900, 3000]  # not long after
+    slow["test_accuracy"] = np.tile([0.0, 0.0, 0.3, 0.97, 0.97], (3, 1))  # nor from chance
+    slow["test_loss"] = np.tile([2.0, 1.9, 1.0, 0.2, 0.1], (3, 1))
+    runs["fraction 0.7"]["epoch"] = slow["epoch"] + 300
+    for name in ("normalised", "coefficient"):
+        runs["squared error 0.3"][name] = np.tile([10.0, 12.0], (3, 1))
+    bad = verdicts(runs, config)
+    for name in ("memorises-at-chance", "delay", "more-decay-sooner", "more-data-sooner",
+                 "test-loss-rises", "flatter", "simpler"):  # fmt: skip
+        assert bad[name] == "not reproduced", name
+    swapped = runs_of(config)
+    swapped["decay 0"], swapped["decay 1"] = swapped["decay 1"], swapped["decay 0"]
+    other = verdicts(swapped, config)
+    assert other["generalises"] == other["not-without-decay"] == "not reproduced"
+
+
+def test_widths_count_where_the_loss_is_reached():
+    config = experiment.Config(seeds=3)
+    runs = runs_of(config)
+    runs["squared error 0.3"]["reached"][0, 1] = False
+    assert verdicts(runs, config)["flatter"] == "inconclusive"
