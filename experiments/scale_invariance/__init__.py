@@ -72,7 +72,7 @@ class Config(Options):
     decay: float = 0.01  # ... and the decay
     decayed: Recipe = Recipe(network=NETWORK, batch_size=50, epochs=800, record_every=1)
     phase_rate: float = 0.02  # of the phases, with squared error ...
-    phase_decay: float = 0.01  # ... and their weight decay
+    phase_decay: float = 0.012  # ... and their weight decay
     phases: Recipe = Recipe(network=NETWORK, loss="squared_error", batch_size=100, epochs=1800,
                             record_every=30)  # fmt: skip
     high_rate: float = 0.1  # of the annealed runs, before ...
