@@ -12,6 +12,11 @@ a = eta g' H g / g' g is above 1, the second where it is between 4/3 and 4.
 
     python -m experiments noise_shape
 
+Found: each class of noise adds to the loss 0.996 to 1.000 of what theory says. Noise with SGD's
+covariance ends at 1.00 of SGD's trace, 0.83 of that without noise; isotropic noise at 0.965 ± 0.011
+of the latter, so it does a little, and noise with SGD's diagonal alone does nothing. Steps turn
+back where a > 1 and cross the valley where a > 4/3, all of them.
+
 real: the training on Fashion-MNIST. paper: the training part on CIFAR-10, when prepared; Wu et al.
 have VGG-11 there.
 """
@@ -245,34 +250,36 @@ def shapes(axes: Any, runs: Runs, config: Config) -> None:
 
 @lab.figure(
     "Gradient descent. Left: the cosine of consecutive steps, and where the middle of a step lies, "
-    "against a = eta g' H g / g' g, every step of the last half of both walks, first seed. Right: "
-    "a along training, every seed.",
+    "against a = eta g' H g / g' g, every step of both walks, and some of other lengths; "
+    "first seed. Right: a along training, every seed.",
     columns=2,
 )  # fmt: skip
 def walls(axes: Any, runs: Runs, config: Config) -> None:
     """Bouncing between the walls of a valley."""
-    for number, arm in enumerate(("small", "large")):
-        bent, cosine, below = (
-            walked(arm, name)(runs)[0] for name in ("curvature", "cosine", "midpoint")
-        )
+    points = {
+        "small": [runs["steps"][f"small {n}"][0] for n in ("curvature", "cosine", "midpoint")],
+        "large": [runs["steps"][f"large {n}"][0] for n in ("curvature", "cosine", "midpoint")],
+        "other": [np.tile(PROBES, config.probed),
+                  *(runs["steps"][f"probed {n}"][0].ravel() for n in ("cosine", "midpoint"))],
+    }  # fmt: skip
+    for number, (arm, (bent, cosine, below)) in enumerate(points.items()):
         color = style(number)["color"]
         for marker, chosen, what in (("o", below > 0, "below"), ("x", below == 0, "not below")):
             label = f"{arm} rate, middle {what}" if chosen.any() else None
-            axes[0].plot(
-                bent[chosen], cosine[chosen], marker, color=color, markersize=3, label=label
-            )
-        rows = runs["steps"][f"{arm} curvature"]
-        rate = getattr(config, f"{arm}_rate")
-        for row in rows[::-1]:
-            axes[1].plot(row, color=color, linewidth=0.5, label=None)
-        axes[1].lines[-1].set_label(rf"$\eta$ = {rate:g}")
+            x, y = bent[chosen], cosine[chosen]
+            axes[0].plot(x, y, marker, color=color, markersize=3, label=label)
+        if arm == "other":
+            continue
+        for row in runs["steps"][f"{arm} curvature"][::-1]:
+            axes[1].plot(row, color=color, linewidth=0.5)
+        axes[1].lines[-1].set_label(rf"$\eta$ = {getattr(config, f'{arm}_rate'):g}")
     for at, text in ((1.0, "1"), (4 / 3, "4/3")):
         axes[0].axvline(at, color="#555555", linewidth=0.8, linestyle=":")
         axes[0].annotate(text, (at, 1.02), fontsize=7, ha="center", annotation_clip=False)
         axes[1].axhline(at, color="#555555", linewidth=0.8, linestyle=":")
     axes[0].axhline(0, color="#555555", linewidth=0.8)
     axes[0].set(xlabel=r"$a = \eta\, g'Hg / g'g$", ylabel="cosine of consecutive steps")
-    axes[0].legend(fontsize=7)
+    axes[0].legend(fontsize=7, loc="lower left")
     axes[1].set(xlabel="step", ylabel="$a$")
     axes[1].legend(fontsize=8)
 

@@ -74,7 +74,7 @@ PEAK = 10
 def test_verdicts_on_made_up_runs():
     good = _judged(lambda n: 0.002 * n, lambda n: 0.0001 * n, _peaked)
     assert good == dict.fromkeys(experiment.lab.claims, "reproduced")
-    bad = _judged(lambda n: -0.002 * n, lambda n: -0.004 * n, lambda e: 10.0 - 0.01 * e)
+    bad = _judged(lambda n: -0.002 * n, lambda n: -0.004 * n, lambda e: 10 * np.exp(-e / 20))
     assert not {name for name, verdict in bad.items() if verdict == "reproduced"}
     # All that is lost is lost at once: neither twice as much beyond the peak, nor of one kind.
     early = _judged(lambda n: 0.1 * (n > 0) + 1e-4 * n, lambda n: 0.1 * (n > 0), _peaked)
