@@ -9,6 +9,12 @@ each is tested so many epochs after its deficit has ended.
 
     python -m experiments critical_periods
 
+Found: tr F of the training without deficit has its maximum at five times its start and end, after
+some six epochs. Blur until then costs 0.5 points of accuracy, until epoch 80 it costs 10, though
+all are tested 80 epochs later. Digits upside down cost half as much in the end and more at first: a
+fully connected network, as here, shares nothing between the two. Longer deficits also leave smaller
+learning rates to recover with.
+
 real: a small convolutional network on Fashion-MNIST, blurred to 7 x 7 pixels. paper: All-CNN on
 CIFAR-10, when prepared.
 """

@@ -13,6 +13,13 @@ falls and then rises with weight decay, the more so after the learning rate is a
 
     python -m experiments scale_invariance
 
+Found: the laws hold to rounding, and the angle of a step is 0.9975 of the equilibrium's. The three
+regimes are there; in the last one every step turns the weights by a right angle, to which gradients
+are orthogonal. With weight decay training jumps away 15 times, without it never. Along the edge of
+stability, at 1.015 of 2 / eta, the effective sharpness falls as |w|^2 does, to the power 0.84, and
+the test loss with it; that it rises before, by 12 %, is not certain. Annealing sharpens, by a
+third.
+
 real: the papers' network, a quarter as wide, on Fashion-MNIST. paper: theirs on CIFAR-10, when
 prepared.
 """
@@ -222,7 +229,10 @@ def regimes(axes: Any, runs: Runs, config: Config) -> None:
         losses = np.apply_along_axis(smooth, 1, records["loss"][:, 1:])
         epochs = smooth(records["epoch"][0, 1:].astype(float))
         curve(axes[0], epochs, losses, number, f"{rate:g}")
-    axes[0].legend(fontsize=7, ncols=2, title=r"$\eta / |w|^2$", title_fontsize=7)
+    axes[0].set_ylim(top=1e3)
+    axes[0].legend(
+        fontsize=7, ncols=3, loc="upper right", title=r"$\eta / |w|^2$", title_fontsize=7
+    )
     squares = np.stack(
         [np.array_split(runs[f"sphere {r:g}"]["squared_gradients"][:, 1:], 4, axis=1)[3].mean(1)
          for r in config.sphere_rates], axis=1)  # fmt: skip
