@@ -96,16 +96,16 @@ def impaired(
     """In place of the gradient the one on impaired images, for the first `until` updates."""
     model, loss = network(recipe), losses.OUTPUT_LOSSES[recipe.loss]
 
-    def update(updates, count, params=None, *, batch, args=(), **extra):
+    def update(updates, count, params=None, *, batch, args, **extra):
         del updates, extra
-        inputs, targets = batch
+        (inputs, targets), (model_state,) = batch, args
         side = inputs.shape[1] if inputs.ndim == 4 else round(inputs.shape[1] ** 0.5)
         images = inputs.reshape(len(inputs), side, side, -1)
         other = jnp.where(upside_down, images[:, ::-1], blurred(images, pixels))
         seen = jnp.where(count < until, other, images).reshape(inputs.shape)
 
         def objective(params):
-            return loss(model.apply(params, *args, seen, train=True)[0], targets).mean()
+            return loss(model.apply(params, model_state, seen, train=True)[0], targets).mean()
 
         return jax.grad(objective)(params), count + 1
 
