@@ -106,3 +106,20 @@ class TwoTokens(nn.Module):
             x = nn.LayerNorm()(x + attended)
             x = nn.LayerNorm()(x + nn.Dense(128)(nn.relu(nn.Dense(512)(x))))
         return nn.Dense(self.num_classes, use_bias=False)(x[:, -1])
+
+
+class AllCNN(nn.Module):
+    """Springenberg et al., 2015, with batch norm as in Achille et al., ICLR 2019."""
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
+        """The logits."""
+        wide = ((96, 3, 1), (96, 3, 1), (192, 3, 2), (192, 3, 1), (192, 3, 1), (192, 3, 2))
+        narrow = ((192, 3, 1), (192, 1, 1), (self.num_classes, 1, 1))
+        for channels, size, stride in (*wide, *narrow):
+            shape = (size, size), (stride, stride)
+            x = nn.Conv(channels, *shape, use_bias=False, kernel_init=_HE)(x)
+            x = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
+        return x.mean((1, 2))
