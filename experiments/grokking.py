@@ -85,8 +85,8 @@ lab = Lab(
     smoke={"seeds": 1, "modulus": 5, "other_fractions": (0.8,), "decays": (0.0, 1.0),
            "small_batch": 5, "matched_loss": 0.3, "chain_steps": 8,
            "recipe": {"hidden": (8,), "classes": 5, "epochs": 20, "record_every": 5}},
-    # Section 2 and appendix A.1: the network, AdamW with rate 1e-3 and decay 1, batches of 512 or
-    # half the training set; up to 1e5 updates of full batches here. The fractions are ours.
+    # From memory of appendix A.1: the network, AdamW with rate 1e-3 and decay 1, batches of 512 or
+    # half the training set; here full batches for 1e5 updates. The fractions are ours.
     paper={"modulus": 97, "operation": "/", "fraction": 0.5, "other_fractions": (0.3, 0.4, 0.7),
            "learning_rate": 1e-3, "small_batch": 512,
            "recipe": {"network": "experiments.lib.nets.papers:TwoTokens", "classes": 97,

@@ -74,7 +74,7 @@ lab = Lab(
     real={"data": "fashion_mnist", "seeds": 3, "train_size": 400, "products": 60,
           "learning_rate": 0.03,
           "recipe": {"hidden": (64, 64), "epochs": 16_000, "stop_loss": 0.02}},
-    # Of Wu et al. 2020, section 5: CIFAR-10 and VGG-11 without batch norm. The rest is ours.
+    # Of Wu et al. 2020, from memory: CIFAR-10 and VGG-11 without batch norm. The rest is ours.
     paper={"data": "cifar10", "train_size": 1000, "batch_size": 50, "learning_rate": 0.05,
            "recipe": {"network": "experiments.lib.nets.papers:VGG11", "epochs": 20_000}},
 )
