@@ -72,7 +72,7 @@ lab = Lab(
     real={"data": "fashion_mnist", "seeds": 3, "train_size": 1000, "test_size": 2000, "pixels": 7,
           "deficits": (0, 4, 10, 20, 30), "recovery": 30,
           "recipe": {"network": "s2cnn-16", "batch_size": 50, "record_every": 2}},
-    # Of Achille et al. 2019 the network and the data, from memory of its appendix; the rest is ours.
+    # Of Achille et al. 2019, from memory, the network and the data; the rest is ours.
     paper={"data": "cifar10", "seeds": 3, "train_size": 50_000, "pixels": 8,
            "deficits": (0, 20, 40, 60, 80, 100, 120, 140), "recovery": 160,
            "recipe": {"network": "experiments.lib.nets.papers:AllCNN", "batch_size": 128}},

@@ -73,8 +73,8 @@ lab = Lab(
           "likelihood_epochs": 60, "likelihood_descent": {"learning_rate": 0.05, "momentum": 0.9},
           "recipe": {"network": "s2cnn", "batch_size": 128, "epochs": 60, "record_every": 60}},
     # From memory: CIFAR-10, 15 % wrong labels, ResNet-18 of widths 1 to 64, Adam with rate 1e-4,
-    # batches of 128, 4,000 epochs, shifts and mirrors; the loss there is cross-entropy. Of Lobacheva
-    # et al. the epochs; the rest is ours.
+    # batches of 128, 4,000 epochs, shifts and mirrors; the loss there is cross-entropy. Of
+    # Lobacheva et al. the epochs; the rest is ours.
     paper={"data": "cifar10", "train_size": 50_000, "label_noise": 0.15,
            "widths": (1, 2, 4, 6, 8, 10, 12, 16, 32, 64), "likelihood_size": 50_000,
            "descent": {"learning_rate": 1e-4, "schedule": "constant"}, "likelihood_batch": 128,
