@@ -20,8 +20,8 @@ There are no presets real and paper: the formulas are exact, and a larger settin
 Found: every law holds within its range. The variance at any step is off by 0.7 % at the worst of 30
 settings, the covariance under correlated noise by 0.3 %, the circulation by less than 0.1 %, and
 without correlation there is none. Particles are as far from the Fokker-Planck equation as samples
-of its solution would be. The odds of the two wells, 1.01, 1.26 and 1.39 as the noise grows, are 0.4
-to 1.3 % below Boltzmann's integrals. The slope along the valley is -1.98, Stratonovich's -0.98.
+of its solution would be. The odds of the two wells, 1.01, 1.26 and 1.39 as the noise grows, are 0.5
+to 1.2 % below Boltzmann's integrals. The slope along the valley is -1.98, Stratonovich's -0.98.
 """
 
 from __future__ import annotations
