@@ -15,7 +15,13 @@ MLP of two widths on 100 digits, its posterior at several temperatures.
 
 There are no presets real and paper: the formulas are exact, and a larger setting adds nothing.
 
-    python -m experiments typical_sample        # five seeds, a minute or two
+    python -m experiments typical_sample        # five seeds, two minutes
+
+Found: all of it, to 1 % for the losses and 2 % for the gaps at the worst number of weights. At
+d = N the minimum has a hundred times the test loss of a typical sample; from 1.5 N on the minimum
+of least norm has the smaller gap. The networks' gap grows with the temperature; that of 64 units is
+smaller than that of 8 up to T = 0.01 (0.33 against 0.42), the same at 0.1 and twice as large at 1:
+that larger models have typical samples with a smaller gap is seen of cold posteriors only.
 """
 
 from __future__ import annotations
@@ -162,7 +168,7 @@ def over_minimum(arm: Callable[[Config], str]) -> Any:
 
 # fmt: off
 WEIGHTS = share(lambda own, arm: arm.weights)
-STEP = "the step adds eta h / 4, at most 0.75 %, the rest is sampling"
+STEP = "the step adds eta h / 2, at most 1.5 %, the rest is sampling"
 lab.claim("equipartition",
           "Largest relative distance of the training loss of samples less its minimum from "
           "T d / 2, over weights and temperatures, without a prior.",
