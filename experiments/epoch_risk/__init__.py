@@ -16,6 +16,11 @@ without noise, with equal step sizes and with a smaller one for its first layer.
 
     python -m experiments epoch_risk
 
+Found: the risk is within 1 % of the formula, falls until step 13.6, rises by 28 % until step 116
+and falls to 0.65 of its first minimum; with scaled steps the least risk is 0.67 of that with equal
+ones. The network shows neither: with equal steps its error only jumps in the first forty, as such a
+step is too long at first, and a smaller step for the first layer ends no better, 1.06 ± 0.03.
+
 paper: the network for 50,000 steps.
 """
 

@@ -16,6 +16,11 @@ number of examples, with a risk that only falls.
 
     python -m experiments random_features
 
+Found: both peaks are at N = n, 440 and 300 times as high as the least risk before, and with 2,000
+features the risk is 0.38 and 0.46 of that; with 300 features that of 300 examples is 420 times that
+of 100. The mean of 20 outputs has a twentieth of the risk at the peak, which is all variance of the
+features then. The largest distance of a simulation from its closed form is 1.2 %.
+
 paper: Fourier and ReLU features of 10,000 images of MNIST, ridge regression in 500 dimensions.
 """
 
