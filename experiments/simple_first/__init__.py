@@ -18,6 +18,12 @@ error.
 
     python -m experiments simple_first
 
+Found: at epoch 5, with 90 % of the right labels fitted, 82 % of the wrong ones are corrected and
+4 % fitted; half of them are at epoch 36. When mu reaches its plateau I(F; Y | L) is at 0.37 of its
+last value, a little over a third, and at 0.9 if the errors of L lie elsewhere; at most 95 % of the
+network's answers are those of L. The modes keep their rates to rounding. The share of high
+frequencies does not rise with the test error: it falls, with wrong labels more slowly.
+
 real: a small convolutional network on 5,000 images of Fashion-MNIST. paper: CIFAR-10.
 """
 
@@ -262,7 +268,7 @@ def simple_first(axes: Any, runs: Runs, config: Config) -> None:
     noisy, clean, two = (runs[arm] for arm in ("noisy", "clean", "two classes"))
     for number, name in enumerate(("clean_fit", "noisy_recovered", "noisy_fit")):
         curve(labels, noisy["epoch"][0], noisy[name], number, words(name))
-    labels.set(ylabel="fraction of these labels")
+    labels.set(ylabel="fraction of these labels", ylim=(None, 1.4))
     for number, (records, text) in enumerate(((noisy, f"{config.label_noise:.0%}"), (clean, "no"))):
         x = records["epoch"][0]
         curve(error, x, 1 - records["test_accuracy"], number, f"{text} wrong labels")
