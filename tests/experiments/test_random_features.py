@@ -141,6 +141,21 @@ def test_an_ensemble_of_one_gains_nothing():
     np.testing.assert_allclose(found["ridge_ratio"], 1)
 
 
+def test_an_ensemble_of_three_and_the_best_ridge_by_hand():
+    config = experiment.lab.presets["smoke"]
+    seed = images.Images(config, 0)
+    each = [seed.solved("ReLU", seed.draw("ReLU", 20, k), 20, 20)[2] for k in range(3)]
+    alone = np.mean([least_squares.risk(one, seed.test_targets) for one in each], axis=0)
+    together = least_squares.risk(np.mean(each, axis=0), seed.test_targets)
+    ratio = images.ensemble(config, seed)["ratio"]
+    np.testing.assert_allclose(ratio, together[0] / alone[0], rtol=1e-6)
+    fit = seed.fit("ReLU", seed.draw("ReLU", 20, 0), 20, 20)
+    best = least_squares.risk(each[0], seed.test_targets).min(0)
+    np.testing.assert_allclose(fit["ridge"], best, rtol=1e-6)
+    ridge = numbers.theory_ridges()[numbers.best_ridge(experiment.Config())]
+    assert ridge == pytest.approx(0.25 * 50, rel=0.13)
+
+
 def _runs(config, *, place=300, weak=1.0, step=0, slope=1.0, members=0.05, clean=0.3, fit=1e-28):
     """Curves of theory's shape with their peak at `place` features."""
     counts = np.array(config.counts, float)
