@@ -63,7 +63,8 @@ def loss_along(
     Cost: one forward pass per position, and the memory of one. One compiled program serves all
     positions, directions, params and batches of the same shapes. Where params and data lie whole on
     the devices of a mesh, as [`flatjax.parallel.replicate`][] puts them, each device takes
-    positions of its own; a batch that is split is shared by all of them at every position.
+    positions of its own; a batch that is split is shared by all of them at every position. So is a
+    function that captures arrays of the mesh: give it those as ``*args``.
 
     Args:
       loss_fn: ``loss_fn(params, batch, *args)``, the mean loss (a scalar), the per-example
