@@ -1,6 +1,7 @@
 """Steps, widths at the same loss, and claims that can fail."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +74,50 @@ def test_the_measures_are_those_of_squared_error(x64):
     unravel = jax.flatten_util.ravel_pytree(params)[1]
     expected = flatjax.normalized_sharpness(params, unravel(np.diag(dense))).value
     assert found["normalised"] == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_decay_draws_the_weights_to_zero():
+    tx = experiment.adamw(CONFIG)(0, 0.5)
+    params = jnp.array([2.0, -4.0])
+    updates, _ = tx.update(jnp.zeros(2), tx.init(params), params)
+    # Without a gradient nothing but the rate times the decay, rounded in float32.
+    np.testing.assert_allclose(updates, -CONFIG.learning_rate * 0.5 * params, rtol=1e-6)
+
+
+def test_the_chains_stay_near_and_take_stable_steps(monkeypatch):
+    given = {}
+
+    def coefficient(*args, **options):
+        given.update(options)
+        return SimpleNamespace(value=1.0, r_hat=np.ones(1))
+
+    monkeypatch.setattr(flatjax, "local_learning_coefficient", coefficient)
+    data = jax.tree.map(lambda a: a[0], experiment.tables(CONFIG, 0.6))
+    start = recipes.init_runs(experiment.squared(CONFIG), experiment.tables(CONFIG, 0.6), [0])
+    found = experiment.measures(CONFIG, jax.tree.map(lambda a: a[0], start[0]), data)
+    n = given["num_data"]
+    stiffest = n / np.log(n) * found["sharpness"] + given["localization"]
+    assert (n, given["localization"]) == (15, 100.0)
+    assert given["step_size"] * stiffest == pytest.approx(0.5)  # a quarter of what is stable
+
+
+def test_widths_are_where_all_is_memorised_and_at_the_end(monkeypatch, tmp_path):
+    data = experiment.tables(CONFIG, 0.6)
+    size = 10 * 8 + 8 + 8 * 5 + 5
+    vectors = np.arange(3.0)[None, :, None] * np.ones((1, 3, size))
+    records = {"train_accuracy": np.array([[0.1, 1.0, 1.0]])}
+
+    def train_arm(folder, recipe, data, seeds, make, start, quiet):
+        assert recipe.stop_loss == CONFIG.matched_loss
+        ends = {name: np.zeros((2, 1)) for name in ("train_loss", "test_accuracy")}
+        return SimpleNamespace(params=start[0], records=ends, reached=np.array([True, False]))
+
+    monkeypatch.setattr(experiment.minibatch, "train_arm", train_arm)
+    first = lambda config, params, data: {"bias": float(params["layer_0"]["bias"][0])}  # noqa: E731
+    monkeypatch.setattr(experiment, "measures", first)
+    found = experiment.widths(CONFIG, tmp_path, data, records, vectors)
+    np.testing.assert_array_equal(found["bias"], [[1, 2]])
+    np.testing.assert_array_equal(found["reached"], [[True, False]])
 
 
 def runs_of(config, **changes):

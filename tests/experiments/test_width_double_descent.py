@@ -82,6 +82,21 @@ def test_verdicts_on_made_up_runs():
     assert kept["calibration-removes-it"] == "not reproduced"
 
 
+def test_rows_are_the_last_records_by_width():
+    rows = [
+        {
+            "test_accuracy": np.array([[0.1, a]]), "train_accuracy": np.array([[0.1, 2 * a]]),
+            "test_loss": np.array([[9, 3 * a]]), "train_loss": np.array([[9, 4 * a]]),
+        }
+        for a in (0.25, 0.5)
+    ]  # fmt: skip
+    found = experiment._by_width(rows)
+    np.testing.assert_allclose(found["test_error"], [[0.75, 0.5]])
+    np.testing.assert_allclose(found["train_error"], [[0.5, 0.0]])
+    np.testing.assert_allclose(found["test_loss"], [[0.75, 1.5]])
+    np.testing.assert_allclose(found["train_loss"], [[1.0, 2.0]])
+
+
 def test_without_a_fit_there_is_no_threshold():
     runs = {0.2: {"test_loss": np.array([GOOD]), "train_error": np.ones((1, 10))}}
     measure = experiment.from_threshold(lambda row: experiment.peak(row)[1])
