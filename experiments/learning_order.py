@@ -56,12 +56,12 @@ class Config(Options):
     test_size: int = 2000  # test examples, with the first pattern alone
     rate: float = 0.02  # the small learning rate
     large_rate: float = 0.5  # the large one, until annealing
-    noise: float = 3.0  # standard deviation of the noise on activations, until annealing
+    noise: float = 4.0  # standard deviation of the noise on activations, until annealing
     anneal: int = 150  # epochs before
     momentum: float = 0.0
     weight_decay: float = 0.0
     recipe: Recipe = Recipe(
-        network="mlp-1-128", classes=2, batch_size=16, epochs=300
+        network="mlp-1-32", classes=2, batch_size=16, epochs=300
     )  # network and training  # fmt: skip
 
     def __post_init__(self):
