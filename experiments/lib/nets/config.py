@@ -45,6 +45,9 @@ class ModelConfig:
     """Dropout rate, in every network before its last layer, and in the blocks of wide_resnet and
     transformer."""
 
+    noise: float = 0.0
+    """Standard deviation of the noise in training before every non-linearity."""
+
     patch: int = 2
     """transformer: images are cut into patches of this side."""
 

@@ -6,14 +6,16 @@
     model("wide_resnet-28-10", 10)   28 layers, ten times as wide
     model("mlp-256-batch", 10)       two hidden layers of 256 units, batch norm
     model("mlp-4-32-skip", 10)       four hidden layers of 32 units with skip connections
+    model("s2cnn-16-noise0.4", 10)   noise of that deviation before every non-linearity, in training
     model("my_nets:tiny", 10)        a user's own, see `experiments.lib.nets.user`
 
 A number is the width, of a resnet the depth; two are depth and width. Words are a norm, an
-activation, skip or noskip.
+activation, skip or noskip, or the noise.
 """
 
 from __future__ import annotations
 
+import re
 import typing
 from collections.abc import Callable, Sequence
 
@@ -84,10 +86,12 @@ def parsed(name: str) -> ModelConfig:
             found["activation"] = word
         elif word in ("skip", "noskip"):
             found["skip"] = word == "skip"
+        elif noise := re.fullmatch(r"noise(\d+(?:\.\d+)?)", word):
+            found["noise"] = float(noise[1])
         else:
             known = ", ".join(
                 v
-                for v in (*values["norm"], *values["activation"], "skip", "noskip")
+                for v in (*values["norm"], *values["activation"], "skip", "noskip", "noise0.4")
                 if isinstance(v, str)
             )
             raise BadNetwork(f"network {name!r}: {word!r} is no number and none of {known}")

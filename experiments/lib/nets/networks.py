@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from experiments.lib.nets.config import ModelConfig
+from experiments.lib.nets.noise import Noise
 
 _ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "relu": nn.relu,
@@ -32,6 +33,7 @@ class Style:
     init_scale: float
     head_scale: float
     dropout: float
+    noise: float
     skip: bool
 
     def branch_scale(self, blocks: int) -> float:
@@ -41,8 +43,9 @@ class Style:
         """
         return 1 / math.sqrt(blocks) if self.skip and self.norm == "none" else 1.0
 
-    def act(self, x: jax.Array) -> jax.Array:
-        """The non-linearity."""
+    def act(self, x: jax.Array, *, train: bool) -> jax.Array:
+        """The non-linearity; in training behind noise, if there is any."""
+        x = Noise(self.noise)(x, train=train) if self.noise else x
         return _ACTIVATIONS[self.activation](x)
 
     def normalize(self, x: jax.Array, *, train: bool, name: str | None = None) -> jax.Array:
@@ -107,7 +110,7 @@ class MLP(nn.Module):
         scale = self.style.branch_scale(max(1, self.depth - 1))
         for layer in range(self.depth):
             y = self.style.normalize(self.style.dense(self.width)(x), train=train)
-            x = self.style.act(x + scale * y if self.style.skip and layer else y)
+            x = self.style.act(x + scale * y if self.style.skip and layer else y, train=train)
         return self.style.head(self.num_classes)(self.style.drop(x, train=train))
 
 
@@ -122,8 +125,8 @@ class StridedCNN(nn.Module):
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         for stage, size in enumerate((5, 3)):
             x = self.style.conv(self.width * 2**stage, size, 2)(x)
-            x = self.style.act(self.style.normalize(x, train=train))
-        x = self.style.act(self.style.dense(64)(x.reshape(x.shape[0], -1)))
+            x = self.style.act(self.style.normalize(x, train=train), train=train)
+        x = self.style.act(self.style.dense(64)(x.reshape(x.shape[0], -1)), train=train)
         return self.style.head(self.num_classes)(self.style.drop(x, train=train))
 
 
@@ -145,12 +148,12 @@ class CNN(nn.Module):
         for stage in range(self.depth):
             for _ in range(2):
                 x = self.style.conv(self.width * 2**stage)(x)
-                x = self.style.act(self.style.normalize(x, train=train))
+                x = self.style.act(self.style.normalize(x, train=train), train=train)
             if min(x.shape[1:3]) > 1:
                 x = nn.max_pool(x, (2, 2), (2, 2))
         x = x.reshape(x.shape[0], -1)
         if self.dense:
-            x = self.style.act(self.style.dense(self.dense)(x))
+            x = self.style.act(self.style.dense(self.dense)(x), train=train)
         x = self.style.drop(x, train=train)
         return self.style.head(self.num_classes)(x)
 
@@ -166,15 +169,15 @@ class BasicBlock(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         y = self.style.conv(self.channels, stride=self.stride)(x)
-        y = self.style.act(self.style.normalize(y, train=train))
+        y = self.style.act(self.style.normalize(y, train=train), train=train)
         y = self.style.conv(self.channels)(y)
         y = self.style.normalize(y, train=train)
         if not self.style.skip:
-            return self.style.act(y)
+            return self.style.act(y, train=train)
         if x.shape != y.shape:
             x = self.style.conv(self.channels, 1, self.stride, name="shortcut")(x)
             x = self.style.normalize(x, train=train, name="shortcut_norm")
-        return self.style.act(x + self.branch_scale * y)
+        return self.style.act(x + self.branch_scale * y, train=train)
 
 
 class ResNet(nn.Module):
@@ -191,7 +194,9 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
         scale = self.style.branch_scale(sum(self.blocks))
-        x = self.style.act(self.style.normalize(self.style.conv(self.width)(x), train=train))
+        x = self.style.act(
+            self.style.normalize(self.style.conv(self.width)(x), train=train), train=train
+        )
         for stage, count in enumerate(self.blocks):
             for block in range(count):
                 stride = 2 if stage > 0 and block == 0 else 1
@@ -210,12 +215,12 @@ class WideBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-        y = self.style.act(self.style.normalize(x, train=train))
+        y = self.style.act(self.style.normalize(x, train=train), train=train)
         shortcut = x
         if self.style.skip and (self.stride > 1 or x.shape[-1] != self.channels):
             shortcut = self.style.conv(self.channels, 1, self.stride, "shortcut")(y)
         y = self.style.conv(self.channels, stride=self.stride)(y)
-        y = self.style.act(self.style.normalize(y, train=train))
+        y = self.style.act(self.style.normalize(y, train=train), train=train)
         y = self.style.conv(self.channels)(self.style.drop(y, train=train))
         if not self.style.skip:
             return y
@@ -242,7 +247,7 @@ class WideResNet(nn.Module):
                 stride = 2 if stage > 0 and block == 0 else 1
                 channels = 16 * self.factor * 2**stage
                 x = WideBlock(self.style, channels, stride, scale)(x, train=train)
-        x = self.style.act(self.style.normalize(x, train=train)).mean((1, 2))
+        x = self.style.act(self.style.normalize(x, train=train), train=train).mean((1, 2))
         return self.style.head(self.num_classes)(x)
 
 
@@ -263,7 +268,7 @@ class TransformerBlock(nn.Module):
         )(y, mask=mask)
         x = x + self.style.drop(y, train=train)
         y = self.style.normalize(x, train=train)
-        y = self.style.act(self.style.dense(4 * model_width)(y))
+        y = self.style.act(self.style.dense(4 * model_width)(y), train=train)
         return x + self.style.drop(self.style.dense(model_width)(y), train=train)
 
 
@@ -331,7 +336,9 @@ def build(config: ModelConfig, num_classes: int) -> nn.Module:
     if config.skip is not None and not residual and name != "mlp":
         raise ValueError(f"skip is for mlp, resnet and wide_resnet; leave it out for {name}")
     skip = residual if config.skip is None else config.skip
-    style = Style(activation, norm, scale, config.init_scale or 1.0, config.dropout, skip)
+    style = Style(
+        activation, norm, scale, config.init_scale or 1.0, config.dropout, config.noise, skip
+    )
     if name == "mlp":
         return MLP(style, width, depth, num_classes)
     if name == "s2cnn":

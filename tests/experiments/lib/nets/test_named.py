@@ -23,6 +23,8 @@ from experiments.lib.nets.config import ModelConfig
         ("resnet-18-64", {"name": "resnet", "depth": 18, "width": 64}),
         ("resnet-20-noskip", {"name": "resnet", "depth": 20, "skip": False}),
         ("mlp-4-32-skip", {"name": "mlp", "depth": 4, "width": 32, "skip": True}),
+        ("s2cnn-8-noise0.4", {"name": "s2cnn", "width": 8, "noise": 0.4}),
+        ("mlp-1-32-noise3", {"name": "mlp", "depth": 1, "width": 32, "noise": 3.0}),
     ],
 )
 def test_names(name, options):
@@ -35,6 +37,8 @@ def test_names(name, options):
         ("vit", "there are mlp, s2cnn"),
         ("resnet-18-64-2", "depth and width at most, got 3 numbers"),
         ("cnn-8-swish", "'swish' is no number and none of none, batch"),
+        ("cnn-8-noise", "'noise' is no number"),
+        ("cnn-8-noise0.4x", "'noise0.4x' is no number"),
     ],
 )
 def test_unknown_names(name, message):
