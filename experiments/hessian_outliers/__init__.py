@@ -19,7 +19,10 @@ beside skips to 0.55 ± 0.05 of what it is without: the accepted half is left op
 by factors of 1.07 ± 0.06, and beside batch norm of 1.32 ± 0.09: little next to batch norm, but more
 than the accepted fifth in the mean. The gradient spreads at initialisation only (0.44 ± 0.03 of its
 share without batch norm): later it is the networks without batch norm whose gradient has left the
-steep directions, against the paper.
+steep directions, against the paper. On Fashion-MNIST, with residual networks and ten epochs, three
+seeds leave all claims open, in the direction of the paper: the gradient's share in the steep
+directions is 0.24 ± 0.09 of that without batch norm in training, and batch norm lowers the ratio
+from 17 to 11 at the end, skips do not.
 
 --network takes an mlp, resnet or wide_resnet by name, without a norm. paper: ResNet-32 on CIFAR-10,
 when prepared.
