@@ -28,8 +28,10 @@ def expected_nll(log_p: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
       sizes: at most as many as there are members.
 
     Returns:
-      The losses, (sizes,).
+      The losses, (sizes,); NaN where a member has diverged.
     """
+    if not np.isfinite(log_p).all():
+        return np.full(len(sizes), np.nan)
     largest, step = log_p.max(0), 0.5
     p = np.exp(log_p - largest)
     mean, count = p.mean(0), len(p)

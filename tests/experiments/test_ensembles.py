@@ -115,3 +115,11 @@ def test_the_laws_that_foretell_are_those_of_the_other_seeds():
     assert all(np.isfinite(law.offset) for law in laws.values())
     with pytest.raises(ValueError, match="finite"):
         experiment.split_laws(runs, CONFIG, 1)
+
+
+def test_a_member_that_diverged_leaves_no_losses():
+    logits = np.random.default_rng(0).normal(size=(4, 6, 3))
+    logits[2] = np.nan
+    found = subsets.measured(logits, np.arange(6) % 3, [1, 2], [1, 4])
+    assert np.isnan(found["nll"]).all()
+    assert np.isnan(found["calibrated"][1])
