@@ -40,7 +40,6 @@ from experiments.lib.nets import losses
 from experiments.lib.runs.errors import BadNetwork
 from experiments.lib.runs.kept import kept_arrays
 from experiments.lib.training import curvature, recipes
-from experiments.lib.training.curvature import run_of
 from experiments.lib.training.recipes import Recipe
 from experiments.lib.training.settings import load_grid, train_grid
 from experiments.lib.verdicts.figures import COLORS
@@ -186,8 +185,12 @@ def run(config: Config, out: Path) -> Runs:
 
         def every_seed() -> dict[str, np.ndarray]:
             each = [
-                measured(config, seed, run_of(runs.params, i),
-                         recipes.training_batch(recipe, run_of(data[fraction], i), config.measured))
+                measured(
+                    config, seed, curvature.run_of(runs.params, i),
+                    recipes.training_batch(
+                        recipe, curvature.run_of(data[fraction], i), config.measured
+                    ),
+                )
                 for i, seed in enumerate(seeds)
             ]  # fmt: skip
             return {name: np.stack([found[name] for found in each]) for name in each[0]}

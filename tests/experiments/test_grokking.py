@@ -10,6 +10,7 @@ import pytest
 
 import flatjax
 from experiments import grokking as experiment
+from experiments.grokking import matched as at
 from experiments.lib.data.small import SmallData
 from experiments.lib.nets import papers
 from experiments.lib.runs.errors import BadData
@@ -52,18 +53,18 @@ def test_steps_and_the_delay():
     }
     np.testing.assert_array_equal(experiment.steps(records), [300, 300])
     np.testing.assert_array_equal(experiment.delay(records), [30, np.nan])
-    np.testing.assert_array_equal(experiment.memorised(records), [1, 0])
+    np.testing.assert_array_equal(at.memorised(records), [1, 0])
     runs = {"decay 1": records}
     np.testing.assert_array_equal(experiment.at_memorised(runs, CONFIG), [0.1, 0])
 
 
 def test_the_measures_are_those_of_squared_error(x64):
-    recipe = experiment.squared(CONFIG)
+    recipe = at.squared(CONFIG)
     data = jax.tree.map(lambda a: a[0], experiment.tables(CONFIG, 0.6))
     data = SmallData(*(a.astype(float) if a.dtype == np.float32 else a for a in data))
     params = recipes.init_runs(recipe, jax.tree.map(lambda a: a[None], data), [0])[0]
     params = jax.tree.map(lambda a: 2.0 * a[0].astype(float), params)
-    found = experiment.measures(CONFIG, params, data)
+    found = at.measures(CONFIG, params, data)
     batch = recipes.training_batch(recipe, data)
     model_fn = recipes.model_of(recipe)
     with jax.default_matmul_precision("highest"):
@@ -93,8 +94,8 @@ def test_the_chains_stay_near_and_take_stable_steps(monkeypatch):
 
     monkeypatch.setattr(flatjax, "local_learning_coefficient", coefficient)
     data = jax.tree.map(lambda a: a[0], experiment.tables(CONFIG, 0.6))
-    start = recipes.init_runs(experiment.squared(CONFIG), experiment.tables(CONFIG, 0.6), [0])
-    found = experiment.measures(CONFIG, jax.tree.map(lambda a: a[0], start[0]), data)
+    start = recipes.init_runs(at.squared(CONFIG), experiment.tables(CONFIG, 0.6), [0])
+    found = at.measures(CONFIG, jax.tree.map(lambda a: a[0], start[0]), data)
     n = given["num_data"]
     stiffest = n / np.log(n) * found["sharpness"] + given["localization"]
     assert (n, given["localization"]) == (15, 100.0)
@@ -112,10 +113,10 @@ def test_widths_are_where_all_is_memorised_and_at_the_end(monkeypatch, tmp_path)
         ends = {name: np.zeros((2, 1)) for name in ("train_loss", "test_accuracy")}
         return SimpleNamespace(params=start[0], records=ends, reached=np.array([True, False]))
 
-    monkeypatch.setattr(experiment.minibatch, "train_arm", train_arm)
+    monkeypatch.setattr(at.minibatch, "train_arm", train_arm)
     first = lambda config, params, data: {"bias": float(params["layer_0"]["bias"][0])}  # noqa: E731
-    monkeypatch.setattr(experiment, "measures", first)
-    found = experiment.widths(CONFIG, tmp_path, data, records, vectors)
+    monkeypatch.setattr(at, "measures", first)
+    found = at.widths(CONFIG, tmp_path, data, records, vectors)
     np.testing.assert_array_equal(found["bias"], [[1, 2]])
     np.testing.assert_array_equal(found["reached"], [[True, False]])
 

@@ -33,18 +33,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
-import jax.flatten_util
-import jax.numpy as jnp
 import numpy as np
 import optax
 
-import flatjax
+from experiments.grokking.matched import first, flattened, memorised, squared, widths
 from experiments.lib.data.modular import Operation, modular_arithmetic, one_hot_pairs
 from experiments.lib.data.small import SmallData, stack_seeds
 from experiments.lib.lab import Lab, Options, Runs, Table
 from experiments.lib.runs.errors import BadData
 from experiments.lib.runs.kept import kept_arrays
-from experiments.lib.training import curvature, minibatch, recipes
 from experiments.lib.training.recipes import Recipe
 from experiments.lib.training.settings import train_settings
 from experiments.lib.verdicts.curves import curve
@@ -119,11 +116,6 @@ def adamw(config: Config) -> Any:
     return lambda seed, decay: optax.adamw(config.learning_rate, b2=0.98, weight_decay=decay)
 
 
-def squared(config: Config) -> Recipe:
-    """The recipe with squared error."""
-    return dataclasses.replace(config.recipe, loss="squared_error")
-
-
 @lab.run
 def run(config: Config, out: Path) -> Runs:
     """The records of every arm, and what is measured where the loss is the same."""
@@ -160,74 +152,6 @@ def run(config: Config, out: Path) -> Runs:
         )
         runs[name] = records | kept_arrays(out / f"widths_{decay:g}.npz", of_decay)
     return runs
-
-
-def flattened(params: Any, model_state: Any, data: SmallData, key: Any) -> dict[str, jax.Array]:
-    """What is recorded of squared error: all parameters, as one vector."""
-    del model_state, data, key
-    return {"params": jax.flatten_util.ravel_pytree(params)[0]}
-
-
-def widths(
-    config: Config, folder: Path, data: SmallData, records: dict[str, np.ndarray], vectors: Any
-) -> dict[str, np.ndarray]:
-    """The two measures where all is memorised and at the end, (seeds, 2), at the same loss."""
-    seeds = list(config.seed_range())
-    params, state = recipes.init_runs(squared(config), data, seeds)
-    shape = jax.tree.map(lambda a: a[0], params)
-    unravel = jax.flatten_util.ravel_pytree(shape)[1]
-    at = np.stack([memorised(records), np.full(len(seeds), vectors.shape[1] - 1)], 1)
-    chosen = np.take_along_axis(vectors, at[:, :, None], 1).reshape(2 * len(seeds), -1)
-    start = jax.vmap(unravel)(jnp.asarray(chosen)), jax.tree.map(lambda a: a.repeat(2, 0), state)
-    twice = minibatch.repeat(data, 2)
-    recipe = dataclasses.replace(squared(config), stop_loss=config.matched_loss)
-    matched = minibatch.train_arm(
-        folder, recipe, twice, np.repeat(seeds, 2),
-        lambda seed, hyper: optax.adam(0.1 * config.learning_rate), start=start,
-        quiet=config.quiet,
-    )  # fmt: skip
-    each = [
-        measures(config, *curvature.run_of((matched.params, twice), k)) for k in range(len(chosen))
-    ]
-    found = {name: np.array([m[name] for m in each]).reshape(-1, 2) for name in each[0]}
-    last = matched.records
-    found["matched_loss"] = last["train_loss"][:, -1].reshape(-1, 2)
-    found["matched_test"] = last["test_accuracy"][:, -1].reshape(-1, 2)
-    found["reached"] = matched.reached.reshape(-1, 2)
-    return found
-
-
-def measures(config: Config, params: Any, data: SmallData) -> dict[str, float]:
-    """Of one point: normalised sharpness, learning coefficient, largest eigenvalue."""
-    recipe = squared(config)
-    batch, loss = recipes.training_batch(recipe, data), recipes.losses_fn(recipe)
-    hessian = flatjax.hessian(loss, params, batch)
-    diagonal = curvature.gauss_newton_diagonal(recipes.model_of(recipe), params, batch[0])
-    sharpness = flatjax.sharpness(hessian, key=jax.random.key(0)).value
-    n = len(data.targets)
-    coefficient = flatjax.local_learning_coefficient(
-        loss, params, [batch], key=jax.random.key(1), num_data=n, localization=100.0,
-        # Half of what is stable: beta n lambda + localization times the step is to be below 2.
-        step_size=float(0.5 / (n / np.log(n) * sharpness + 100.0)), preconditioner=None,
-        num_steps=config.chain_steps, num_burnin=config.chain_steps // 2,
-    )  # fmt: skip
-    return {
-        "normalised": float(flatjax.normalized_sharpness(params, diagonal).value),
-        "coefficient": float(coefficient.value),
-        "r_hat": float(np.max(coefficient.r_hat)),
-        "sharpness": float(sharpness),
-    }
-
-
-def first(records: dict[str, np.ndarray], name: str, level: float) -> np.ndarray:
-    """The record at which a number is first so high; -1 where it never is."""
-    high = records[name] >= level
-    return np.where(high.any(1), high.argmax(1), -1)
-
-
-def memorised(records: dict[str, np.ndarray]) -> np.ndarray:
-    """The record from which the training set is fitted."""
-    return np.maximum(first(records, "train_accuracy", 0.99), 0)
 
 
 def steps(records: dict[str, np.ndarray], name: str = "test_accuracy", level: float = 0.95) -> Any:
