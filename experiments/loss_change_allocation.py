@@ -59,6 +59,12 @@ class Config(Options):
     first_steps: int = 100  # left out of the parameters that hurt
     chunk: int = 300  # updates between two saves
 
+    def __post_init__(self):
+        if self.train_size % self.parts:
+            raise ValueError(f"{self.train_size} examples are not {self.parts} equal parts")
+        if self.batch_size > self.train_size:
+            raise ValueError(f"batch_size {self.batch_size} is above train_size {self.train_size}")
+
 
 # fmt: off
 lab = Lab(
@@ -214,8 +220,6 @@ def learning_rate(config: Config, arm: str) -> float:
 @lab.run
 def run(config: Config, out: Path) -> Runs:
     """The records of all arms."""
-    if config.train_size % config.parts:
-        raise ValueError(f"{config.train_size} examples are not {config.parts} equal parts")
     data = minibatch.load_seeds(
         config.data,
         config.seed_range(),

@@ -71,10 +71,11 @@ def test_parts_and_momentum(quick_compilation):
     np.testing.assert_allclose(records["total"][0].sum(), change, atol=1e-4)
 
 
-def test_parts_are_equal(tmp_path):
-    config = experiment.Config(train_size=10, parts=3)
+def test_parts_are_equal_and_batches_no_larger_than_the_data():
     with pytest.raises(ValueError, match="10 examples are not 3 equal parts"):
-        experiment.run(config, tmp_path)
+        experiment.Config(train_size=10, batch_size=5, parts=3)
+    with pytest.raises(ValueError, match="batch_size 25 is above train_size 10"):
+        experiment.Config(train_size=10, batch_size=25)
 
 
 STEPS = 400
