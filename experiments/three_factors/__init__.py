@@ -5,7 +5,8 @@ with squared error by SGD, with all pairs of three learning rates eta and four b
 the training loss is 0.01, so that curvature is compared at equal loss. The norm of the Hessian at
 the end falls with eta / S, validation accuracy rises; pairs of equal eta / S need equally many
 epochs and end equally curved. The third factor is the covariance of the gradient noise: twice a
-batch with twice its noise ends as the batch does.
+batch with twice its noise ends as the batch does. Momentum m makes eta / (1 - m) of the rate: with
+half the rate and m = 1/2 the end is that of the rate without.
 
 The paper's memorisation experiment beside it: a quarter of the labels wrong, with the extreme
 learning rates and three batch sizes. There a larger eta / S memorises less at the same validation
@@ -94,13 +95,14 @@ EXPERIMENT = lab.experiment
 
 Runs = dict[str, Pairs]
 """`clean`: what every pair ends with; `noisier`: the largest rate and second batch size with the
-noise of the first; `wrong`: the records of pairs with wrong labels."""
+noise of the first; `momentum`: the second largest rate with as much momentum as makes it the
+largest; `wrong`: the records of pairs with wrong labels."""
 
 
 @lab.run
 def run(config: Config, out: Path) -> Runs:
     """All pairs of learning rate and batch size."""
-    found: Runs = {"clean": {}, "noisier": {}, "wrong": {}}
+    found: Runs = {"clean": {}, "noisier": {}, "momentum": {}, "wrong": {}}
     for (kind, *_), pairs in shared(config, all_pairs(config, out)).items():
         found[kind] |= pairs
     return found
@@ -143,16 +145,25 @@ def by_one_alone(runs: Runs, config: Config) -> np.ndarray:
     return np.minimum(*(unexplained(rows, numbers) for numbers in zip(*runs["clean"], strict=True)))
 
 
-def third_factor(kind: str) -> Any:
-    """The measure of a claim: the norm for the second batch size over that for the first."""
+def over_sgd(kind: str, pair: Callable[[Config], tuple[float, int]]) -> Any:
+    """The measure of a claim: the norm for a pair over SGD's, largest rate and first batch size."""
 
     def measure(runs: Runs, config: Config) -> np.ndarray:
-        rate, (small, large) = config.rates[-1], config.batch_sizes[:2]
-        ends = runs[kind][rate, large], runs["clean"][rate, small]
+        ends = runs[kind][pair(config)], runs["clean"][config.rates[-1], config.batch_sizes[0]]
         reached = np.all([end["loss"] <= config.stop_loss for end in ends], axis=0)
         return np.where(reached, ends[0]["frobenius"] / ends[1]["frobenius"], np.nan)
 
     return measure
+
+
+def second_batch(config: Config) -> tuple[float, int]:
+    """The largest rate with the second batch size."""
+    return config.rates[-1], config.batch_sizes[1]
+
+
+def second_rate(config: Config) -> tuple[float, int]:
+    """The second largest rate with the first batch size."""
+    return config.rates[-2], config.batch_sizes[0]
 
 
 def range_of(number: Callable[[Runs], np.ndarray], kind: str, of: Any = ratios_of) -> Any:
@@ -191,8 +202,15 @@ lab.claim("norm-collapses",
 lab.claim("noise-is-the-third-factor",
           "|H|_F for the second batch size with the noise of the first over that for the first, "
           "at the largest eta.",
-          third_factor("noisier"), low=0.97, high=1.03, source="theory",
-          reason="1; the null has the second batch size's own noise", null=third_factor("clean"))
+          over_sgd("noisier", second_batch), low=0.97, high=1.03, source="theory",
+          reason="1; the null has the second batch size's own noise",
+          null=over_sgd("clean", second_batch))
+lab.claim("momentum-is-rate",
+          "|H|_F for the second largest eta with momentum 1 - eta / eta_max over that for eta_max "
+          "without, at the first batch size.",
+          over_sgd("momentum", second_rate), low=0.97, high=1.03, source="theory",
+          reason="1 but for the finite step; the null has no momentum",
+          null=over_sgd("clean", second_rate))
 lab.claim("accuracy-rises-with-the-ratio",
           "Rank correlation of eta / S with the validation accuracy.",
           rank("test_accuracy"), low=0.5, source="margin", reason=CROSSED,
@@ -238,10 +256,15 @@ def ratio(axes: Any, runs: Runs, config: Config) -> None:
             panel.errorbar(x, rows.mean(1), yerr=2 * error, capsize=3, **options)
         panel.set(xlabel=r"$\eta / S$", ylabel=NAMES.get(name, words(name)), xscale="log")
     norm, *_, time = axes.flat
-    (rate, size), end = next(iter(runs["noisier"].items()))
-    small = config.batch_sizes[0]
-    label = rf"$S$ = {size} with the noise of {small}"
-    norm.plot(rate / small, end["frobenius"].mean(), "*", color="#000000", label=label)
+    small, rate = config.batch_sizes[0], config.rates[-1]
+    for kind, marker, label in (
+        ("noisier", "*", rf"$S$ = {config.batch_sizes[1]} with the noise of {small}"),
+        ("momentum", "x", rf"$\eta$ = {config.rates[-2]:g} with momentum, as {rate:g}"),
+    ):
+        (end,) = runs[kind].values()
+        norm.plot(
+            rate / small, end["frobenius"].mean(), marker, color="#000000", zorder=3, label=label
+        )
     x, rows = ratios_of(runs["clean"]), column(runs, "frobenius").mean(0)
     line = np.polynomial.Polynomial.fit(x, rows, 1)
     norm.plot(*line.linspace(2), color="#555555", linewidth=1, label="straight line")
@@ -282,7 +305,10 @@ def numbers(runs: Runs, config: Config) -> dict[str, Any]:
     half = zip(runs["wrong"], halfway(runs["wrong"]), strict=True)
     return {
         "pairs": {f"{rate:g}/{size}": row for (rate, size), row in runs["clean"].items()},
-        "noisier": {f"{rate:g}/{size}": row for (rate, size), row in runs["noisier"].items()},
+        **{
+            kind: {f"{rate:g}/{size}": row for (rate, size), row in runs[kind].items()}
+            for kind in ("noisier", "momentum")
+        },
         "slopes": {n: slope(n, runs, config) for n in ("frobenius", "sharpness", "trace")},
         "wrong_labels_half_fitted": {f"{rate:g}/{size}": rows for (rate, size), rows in half},
     }

@@ -28,11 +28,12 @@ RECORDS = 100
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _train(net, batch_size, noise, rate, max_epochs, stop_loss, params, data, keys):
+def _train(net, batch_size, noise, momentum, rate, max_epochs, stop_loss, params, data, keys):
     """Until the loss is low enough: the parameters, the epochs, the loss and the test accuracy.
 
     With `noise` the covariance of the gradient noise is so many times that of a batch: the scaled
     difference of two more batches is added, which has mean zero and the covariance of the noise.
+    Momentum is the heavy ball's: v <- momentum v + gradient, w <- w - rate v.
     """
 
     def one(params, data, key):
@@ -42,14 +43,19 @@ def _train(net, batch_size, noise, rate, max_epochs, stop_loss, params, data, ke
             part = jax.tree.map(lambda a: a[index], batch)
             return jax.grad(lambda p: net.losses_fn(p, part).mean())(params)
 
-        def step(params, index):
+        def noisy_gradient(params, index):
             if noise == 1:
-                return params - rate * gradient(params, index), None
+                return gradient(params, index)
             first, second, third = (gradient(params, i) for i in index)
-            return params - rate * (first + ((noise - 1) / 2) ** 0.5 * (second - third)), None
+            return first + ((noise - 1) / 2) ** 0.5 * (second - third)
+
+        def step(carry, index):
+            params, velocity = carry
+            velocity = momentum * velocity + noisy_gradient(params, index)
+            return (params - rate * velocity, velocity), None
 
         def epoch(carry):
-            params, _, count = carry
+            params, velocity, _, count = carry
             key_now = jax.random.fold_in(key, count)
 
             def drawn(key):
@@ -59,15 +65,16 @@ def _train(net, batch_size, noise, rate, max_epochs, stop_loss, params, data, ke
                 order = drawn(key_now)
             else:
                 order = jnp.stack([drawn(k) for k in jax.random.split(key_now, 3)], axis=1)
-            params, _ = loops.scan(step, params, order)
-            return params, net.losses_fn(params, batch).mean(), count + 1
+            (params, velocity), _ = loops.scan(step, (params, velocity), order)
+            return params, velocity, net.losses_fn(params, batch).mean(), count + 1
 
         def done(carry):
-            goes_on = (carry[1] > stop_loss) & (carry[2] < max_epochs)
+            *_, loss, count = carry
+            goes_on = (loss > stop_loss) & (count < max_epochs)
             return ~goes_on  # also with a loss that is not a number
 
-        start = (params, jnp.float32(jnp.inf), jnp.int32(0))
-        params, loss, count = loops.until(done, epoch, start)
+        start = (params, jnp.zeros_like(params), jnp.float32(jnp.inf), jnp.int32(0))
+        params, _, loss, count = loops.until(done, epoch, start)
         accuracy = net.accuracy(params, data.test_inputs, data.test_targets)
         return {"params": params, "loss": loss, "epochs": count, "test_accuracy": accuracy}
 
@@ -104,21 +111,31 @@ def _curvature(net, size, probes, params, data):
 
 
 def until_loss(
-    config: Config, out: Path, rate: float, size: int, noise: float, net: FlatNetwork, data: Any
+    config: Config,
+    out: Path,
+    rate: float,
+    size: int,
+    net: FlatNetwork,
+    data: Any,
+    *,
+    noise: float = 1,
+    momentum: float = 0.0,
 ) -> Pairs:
     """What was measured at the end of one pair, (seeds,) each; kept in a file."""
+    name = f"rate_{rate:g}_batch_{size}"
+    name += "" if noise == 1 else f"_noise_{noise:g}"
+    name += f"_momentum_{momentum:g}" if momentum else ""
 
     def made() -> dict[str, Any]:
-        say(f"eta {rate:g}, S {size}", enabled=not config.quiet)
+        say(name.replace("_", " "), enabled=not config.quiet)
         params = net.init_seeds(config.seed_range())
         keys = jax.random.split(jax.random.key(1), config.seeds)
         max_epochs = round(config.max_time / rate * size / config.train_size)
         options = jnp.float32(rate), max_epochs, config.stop_loss
-        found = _train(net, size, noise, *options, params, data, keys)
+        found = _train(net, size, noise, momentum, *options, params, data, keys)
         measured = config.curvature_size, config.probes
         return found | _curvature(net, *measured, found.pop("params"), data)
 
-    name = f"rate_{rate:g}_batch_{size}" + ("" if noise == 1 else f"_noise_{noise:g}")
     return {(rate, size): kept_arrays(out / f"{name}.npz", made)}
 
 
@@ -157,21 +174,28 @@ def all_pairs(config: Config, out: Path) -> dict[tuple[str, float, int], Any]:
     )
     data, wrong = load(), load(label_noise=config.wrong_labels)
     own = flat_network(architecture, data.inputs.shape[2:]), data
-    if len(config.batch_sizes) < 2:
-        raise ValueError("batch_sizes has one size: give two at least, they are compared")
+    for field in ("batch_sizes", "rates"):
+        if len(getattr(config, field)) < 2:
+            raise ValueError(f"{field} has one value: give two at least, they are compared")
     small, large = config.batch_sizes[:2]
-    rate = config.rates[-1]
+    *_, slower, rate = config.rates
+    if not slower < rate:
+        raise ValueError(f"rates {config.rates} do not rise: give the largest one last")
     return (
         {
-            ("clean", rate, size): functools.partial(until_loss, config, out, rate, size, 1, *own)
+            ("clean", rate, size): functools.partial(until_loss, config, out, rate, size, *own)
             for size in config.batch_sizes
             for rate in config.rates
         }
         | {
             # The noise of the small batch by other means.
             ("noisier", rate, large): functools.partial(
-                until_loss, config, out, rate, large, large / small, *own
-            )
+                until_loss, config, out, rate, large, *own, noise=large / small
+            ),
+            # The largest rate by momentum: eta / (1 - momentum) is what SGD without it has.
+            ("momentum", slower, small): functools.partial(
+                until_loss, config, out, slower, small, *own, momentum=1 - slower / rate
+            ),
         }
         | {
             ("wrong", 0.0, size): functools.partial(memorising, config, out, size, wrong)

@@ -24,8 +24,16 @@ UPDATES = 20
 # of one network of four, that with batch norm and skips.
 ONE_PIECE = {"sam_vs_sgd": "4/5", "hessian_outliers": "4/4"}
 # Examples of the Hessian and of a batch (a recipe's is set below), updates between measurements,
-# networks of an ensemble, parts of a full batch.
-FEW = {"measured": 2, "batch_size": 10, "every": 4, "members": 16, "parts": 2}
+# parts of a full batch.
+FEW = {"measured": 2, "batch_size": 10, "every": 4, "parts": 2}
+# Besides, networks of an ensemble; and fewer images where several of 36 million parameters are
+# evaluated at many points.
+FEWER = {
+    "ensembles": {"members": 16},
+    "fast_ensembling": {"members": 2, "train_size": 20, "test_size": 10},
+    "mode_connectivity": {"train_size": 20, "test_size": 10},
+}
+SHAPES = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1)}
 OWN = {f.name for f in dataclasses.fields(Architecture)}
 
 
@@ -52,16 +60,18 @@ def _updates(recipe: Recipe, size: int) -> Recipe:
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """By number of classes a file of random images of CIFAR's shape."""
-    folder, draw, paths = tmp_path_factory.mktemp("images"), np.random.default_rng(0), {}
-    for classes in (10, 100):
-        paths[classes] = str(folder / f"{classes}.npz")
-        arrays = {}
+    """A function of a data set's name and classes: a file of random images of its shape."""
+    folder, draw = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
+
+    def path(data: str, classes: int) -> str:
+        file, arrays = folder / f"{data}-{classes}.npz", {}
         for prefix, count in (("", 300), ("test_", 40)):
-            drawn = draw.standard_normal((count, 32, 32, 3))
+            drawn = draw.standard_normal((count, *SHAPES.get(data, (32, 32, 3))))
             arrays |= {f"{prefix}inputs": drawn, f"{prefix}targets": np.arange(count) % classes}
-        np.savez(paths[classes], **arrays)
-    return paths
+        np.savez(file, **arrays)
+        return str(file)
+
+    return path
 
 
 @pytest.fixture
@@ -83,7 +93,7 @@ def few_products(monkeypatch):
 def test_the_first_updates(name, images, few_products, tmp_path):
     lab = LABS[name]
     paper, smoke, cpu = (lab.presets[preset] for preset in ("paper", "smoke", "cpu"))
-    config = _short(paper, smoke, cpu)
+    config = dataclasses.replace(_short(paper, smoke, cpu), **FEWER.get(name, {}))
     inner = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     nets = {key: value for key, value in inner.items() if isinstance(value, Architecture)}
     changes: dict[str, Any] = {
@@ -94,9 +104,8 @@ def test_the_first_updates(name, images, few_products, tmp_path):
     for key, value in nets.items():
         assert all(getattr(value, own) == getattr(getattr(paper, key), own) for own in OWN), key
     classes = max((value.classes for value in nets.values()), default=10)
-    config = dataclasses.replace(
-        config, data=images[classes], out=tmp_path, quiet=True, share=ONE_PIECE.get(name), **changes
-    )
+    changes |= {"data": images(paper.data, classes), "share": ONE_PIECE.get(name)}
+    config = dataclasses.replace(config, out=tmp_path, quiet=True, **changes)
     shares.run(lab.main, config)
     assert name in ONE_PIECE or (tmp_path / "summary.json").exists()
     # Without a loss to stop at, where training ends counts.

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from experiments import three_factors as experiment
@@ -24,7 +25,7 @@ CONFIG = experiment.Config(seeds=1, rates=(0.1, 0.2), batch_sizes=(10, 20, 40))
 PAIRS = [(rate, size) for size in (10, 20, 40) for rate in (0.1, 0.2)]
 
 
-def _verdicts(factor, loss=0.0, noisier=None):
+def _verdicts(factor, loss=0.0, noisier=None, faster=None):
     """Everything follows `factor(rate, size)`, whose values are about 0.01."""
     fit, test = np.linspace(0, 1, 11)[None], np.linspace(0.5, 0.9, 11)[None]
 
@@ -32,10 +33,11 @@ def _verdicts(factor, loss=0.0, noisier=None):
         rows = {"loss": loss, "epochs": 1 / by, "frobenius": 1 / by, "test_accuracy": by}
         return {name: np.array([value]) for name, value in rows.items()}
 
-    small, large = PAIRS[1], PAIRS[3]
+    slow, small, large = PAIRS[0], PAIRS[1], PAIRS[3]
     runs = {
         "clean": {pair: end(factor(*pair)) for pair in PAIRS},
         "noisier": {large: end(noisier or factor(*small))},
+        "momentum": {slow: end(faster or factor(*small))},
         "wrong": {
             # The larger it is, the better it generalises with as many of the labels memorised.
             pair: {
@@ -51,11 +53,12 @@ def _verdicts(factor, loss=0.0, noisier=None):
 
 def test_verdicts_on_made_up_runs():
     assert set(_verdicts(lambda rate, size: rate / size).values()) == {"reproduced"}
-    reverse = _verdicts(lambda rate, size: 0.1 + rate - 9 * rate / size, noisier=0.05)
+    reverse = _verdicts(lambda rate, size: 0.1 + rate - 9 * rate / size, noisier=0.05, faster=0.05)
     assert "reproduced" not in reverse.values()
     unfinished = _verdicts(lambda rate, size: rate / size, loss=1.0)
     assert unfinished["norm-collapses"] == "inconclusive"
     assert unfinished["noise-is-the-third-factor"] == "inconclusive"
+    assert unfinished["momentum-is-rate"] == "inconclusive"
 
 
 def test_the_null_is_uncorrelated_with_the_ratio():
@@ -81,13 +84,30 @@ def test_more_noise_has_the_mean_and_so_many_times_the_covariance():
     keys = jax.random.split(jax.random.key(1), count)
     options = jnp.float32(0.1), 1, 0.0, params, many, keys
     plain, noisier = (
-        np.asarray(_train(net, 20, noise, *options)["params"], float) for noise in (1, 3.0)
+        np.asarray(_train(net, 20, noise, 0.0, *options)["params"], float) for noise in (1, 3.0)
     )
     plain_var, noisier_var = plain.var(0).sum(), noisier.var(0).sum()
     # A hundred degrees of freedom at the least: one for every four runs.
     assert noisier_var / plain_var == pytest.approx(3, rel=4 * (2 * 2 / 100) ** 0.5 / 2)
     distance = np.square(plain.mean(0) - noisier.mean(0)).sum()
     assert distance < 4 * (plain_var + noisier_var) / count
+
+
+def test_momentum_is_the_heavy_ball_of_optax():
+    # Batches of all examples: their order is no matter. Four epochs are four steps.
+    data = jax.tree.map(lambda a: a[None], small_data("digits", seed=0, train_size=20))
+    net = flat_network(Architecture(hidden=(2,), loss="squared_error"), (64,))
+    start = net.init_seeds([0])
+    keys = jax.random.split(jax.random.key(1), 1)
+    found = _train(net, 20, 1, 0.5, jnp.float32(0.1), 4, 0.0, start, data, keys)
+    ball, batch = optax.sgd(0.1, momentum=0.5), (data.inputs[0], data.targets[0])
+    params, state = start[0], ball.init(start[0])
+    for _ in range(4):
+        gradient = jax.grad(lambda p: net.losses_fn(p, batch).mean())(params)
+        updates, state = ball.update(gradient, state)
+        params = optax.apply_updates(params, updates)
+    # Sums over examples in another order, four steps in float32.
+    np.testing.assert_allclose(found["params"][0], params, rtol=1e-5, atol=1e-6)
 
 
 def test_a_level_is_met_between_two_records():
@@ -121,6 +141,8 @@ def test_one_architecture_rules_both_parts(monkeypatch, tmp_path):
     *_, net, data = pieces["clean", 0.05, 8].args
     assert net.architecture == architecture
     assert data.inputs.shape == (1, 32, 8, 8, 1)
+    arm = pieces["momentum", 0.05, 8].keywords
+    assert arm == {"momentum": pytest.approx(1 - 0.05 / 0.1)}
     pieces["wrong", 0.0, 8]()
     assert vars(architecture).items() <= vars(recipes[0]).items()
     assert recipes[0].batch_size == 8
