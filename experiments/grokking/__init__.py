@@ -82,6 +82,12 @@ lab = Lab(
     smoke={"seeds": 1, "modulus": 5, "other_fractions": (0.8,), "decays": (0.0, 1.0),
            "small_batch": 5, "matched_loss": 0.3, "chain_steps": 8,
            "recipe": {"hidden": (8,), "classes": 5, "epochs": 20, "record_every": 5}},
+    # The paper's network with one layer of width 32, on a - b, where order counts.
+    real={"seeds": 3, "modulus": 31, "operation": "-", "fraction": 0.75,
+          "other_fractions": (0.8, 0.85, 0.9), "decays": (0.0, 0.25, 0.5), "learning_rate": 2e-3,
+          "small_batch": 64, "matched_loss": 1e-3, "chain_steps": 400,
+          "recipe": {"network": "experiments.lib.nets.papers:small_two_tokens", "classes": 31,
+                     "epochs": 6000, "record_every": 20}},
     # From memory of appendix A.1: the network, AdamW with rate 1e-3 and decay 1, batches of 512 or
     # half the training set; here full batches for 1e5 updates. The fractions are ours.
     paper={"modulus": 97, "operation": "/", "fraction": 0.5, "other_fractions": (0.3, 0.4, 0.7),

@@ -1,8 +1,10 @@
 """The claims fail on runs without a second descent, and where the control falls as well."""
 
 import numpy as np
+import pytest
 
 from experiments import epoch_double_descent as experiment
+from experiments.epoch_double_descent import plain
 
 POINTS = np.linspace(0.0, 1.0, 11)
 
@@ -21,9 +23,24 @@ def _phase(loss, trace, fitted=1.0 + 0 * POINTS, norm=1.0):
     return {name: np.tile(v, (3, 1)) for name, v in values.items()}
 
 
-def _judged(fit, drift, slow, control):
+def _plain(error, trace, train=0.5 - 0.5 * POINTS):
+    """A record at the start and one for each of eleven octaves."""
+
+    def rows(values):
+        return np.tile([values[0], *values], (3, 1))
+
+    return {
+        "epoch": np.tile([0, *2 ** np.arange(11)], (3, 1)), "test_error": rows(error),
+        "train_error": rows(train), "trace_fisher": rows(trace), "norm": rows(1 + POINTS),
+    }  # fmt: skip
+
+
+TWICE = _plain([0.9, 0.5, 0.3, 0.32, 0.35, 0.4, 0.45, 0.4, 0.35, 0.3, 0.25], 1 + 9 * POINTS[::-1])
+
+
+def _judged(fit, drift, slow, control, alone=TWICE):
     drift = drift | {"layers": np.full(3, 3)}
-    runs = {"fit": fit, "drift": drift, "slow": slow, "control": control}
+    runs = {"fit": fit, "drift": drift, "slow": slow, "control": control, "plain": alone}
     found = experiment.lab.judged(runs, experiment.Config(seeds=3))
     return {
         verdict: {v.claim.name for v in found if v.verdict == verdict}
@@ -64,7 +81,8 @@ def test_verdicts_on_made_up_runs():
     }  # fmt: skip
     never = _phase(1 - 0.3 * POINTS, 500 + 0 * POINTS)
     shrinks = _phase(1.3 + 0.1 * POINTS, 500 - 150 * POINTS, 0.9 + 0 * POINTS, norm=0.5)
-    assert not _judged(never, shrinks, shrinks, DRIFT)["reproduced"]
+    only_falls = _plain(0.5 - 0.2 * POINTS, 1 + POINTS)
+    assert not _judged(never, shrinks, shrinks, DRIFT, only_falls)["reproduced"]
     # A norm that stays says nothing where tr F stays as well.
     still = _phase(1.3 - 0.6 * POINTS, 500 + 0 * POINTS)
     assert "no-shrinkage" in _judged(FIT, still, SLOW, CONTROL)["void"]
@@ -72,3 +90,24 @@ def test_verdicts_on_made_up_runs():
     assert falls_too == {
         "second-descent", "second-descent-of-error", "fisher-falls", "sharpness-falls"
     }  # fmt: skip
+    only_rises = _plain(0.3 + 0.2 * POINTS, 1 + POINTS)
+    assert not _judged(FIT, DRIFT, SLOW, CONTROL, only_rises)["reproduced"] & {
+        "plain-error-falls-again", "plain-fisher-peaks",
+    }  # fmt: skip
+
+
+def test_octaves_leave_out_the_untrained_network():
+    epochs = np.array([[0, 1, 2, 3, 4, 6, 16]])
+    values = np.array([[99.0, 1, 2, 4, 5, 7, 8]])
+    # From 8 to 16 there is no record.
+    np.testing.assert_allclose(plain.octaves(epochs, values), [[1, 3, 6, 8]])
+
+
+@pytest.mark.parametrize(
+    ("row", "rise", "peak", "fall"),
+    [([3, 1, 2, 4, 2.5], 3, 3, 1.5), ([4, 3, 2, 1], -1, 1, np.nan), ([1, 5, 0, 3], 4, 1, 2)],
+)
+def test_rises_and_falls(row, rise, peak, fall):
+    row = np.array(row, float)
+    np.testing.assert_equal((plain.rise(row), plain.peak(row), plain.fall(row)), (rise, peak, fall))
+    assert plain.end_over_largest(row) == row[-1] / row.max()

@@ -26,6 +26,12 @@ def test_the_peak_is_the_largest_rise_over_the_least_before(row, places, rise):
     assert experiment.rise(np.array(row)) == pytest.approx(rise)
 
 
+def test_the_climb_is_in_points_and_takes_zeros():
+    assert experiment.climb(np.array([0.4, 0.3, 0.35, 0.0, 0.08])) == pytest.approx(0.08)
+    assert experiment.climb(np.array([0.4, 0.1, 0.0, 0.0])) == 0
+    assert experiment.climb(np.array([0.4, 0.3, 0.1])) == pytest.approx(-0.1)
+
+
 def test_a_width_is_that_of_every_hidden_layer_or_of_the_network():
     assert recipes.of_width(Recipe(hidden=(3, 3)), 7).hidden == (7, 7)
     assert recipes.of_width(Recipe(network="s2cnn"), 7).network == "s2cnn-7"
@@ -71,6 +77,7 @@ def verdicts(**changes):
 
 def test_verdicts_on_made_up_runs():
     assert set(verdicts().values()) == {"reproduced"}
+    assert verdicts(right=GOOD)["no-peak-without-noise"] == "not reproduced"
     flat = verdicts(loss=FALLING, error=FALLING, plain=FALLING, calibrated=FALLING)
     assert flat["peak"] == flat["peak-of-the-error"] == "not reproduced"
     assert flat["likelihood-peaks"] == "not reproduced"

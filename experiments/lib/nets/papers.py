@@ -5,6 +5,8 @@ Recipe(network="experiments.lib.nets.papers:SmallInception")
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -90,6 +92,8 @@ class TwoTokens(nn.Module):
     """
 
     num_classes: int
+    width: int = 128
+    layers: int = 2
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
@@ -98,14 +102,18 @@ class TwoTokens(nn.Module):
         operation, equals = self.num_classes, self.num_classes + 1
         symbols = [x[:, 0], jnp.full_like(x[:, 0], operation), x[:, 1]]
         tokens = jnp.stack([*symbols, jnp.full_like(x[:, 0], equals)], 1)
-        x = nn.Embed(self.num_classes + 2, 128)(tokens)
-        x += self.param("position", nn.initializers.normal(0.02), (4, 128))
+        x = nn.Embed(self.num_classes + 2, self.width)(tokens)
+        x += self.param("position", nn.initializers.normal(0.02), (4, self.width))
         mask = nn.make_causal_mask(tokens)
-        for _ in range(2):
+        for _ in range(self.layers):
             attended = nn.MultiHeadDotProductAttention(4, use_bias=False)(x, x, mask=mask)
             x = nn.LayerNorm()(x + attended)
-            x = nn.LayerNorm()(x + nn.Dense(128)(nn.relu(nn.Dense(512)(x))))
+            x = nn.LayerNorm()(x + nn.Dense(self.width)(nn.relu(nn.Dense(4 * self.width)(x))))
         return nn.Dense(self.num_classes, use_bias=False)(x[:, -1])
+
+
+small_two_tokens = functools.partial(TwoTokens, width=32, layers=1)
+"""The same with one layer of width 32."""
 
 
 class AllCNN(nn.Module):

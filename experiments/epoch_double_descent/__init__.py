@@ -6,7 +6,8 @@ data does not do so by itself (twelve recipes were tried): its test loss falls a
 the second descent is switched on: phase one is plain SGD until every label is fitted, the wrong
 20 % too; phase two adds fresh noise to the targets, which makes SGD drift along the manifold of
 zero training error towards flat regions (Blanc et al., COLT 2020; Damian et al., NeurIPS 2021), at
-a speed that goes with the square of the noise. The control goes on without noise.
+a speed that goes with the square of the noise. The control goes on without noise. Beside them is a
+plain run, by Adam at a small rate without any noise, for the descent that nobody switches on.
 
     python -m experiments epoch_double_descent
 
@@ -35,6 +36,8 @@ import numpy as np
 import optax
 
 import flatjax
+from experiments.epoch_double_descent import plain
+from experiments.epoch_double_descent.plain import PLAIN, of_octaves
 from experiments.lib.lab import Lab, Options, Runs
 from experiments.lib.nets import losses
 from experiments.lib.training import minibatch, recipes
@@ -55,6 +58,12 @@ class Config(Options):
     descent: Descent = Descent(learning_rate=0.05)  # in both phases
     measured: int | None = None  # training examples of tr F and the eigenvalue; None for all
     fit_epochs: int = 400  # the first phase: fit the labels, the wrong ones too
+    plain_size: int = 200  # training examples of the plain run
+    plain_descent: Descent = Descent(optimizer="adam", learning_rate=1e-3)  # of the plain run
+    plain: Recipe = Recipe(
+        hidden=(64, 64), activation="relu", init_scale=2**0.5, batch_size=20, epochs=1024,
+        record_every=4,
+    )  # the network of the plain run, with cross-entropy  # fmt: skip
     recipe: Recipe = Recipe(  # network, and epochs of both phases together
         hidden=(64, 64),
         activation="relu",
@@ -70,21 +79,26 @@ class Config(Options):
 lab = Lab(
     Config, "Nakkiran et al. 2020; Heckel & Yilmaz 2021", shares=False, data_parallel=True,
     smoke={"seeds": 1, "train_size": 40, "fit_epochs": 4,
-           "recipe": {"hidden": (8,), "init_scale": 1.0, "epochs": 8, "record_every": 2}},
+           "recipe": {"hidden": (8,), "init_scale": 1.0, "epochs": 8, "record_every": 2},
+           "plain_size": 40, "plain": {"hidden": (8,), "epochs": 8, "record_every": 2}},
     real={"data": "fashion_mnist", "seeds": 3, "test_size": 2000, "fit_epochs": 200,
           "measured": 100,
-          "recipe": {"network": "s2cnn-8", "epochs": 1000, "record_every": 10}},
-    # Of Nakkiran et al. 2020; where no source is named the value is ours.
+          "recipe": {"network": "s2cnn-8", "epochs": 1000, "record_every": 10},
+          "plain_size": 2000, "plain_descent": {"learning_rate": 3e-4},
+          "plain": {"network": "s2cnn-32", "batch_size": 128, "epochs": 512, "record_every": 4}},
+    # The plain run is that of Nakkiran et al. 2020, but that their blocks are pre-activated; where
+    # no source is named the value is ours. Targets with noise need squared error.
     paper={"data": "cifar10", "train_size": 50_000, "label_noise": 0.2,  # figure 2
            "descent": {"optimizer": "adam", "learning_rate": 1e-4},  # appendix B
            "fit_epochs": 100,  # about where the test error peaks in figure 2
            "measured": 256,
-           # Their blocks are pre-activated. Their loss is cross-entropy; targets with noise need
-           # squared error.
            "recipe": {"network": "resnet-18-64",  # figure 2
                       "batch_size": 128, "epochs": 4000,  # appendix B, figure 2
                       "flip": True, "crop": 4,  # appendix B
-                      "record_every": 20}},
+                      "record_every": 20},
+           "plain_size": 50_000, "plain_descent": {"learning_rate": 1e-4},
+           "plain": {"network": "resnet-18-64", "batch_size": 128, "epochs": 4000,
+                     "flip": True, "crop": 4, "record_every": 20}},
 )
 # fmt: on
 EXPERIMENT = lab.experiment
@@ -107,7 +121,7 @@ def measure(
 
 @lab.run
 def run(config: Config, out: Path) -> Runs:
-    """The records, by seed and point, of `fit`, `drift`, `slow` and `control`."""
+    """The records, by seed and point, of `fit`, `drift`, `slow`, `control` and `plain`."""
     seeds, recipe = list(config.seed_range()), config.recipe
     data = minibatch.load_seeds(
         config.data,
@@ -142,6 +156,9 @@ def run(config: Config, out: Path) -> Runs:
     after = {arm: {k: v[:, turn:] for k, v in runs.records.items()} for arm, runs in found.items()}
     layers = sum(a.ndim > 2 for a in jax.tree.leaves(found["drift"].params))  # one axis of seeds
     after["drift"]["layers"] = np.full(len(seeds), layers)
+    after[PLAIN] = plain.train(
+        config, out, functools.partial(measure, config.plain, config.measured)
+    )
     return {"fit": {k: v[:, : turn + 1] for k, v in found["drift"].records.items()}, **after}
 
 
@@ -257,6 +274,23 @@ lab.claim("control-loss",
 lab.claim("control-fisher", "Without noise: tr F at the end over that at the end of phase one.",
           change("control", "trace_fisher"), low=1.0, paper=DRIFT,
           source="sign", reason="null: with noise", null=change("drift", "trace_fisher"))
+
+TRAIN = "null: the training error"
+lab.claim("plain-error-rises",
+          "The plain run: how far the test error rises above its least before, octaves of epochs.",
+          of_octaves(plain.rise, "test_error"), low=0.02, source="margin",
+          reason=f"5 to 10 points in the first paper's figure 2; {TRAIN}",
+          null=of_octaves(plain.rise, "train_error"))
+lab.claim("plain-error-falls-again", "And how far it has fallen from that peak at the end.",
+          of_octaves(plain.fall, "test_error"), low=0.02, source="margin",
+          reason="10 points and more in that figure; null: how far it rose, negative",
+          null=lambda runs, config: [
+              -n for n in of_octaves(plain.rise, "test_error")(runs, config)
+          ])
+lab.claim("plain-fisher-peaks", "The plain run: tr F at the end over the largest, in octaves.",
+          of_octaves(plain.end_over_largest, "trace_fisher"), high=0.5, source="margin",
+          reason="it is to fall; null: the norm of the weights",
+          null=of_octaves(plain.end_over_largest, "norm"), paper="Achille et al. 2019")
 # fmt: on
 
 
@@ -298,6 +332,25 @@ def epochs(axes: Any, runs: Runs, config: Config) -> None:
         panel.axvline(config.fit_epochs, color="#888888", linewidth=0.8)
     error.legend(fontsize=7)
     fractions.legend(fontsize=7)
+
+
+@lab.figure(
+    "The plain run: test error and trace of F on one axis of time, as the talk's figure; mean over "
+    "seeds and two standard errors.",
+    panel=(6.0, 3.6),
+)
+def by_itself(axis: Any, runs: Runs, config: Config) -> None:
+    """Errors to the left, tr F to the right."""
+    records = {name: values[:, 1:] for name, values in runs[PLAIN].items()}
+    epochs = records["epoch"][0]
+    for number, kind in enumerate(("test", "train")):
+        curve(axis, epochs, records[f"{kind}_error"], number, f"{kind} error")
+    axis.set(xscale="log", xlabel="epoch", ylabel="error")
+    right = axis.twinx()
+    curve(right, epochs, records["trace_fisher"], 2, r"tr $F$")
+    right.set(yscale="log", ylabel=r"tr $F$")
+    lines = [*axis.get_lines(), *right.get_lines()]
+    axis.legend(lines, [line.get_label() for line in lines], fontsize=8)
 
 
 @lab.extra
