@@ -115,7 +115,8 @@ def train_poisoned(
 
     def optimizer(seed, hyper):
         last = descent(by, recipe, config.train_size)
-        return optax.chain(poisoned(recipe, seed, hyper), held(pull), last)
+        by_the_start = held(pull) if pull else optax.identity()  # without a copy of the weights
+        return optax.chain(poisoned(recipe, seed, hyper), by_the_start, last)
 
     found = minibatch.train_arm(
         folder,

@@ -3,10 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from experiments import minefields as experiment
 from experiments.lib.data.small import small_data, stack_seeds
+from experiments.lib.nets.architecture import network
 from experiments.lib.training.minibatch import Trained
 from experiments.lib.training.recipes import Recipe
 from experiments.minefields import measuring, training
@@ -155,7 +157,7 @@ def test_a_threshold_below_a_loss_leaves_the_claims_open():
 
 
 def test_an_arm_without_poison_is_the_good_one(tmp_path, quick_compilation):
-    recipe = Recipe(hidden=(4,), batch_size=None, epochs=2, record_every=1)
+    recipe = Recipe(hidden=(4,), batch_size=None, epochs=3, record_every=1)
     config = experiment.Config(train_size=20, poison_size=10, seeds=2, recipe=recipe)
     parts = [
         training.with_poison(small_data("digits", seed=s, train_size=30), 20, s)
@@ -164,12 +166,19 @@ def test_an_arm_without_poison_is_the_good_one(tmp_path, quick_compilation):
     data, poison = (stack_seeds(each) for each in zip(*parts, strict=True))
     good = training.train_good(config, tmp_path / "good", data)
     arms = {"much": (5.0, poison.targets), "none": (0.0, poison.targets)}
+    arms["right"] = 5.0, poison.clean_targets
     found = training.train_poisoned(config, tmp_path / "bad", data, poison, arms, config.descent)
     expected = measuring.vectors(good)
     np.testing.assert_allclose(measuring.vectors(found["none"]), expected, atol=1e-5)  # float32
     np.testing.assert_allclose(good.records["weights"][:, -1], expected)
     away = np.linalg.norm(measuring.vectors(found["much"]) - expected, axis=1)
     assert (away > 0.01).all()
+    # Every arm of every seed has come to fit its own labels better than the other arm has.
+    loss = jax.vmap(lambda p, x, y: optax.softmax_cross_entropy_with_integer_labels(
+        network(recipe).apply(p, {}, x, train=False)[0], y).mean())  # fmt: skip
+    for arm, other in (("much", "right"), ("right", "much")):
+        own, others = (loss(found[n].params, poison.inputs, arms[arm][1]) for n in (arm, other))
+        assert (own < others - 0.01).all()
     ended = measuring.end(config, found["much"], good, data)
     np.testing.assert_allclose(ended["distance"], away)
-    assert np.isnan(ended["radii"]).all()  # two steps do not reach the threshold
+    assert np.isnan(ended["radii"]).all()  # three steps do not reach the threshold
