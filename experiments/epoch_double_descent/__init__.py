@@ -85,7 +85,7 @@ lab = Lab(
           "measured": 100,
           "recipe": {"network": "s2cnn-8", "epochs": 1000, "record_every": 10},
           "plain_size": 2000, "plain_descent": {"learning_rate": 3e-4},
-          "plain": {"network": "s2cnn-32", "batch_size": 128, "epochs": 512, "record_every": 4}},
+          "plain": {"network": "s2cnn-16", "batch_size": 128, "epochs": 512, "record_every": 4}},
     # The plain run is that of Nakkiran et al. 2020, but that their blocks are pre-activated; where
     # no source is named the value is ours. Targets with noise need squared error.
     paper={"data": "cifar10", "train_size": 50_000, "label_noise": 0.2,  # figure 2

@@ -21,6 +21,7 @@ from experiments.lib.nets import named
 from experiments.lib.nets.architecture import Architecture
 from experiments.lib.nets.config import ModelConfig
 from experiments.lib.nets.models import Model
+from experiments.lib.runs.errors import BadNetwork
 
 Tree = Mapping[str, Any]  # {"params": ..., "model_state": ...}
 Rules = dict[str, Any]
@@ -40,12 +41,12 @@ def symmetries(architecture: Architecture | ModelConfig, tree: Tree) -> flatjax.
       tree: its params and model state, `{"params": ..., "model_state": ...}`.
 
     Raises:
-      ValueError: it is a user's own network, of which nothing is known here.
+      BadNetwork: it is a user's own network, of which nothing is known here.
     """
     config = architecture
     if isinstance(config, Architecture):
         if ":" in config.network:
-            raise ValueError(
+            raise BadNetwork(
                 f"the symmetries of {config.network} are not known: state them with "
                 "flatjax.spec_of, and see flatjax.check_symmetry"
             )

@@ -108,8 +108,9 @@ def _interruptible(path: Path, make: Callable[[], Any]) -> Any:
         ) from None
 
 
-def save_arrays(path: Path, **arrays: Any) -> None:
-    """Writes arrays to an npz file, at once or not at all."""
+def save_arrays(path: Path, /, **arrays: Any) -> None:
+    """Writes arrays to an npz file, at once or not at all; its folder is made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(path, _packed(arrays))
 
 

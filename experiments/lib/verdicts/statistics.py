@@ -20,8 +20,12 @@ def by_seed(seeds: Sequence[int], values: Any) -> dict[int, float]:
 def mean_and_error(values: Any) -> tuple[float, float | None]:
     """Mean and standard error over the seeds; None for a single one."""
     values = np.asarray(values, float)
-    error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else None
-    return float(values.mean()), None if error is None else float(error)
+    mean = float(values.mean())
+    if len(values) < 2:
+        return mean, None
+    if np.ptp(values) == 0:  # the mean is rounded, and so would be a spread about it
+        return float(values[0]), 0.0
+    return mean, float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
 def with_error(values: Any) -> str:

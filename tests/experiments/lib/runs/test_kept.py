@@ -30,7 +30,8 @@ def test_a_seed_with_a_result_is_not_run_again(tmp_path):
 
 
 def test_arrays_come_back(tmp_path):
-    save_arrays(tmp_path / "a.npz", a=np.arange(3), b=np.eye(2))
-    found = load_arrays(tmp_path / "a.npz")
+    path = tmp_path / "new" / "a.npz"
+    save_arrays(path, a=np.arange(3), path=np.eye(2))
+    found = load_arrays(path)
     np.testing.assert_array_equal(found["a"], [0, 1, 2])
-    np.testing.assert_array_equal(found["b"], np.eye(2))
+    np.testing.assert_array_equal(found["path"], np.eye(2))

@@ -18,6 +18,7 @@ def test_the_error_is_that_of_the_mean_with_n_minus_1():
     assert mean == 3.0
     assert error == pytest.approx(math.sqrt((4 + 1 + 9) / 2 / 3))
     assert mean_and_error([4.0]) == (4.0, None)
+    assert mean_and_error([-0.98242456] * 5) == (-0.98242456, 0.0)  # not 5.6e-17
     assert with_error([1.0, 2.0, 6.0]) == "3 ± 1.5"
     assert with_error([0.12345]) == "0.123"
 
