@@ -7,14 +7,22 @@ training loss is 0.02: SGD, SAM with three radii in the 2-norm (0.2 is "SAM"), a
 1.5-norm and of the maximum norm of comparable size. Steps as long as SAM's in random directions are
 the null: what they do as well is none of the ascent's doing.
 
+Besides, the test error that SAM avoids, also on further tasks of the same shape (see tasks.py), as
+in the paper's figure 1; SGD that goes on past the loss until it has taken as many gradients as SAM,
+which takes two per update; and the paper's bound, largest loss within rho and norm (see bound.py).
+
     python -m experiments sam_vs_sgd
 
 Found: SAM ends with 0.24 of SGD's largest eigenvalue (0.18 with wrong labels), 0.44 (0.36) of its
 trace and 0.25 (0.20) of its SAM sharpness, random steps with 0.97 and more of each; the eigenvalue
 goes with the power -0.67 (-0.77) of rho. With right labels no test accuracy is gained, with a fifth
-wrong 4.0 ± 0.8 points. With convolutions on Fashion-MNIST SAM ends with 0.17 of the largest
-eigenvalue and 0.33 of the trace, and gains 0.7 ± 0.1 points with right labels; with wrong ones
-three seeds leave most claims open.
+wrong 4.0 ± 0.8 points. Over five tasks SAM avoids 21 ± 2 % of the error. SGD trained on as dearly
+is 0.6 ± 0.2 (10.3 ± 0.9) points behind, most of which it has lost since it came to the loss: with
+right labels the claim is void. With wrong ones it was best of all long before, at 0.87. The bound
+puts SAM before SGD with right labels; with wrong ones SAM's larger weights outweigh the flatness,
+though not in the proof's last line but one. It is 15, where the theorem's loss is at most 1. With
+convolutions on Fashion-MNIST SAM ends with 0.17 of the largest eigenvalue and 0.33 of the trace,
+and gains 0.7 ± 0.1 points with right labels; with wrong ones three seeds leave most claims open.
 
 paper: their WRN-28-10 on CIFAR-100, when prepared.
 """
@@ -34,7 +42,7 @@ from experiments.lib.training.recipes import Recipe
 from experiments.lib.verdicts.curves import curve, points, words
 from experiments.lib.verdicts.figures import style
 from experiments.lib.verdicts.statistics import mean_and_error, with_error
-from experiments.sam_vs_sgd.measures import (
+from experiments.sam_vs_sgd.measured import (
     bound_over_sgd,
     exponent,
     gain,
@@ -194,7 +202,7 @@ def lines(axes: Any, runs: Runs, config: Config) -> None:
 
 
 @lab.figure("What of SGD's test error SAM and random steps are without; two standard errors.")
-def tasks(axes: Any, runs: Runs, config: Config) -> None:
+def error_reduction(axes: Any, runs: Runs, config: Config) -> None:
     """The paper's bars: the relative reduction of the error on every task."""
     found = {arm: reductions(runs, config, arm) for arm in ("SAM", "random")}
     names = [f"{100 * on:g} % wrong" if on in NOISES else on for on in found["SAM"]]
@@ -237,7 +245,7 @@ def equal_cost(axes: Any, runs: Runs, config: Config) -> None:
 
 
 @lab.table
-def bound(runs: Runs, config: Config) -> Table:
+def bounds(runs: Runs, config: Config) -> Table:
     """Both terms of the bound."""
     columns = ("arm", "wrong labels, %", "largest loss", "h", "bound", "test loss", "|w|")
     rows = []
