@@ -55,7 +55,7 @@ def pieces(config: Any, out: Path) -> dict[str, Callable[[], Runs]]:
     data = load_grid(config.data, config.recipe, config.seed_range(), NOISES, **sizes)
     one = functools.partial(of_kind, config, out, data)
     work = {kind: functools.partial(one, kind) for kind in arms(config)}
-    return work | {"tasks": functools.partial(of_tasks, config, out)}
+    return {**work, "tasks": functools.partial(of_tasks, config, out)}
 
 
 def of_kind(config: Any, out: Path, data: Mapping[float, SmallData], kind: str) -> Runs:
