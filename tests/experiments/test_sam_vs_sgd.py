@@ -67,6 +67,12 @@ def test_a_larger_norm_can_outweigh_the_largest_loss_in_the_bound():
     assert found["largest-loss-0"] == found["largest-loss-20"] == "reproduced"
 
 
+def test_sgd_that_is_better_as_dearly_fails_equal_cost_alone():
+    found = _verdicts(_runs({training.LONGER: (14, 0.9)}))
+    failed = {name for name, verdict in found.items() if verdict != "reproduced"}
+    assert failed == {"equal-cost-0", "equal-cost-20"}
+
+
 def test_the_bound_is_that_of_its_proof():
     """By hand for one weight; and of the chain of inequalities of the proof, the first and last."""
     by_hand = (np.log(1 + 4 * (1 + np.log(9) ** 0.5) ** 2) + 4 * np.log(90) + 8 * np.log(57)) / 8
