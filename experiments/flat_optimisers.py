@@ -35,6 +35,7 @@ from experiments.lib.lab import Lab, Options, Runs, Table, shared
 from experiments.lib.nets import losses
 from experiments.lib.runs.kept import kept_arrays
 from experiments.lib.training import curvature, minibatch, penalties, recipes
+from experiments.lib.training.cost import GRADIENTS, within
 from experiments.lib.training.epoch import MakeOptimizer
 from experiments.lib.training.recipes import Recipe
 from experiments.lib.training.settings import train_settings
@@ -42,8 +43,8 @@ from experiments.lib.training.validation import at_best_epoch, best_setting, fin
 from experiments.lib.verdicts.curves import curve, words
 from experiments.lib.verdicts.statistics import with_error
 
-COST = {"SGD": 1.0, "SAM": 2.0, "FP": 4 / 3, "GP": 3.0, "IGR": 3.0, "other batches": 1.0}
-"""Gradients per step. A refresh of FP is a forward pass, a third of a gradient, and 3."""
+COST = GRADIENTS | {"other batches": 1.0}
+"""Gradients per step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,8 +137,7 @@ def at_the_end(runs: Runs, config: Config, arm: str) -> np.ndarray:
 
 def at_equal_cost(runs: Runs, config: Config, arm: str) -> np.ndarray:
     """Test accuracy at the best epoch within the gradients that SGD has spent at its end."""
-    count = 1 + int(config.recipe.epochs / COST[arm] / config.recipe.record_every + 1e-9)
-    return at_best_epoch({name: r[:, :count] for name, r in runs[arm].items() if r.ndim > 1})
+    return at_best_epoch(runs[arm], within(runs[arm], config.recipe.epochs / COST[arm]))
 
 
 def gain(of: Any, arm: str) -> Any:

@@ -24,6 +24,7 @@ def _runs(found):
         accuracy = np.full((3, 13), test) + NOISE
         accuracy[:, int(6 / experiment.COST[arm])] += 0.01
         runs[arm] = {
+            "epoch": np.tile(CONFIG.recipe.record_every * np.arange(13), (3, 1)),
             "half_accuracy": accuracy,
             "validation_accuracy": accuracy,
             "noisy_fit": np.linspace(0, fitted, 13) + 0 * NOISE,

@@ -20,9 +20,9 @@ LABS = {
     if hasattr(module := importlib.import_module(f"experiments.{name}"), "lab")
 }
 UPDATES = 20
-# A network of 36 million parameters: one piece of five, SAM with a single radius. And the spectra
+# A network of 36 million parameters: one piece of six, SAM with a single radius. And the spectra
 # of one network of four, that with batch norm and skips.
-ONE_PIECE = {"sam_vs_sgd": "4/5", "hessian_outliers": "4/4"}
+ONE_PIECE = {"sam_vs_sgd": "4/6", "hessian_outliers": "4/4"}
 # Examples of the Hessian and of a batch (a recipe's is set below), updates between measurements,
 # parts of a full batch.
 FEW = {"measured": 2, "batch_size": 10, "every": 4, "parts": 2}

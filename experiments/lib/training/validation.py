@@ -27,15 +27,23 @@ def halves(
     return {"validation_accuracy": hits[:half].mean(), "half_accuracy": hits[half:].mean()}
 
 
-def at_best_epoch(records: dict[str, np.ndarray]) -> np.ndarray:
-    """Accuracy on the second half where that on the first is best, for every seed."""
-    best = records["validation_accuracy"].argmax(1)
+def at_best_epoch(records: dict[str, np.ndarray], among: Any = True) -> np.ndarray:
+    """Accuracy on the second half where that on the first is best, for every seed.
+
+    `among` says which records count, (seeds, records), see `cost.within`.
+    """
+    best = np.where(among, records["validation_accuracy"], -1.0).argmax(1)
     return np.take_along_axis(records["half_accuracy"], best[:, None], axis=1)[:, 0]
 
 
-def final(records: dict[str, np.ndarray], name: str = "test_accuracy") -> np.ndarray:
-    """The last of some records, for every seed."""
-    return records[name][:, -1]
+def final(
+    records: dict[str, np.ndarray], name: str = "test_accuracy", among: Any = True
+) -> np.ndarray:
+    """The last of some records, for every seed; `among` as in `at_best_epoch`."""
+    values = records[name]
+    among = np.broadcast_to(among, values.shape[:2])
+    last = np.where(among, np.arange(values.shape[1]), -1).max(1)
+    return values[np.arange(len(values)), last]
 
 
 def best_setting(found: Mapping[K, Trained]) -> K:
