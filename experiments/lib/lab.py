@@ -305,7 +305,9 @@ def _of_seeds(
     name: str, measure: Callable[[Any, Any], Any], runs: Any, config: Options
 ) -> Mapping[int, Any]:
     """The numbers of a claim by seed."""
-    values = _made(f"claim {name!r}", measure, runs, config)
+    # A ratio to nothing is not finite, and so no verdict.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = _made(f"claim {name!r}", measure, runs, config)
     if values is None:
         values = np.full(config.seeds, np.nan)
     if isinstance(values, Mapping):

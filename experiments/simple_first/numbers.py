@@ -62,8 +62,7 @@ def rest_on_plateau(prefix: str) -> Any:
 
     def measure(runs: Runs, config: Config) -> np.ndarray:
         rest = runs["two classes"][f"{prefix}rest"]
-        end = last(rest)
-        return first(on_plateau(runs, prefix), rest) / np.where(end > 0, end, np.nan)
+        return first(on_plateau(runs, prefix), rest) / last(rest)
 
     return measure
 

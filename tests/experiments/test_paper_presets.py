@@ -26,18 +26,20 @@ ONE_PIECE = {"sam_vs_sgd": "4/6", "hessian_outliers": "4/4"}
 # Examples of the Hessian and of a batch (a recipe's is set below), updates between measurements,
 # parts of a full batch.
 FEW = {"measured": 2, "batch_size": 10, "every": 4, "parts": 2}
-# Besides, networks of an ensemble; and fewer images where several of 36 million parameters are
-# evaluated at many points.
-FEWER = {
+# Besides, networks of an ensemble; fewer images where several of 36 million parameters are
+# evaluated at many points; and what goes with what smoke shortens or with the paper's network.
+FEWER: dict[str, dict[str, Any]] = {
     "ensembles": {"members": 16},
     "fast_ensembling": {"members": 2, "train_size": 20, "test_size": 10},
+    "grokking": {"modulus": 97},
     "mode_connectivity": {"train_size": 20, "test_size": 10},
+    "scale_invariance": {"regimes": (1e-3, 0.03, 1.0)},
 }
 SHAPES = {"mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1)}
 OWN = {f.name for f in dataclasses.fields(Architecture)}
 
 
-def _short(paper: Any, smoke: Any, cpu: Any) -> Any:
+def _short(paper: Any, smoke: Any, cpu: Any, **more: Any) -> Any:
     """The paper's options but for what the smoke preset shortens; the network is the paper's."""
     found = {}
     for field in dataclasses.fields(paper):
@@ -49,11 +51,13 @@ def _short(paper: Any, smoke: Any, cpu: Any) -> Any:
             found[name] = theirs
         if name in FEW:
             found[name] = FEW[name]
-    return dataclasses.replace(paper, **found)
+    return dataclasses.replace(paper, **found | more)
 
 
-def _updates(recipe: Recipe, size: int) -> Recipe:
+def _updates(recipe: Recipe, size: int | None) -> Recipe:
     """As many epochs of as small batches as make so many updates."""
+    if size is None:  # all of a table, in full batches
+        return dataclasses.replace(recipe, epochs=UPDATES, record_every=UPDATES // 2)
     each = min(size // 2, -(-UPDATES // recipe.epochs))
     return dataclasses.replace(recipe, batch_size=size // each, epochs=-(-UPDATES // each))
 
@@ -93,18 +97,20 @@ def few_products(monkeypatch):
 def test_the_first_updates(name, images, few_products, tmp_path):
     lab = LABS[name]
     paper, smoke, cpu = (lab.presets[preset] for preset in ("paper", "smoke", "cpu"))
-    config = dataclasses.replace(_short(paper, smoke, cpu), **FEWER.get(name, {}))
+    config = _short(paper, smoke, cpu, **FEWER.get(name, {}))
     inner = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}
     nets = {key: value for key, value in inner.items() if isinstance(value, Architecture)}
     changes: dict[str, Any] = {
-        key: _updates(value, config.train_size)
+        key: _updates(value, inner.get("train_size"))
         for key, value in nets.items()
         if isinstance(value, Recipe)
     }
     for key, value in nets.items():
         assert all(getattr(value, own) == getattr(getattr(paper, key), own) for own in OWN), key
     classes = max((value.classes for value in nets.values()), default=10)
-    changes |= {"data": images(paper.data, classes), "share": ONE_PIECE.get(name)}
+    if paper.data != "modular":
+        changes["data"] = images(paper.data, classes)
+    changes["share"] = ONE_PIECE.get(name)
     config = dataclasses.replace(config, out=tmp_path, quiet=True, **changes)
     shares.run(lab.main, config)
     assert name in ONE_PIECE or (tmp_path / "summary.json").exists()

@@ -210,8 +210,6 @@ def test_numbers_by_hand():
     two["rest"][:, :20] = np.repeat([0.01, 0.06], 10)
     two["rest"][:, 20:] = 0.2
     np.testing.assert_allclose(numbers.rest_on_plateau("")(runs, config), 0.3)
-    two["rest"][1:] = 0  # no information at the end: nothing to compare with
-    np.testing.assert_allclose(numbers.rest_on_plateau("")(runs, config), [0.3, np.nan, np.nan])
     np.testing.assert_allclose(numbers.beyond_linear_at_first(runs, config), 0.01)
     np.testing.assert_allclose(numbers.early_stopping("noisy")(runs, config), 0.5)
     np.testing.assert_allclose(numbers.apart(runs, config), 0.05)

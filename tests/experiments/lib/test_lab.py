@@ -114,6 +114,15 @@ def test_other_errors_are_raised(tmp_path, error, height):
         _refusing(error, height).main(Config(out=tmp_path, seeds=2))
 
 
+def test_a_ratio_to_nothing_has_no_verdict():
+    lab = Lab(Config, "Nobody 2021")
+    lab.claim("grows", "It grows.", lambda runs, config: runs["arm"][:, 1] / runs["arm"][:, 0],
+              low=1.5, source="margin")  # fmt: skip
+    for arm in ([[1.0, 2.0], [0.0, 1.0]], [[1.0, 2.0], [0.0, 0.0]]):
+        (found,) = lab.judged({"arm": np.array(arm)}, Config(seeds=2))
+        assert found.verdict == "inconclusive"
+
+
 def test_presets_are_changes_to_the_default():
     lab = _lab(smoke={"rate": 0.1, "inner": {"width": 3}}, paper={"data": "mnist"})
     assert lab.presets["cpu"] == Config()
