@@ -269,7 +269,7 @@ def ratio(axes: Any, runs: Runs, config: Config) -> None:
     line = np.polynomial.Polynomial.fit(x, rows, 1)
     norm.plot(*line.linspace(2), color="#555555", linewidth=1, label="straight line")
     norm.set_xscale("linear")
-    norm.legend(fontsize=8)
+    norm.legend(fontsize=8, loc="upper right")
     time.set_yscale("log")
 
 
