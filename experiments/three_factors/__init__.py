@@ -255,7 +255,7 @@ def ratio(axes: Any, runs: Runs, config: Config) -> None:
             options = {**style(number), "linestyle": "none", "label": rf"$\eta$ = {rate:g}"}
             panel.errorbar(x, rows.mean(1), yerr=2 * error, capsize=3, **options)
         panel.set(xlabel=r"$\eta / S$", ylabel=NAMES.get(name, words(name)), xscale="log")
-    norm, *_, time = axes.flat
+    norm, top, _, time = axes.flat
     small, rate = config.batch_sizes[0], config.rates[-1]
     for kind, marker, label in (
         ("noisier", "*", rf"$S$ = {config.batch_sizes[1]} with the noise of {small}"),
@@ -269,7 +269,9 @@ def ratio(axes: Any, runs: Runs, config: Config) -> None:
     line = np.polynomial.Polynomial.fit(x, rows, 1)
     norm.plot(*line.linspace(2), color="#555555", linewidth=1, label="straight line")
     norm.set_xscale("linear")
-    norm.legend(fontsize=8, loc="upper right")
+    handles, labels = norm.get_legend_handles_labels()  # lines, then rates
+    norm.legend(handles[:3], labels[:3], fontsize=8, loc="lower left")
+    top.legend(handles[3:], labels[3:], fontsize=8, loc="lower left")
     time.set_yscale("log")
 
 
