@@ -269,7 +269,9 @@ def _made(what: str, make: Callable[[Any, Any], Any], runs: Any, config: Any) ->
     So they are still judged and reported.
     """
     try:
-        return make(runs, config)
+        # A ratio to nothing is not finite, which is said by its having no verdict.
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return make(runs, config)
     except (ArithmeticError, LookupError, TypeError, ValueError, Warning) as error:
         if isinstance(error, ExperimentError) or _finite(runs):
             raise
@@ -305,9 +307,7 @@ def _of_seeds(
     name: str, measure: Callable[[Any, Any], Any], runs: Any, config: Options
 ) -> Mapping[int, Any]:
     """The numbers of a claim by seed."""
-    # A ratio to nothing is not finite, and so no verdict.
-    with np.errstate(divide="ignore", invalid="ignore"):
-        values = _made(f"claim {name!r}", measure, runs, config)
+    values = _made(f"claim {name!r}", measure, runs, config)
     if values is None:
         values = np.full(config.seeds, np.nan)
     if isinstance(values, Mapping):
