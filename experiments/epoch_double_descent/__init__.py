@@ -14,8 +14,9 @@ plain run, by Adam at a small rate without any noise, for the descent that nobod
 Found: with the noise the test loss falls to 0.71 of its first minimum, its error only to 0.93 ±
 0.03: the second descent is one of the loss. tr F falls to a fifth and the sharpness to a seventh.
 Double the noise drifts 6.0 ± 0.3 times as fast, not 4. At the best epoch 92 % of the wrong labels
-are fitted already: there is no phase that generalises before it memorises. On Fashion-MNIST tr F
-and the sharpness fall to 0.17 and 0.13, the test loss only to 0.93.
+are fitted already: there is no phase that generalises before it memorises. The test error of the
+plain run rises by 5.5 ± 0.7 points and stays there, while tr F goes to zero with the loss. On
+Fashion-MNIST tr F and the sharpness fall to 0.17 and 0.13, the test loss only to 0.93.
 
 tr F is that of squared error, so the mean squared norm of the outputs' Jacobian.
 
@@ -349,6 +350,7 @@ def by_itself(axis: Any, runs: Runs, config: Config) -> None:
     right = axis.twinx()
     curve(right, epochs, records["trace_fisher"], 2, r"tr $F$")
     right.set(yscale="log", ylabel=r"tr $F$")
+    right.grid(visible=False)
     lines = [*axis.get_lines(), *right.get_lines()]
     axis.legend(lines, [line.get_label() for line in lines], fontsize=8)
 

@@ -22,7 +22,10 @@ Found: at epoch 5, with 90 % of the right labels fitted, 82 % of the wrong ones 
 4 % fitted; half of them are at epoch 36. When mu reaches its plateau I(F; Y | L) is at 0.37 of its
 last value, a little over a third, and at 0.9 if the errors of L lie elsewhere; at most 95 % of the
 network's answers are those of L. The modes keep their rates to rounding. The share of high
-frequencies does not rise with the test error: it falls, with wrong labels more slowly.
+frequencies does not rise with the test error: it falls, with wrong labels more slowly. With
+convolutions on Fashion-MNIST it does rise with the test error, after falling; 71 ± 2 % of the wrong
+labels are corrected with 13 ± 2 % fitted; and all but 3 points of accuracy are a linear
+classifier's, the rest of the information being at 0.74 of its end as soon as that is learned.
 
 real: a small convolutional network on 5,000 images of Fashion-MNIST. paper: CIFAR-10.
 """
