@@ -99,8 +99,8 @@ def test_momentum_is_the_heavy_ball_of_optax():
     net = flat_network(Architecture(hidden=(2,), loss="squared_error"), (64,))
     start = net.init_seeds([0])
     keys = jax.random.split(jax.random.key(1), 1)
-    found = _train(net, 20, 1, 0.5, jnp.float32(0.1), 4, 0.0, start, data, keys)
-    ball, batch = optax.sgd(0.1, momentum=0.5), (data.inputs[0], data.targets[0])
+    found = _train(net, 20, 1, 0.7, jnp.float32(0.1), 4, 0.0, start, data, keys)
+    ball, batch = optax.sgd(0.1, momentum=0.7), (data.inputs[0], data.targets[0])
     params, state = start[0], ball.init(start[0])
     for _ in range(4):
         gradient = jax.grad(lambda p: net.losses_fn(p, batch).mean())(params)
@@ -132,17 +132,17 @@ def test_the_curvature_of_a_network_with_batch_norm():
 
 def test_one_architecture_rules_both_parts(monkeypatch, tmp_path):
     architecture = Architecture(network="mlp-4-batch")
-    config = dataclasses.replace(experiment.lab.presets["smoke"], architecture=architecture)
+    smoke = experiment.lab.presets["smoke"]
+    config = dataclasses.replace(smoke, architecture=architecture, rates=(0.02, 0.1))
     recipes = []
     monkeypatch.setattr(
         training, "train_settings", lambda folder, recipe, *_, **__: recipes.append(recipe) or {}
     )
     pieces = training.all_pairs(config, tmp_path)
-    *_, net, data = pieces["clean", 0.05, 8].args
+    *_, net, data = pieces["clean", 0.02, 8].args
     assert net.architecture == architecture
     assert data.inputs.shape == (1, 32, 8, 8, 1)
-    arm = pieces["momentum", 0.05, 8].keywords
-    assert arm == {"momentum": pytest.approx(1 - 0.05 / 0.1)}
+    assert pieces["momentum", 0.02, 8].keywords == {"momentum": pytest.approx(0.8)}
     pieces["wrong", 0.0, 8]()
     assert vars(architecture).items() <= vars(recipes[0]).items()
     assert recipes[0].batch_size == 8
