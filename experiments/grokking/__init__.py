@@ -19,9 +19,13 @@ at chance; the more of the table, the sooner. Without decay the test accuracy st
 with small batches at 1.1 ± 0.3 %. At the same squared error a network that generalises has 0.66 ±
 0.01 of the normalised sharpness and 0.92 ± 0.01 of the learning coefficient of one that had just
 memorised (whose test accuracy has come to a half there); its largest eigenvalue is higher. With a
-decay of 0.3 not every seed is done after 3,000 updates: that claim is open.
+decay of 0.3 not every seed is done after 3,000 updates: that claim is open. A transformer of one
+layer on a - b mod 31 memorises at chance and has 88 ± 10 % of the rest right 6,000 updates later,
+7 ± 1 % without decay; one of three seeds is not done then, and squared error is not even fitted,
+so that all of its claims are open.
 
-paper: its transformer of two layers and four heads on a / b mod 97.
+real: a transformer of one layer, width 32. paper: its transformer of two layers and four heads on
+a / b mod 97.
 """
 
 from __future__ import annotations
@@ -292,7 +296,7 @@ def grokking(axes: Any, runs: Runs, config: Config) -> None:
     loss.set(xscale="log", yscale="log", xlabel="update", ylabel="test loss")
     fractions, taken = by_fraction(runs, config)
     curve(needed, fractions, taken, 0, "95 % right", marker="o")
-    needed.set(yscale="log", xlabel="fraction of the table", ylabel="updates")
+    needed.set(xlabel="fraction of the table", ylabel="updates")
     for number, decay in enumerate(config.decays[:2]):
         each = runs[f"{SQUARED} {decay:g}"]
         options = style(number) | {"linestyle": "none"}
@@ -303,8 +307,11 @@ def grokking(axes: Any, runs: Runs, config: Config) -> None:
     wide.axhline(1.0, color="0.5", linewidth=0.8)
     wide.set(
         xticks=[0.1, 1.1], xticklabels=["normalised sharpness", "learning coefficient"],
-        yscale="log", ylabel="end over memorised",
+        ylabel="end over memorised",
     )  # fmt: skip
+    for panel in (needed, wide):
+        if panel.dataLim.y1 > 0:  # something was reached
+            panel.set_yscale("log")
     for panel in axes.flat:
         panel.legend(fontsize=8)
 

@@ -15,6 +15,7 @@ from experiments.lib.data.small import SmallData
 from experiments.lib.nets import papers
 from experiments.lib.runs.errors import BadData
 from experiments.lib.training import recipes
+from experiments.lib.verdicts import figures
 
 CONFIG = experiment.lab.presets["smoke"]
 
@@ -183,3 +184,18 @@ def test_widths_count_where_the_loss_is_reached():
     runs = runs_of(config)
     runs["squared error 0.3"]["reached"][0, 1] = False
     assert verdicts(runs, config)["flatter"] == "inconclusive"
+
+
+def test_the_figure_is_drawn_where_no_seed_generalises(tmp_path):
+    config = experiment.Config(seeds=3)
+    runs = runs_of(config)
+    runs["noise"] = runs["decay 0"]
+    for arm, records in runs.items():
+        if "test_accuracy" in records:
+            records["test_accuracy"] = np.full((3, 5), 0.05)
+        elif arm.startswith("squared"):
+            records |= {name: np.full((3, 2), np.nan) for name in ("normalised", "coefficient")}
+    path = tmp_path / "grokking.png"
+    with figures.figure(path, rows=2, columns=2) as axes:
+        experiment.grokking(axes, runs, config)
+    assert path.stat().st_size > 0
