@@ -13,7 +13,8 @@ Found: tr F of the training without deficit has its maximum at five times its st
 some six epochs. Blur until then costs 0.5 points of accuracy, until epoch 80 it costs 10, though
 all are tested 80 epochs later. Digits upside down cost half as much in the end and more at first: a
 fully connected network, as here, shares nothing between the two. Longer deficits also leave smaller
-learning rates to recover with.
+learning rates to recover with. With convolutions on Fashion-MNIST 30 epochs of blur cost 1.9 ± 0.6
+points of 82, upside down 2.2 ± 0.7, and tr F has no maximum but its start.
 
 real: a small convolutional network on Fashion-MNIST, blurred to 7 x 7 pixels. paper: All-CNN on
 CIFAR-10, when prepared.
