@@ -39,6 +39,7 @@ from experiments.lib.training.descent import Descent, descent
 from experiments.lib.training.recipes import Recipe
 from experiments.lib.training.settings import load_grid, train_grid
 from experiments.lib.verdicts.curves import curve
+from experiments.lib.verdicts.statistics import climb
 
 Runs = dict[float | str, dict[str, np.ndarray]]
 """By fraction of wrong labels, and `likelihood`: numbers at the end, (seeds, widths)."""
@@ -173,11 +174,6 @@ def rise(row: np.ndarray) -> float:
     """The height of the peak over the least before it; below 1 where every width is better."""
     bottom, top = peak(row)
     return float(row[top] / row[bottom])
-
-
-def climb(row: np.ndarray) -> float:
-    """The most that a width is above the least before it; negative where every one is below."""
-    return max(float(row[i] - row[:i].min()) for i in range(1, len(row)))
 
 
 def rows_of(noise: str, name: str) -> Any:

@@ -16,6 +16,7 @@ import numpy as np
 
 from experiments.lib.training import minibatch
 from experiments.lib.training.descent import descent
+from experiments.lib.verdicts.statistics import climb
 
 PLAIN = "plain"
 """The arm."""
@@ -58,19 +59,12 @@ def of_octaves(number: Callable[[np.ndarray], float], name: str) -> Any:
     ]
 
 
-def rise(row: np.ndarray) -> float:
-    """The most that a row is above the least before it; negative where it only falls."""
-    return max(float(row[i] - row[:i].min()) for i in range(1, len(row)))
-
-
-def peak(row: np.ndarray) -> int:
-    """Where it is that much above the least before it."""
-    return 1 + int(np.argmax([row[i] - row[:i].min() for i in range(1, len(row))]))
-
-
 def fall(row: np.ndarray) -> float:
-    """How much the end is below that peak; NaN where there is none."""
-    return float(row[peak(row)] - row[-1]) if rise(row) > 0 else float("nan")
+    """How much the end is below the peak, which is farthest above the least before it; or NaN."""
+    if climb(row) <= 0:
+        return float("nan")
+    peak = max(range(1, len(row)), key=lambda i: row[i] - row[:i].min())
+    return float(row[peak] - row[-1])
 
 
 def end_over_largest(row: np.ndarray) -> float:

@@ -15,7 +15,6 @@ import numpy as np
 import flatjax
 from experiments.lib.nets.architecture import Architecture, network
 from experiments.lib.nets.symmetries import symmetries
-from experiments.lib.runs.errors import BadNetwork
 
 
 class Units:
@@ -29,10 +28,7 @@ class Units:
         """
         made = jax.eval_shape(network(architecture).init, jax.random.key(0), example)
         self._tree = dict(zip(("params", "model_state"), made, strict=True))
-        try:
-            self._spec = symmetries(architecture, self._tree)
-        except ValueError as error:
-            raise BadNetwork(str(error)) from error
+        self._spec = symmetries(architecture, self._tree)
 
     def reordered(self, params: Any, key: jax.Array) -> Any:
         """The same function with its units in a random order."""

@@ -39,6 +39,11 @@ def student(count: int) -> float:
     return float(stdtrit(count - 1, 0.975))
 
 
+def climb(row: np.ndarray) -> float:
+    """The most that a number is above the least before it; negative where all only fall."""
+    return max(float(row[i] - row[:i].min()) for i in range(1, len(row)))
+
+
 def rank_correlation(x: Any, y: Any) -> float:
     """Spearman's; NaN where one of the two does not vary."""
     x, y = np.asarray(x, float), np.asarray(y, float)
