@@ -1,4 +1,4 @@
-"""Verdicts as coloured badges: HTML in Markdown, coloured by the style sheet of the documentation."""
+"""Verdicts as badges: HTML in Markdown, coloured by the documentation's style sheet."""
 
 from __future__ import annotations
 

@@ -58,9 +58,10 @@ def write_pages(results: Path, docs: Path) -> None:
 def pages(results: Path) -> dict[str, str]:
     """The documentation's pages by file name, from the kept summaries alone."""
     kept = [rundir.read_json(path) for path in sorted(results.glob("*.json"))]
+    found = {(s["experiment"], s["preset"]): s for s in kept}
     runs = {
-        name: [s for preset in KEPT for s in kept if (s["experiment"], s["preset"]) == (name, preset)]
-        for name in sorted({s["experiment"] for s in kept})
+        name: [found[name, preset] for preset in KEPT if (name, preset) in found]
+        for name in sorted({name for name, _ in found})
     }
     return {f"{name}.md": page(of) for name, of in runs.items()} | {
         "index.md": index(list(runs.values())),
