@@ -62,6 +62,7 @@ html_theme_options = {
     "home_page_in_toc": True,
     "navbar_persistent": [],  # the side bar has the search already
 }
+html_context = {"default_mode": "auto"}  # light or dark as the system is
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_favicon = "_static/favicon.svg"

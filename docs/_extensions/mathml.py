@@ -10,7 +10,7 @@ import math_core
 from docutils import nodes
 from sphinx.util import logging
 
-TEX = math_core.LatexToMathML(annotation=True, fancy_error=False)
+TEX = math_core.LatexToMathML(fancy_error=False)
 logger = logging.getLogger(__name__)
 
 

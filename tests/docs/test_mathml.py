@@ -27,8 +27,7 @@ def drawn(visit, node):
 
 def test_a_formula_in_a_line():
     text = drawn(mathml.visit_inline, nodes.math("", r"\frac{a}{b} < 1"))
-    assert text.startswith("<math><semantics>")
-    assert "<mfrac><mi>a</mi><mi>b</mi></mfrac><mo>&lt;</mo>" in text
+    assert text.startswith("<math><mfrac><mi>a</mi><mi>b</mi></mfrac><mo>&lt;</mo>")
 
 
 def test_a_formula_on_its_own():

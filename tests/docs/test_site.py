@@ -74,11 +74,11 @@ FORMULAS = r"""(() => {
       ![...document.fonts].some(f => f.family.includes("STIX") && f.status == "loaded"))
     found.push("the font is not loaded");
   const text = document.querySelector("main").cloneNode(true);
-  text.querySelectorAll("pre, code, math").forEach(e => e.remove());
+  text.querySelectorAll("pre, code, math, .sig").forEach(e => e.remove());
   found.push(...(text.textContent.match(/\\[([].*|\$[^$\s][^$\n]*\$|\\[a-z]+\{.*/g) || []));
   return found;
 })()"""
-OVERFLOW = "document.documentElement.scrollWidth - window.innerWidth"
+OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 # Text whose contrast with what is behind it is the smallest, and that contrast.
 FAINTEST = """(() => {
   const canvas = new OffscreenCanvas(1, 1).getContext("2d", {willReadFrequently: true});
