@@ -81,7 +81,9 @@ def page(room: str, names: dict[str, object]) -> str:
     lines += [f".. automodule:: flatjax.{modules.get(room, room)}", "   :no-index:", ""]
     lines += [".. autosummary::", "   :nosignatures:", ""]
     # Functions first, then the types they return. The tilde shows the bare name.
-    ordered = sorted(names, key=lambda name: (inspect.isclass(names[name]), name.lower()))
+    ordered = sorted(
+        names, key=lambda name: (inspect.isclass(names[name]), name.rpartition(".")[2].lower())
+    )
     relative = {name: name.removeprefix(f"{title}.") for name in ordered}
     lines += [
         f"   {relative[name]}" if relative[name] != name else f"   ~{name}"

@@ -49,6 +49,13 @@ def test_a_name_stands_on_the_page_of_its_room(name, room):
     assert name in entries(room)
 
 
+def test_functions_come_first_by_their_bare_names():
+    names = [name.rpartition(".")[2] for name in entries("linalg")]
+    first = names.index("Eigenpairs")
+    assert names == sorted(names[:first]) + sorted(names[first:])
+    assert "trace" in names[:first]
+
+
 def test_an_instance_names_its_public_class():
     text = "\n".join(api_pages.directive("flatjax.squared_error", flatjax.squared_error))
     assert ":type: flatjax.losses.SquaredError\n" in text
