@@ -22,7 +22,7 @@ LOCK := requirements/dev.txt
 PARALLEL := -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo experiments test test-slow lint format docs bench bench-full install lock clean
+.PHONY: help demo experiments test test-slow lint format docs test-site bench bench-full install lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -54,6 +54,9 @@ format: install ## let ruff fix what it can
 docs: install ## build the documentation, warnings are errors
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
+
+test-site: docs ## the documentation in a browser (needs chromium)
+	$(BIN)/python -m pytest -m slow tests/docs $(ARGS)
 
 bench: $(BENCH)/.installed ## the benchmarks beside the peers, short form
 	$(BENCH)/bin/python -m benchmarks --short --output benchmarks/results $(SHORT) $(ARGS)
