@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _loops as loops
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax.linalg import eigsh
 from flatjax.measures import _objective as objective
@@ -22,6 +23,7 @@ from flatjax.operators._data import sliced
 from flatjax.operators._weighting import where_rows
 
 
+@reading.readable
 class LinearStability(NamedTuple):
     r"""The linear stability of SGD at a minimum.
 
@@ -45,6 +47,8 @@ class LinearStability(NamedTuple):
     residual_norms: jax.Array
     converged: jax.Array
     num_products: int
+
+    __float__ = reading.as_float
 
 
 @operator

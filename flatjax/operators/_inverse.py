@@ -10,12 +10,14 @@ from jax.typing import ArrayLike
 
 from flatjax import _checks as checks
 from flatjax import _loops as loops
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax.operators._base import Modified, Operator, as_operator, operator, static
 
 _CHECK_EVERY = 8  # iterations between two looks at the residual, when driven from the host
 
 
+@reading.readable
 class Solution(NamedTuple):
     """The solution of ``(A + damping I) x = v``, and how good it is.
 
