@@ -43,7 +43,7 @@ def readable(cls: type[T]) -> type[T]:
       >>> f"{found:.3f}"
       '1.235 ± 0.012'
     """
-    methods: dict[str, Any] = {"__repr__": _shown, "_repr_html_": _html}
+    methods: dict[str, Any] = {"__repr__": _shown, "_repr_html_": _html, "_readable": True}
     if "value" in _names(cls):
         methods["__format__"] = _formatted
     for name, method in methods.items():
@@ -92,7 +92,7 @@ def _read(result: Any) -> _Read:
 
 
 def _reads(value: Any) -> bool:
-    return hasattr(type(value), "_repr_html_")
+    return getattr(type(value), "_readable", False)
 
 
 def _error_of(name: str) -> str:
@@ -131,12 +131,12 @@ def _entries(value: Any) -> tuple[Any, list] | None:
     return (len(host), list(host)) if host is not None and host.ndim == 1 and host.size else None
 
 
-def _shown(result: Any) -> str:
+def _shown(result: Any, *, inside: bool = False) -> str:
     read, name = _read(result), type(result).__name__
     facts = [f"{key}={fact}" for key, fact in read.facts.items()]
     line = f"{name}({', '.join(facts)})"
-    if not read.columns and not read.inner and len(line) <= _WIDTH:
-        return line
+    if not read.columns and not read.inner and (inside or len(line) <= _WIDTH):
+        return texts.shortened(line, 2 * _WIDTH)
     lines = []
     if read.columns:
         table = [[head, *column] for head, column in read.columns.items()]
@@ -145,22 +145,29 @@ def _shown(result: Any) -> str:
             "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
             for row in zip(*table, strict=True)
         ]
-    lines += [f"{key}={inner!r}" for key, inner in read.inner.items()]
+    lines += [f"{key}={_shown(inner, inside=True)}" for key, inner in read.inner.items()]
     body = "\n".join([*lines, *facts]).replace("\n", "\n  ")
     return texts.shortened(f"{name}(\n  {body}\n)", _MOST)
 
 
-def _html(result: Any) -> str:
-    read = _read(result)
-    picture = getattr(result, "_picture", None)
-    parts = [f"<b>{type(result).__name__}</b>", "" if picture is None else picture()]
-    if read.columns:
-        parts.append(_table([read.columns.keys(), *zip(*read.columns.values(), strict=True)]))
-    parts.append(_table(read.facts.items()))
-    parts += [
-        f"<div><i>{key}</i>: {inner._repr_html_()}</div>" for key, inner in read.inner.items()
-    ]
-    return f"<div>{''.join(parts)}</div>"
+def _html(result: Any, name: str = "") -> str:
+    read, picture = _read(result), _picture(result)
+    rows, sections = dict(read.facts), []
+    for key, inner in read.inner.items():
+        if _read(inner).columns or _picture(inner):
+            sections.append(_html(inner, f"{key}: "))
+        else:
+            rows[key] = _shown(inner, inside=True)
+    facts = _table(rows.items())
+    if picture:
+        facts = f"<details><summary>fields</summary>{facts}</details>"
+    columns = _table(zip(*([k, *column] for k, column in read.columns.items()), strict=True))
+    title = f"<b>{html.escape(name)}{type(result).__name__}</b>"
+    return f"<div>{title}{picture}{columns}{facts}{''.join(sections)}</div>"
+
+
+def _picture(result: Any) -> str:
+    return result._picture() if hasattr(result, "_picture") else ""
 
 
 def _table(rows: Any) -> str:

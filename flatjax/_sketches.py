@@ -57,5 +57,5 @@ def density(grid: np.ndarray, values: np.ndarray, stems: Iterable[float] = ()) -
     for anchor, at in (("start", 0), ("end", len(grid) - 1)):
         label = f'x="{x(at)}" y="{_HEIGHT - 6}" text-anchor="{anchor}"'
         parts.append(f'<text {label} font-size="11" fill="currentColor">{grid[at]:.4g}</text>')
-    size = f'width="{_WIDTH}" height="{_HEIGHT}"'
+    size = f'width="{_WIDTH}" height="{_HEIGHT}" style="display:block"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>{"".join(parts)}</svg>'

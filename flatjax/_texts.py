@@ -104,7 +104,9 @@ def shortened(line: str, most: int = _LINE) -> str:
 
 
 def _is_small(value: Any) -> bool:
-    return value is None or isinstance(value, str) or np.shape(value) == ()
+    if isinstance(value, jax.Array | np.ndarray | jax.ShapeDtypeStruct):
+        return value.shape == ()
+    return value is None or isinstance(value, str | int | float | np.generic)
 
 
 def _array(a: Any, host: np.ndarray | None, name: str) -> str:

@@ -20,6 +20,7 @@ from flatjax.operators import _terms as terms
 from flatjax.operators._arguments import matmul_precision
 from flatjax.operators._base import Operator, operator, static
 from flatjax.operators._data import sliced
+from flatjax.operators._maps import described
 from flatjax.operators._weighting import where_rows
 
 
@@ -71,6 +72,9 @@ class HessianVariance(Operator):
         # mean(H_i (H_i v - H v)): the difference is taken of vectors, not of their squares.
         mean = self._mean(v, trees.zeros(self.structure), squared=False)
         return self._mean(v, mean, squared=True)
+
+    def _facts(self):
+        return {"of": described(self.op)}
 
     def _mean(self, v, offset, *, squared):
         op, size = self.op, self.chunk_size

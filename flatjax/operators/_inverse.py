@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 from flatjax import _checks as checks
 from flatjax import _loops as loops
 from flatjax import _reading as reading
+from flatjax import _texts as texts
 from flatjax import _trees as trees
 from flatjax.operators._base import Modified, Operator, as_operator, operator, static
 
@@ -68,6 +69,10 @@ class Inverse(Modified):
 
     def mv(self, v):
         return self.solve(v).x
+
+    def _facts(self):
+        numbers = {"damping": texts.text(self.damping), "tol": texts.text(self.tol)}
+        return {**numbers, **super()._facts()}
 
     def solve(self, v: Any) -> Solution:
         """The product with ``v``, with its certificate.
