@@ -100,7 +100,7 @@ def listed(parts: Sequence[str]) -> str:
 
 def shortened(line: str, most: int = _LINE) -> str:
     """A line of at most so many characters."""
-    return line if len(line) <= most else f"{line[: most - 24]} ... {line[-19:]}"
+    return line if len(line) <= most else f"{line[: most - 27]} [...] {line[-20:]}"
 
 
 def _is_small(value: Any) -> bool:
