@@ -162,7 +162,7 @@ def _html(result: Any, name: str = "") -> str:
     if picture:
         facts = f"<details><summary>fields</summary>{facts}</details>"
     columns = _table(zip(*([k, *column] for k, column in read.columns.items()), strict=True))
-    title = f"<b>{html.escape(name)}{type(result).__name__}</b>"
+    title = f"<b>{name}{type(result).__name__}</b>"
     return f"<div>{title}{picture}{columns}{facts}{''.join(sections)}</div>"
 
 

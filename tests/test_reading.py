@@ -170,6 +170,8 @@ def test_a_number_and_its_error_are_one_fact():
     assert repr(short) == (
         "Estimate(value=1234.6 ± 38, interval=[1150, 1320], num_products=4, converged=True)"
     )
+    alignment = made(flatjax.Alignment, np.float32(0.5))._replace(cosine_standard_error=0.0123)
+    assert "\n  ratio=0.5 ± 0.5\n  cosine=0.5 ± 0.012\n  traces=" in repr(alignment)
     # Of a traced value nothing is known, and its error has a line of its own.
     traced = ESTIMATE._replace(value=jax.ShapeDtypeStruct((), "float32"))
     assert "value=float32[]" in repr(traced)
@@ -183,6 +185,8 @@ def test_format_and_float():
     assert float(ESTIMATE) == float(ESTIMATE.value)
     several = ESTIMATE._replace(value=np.array([1.0, 2.0]), standard_error=np.array([0.1, 0.2]))
     assert f"{several:.1f}" == "[1.0 ± 0.1, 2.0 ± 0.2]"
+    lines = [line.split() for line in repr(several).splitlines()]
+    assert lines[1:4] == [["value", "standard_error"], ["1", "0.1"], ["2", "0.2"]]
     barrier = flatjax.Barrier(np.float32(0.5), 0.25, None, None)
     assert f"{barrier:.2f}" == "0.50"  # without an error
     split = made(flatjax.SplitEstimate, np.float32(2))
@@ -207,6 +211,7 @@ def test_results_inside_of_results():
     assert len(text) < 1700  # all of it is there, nothing cut out of the middle
     assert text.count("< floor") == 2
     assert "  trace=Estimate(value=1234.6 ± 38, interval=" in text
+    assert "density=SpectralDensity(atoms=float64[1000], 0 to 0, weights=" in text  # one line
     assert "\n    vectors=<2 leaves" in text  # set in under `top`
     assert "layers={layer_0, layer_1, layer_2, layer_3, layer_4, layer_5, ... 94 more}" in text
     assert text.endswith("size=120,000\n  complete=True\n)")

@@ -40,6 +40,7 @@ def test_numbers(value, name, wanted):
     ("value", "wanted"),
     [
         (np.array([1.0, 2.5]), "[1, 2.5]"),
+        (np.arange(6), "[0, 1, 2, 3, 4, 5]"),
         (np.array([], np.float32), "float32[0]"),
         (np.arange(7, dtype=np.int32), "int32[7], 0 to 6"),
         (np.array([np.nan, 1, 2, 3, 4, np.inf, 0]), "float64[7], 0 to 4, 2 not finite"),
@@ -64,7 +65,8 @@ def test_arrays(value, wanted):
         ((1, 2.5, "x"), "[1, 2.5, 'x']"),
         ((), "[]"),
         ({}, "<dict>"),
-        (list(range(8)), "[0, 1, 2, 3, 4, 5, ... 2 more]"),
+        (list(range(6)), "[0, 1, 2, 3, 4, 5]"),
+        (list(range(7)), "[0, 1, 2, 3, 4, 5, ... 1 more]"),
         ([np.zeros((2, 3), np.float32)], "<1 leaf, 6 numbers, float32>"),
         (object(), "<object>"),
     ],

@@ -29,7 +29,7 @@ def _on_numpy(op: Any, dtype: np.dtype) -> Callable[[Any], np.ndarray]:
 
     def matvec(x):
         v = trees.cast(unravel(jnp.asarray(np.asarray(x, dtype).reshape(-1))), op.structure)
-        return np.asarray(ravel_pytree(op @ v)[0], dtype)
+        return np.asarray(ravel_pytree(op @ v)[0])
 
     return matvec
 

@@ -144,7 +144,9 @@ def test_shapes_and_dtypes(operators):
 def test_a_dtype_is_at_least_float32(x64):
     low = flatjax.operators.identity(jnp.zeros(2, jnp.bfloat16))
     mixed = flatjax.operators.identity((jnp.zeros(2, jnp.float64), jnp.zeros(2, jnp.float32)))
+    wide = flatjax.jacobian(lambda w, _: w.astype("float64"), jnp.zeros(2, jnp.float32), None)
     assert (low.dtype, mixed.dtype) == (np.float32, np.float64)
+    assert (wide.dtype, wide.T.dtype) == (np.float64, np.float64)
 
 
 @pytest.mark.parametrize("kind", [flatjax.operators._jacobian.Jacobian, HostOperator])

@@ -78,6 +78,12 @@ class TestFromScipy:
         assert op.dtype == np.float64
         np.testing.assert_array_equal(op @ (jnp.ones(5) / 3), MATRIX @ (np.ones(5) / 3))
 
+    def test_vectors_in_low_precision(self):
+        product = as_operator(scipy.sparse.csr_array(MATRIX)) @ jnp.full(5, 1 / 3, jnp.bfloat16)
+        assert product.dtype == jnp.float32
+        third = float(jnp.bfloat16(1 / 3))
+        np.testing.assert_allclose(product, MATRIX @ np.full(5, third), rtol=1e-6, atol=1e-7)
+
     def test_whole_numbers(self):
         op = as_operator(scipy.sparse.csr_array(MATRIX.astype(int)))
         np.testing.assert_array_equal(op @ jnp.full(5, 0.5), MATRIX @ np.full(5, 0.5))
