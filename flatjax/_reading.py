@@ -72,9 +72,10 @@ class _Read(NamedTuple):
 def _read(result: Any) -> _Read:
     fields = {name: getattr(result, name) for name in _names(result)}
     columns = _columns(fields)
-    errors = {name: _error_of(name) for name in fields if name not in columns}
     errors = {
-        n: e for n, e in errors.items() if _is_number(fields[n]) and _is_number(fields.get(e))
+        name: _error_of(name)
+        for name, value in fields.items()
+        if _is_number(value) and _is_number(fields.get(_error_of(name)))
     }
     facts, inner = {}, {}
     for name, value in fields.items():

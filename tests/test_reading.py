@@ -183,7 +183,9 @@ def test_format_and_float():
     assert f"{ESTIMATE:.1f}" == "1234.6 ± 37.8"
     assert f"{ESTIMATE}" == str(ESTIMATE) == repr(ESTIMATE)
     assert float(ESTIMATE) == float(ESTIMATE.value)
-    several = ESTIMATE._replace(value=np.array([1.0, 2.0]), standard_error=np.array([0.1, 0.2]))
+    several = ESTIMATE._replace(
+        value=np.array([1.0, 2.0]), standard_error=np.array([0.1, 0.2]), interval=None
+    )
     assert f"{several:.1f}" == "[1.0 ± 0.1, 2.0 ± 0.2]"
     lines = [line.split() for line in repr(several).splitlines()]
     assert lines[1:4] == [["value", "standard_error"], ["1", "0.1"], ["2", "0.2"]]
