@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatjax import _checks as checks
+from flatjax import _reading as reading
 from flatjax._trees import Tree
 from flatjax.linalg.krylov import _extremes as extremes
 from flatjax.linalg.krylov import _step as krylov
@@ -29,6 +30,7 @@ from flatjax.operators._selection import group_names
 BESIDE, ALONE = 10, 30
 
 
+@reading.readable
 class SpectrumState(NamedTuple):
     """What a spectrum is built on, all arrays: pass it as ``resume=`` to go on from there.
 
@@ -41,6 +43,7 @@ class SpectrumState(NamedTuple):
     num_products: jax.Array
 
 
+@reading.readable
 class Spectrum(NamedTuple):
     """The spectrum of an operator; made by [`spectrum`][].
 

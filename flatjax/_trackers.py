@@ -17,6 +17,7 @@ import numpy as np
 
 from flatjax import _checks as checks
 from flatjax import _loops as loops
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax.linalg import eigsh
 from flatjax.linalg.krylov import _lobpcg as lobpcg
@@ -28,6 +29,7 @@ Which = Literal["LA", "SA", "LM"]
 _RECORDED = ("values", "residual_norms", "converged", "drift")
 
 
+@reading.readable
 class TrackState(NamedTuple):
     """The tracked pairs after a step; all arrays, so that it lives in a train state.
 

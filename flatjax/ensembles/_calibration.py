@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatjax import _checks as checks
+from flatjax import _reading as reading
 from flatjax.ensembles._host import as_float64, check_concrete
 from flatjax.linalg.probing._estimate import quiet
 
 _WIDEST = 1e3  # how far a temperature is looked for on both sides of the logits' own scale
 
 
+@reading.readable
 class CalibratedNLL(NamedTuple):
     """The calibrated negative log-likelihood of an ensemble.
 
@@ -28,6 +30,8 @@ class CalibratedNLL(NamedTuple):
     temperature: jax.Array
     standard_error: jax.Array
     uncalibrated: jax.Array
+
+    __float__ = reading.as_float
 
 
 def calibrated_nll(

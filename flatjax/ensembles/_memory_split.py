@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatjax import _checks as checks
+from flatjax import _reading as reading
 from flatjax.ensembles._power_laws import PowerLaw
 
 
+@reading.readable
 class Split(NamedTuple):
     """The best split of a memory budget.
 
@@ -25,6 +27,8 @@ class Split(NamedTuple):
     size: Any
     value: jax.Array
     gain: jax.Array
+
+    __float__ = reading.as_float
 
 
 def memory_split(laws: Mapping[Any, PowerLaw], budget: float) -> Split:

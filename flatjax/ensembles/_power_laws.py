@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flatjax import _reading as reading
 from flatjax.ensembles._host import as_float64
 from flatjax.linalg.probing._estimate import quiet, student
 
@@ -16,6 +17,7 @@ _VANISHING = (
 _NORMAL = 3.8414588  # the 95 % quantile of chi-squared with one degree of freedom
 
 
+@reading.readable
 class PowerLaw(NamedTuple):
     """A fitted power law; calling it with sizes gives the values there.
 

@@ -9,11 +9,13 @@ import numpy as np
 
 from flatjax import _checks as checks
 from flatjax import _collectives as collectives
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.landscape import _points as points_at
 
 
+@reading.readable
 class Line(NamedTuple):
     r"""The loss along a line.
 
@@ -28,6 +30,7 @@ class Line(NamedTuple):
     losses: Tree
 
 
+@reading.readable
 class Barrier(NamedTuple):
     r"""How far the loss rises above the chord between two points.
 
@@ -45,6 +48,8 @@ class Barrier(NamedTuple):
     position: Tree
     line: Line
     ends: Tree
+
+    __float__ = reading.as_float
 
 
 def loss_along(

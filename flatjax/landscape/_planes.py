@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatjax import _loops as loops
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.landscape._principal import Principal
@@ -15,6 +16,7 @@ from flatjax.linalg.vectors import _basis as bases
 from flatjax.measures import _objective as objective
 
 
+@reading.readable
 class Plane(NamedTuple):
     """A plane with orthonormal directions.
 
@@ -36,6 +38,7 @@ class Plane(NamedTuple):
         return bases.stack([self.first, self.second])
 
 
+@reading.readable
 class Projection(NamedTuple):
     """Where points lie beside a plane.
 

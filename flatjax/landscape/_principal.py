@@ -9,12 +9,14 @@ import numpy as np
 
 from flatjax import _checks as checks
 from flatjax import _loops as loops
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.landscape._stacks import stacked
 from flatjax.linalg.vectors import _basis as bases
 
 
+@reading.readable
 class Principal(NamedTuple):
     """The principal directions of a trajectory.
 

@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatjax import _collectives as collectives
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.landscape import _points as points_at
 
 
+@reading.readable
 class Surface(NamedTuple):
     r"""The loss over a plane.
 

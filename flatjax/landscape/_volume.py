@@ -14,6 +14,7 @@ from jax.typing import ArrayLike
 from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _loops as loops
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.landscape import _points as points_at
@@ -23,6 +24,7 @@ from flatjax.measures._search import Crossing
 from flatjax.operators._precondition import preconditioned
 
 
+@reading.readable
 class LogVolume(NamedTuple):
     r"""An estimate of a log-volume, with what it rests on.
 
@@ -47,6 +49,8 @@ class LogVolume(NamedTuple):
     effective_samples: jax.Array
     radii: jax.Array
     truncated: jax.Array
+
+    __float__ = reading.as_float
 
     @property
     def dominated(self) -> jax.Array:

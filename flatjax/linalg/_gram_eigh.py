@@ -10,10 +10,12 @@ import numpy as np
 from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _loops as loops
+from flatjax import _reading as reading
 from flatjax.linalg.vectors import _basis as bases
 from flatjax.operators import _gram as gram
 
 
+@reading.readable
 class GramSpectrum(NamedTuple):
     """The exact non-zero spectrum of a gradient covariance or second moment.
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from flatjax import _checks as checks
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.linalg.krylov import _step as krylov
@@ -15,6 +16,7 @@ from flatjax.linalg.vectors import _basis as bases
 from flatjax.operators._base import as_operator
 
 
+@reading.readable
 class Lanczos(NamedTuple):
     r"""The result of `lanczos`: $A Q = Q T + \beta_m q_{m+1} e_m^\top$.
 

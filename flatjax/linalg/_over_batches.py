@@ -16,6 +16,7 @@ import numpy as np
 
 from flatjax import _checks as checks
 from flatjax import _loops as loops
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.linalg.probing import _probe_products as probe_products
@@ -24,6 +25,7 @@ from flatjax.linalg.vectors import _probes as probes
 from flatjax.operators._base import Operator, as_operator
 
 
+@reading.readable
 class SplitEstimate(NamedTuple):
     """A mean over batches and random probes, and where its error comes from.
 
@@ -43,6 +45,8 @@ class SplitEstimate(NamedTuple):
     standard_error: jax.Array
     interval: jax.Array
     num_products: int
+
+    __float__ = reading.as_float
 
 
 @jax.jit

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,8 @@ class OutputLoss:
 
     per: Per = "example"
 
+    _name: ClassVar[str] = ""  # what users write, of a loss here
+
     def __post_init__(self):
         checks.check_choice("per", self.per, ("example", "token"))
 
@@ -41,6 +43,16 @@ class OutputLoss:
     def masks(self) -> bool:
         """Whether targets may mark positions as padding: whether it has a ``mask`` of its own."""
         return type(self).mask is not OutputLoss.mask
+
+    def __repr__(self) -> str:
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        given = [
+            f"{f.name}={values[f.name]!r}"
+            for f in dataclasses.fields(self)
+            if values[f.name] != f.default
+        ]
+        name = vars(type(self)).get("_name") or type(self).__name__
+        return f"{name}({', '.join(given)})" if given else name
 
     # What a subclass implements, position by position.
 

@@ -12,7 +12,7 @@ from flatjax.losses._base import OutputLoss
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class FunctionLoss(OutputLoss):
     """A user's loss: a function ``(outputs, targets) -> (n,)``, or an object with more methods.
 
@@ -30,6 +30,11 @@ class FunctionLoss(OutputLoss):
     fn: Any = None
     product: Any = None
     sampler: Any = None
+
+    def __repr__(self) -> str:
+        return getattr(self.fn, "name", None) or getattr(
+            self.fn, "__name__", type(self.fn).__name__
+        )
 
     @property
     def closed_form(self) -> bool:

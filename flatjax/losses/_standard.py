@@ -10,7 +10,7 @@ from flatjax import _trees as trees
 from flatjax.losses._base import OutputLoss, Per
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class SoftmaxCrossEntropy(OutputLoss):
     r"""Softmax cross-entropy $-\sum_c t_c \log p_c$ with $p = \mathrm{softmax}(z)$.
 
@@ -44,6 +44,8 @@ class SoftmaxCrossEntropy(OutputLoss):
     """
 
     ignore_index: int | None = None
+
+    _name = "softmax_cross_entropy"
 
     def __post_init__(self):
         super().__post_init__()
@@ -148,6 +150,8 @@ class SquaredError(OutputLoss):
       [1.5, 1.5]
     """
 
+    _name = "squared_error"
+
     def check(self, outputs, targets):
         _same_shape("squared_error", outputs, targets)
 
@@ -176,6 +180,8 @@ class SigmoidBinaryCrossEntropy(OutputLoss):
       >>> sigmoid_binary_cross_entropy(jnp.zeros((1, 2)), jnp.ones((1, 2))).round(3).tolist()
       [1.3860000371932983]
     """
+
+    _name = "sigmoid_binary_cross_entropy"
 
     def check(self, outputs, targets):
         _same_shape("sigmoid_binary_cross_entropy", outputs, targets)

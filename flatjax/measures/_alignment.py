@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from flatjax import _checks as checks
 from flatjax import _loops as loops
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax.linalg.vectors import _basis as basis
 from flatjax.linalg.vectors import _probes as probes
@@ -15,6 +16,7 @@ from flatjax.measures._jackknife import jackknife_variance
 from flatjax.operators._base import Operator, as_operator
 
 
+@reading.readable
 class Alignment(NamedTuple):
     r"""How alike two symmetric matrices A and B are.
 

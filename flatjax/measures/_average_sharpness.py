@@ -10,6 +10,7 @@ from jax.typing import ArrayLike
 
 from flatjax import _checks as checks
 from flatjax import _collectives as collectives
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax._balls import moved
 from flatjax.linalg.vectors import _probes as probes
@@ -17,6 +18,7 @@ from flatjax.measures import _objective as objective
 from flatjax.operators._hessian import Hessian
 
 
+@reading.readable
 class AverageSharpness(NamedTuple):
     r"""The expected rise of the loss under random perturbations.
 
@@ -34,6 +36,8 @@ class AverageSharpness(NamedTuple):
     loss: jax.Array
     samples: jax.Array
     num_evaluations: int
+
+    __float__ = reading.as_float
 
 
 def average_sharpness(

@@ -9,12 +9,14 @@ from jax.typing import ArrayLike
 
 from flatjax import _checks as checks
 from flatjax import _collectives as collectives
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax._balls import moved
 from flatjax.measures import _objective as objective
 from flatjax.measures import _search as search
 
 
+@reading.readable
 class CriticalSharpness(NamedTuple):
     r"""The smallest step along an update at which the loss rises.
 
@@ -35,6 +37,8 @@ class CriticalSharpness(NamedTuple):
     loss: jax.Array
     converged: jax.Array
     num_evaluations: jax.Array
+
+    __float__ = reading.as_float
 
 
 def critical_sharpness(

@@ -11,6 +11,7 @@ from jax.typing import ArrayLike
 
 from flatjax import _checks as checks
 from flatjax import _collectives as collectives
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax.linalg.vectors import _basis as basis
 from flatjax.linalg.vectors import _probes as probes
@@ -19,6 +20,7 @@ from flatjax.measures import _worst_case as worst_case
 from flatjax.operators._hessian import Hessian
 
 
+@reading.readable
 class EpsSharpness(NamedTuple):
     r"""Keskar's sharpness at a point.
 
@@ -40,6 +42,8 @@ class EpsSharpness(NamedTuple):
     gap: jax.Array
     starts: jax.Array
     num_evaluations: int
+
+    __float__ = reading.as_float
 
 
 def eps_sharpness(

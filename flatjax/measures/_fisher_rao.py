@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 
 from flatjax import _checks as checks
 from flatjax import _collectives as collectives
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax import losses
 from flatjax.measures import _objective as objective
@@ -17,6 +18,7 @@ from flatjax.operators._ggn import GaussNewton, fisher
 from flatjax.operators._weighting import over_devices
 
 
+@reading.readable
 class FisherRaoNorm(NamedTuple):
     r"""The Fisher-Rao norm.
 
@@ -30,6 +32,8 @@ class FisherRaoNorm(NamedTuple):
     value: jax.Array
     squared: jax.Array
     from_outputs: jax.Array
+
+    __float__ = reading.as_float
 
 
 def fisher_rao_norm(

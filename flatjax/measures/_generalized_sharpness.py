@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from flatjax import _checks as checks
 from flatjax import _loops as loops
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax._balls import dual_direction
 from flatjax._trees import Tree
@@ -22,6 +23,7 @@ from flatjax.linalg.vectors import _probes as probes
 from flatjax.operators._base import Operator, as_operator
 
 
+@reading.readable
 class GeneralizedSharpness(NamedTuple):
     r"""The largest curvature found over the unit ball of a norm.
 
@@ -41,6 +43,8 @@ class GeneralizedSharpness(NamedTuple):
     starts: jax.Array
     converged: jax.Array
     num_products: int
+
+    __float__ = reading.as_float
 
 
 def generalized_sharpness(

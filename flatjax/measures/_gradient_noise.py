@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from flatjax import _collectives as collectives
 from flatjax import _loops as loops
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax.measures import _objective as objective
 from flatjax.measures._jackknife import jackknife_variance
@@ -17,6 +18,7 @@ from flatjax.operators._arguments import matmul_precision
 from flatjax.operators._weighting import where_rows
 
 
+@reading.readable
 class GradientNoiseScale(NamedTuple):
     r"""The gradient noise scale and its two parts.
 
@@ -34,6 +36,8 @@ class GradientNoiseScale(NamedTuple):
     trace: jax.Array
     squared_norm: jax.Array
     count: jax.Array
+
+    __float__ = reading.as_float
 
 
 def gradient_noise_scale(

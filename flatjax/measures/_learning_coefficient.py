@@ -10,6 +10,7 @@ import numpy as np
 
 from flatjax import _checks as checks
 from flatjax import _loops as loops
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax.linalg.probing._estimate import student
 from flatjax.measures import _langevin_chains as langevin_chains
@@ -24,6 +25,7 @@ _PASSES = 20  # over all batches that make their means a series
 _AHEAD = 32  # steps that the host may run ahead of the device, and batches held for them
 
 
+@reading.readable
 class LearningCoefficient(NamedTuple):
     r"""The local learning coefficient and what its chains are worth.
 
@@ -51,6 +53,8 @@ class LearningCoefficient(NamedTuple):
     losses: jax.Array
     initial_loss: jax.Array
     converged: jax.Array
+
+    __float__ = reading.as_float
 
 
 def local_learning_coefficient(

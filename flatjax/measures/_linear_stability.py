@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _loops as loops
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax.linalg import eigsh
 from flatjax.measures import _objective as objective
@@ -19,9 +20,11 @@ from flatjax.operators import _terms as terms
 from flatjax.operators._arguments import matmul_precision
 from flatjax.operators._base import Operator, operator, static
 from flatjax.operators._data import sliced
+from flatjax.operators._maps import described
 from flatjax.operators._weighting import where_rows
 
 
+@reading.readable
 class LinearStability(NamedTuple):
     r"""The linear stability of SGD at a minimum.
 
@@ -46,6 +49,8 @@ class LinearStability(NamedTuple):
     converged: jax.Array
     num_products: int
 
+    __float__ = reading.as_float
+
 
 @operator
 class HessianVariance(Operator):
@@ -67,6 +72,9 @@ class HessianVariance(Operator):
         # mean(H_i (H_i v - H v)): the difference is taken of vectors, not of their squares.
         mean = self._mean(v, trees.zeros(self.structure), squared=False)
         return self._mean(v, mean, squared=True)
+
+    def _facts(self):
+        return {"of": described(self.op)}
 
     def _mean(self, v, offset, *, squared):
         op, size = self.op, self.chunk_size

@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 
 from flatjax import _checks as checks
 from flatjax import _loops as loops
+from flatjax import _texts as texts
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.linalg.vectors import _basis as bases
@@ -39,6 +40,9 @@ class LowRank(Operator):
 
     def mv(self, v):
         return self._power(v, 1.0)
+
+    def _facts(self):
+        return {"rank": f"{self.values.size:,}", "damping": texts.text(self.damping)}
 
     def solve(self, v: Tree) -> Tree:
         """The product with the inverse, $A^{-1} v$."""

@@ -9,9 +9,11 @@ from jax import lax
 
 from flatjax import _checks as checks
 from flatjax import _layouts as layouts
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 
 
+@reading.readable
 class NormalizedSharpness(NamedTuple):
     """The normalised sharpness of a network and of its layers.
 
@@ -30,6 +32,8 @@ class NormalizedSharpness(NamedTuple):
     imbalance: jax.Array
     num_iters: jax.Array
     converged: jax.Array
+
+    __float__ = reading.as_float
 
 
 def normalized_sharpness(

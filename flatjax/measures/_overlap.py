@@ -5,11 +5,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax.linalg.vectors._basis import gram
 from flatjax.measures import _objective as objective
 
 
+@reading.readable
 class SubspaceOverlap(NamedTuple):
     r"""The overlap with a subspace.
 
@@ -27,6 +29,8 @@ class SubspaceOverlap(NamedTuple):
     cosines: jax.Array
     components: jax.Array
     random: jax.Array
+
+    __float__ = reading.as_float
 
 
 def subspace_overlap(a: Any, basis: Any) -> SubspaceOverlap:

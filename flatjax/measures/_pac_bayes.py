@@ -10,12 +10,14 @@ from jax.typing import ArrayLike
 
 from flatjax import _checks as checks
 from flatjax import _collectives as collectives
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax.measures import _objective as objective
 from flatjax.measures import _search as search
 from flatjax.measures._average_sharpness import mean_and_error, perturbed_losses
 
 
+@reading.readable
 class PacBayesFlatness(NamedTuple):
     r"""The noise level at which the expected loss has risen by a given amount.
 

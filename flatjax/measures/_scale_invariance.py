@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from flatjax import _checks as checks
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax.linalg import eigsh, trace
 from flatjax.operators._base import Operator
@@ -14,6 +15,7 @@ from flatjax.operators._blocks import blocks
 from flatjax.operators._selection import By, group_names
 
 
+@reading.readable
 class ScaleInvariantSharpness(NamedTuple):
     r"""The scale-invariant sharpness of groups of params; in dictionaries by group.
 

@@ -6,10 +6,12 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from flatjax import _reading as reading
 from flatjax.linalg import eigsh
 from flatjax.operators._base import as_operator
 
 
+@reading.readable
 class Sharpness(NamedTuple):
     r"""The largest eigenvalue of an operator, against a threshold.
 
@@ -30,6 +32,8 @@ class Sharpness(NamedTuple):
     converged: jax.Array
     ratio: jax.Array
     num_products: int
+
+    __float__ = reading.as_float
 
 
 def sharpness(

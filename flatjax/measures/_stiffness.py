@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from flatjax import _collectives as collectives
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax.linalg.vectors._basis import gram
 from flatjax.measures import _objective as objective
@@ -17,6 +18,7 @@ from flatjax.operators._per_example import per_example_gradients
 from flatjax.operators._weighting import check_total, where_rows
 
 
+@reading.readable
 class PairStatistic(NamedTuple):
     """A mean over pairs of different examples, by whether their classes agree.
 
@@ -36,6 +38,7 @@ class PairStatistic(NamedTuple):
     classes: jax.Array
 
 
+@reading.readable
 class Stiffness(NamedTuple):
     """How alike the gradients of different examples are.
 
@@ -48,6 +51,7 @@ class Stiffness(NamedTuple):
     sign: PairStatistic
 
 
+@reading.readable
 class GradientConfusion(NamedTuple):
     r"""How much the gradients of examples hinder each other.
 
@@ -62,6 +66,8 @@ class GradientConfusion(NamedTuple):
     min_inner_product: jax.Array
     min_cosine: jax.Array
     pair: jax.Array
+
+    __float__ = reading.as_float
 
 
 def stiffness(

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from flatjax import _checks as checks
 from flatjax import _loops as loops
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax._balls import dual_direction, moved
 from flatjax._trees import Tree
@@ -146,6 +147,7 @@ def forward_differences(op: Hessian, ball: Subspace, y: jax.Array, width: jax.Ar
     return value, objective.repeat(y.shape[0], body, jnp.zeros_like(y))
 
 
+@reading.readable
 class SamSharpness(NamedTuple):
     r"""The largest rise of the loss found in a ball.
 
@@ -170,6 +172,8 @@ class SamSharpness(NamedTuple):
     gap: jax.Array
     starts: jax.Array
     num_gradients: int
+
+    __float__ = reading.as_float
 
 
 def search(

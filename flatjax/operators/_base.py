@@ -11,22 +11,23 @@ from typing import Any, TypeVar, dataclass_transform
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.flatten_util import ravel_pytree
 from jax.typing import ArrayLike
 
 from flatjax import _functions as functions
 from flatjax import _loops as loops
+from flatjax import _texts as texts
 from flatjax import _trees as trees
+from flatjax.operators import _scipy
+from flatjax.operators._maps import DENSE_LIMIT, LinearMap, dense_columns, described
 from flatjax.operators._selection import Selection
 
-T = TypeVar("T")
-_COLUMNS = 64  # columns of to_dense evaluated at once
-DENSE_LIMIT = 20_000
+Class = TypeVar("Class")
+_TERMS = 4  # of a sum, in its text
 
 
 @dataclass_transform(frozen_default=True, eq_default=False)
-def operator(cls: type[T]) -> type[T]:
+def operator(cls: type[Class]) -> type[Class]:
     """Class decorator: a frozen dataclass registered as a pytree.
 
     Fields made with ``static()`` are metadata (functions, names, flags); all others are leaves.
@@ -43,8 +44,11 @@ def static(**kwargs: Any) -> Any:
     return dataclasses.field(metadata={"static": True}, **kwargs)
 
 
-class Operator:
-    """A symmetric linear operator on pytrees with the structure of the params."""
+class Operator(LinearMap):
+    """A symmetric linear operator on pytrees with the structure of the params.
+
+    ``op @ v``, or ``op(v)``, is a product. ``op.T`` is the operator itself.
+    """
 
     @property
     def host_driven(self) -> bool:
@@ -52,18 +56,19 @@ class Operator:
         return False
 
     @property
-    def structure(self) -> Any:
-        """The vectors that the operator acts on, as a tree of ``jax.ShapeDtypeStruct``."""
-        raise NotImplementedError
-
-    @property
     def size(self) -> int:
         """The dimension, a Python integer."""
         return trees.size(self.structure)
 
-    def mv(self, v: Any) -> Any:
-        """The product with ``v``, a pytree of this operator's structure."""
-        raise NotImplementedError
+    @property
+    def output_structure(self) -> Any:
+        """The vectors that it gives: those that it acts on."""
+        return self.structure
+
+    @property
+    def T(self) -> "Operator":
+        """The operator itself: it is symmetric."""
+        return self
 
     def linearize(self) -> "Operator":
         """The same operator with its primal pass evaluated once and its residuals kept.
@@ -120,9 +125,6 @@ class Operator:
     def __neg__(self) -> "Operator":
         return self * -1.0
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(size={self.size:,})"
-
     def to_dense(self) -> jax.Array:
         """The dense matrix in the order of ``jax.flatten_util.ravel_pytree``.
 
@@ -145,38 +147,6 @@ class Operator:
             units = (jax.nn.one_hot(i, n, dtype=dtype) for i in range(n))
             return jnp.stack([ravel_pytree(self.mv(unravel(e)))[0] for e in units], axis=1)
         return dense_columns(self).T
-
-    def to_scipy(self) -> Any:
-        """A ``scipy.sparse.linalg.LinearOperator`` on flat NumPy vectors.
-
-        Every product crosses from the device to the host and back; use ``flatjax.eigsh`` unless
-        SciPy is what you want.
-        """
-        from scipy.sparse.linalg import LinearOperator
-
-        unravel = ravel_pytree(trees.zeros(self.structure))[1]
-        apply, dtype = loops.product(self), np.dtype(trees.dtype(self.structure))
-
-        def matvec(x):
-            flat = jnp.asarray(np.asarray(x, dtype).reshape(-1))
-            return np.asarray(ravel_pytree(apply(unravel(flat)))[0])
-
-        shape = (self.size, self.size)
-        # pyrefly: ignore[missing-argument, unexpected-keyword, bad-keyword-argument]
-        return LinearOperator(shape, matvec=matvec, rmatvec=matvec, dtype=dtype)
-
-
-def dense_columns(op: Any) -> jax.Array:
-    """The products of a linear map with all unit vectors, raveled, one a row."""
-    n, dtype = trees.size(op.structure), trees.dtype(op.structure)
-    eyes = (np.eye(min(_COLUMNS, n - i), n, i) for i in range(0, n, _COLUMNS))
-    return jnp.concatenate([_products(op, jnp.asarray(eye, dtype)) for eye in eyes])
-
-
-@jax.jit
-def _products(op, rows):
-    unravel = ravel_pytree(trees.zeros(op.structure))[1]
-    return jax.vmap(lambda row: ravel_pytree(op.mv(unravel(row)))[0])(rows)
 
 
 def _terms(op: Operator) -> tuple[Operator, ...]:
@@ -208,6 +178,11 @@ class SumOperator(Operator):
     def restrict(self, selection):
         return SumOperator(tuple(op.restrict(selection) for op in self.ops))
 
+    def _facts(self):
+        terms = [described(op) for op in self.ops[:_TERMS]]
+        more = len(self.ops) - _TERMS
+        return {"of": " + ".join([*terms, *([f"{more:,} more"] if more > 0 else [])])}
+
 
 class Modified(Operator):
     """An operator made of another one, ``op``, on the same vectors."""
@@ -226,6 +201,9 @@ class Modified(Operator):
         this: Any = self  # a dataclass, as every subclass is
         return dataclasses.replace(this, op=self.op.linearize())
 
+    def _facts(self):
+        return {"of": described(self.op)}
+
 
 @operator
 class ScaledOperator(Modified):
@@ -239,6 +217,9 @@ class ScaledOperator(Modified):
 
     def restrict(self, selection):
         return ScaledOperator(self.factor, self.op.restrict(selection))
+
+    def _facts(self):
+        return {"factor": texts.text(self.factor), **super()._facts()}
 
 
 @operator
@@ -262,6 +243,9 @@ class Restricted(Modified):
         zeros = trees.zeros(self.selection.rest(self.op.structure))
         return self.selection.select(self.op.mv(self.selection.merge(v, zeros)))
 
+    def _facts(self):
+        return {"leaves": self.selection.counted, **super()._facts()}
+
 
 @operator
 class CallableOperator(Operator):
@@ -279,20 +263,59 @@ class CallableOperator(Operator):
         trees.check(v, self.structure)
         return self.fn(trees.cast(v, self.structure))
 
+    def _facts(self):
+        return {"of": self.fn.name}
 
-def as_operator(op: Operator | Callable[[Any], Any], structure: Any = None) -> Operator:
-    """An operator from an operator or a callable.
+
+class HostOperator(Operator):
+    """A matrix or linear operator of SciPy; made by [`as_operator`][].
+
+    Not a pytree: it multiplies on the host, and tracing over a product is a TypeError.
+    """
+
+    def __init__(self, matrix: Any, structure: Any):
+        self._apply, self._structure = _scipy.product(matrix, structure)
+        self._kind = type(matrix).__name__
+
+    @property
+    def host_driven(self):
+        return True
+
+    @property
+    def structure(self):
+        return self._structure
+
+    def mv(self, v):
+        if loops.is_traced(v):
+            raise TypeError(
+                f"a {self._kind} of SciPy multiplies on the host and cannot be traced: call the "
+                "estimator outside jit, vmap and grad, or pass a JAX function as the operator."
+            )
+        trees.check(v, self.structure)
+        return self._apply(trees.cast(v, self.structure))
+
+    def _facts(self):
+        return {"of": self._kind}
+
+
+def as_operator(op: Operator | Callable[[Any], Any] | Any, structure: Any = None) -> Operator:
+    """An operator from an operator, a callable, or a matrix of SciPy.
 
     Args:
-      op: an operator, or a traceable callable ``v -> A v`` on pytrees.
-      structure: for a callable, a tree of arrays or ``ShapeDtypeStruct`` it acts on.
+      op: an operator; a traceable callable ``v -> A v`` on pytrees; or a symmetric sparse matrix or
+        ``LinearOperator`` of SciPy, which multiplies on the host. That a ``LinearOperator`` is
+        symmetric is taken for granted.
+      structure: of a callable, a tree of arrays or ``ShapeDtypeStruct`` it acts on; of a matrix
+        likewise, with its rows in the order of ``ravel_pytree``, where vectors are not flat.
 
     Returns:
       The operator.
 
     Raises:
-      TypeError: if ``op`` is not callable, or has another tree structure than the one given.
-      ValueError: if the structure is missing, or given beside an operator of other shapes.
+      TypeError: if ``op`` is none of these, has another tree structure than the one given, or is
+        complex.
+      ValueError: if the structure of a callable is missing, if one is given beside an operator of
+        other shapes, or for a matrix that is not square or not symmetric.
 
     Example:
       >>> import jax.numpy as jnp
@@ -305,6 +328,13 @@ def as_operator(op: Operator | Callable[[Any], Any], structure: Any = None) -> O
         if structure is not None:
             trees.check(trees.structure_of(structure), op.structure, "structure")
         return op
+    if _scipy.is_scipy(op):
+        return HostOperator(op, structure)
+    if isinstance(op, LinearMap):
+        raise TypeError(
+            f"operators are symmetric, got {op!r}: pass a product such as flatjax.ntk, or "
+            "lambda v: J.T(J(v)) with structure=J.structure."
+        )
     if not callable(op):
         got = f"op must be an operator or a callable v -> A v, got {type(op).__name__}"
         if hasattr(op, "shape") and hasattr(op, "dtype"):

@@ -109,6 +109,9 @@ class BlockDiagonal(Modified):
             total = part if total is None else jax.tree.map(jnp.add, total, part)
         return total
 
+    def _facts(self):
+        return {"blocks": f"{max(self.groups) + 1:,}", **super()._facts()}
+
     def _blocks(self, v, flags):
         """The sum over some blocks of their products; ``flags`` one row a block."""
         leaves, treedef = jax.tree.flatten(v)

@@ -30,6 +30,11 @@ class PartFunction:
     selection: Selection = static()
 
     @property
+    def name(self):
+        """What to call the user's function."""
+        return self.fn.name
+
+    @property
     def original(self):
         """The user's function in the same way; ``None`` where it is lost."""
         return None if self.fn.original is None else PartFunction(self.fn.original, self.selection)

@@ -14,6 +14,7 @@ from flatjax.operators import _normalisers as normalisers
 from flatjax.operators import _sums as sums
 from flatjax.operators._base import Operator, operator, static
 from flatjax.operators._data import DataOperator
+from flatjax.operators._maps import described
 
 Data = TypeVar("Data", bound=DataOperator)
 
@@ -63,6 +64,9 @@ class Chunked(Operator):
     def restrict(self, selection):
         op: Any = self.op.restrict(selection)  # over the same examples
         return Chunked(op, self.chunk_size)
+
+    def _facts(self):
+        return {"chunk_size": f"{self.chunk_size:,}", "of": described(self.op)}
 
     @property
     def examples(self) -> int:

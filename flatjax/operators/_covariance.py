@@ -73,6 +73,9 @@ class GradientCovariance(LossOperator):
         _, linear = derivatives.linear_map(lambda p: self.terms(p)[0], params)
         return linear, (self.example_weights, self.scale)
 
+    def _facts(self):
+        return {**super()._facts(), "centered": str(self.centered)}
+
 
 def gradient_covariance(
     loss_fn: Callable[..., jax.Array | losses.Mean],

@@ -115,6 +115,12 @@ class DataOperator(Operator):
             mean = trees.cast(self.local_mean(self.prepared(v)), self.structure)
         return weighting.over_devices(mean, self.example_weights, self.scale, self.axis_name)
 
+    def _facts(self):
+        facts = {} if self.examples is None else {"examples": f"{self.examples:,}"}
+        if self.axis_name is not None:
+            facts["axis_name"] = repr(self.axis_name)
+        return {**facts, "precision": str(self.precision)}
+
     def linearize(self):
         linear, aux, weights, scale = _linearized(self)
         leaves, treedef = jax.tree.flatten(self.structure)
@@ -179,6 +185,10 @@ class Linearized(DataOperator):
     @property
     def centered(self):
         return getattr(self.linear_rule, "centered", False)
+
+    def _facts(self):
+        rule = {"rule": type(self.linear_rule).__name__, "method": self.linear_map.way.method}
+        return {**rule, **super()._facts()}
 
 
 def sliced(tree: Any, start: Any, size: int, axis: int = 0) -> Any:

@@ -123,6 +123,12 @@ class GaussNewton(DataOperator):
     def restrict(self, selection):
         return of_part(self, "model_fn", selection)
 
+    def _facts(self):
+        facts = {"model": self.model_fn.name, "loss": repr(self.loss), **super()._facts()}
+        if self.draws is not None:
+            facts["kind"] = "sampled" if self.kind == "score_product" else "empirical"
+        return facts
+
     def linear(self):
         params = collectives.varying(self.params, self.axis_name)
         outputs, linear = derivatives.linear_map(lambda p: self.rows(self.model(p)), params)

@@ -10,12 +10,15 @@ from jax.typing import ArrayLike
 
 from flatjax import _checks as checks
 from flatjax import _loops as loops
+from flatjax import _reading as reading
+from flatjax import _texts as texts
 from flatjax import _trees as trees
 from flatjax.operators._base import Modified, Operator, as_operator, operator, static
 
 _CHECK_EVERY = 8  # iterations between two looks at the residual, when driven from the host
 
 
+@reading.readable
 class Solution(NamedTuple):
     """The solution of ``(A + damping I) x = v``, and how good it is.
 
@@ -66,6 +69,10 @@ class Inverse(Modified):
 
     def mv(self, v):
         return self.solve(v).x
+
+    def _facts(self):
+        numbers = {"damping": texts.text(self.damping), "tol": texts.text(self.tol)}
+        return {**numbers, **super()._facts()}
 
     def solve(self, v: Any) -> Solution:
         """The product with ``v``, with its certificate.

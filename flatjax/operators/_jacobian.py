@@ -11,12 +11,13 @@ from flatjax import _convolutions as convolutions
 from flatjax import _trees as trees
 from flatjax.operators import _derivatives as derivatives
 from flatjax.operators._arguments import as_arrays, check_arguments, matmul_precision
-from flatjax.operators._base import DENSE_LIMIT, Operator, dense_columns, operator, static
+from flatjax.operators._base import Operator, operator, static
 from flatjax.operators._callables import follow
+from flatjax.operators._maps import DENSE_LIMIT, LinearMap, dense_columns
 
 
 @operator
-class Jacobian:
+class Jacobian(LinearMap):
     """The Jacobian of a model's outputs; made by [`jacobian`][].
 
     Not a symmetric [`Operator`][]: it maps trees like the params to trees like the outputs.
@@ -38,11 +39,6 @@ class Jacobian:
     def output_structure(self) -> Any:
         """The vectors that it gives, like the outputs of the model."""
         return trees.structure_of(jax.eval_shape(self._outputs, self.params))
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """The number of outputs and the number of params."""
-        return trees.size(self.output_structure), trees.size(self.structure)
 
     @property
     def method(self) -> str:
@@ -110,9 +106,8 @@ class Jacobian:
         """``J v``, compiled."""
         return _product(self, v)
 
-    def __repr__(self) -> str:
-        rows, columns = self.shape
-        return f"Jacobian(shape=({rows:,}, {columns:,}))"
+    def _facts(self):
+        return {"model": self.model_fn.name, "precision": str(self.precision)}
 
     def _outputs(self, params):
         return self.model_fn(params, self.inputs, *self.args)
@@ -131,7 +126,7 @@ class Jacobian:
 
 
 @operator
-class JacobianTranspose:
+class JacobianTranspose(LinearMap):
     """The transpose of a [`Jacobian`][], made by its ``.T``."""
 
     jacobian: Jacobian
@@ -145,12 +140,6 @@ class JacobianTranspose:
     def output_structure(self) -> Any:
         """The vectors that it gives, like the params."""
         return self.jacobian.structure
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """The number of params and the number of outputs."""
-        rows, columns = self.jacobian.shape
-        return columns, rows
 
     @property
     def T(self) -> Jacobian:
@@ -172,6 +161,9 @@ class JacobianTranspose:
     def __matmul__(self, u: Any) -> Any:
         """``J^T u``, compiled."""
         return _product(self, u)
+
+    def _facts(self):
+        return self.jacobian._facts()
 
 
 @convolutions.compiled
@@ -201,6 +193,9 @@ class TangentKernel(Operator):
     def linearize(self):
         return TangentKernel(self.jacobian.linearize())
 
+    def _facts(self):
+        return self.jacobian._facts()
+
 
 def jacobian(
     model_fn: Callable[..., Any],
@@ -223,8 +218,8 @@ def jacobian(
       precision: matmul precision of the products; ``None`` leaves the caller's default.
 
     Returns:
-      A linear map with ``mv``, ``T``, ``linearize()``, ``to_dense()``, ``structure``,
-      ``output_structure`` and ``shape``.
+      A linear map with ``mv``, ``T``, ``linearize()``, ``to_dense()``, ``to_scipy()``,
+      ``structure``, ``output_structure``, ``shape`` and ``dtype``.
 
     Raises:
       TypeError: for params or outputs that are not floating, or a model that is no function.

@@ -30,6 +30,11 @@ class Selection:
         kept = [leaf if k else None for leaf, k in zip(leaves, self.keep, strict=True)]
         return self.treedef.unflatten(kept)
 
+    @property
+    def counted(self) -> str:
+        """How many leaves are kept, in words."""
+        return f"{sum(self.keep):,} of {len(self.keep):,}"
+
     def rest(self, tree: Any) -> tuple:
         """The leaves that are not kept."""
         leaves = self.treedef.flatten_up_to(tree)

@@ -1,6 +1,6 @@
 """Operators over a whole data set, streamed batch by batch from the host."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from functools import partial
 from typing import Any
 
@@ -15,6 +15,7 @@ from flatjax.operators import _sums as sums
 from flatjax.operators import _weighting as weighting
 from flatjax.operators._base import Operator
 from flatjax.operators._data import DataOperator
+from flatjax.operators._maps import described
 
 _TRACED = (
     "a stream over batches is driven from the host and cannot be traced: call the estimator "
@@ -40,7 +41,7 @@ class Stream(Operator):
         first = next(iter(self._operators()), None)
         if first is None:
             raise ValueError("batches is empty: over_batches needs at least one batch.")
-        self._structure = first.structure
+        self._structure, self._first = first.structure, described(first)
 
     @property
     def host_driven(self):
@@ -79,6 +80,11 @@ class Stream(Operator):
             # and the last of them differ most.
             self._check = False
             normalisers.check_operators(first, op)
+
+    def _facts(self):
+        batches = self._batches
+        count = {"batches": f"{len(batches):,}"} if isinstance(batches, Sized) else {}
+        return {**count, "first": self._first}
 
     @property
     def weight(self):

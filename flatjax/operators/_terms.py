@@ -94,6 +94,9 @@ class LossOperator(DataOperator):
     def restrict(self, selection):
         return of_part(self, "loss_fn", selection)
 
+    def _facts(self):
+        return {"loss": self.loss_fn.name, **super()._facts()}
+
     def _call(self, params, batch):
         return self.loss_fn(params, batch, *self.args)
 

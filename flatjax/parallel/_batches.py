@@ -9,11 +9,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from flatjax import _reading as reading
 from flatjax._trees import Tree
 from flatjax.operators._arguments import num_examples
 from flatjax.parallel import _meshes as meshes
 
 
+@reading.readable
 class ShardedBatch(NamedTuple):
     """A batch on a mesh; made by [`shard_batch`][].
 

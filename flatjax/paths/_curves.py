@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.linalg.vectors import _basis as bases
@@ -20,6 +21,7 @@ from flatjax.linalg.vectors import _basis as bases
 _PANELS, _NODES = 8, 12  # of the quadrature of a curve's length
 
 
+@reading.readable
 @dataclasses.dataclass(frozen=True, eq=False)
 class Curve:
     """A curve from its first control point, at t = 0, to its last, at t = 1.
@@ -139,7 +141,7 @@ def _lengths(curve, stops):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Bezier(Curve):
     """A Bezier curve; made by [`bezier`][]."""
 
@@ -156,7 +158,7 @@ def _bernstein(n, t):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Chain(Curve):
     """A polygonal chain; made by [`chain`][]."""
 
@@ -182,7 +184,7 @@ def _chain_lengths(curve, stops):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Simplex(Curve):
     """All points between some vertices; made by [`simplex`][].
 

@@ -15,6 +15,7 @@ from flatjax import _collectives as collectives
 from flatjax import _convolutions as convolutions
 from flatjax import _functions as functions
 from flatjax import _loops as loops
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.measures import _objective as objective
@@ -23,6 +24,7 @@ from flatjax.paths._curves import Curve
 _NONE = object()  # where batches or weights have come to an end
 
 
+@reading.readable
 class CurveSamples(NamedTuple):
     """Where on a curve a loss was evaluated.
 
@@ -36,6 +38,7 @@ class CurveSamples(NamedTuple):
     losses: jax.Array
 
 
+@reading.readable
 class CurveFit(NamedTuple):
     """A curve after training.
 

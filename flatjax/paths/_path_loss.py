@@ -9,6 +9,7 @@ import numpy as np
 
 from flatjax import _collectives as collectives
 from flatjax import _loops as loops
+from flatjax import _reading as reading
 from flatjax._trees import Tree
 from flatjax.landscape import _points as points_at
 from flatjax.landscape._lines import above_chord
@@ -16,6 +17,7 @@ from flatjax.paths._curves import Curve
 from flatjax.paths._fitting import check_curve
 
 
+@reading.readable
 class PathLoss(NamedTuple):
     """The loss along a curve.
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from flatjax import _fingerprints as fingerprints
 from flatjax import _loops as loops
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax.linalg.vectors import _probes as probes
 from flatjax.losses import Mean
@@ -42,6 +43,7 @@ _CAUSES = {
 }
 
 
+@reading.readable
 class Determinism(NamedTuple):
     """What [`check_deterministic`][] found.
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 
 from flatjax import _checks as checks
+from flatjax import _reading as reading
 from flatjax.operators import _chunks as chunks
 from flatjax.operators._base import Operator
 from flatjax.operators._chunks import Chunked
@@ -17,6 +18,7 @@ _SHARE = 0.9  # of the free memory that a plan may fill; the allocator fragments
 _TRIES = 6
 
 
+@reading.readable
 class Plan(NamedTuple):
     """How to run the products of one operator within a budget; made by [`plan`][].
 

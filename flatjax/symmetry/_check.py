@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from flatjax import _loops as loops
+from flatjax import _reading as reading
 from flatjax._trees import Tree
 from flatjax.operators._callables import check_function
 from flatjax.symmetry import _suspects as suspects
@@ -16,6 +17,7 @@ from flatjax.symmetry._permutations import host_generator, shape_of
 from flatjax.symmetry._spec import Spec, factors_by_leaf
 
 
+@reading.readable
 class Check(NamedTuple):
     """What [`check_symmetry`][] found.
 

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from flatjax import _checks as checks
+from flatjax import _reading as reading
 from flatjax._trees import Tree
 from flatjax.symmetry._factors import Factors, as_factors, factors_of, named_leaves, parent_of
 
@@ -14,6 +15,7 @@ from flatjax.symmetry._factors import Factors, as_factors, factors_of, named_lea
 Entry = str | None | tuple[str | None, ...]
 
 
+@reading.readable
 class Spec(NamedTuple):
     """The permutation symmetries of a network; made by [`spec_of`][].
 

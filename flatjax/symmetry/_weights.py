@@ -7,6 +7,7 @@ import numpy as np
 
 from flatjax import _checks as checks
 from flatjax import _loops as loops
+from flatjax import _reading as reading
 from flatjax._trees import Tree
 from flatjax.symmetry import _assignments as assignments
 from flatjax.symmetry._factors import Factors
@@ -20,6 +21,7 @@ from flatjax.symmetry._spec import Spec, factors_by_leaf
 from flatjax.transforms._ascent import Mask, expand_mask
 
 
+@reading.readable
 class Matching(NamedTuple):
     r"""One network permuted to be near another.
 

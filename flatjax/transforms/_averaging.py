@@ -7,12 +7,14 @@ import jax.numpy as jnp
 import optax
 
 from flatjax import _checks as checks
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.transforms import _base as base
 from flatjax.transforms._swa import SWAGState, SWAState, params_after
 
 
+@reading.readable
 class EMAState(NamedTuple):
     """State of [`ema_params`][].
 

@@ -8,6 +8,7 @@ import optax
 
 from flatjax import _checks as checks
 from flatjax import _collectives as collectives
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.transforms import _base as base
@@ -15,6 +16,7 @@ from flatjax.transforms import _means as means
 from flatjax.transforms import _prng as prng
 
 
+@reading.readable
 class EntropySGDState(NamedTuple):
     """State of [`entropy_sgd`][].
 

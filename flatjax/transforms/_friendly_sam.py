@@ -8,6 +8,7 @@ import optax
 
 from flatjax import _checks as checks
 from flatjax import _collectives as collectives
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.transforms import _base as base
@@ -15,6 +16,7 @@ from flatjax.transforms._ascent import EUCLIDEAN, Ascent
 from flatjax.transforms._sharpness_aware import sharpness_aware
 
 
+@reading.readable
 class FriendlySAMState(NamedTuple):
     """State of [`friendly_sam`][].
 

@@ -9,6 +9,7 @@ import optax
 
 from flatjax import _checks as checks
 from flatjax import _collectives as collectives
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax import losses
 from flatjax._trees import Tree
@@ -22,6 +23,7 @@ from flatjax.transforms import _prng as prng
 from flatjax.transforms._incoming import check_trees
 
 
+@reading.readable
 class NoiseState(NamedTuple):
     """State of the transforms that draw noise.
 

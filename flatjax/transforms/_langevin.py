@@ -8,12 +8,14 @@ import optax
 
 from flatjax import _checks as checks
 from flatjax import _collectives as collectives
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax.transforms import _base as base
 from flatjax.transforms import _means as means
 from flatjax.transforms import _prng as prng
 
 
+@reading.readable
 class LangevinState(NamedTuple):
     """State of [`langevin`][].
 

@@ -8,6 +8,7 @@ import optax
 from flatjax import _balls as balls
 from flatjax import _checks as checks
 from flatjax import _collectives as collectives
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.transforms import _base as base
@@ -16,6 +17,7 @@ from flatjax.transforms._perturbed import rejection
 from flatjax.transforms._sharpness_aware import sharpness_aware
 
 
+@reading.readable
 class LookSAMState(NamedTuple):
     """State of [`looksam`][].
 

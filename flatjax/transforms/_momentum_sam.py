@@ -9,12 +9,14 @@ import optax
 from flatjax import _balls as balls
 from flatjax import _checks as checks
 from flatjax import _collectives as collectives
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.transforms import _base as base
 from flatjax.transforms import _means as means
 
 
+@reading.readable
 class MomentumSAMState(NamedTuple):
     """State of [`momentum_sam`][].
 

@@ -20,6 +20,7 @@ import optax
 
 from flatjax import _checks as checks
 from flatjax import _collectives as collectives
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.transforms import _base as base
@@ -28,6 +29,7 @@ from flatjax.transforms import _prng as prng
 from flatjax.transforms._incoming import check_trees
 
 
+@reading.readable
 class PenaltyState(NamedTuple):
     """State of the penalties.
 

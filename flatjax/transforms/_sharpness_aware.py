@@ -9,6 +9,7 @@ import optax
 
 from flatjax import _checks as checks
 from flatjax import _collectives as collectives
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.transforms import _base as base
@@ -19,6 +20,7 @@ from flatjax.transforms._incoming import check_incoming, check_trees, global_gra
 from flatjax.transforms._perturbed import Perturbed, perturbed_gradient
 
 
+@reading.readable
 class SharpnessMetrics(NamedTuple):
     r"""Diagnostics of the last perturbed gradient.
 
@@ -35,6 +37,7 @@ class SharpnessMetrics(NamedTuple):
     cosine: jax.Array
 
 
+@reading.readable
 class SAMState(NamedTuple):
     """State of [`sam`][], [`gsam`][], [`gradient_norm_penalty`][] and [`wsam`][].
 

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 import optax
 
 from flatjax import _checks as checks
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.transforms import _base as base
 from flatjax.transforms import _prng as prng
 
 
+@reading.readable
 class SWAState(NamedTuple):
     """State of [`swa`][].
 
@@ -28,6 +30,7 @@ class SWAState(NamedTuple):
     average: Tree
 
 
+@reading.readable
 class SWAGState(NamedTuple):
     """State of [`swag`][].
 

@@ -7,12 +7,14 @@ import optax
 
 from flatjax import _checks as checks
 from flatjax import _collectives as collectives
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax.transforms import _base as base
 from flatjax.transforms._ascent import EUCLIDEAN, Ascent
 from flatjax.transforms._sharpness_aware import SAMState, sharpness_aware
 
 
+@reading.readable
 class WSAMState(NamedTuple):
     """State of the decoupled [`wsam`][].
 

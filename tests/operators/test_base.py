@@ -1,4 +1,4 @@
-"""Sums, multiples, dense and SciPy forms, and what every curvature matrix has in common."""
+"""Sums, multiples, dense forms, and what every curvature matrix has in common."""
 
 import operator
 
@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.sparse.linalg
 from jax.flatten_util import ravel_pytree
 
 import flatjax
@@ -124,10 +123,6 @@ class TestCombinations:
         wanted = matrices["hessian"] + 0.5 * np.eye(H.size)
         references.assert_product(H + damping, wanted, references.FLOAT64, linearized=False)
 
-    def test_repr_names_the_kind_and_the_size(self, operators):
-        assert repr(operators["hessian"]) == "Hessian(size=31)"
-        assert repr(operators["hessian"] + operators["ggn"]) == "SumOperator(size=31)"
-
     @pytest.mark.parametrize("other", [3.0, "text", jnp.ones(3)])
     def test_what_is_no_operator_and_no_scalar(self, other, operators):
         H = operators["hessian"]
@@ -163,28 +158,6 @@ class TestDense:
         op = flatjax.operators.as_operator(lambda v: v, structure=shape)
         with pytest.raises(ValueError, match="20,001 x 20,001 numbers is refused beyond 20,000"):
             op.to_dense()
-
-
-class TestScipy:
-    def test_eigsh_agrees(self, operators, matrices, x64):
-        linear = operators["hessian"].to_scipy()
-        assert linear.dtype == np.float64
-        values = scipy.sparse.linalg.eigsh(linear, k=2, which="BE", return_eigenvectors=False)
-        exact = np.linalg.eigvalsh(matrices["hessian"])
-        # ARPACK's own tolerance is machine precision.
-        np.testing.assert_allclose(np.sort(values), exact[[0, -1]], rtol=1e-9)
-
-    def test_vectors_and_matrices(self, operators, matrices, x64):
-        linear, matrix = operators["covariance"].to_scipy(), matrices["covariance"]
-        block = np.random.default_rng(1).normal(size=(31, 3))
-        references.assert_close(linear @ block, matrix @ block, 1e-12)
-        references.assert_close(linear.rmatvec(block[:, 0]), matrix @ block[:, 0], 1e-12)
-
-    def test_float32(self):
-        params, batch = NETWORKS["mlp"].cast(jnp.float32)
-        linear = references.make("ggn", mlp, params, batch).to_scipy()
-        assert linear.dtype == np.float32
-        assert (linear @ np.ones(31)).dtype == np.float32
 
 
 class TestAsOperator:

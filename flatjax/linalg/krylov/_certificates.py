@@ -9,6 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from flatjax import _loops as loops
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.linalg.krylov import _ritz as ritz
@@ -134,6 +135,7 @@ def underflow(size: int, dtype: Any) -> float:
     return float(size) ** 1.5 * float(info.tiny) / float(info.eps) ** 0.5
 
 
+@reading.readable
 class Eigenpairs(NamedTuple):
     r"""Eigenpairs and what is known about them.
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flatjax import _reading as reading
 from flatjax.linalg.krylov._certificates import underflow
 
 CONFIDENCE = 0.95
@@ -17,6 +18,7 @@ _ROUNDING = 4.0
 DEFAULT_RTOL = 0.05
 
 
+@reading.readable
 class Estimate(NamedTuple):
     """A number (or an array of numbers) estimated from random probes.
 
@@ -38,6 +40,8 @@ class Estimate(NamedTuple):
     interval: jax.Array
     num_products: int
     converged: jax.Array
+
+    __float__ = reading.as_float
 
 
 def quiet() -> np.errstate:

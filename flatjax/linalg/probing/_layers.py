@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.linalg.krylov import _relations as relations
@@ -17,6 +18,7 @@ from flatjax.linalg.vectors import _basis as bases
 from flatjax.linalg.vectors import _flat as flat
 
 
+@reading.readable
 class LayerSpectrum(NamedTuple):
     """The share of one group of params in the spectrum of the whole.
 

@@ -8,9 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flatjax import _reading as reading
+from flatjax import _sketches as sketches
+from flatjax import _texts as texts
 from flatjax.linalg.probing._estimate import cast, student
 
 
+@reading.readable
 class SpectralDensity(NamedTuple):
     r"""The distribution of the eigenvalues, of total mass 1; JAX arrays in the working dtype.
 
@@ -54,6 +58,13 @@ class SpectralDensity(NamedTuple):
         points = jnp.asarray(np.where(weights != 0, atoms, atoms[(weights != 0).argmax()]))
         mean = products(weights, np.asarray(f(points), np.float64)).sum()
         return jnp.asarray(mean)
+
+    def _picture(self) -> str:
+        fields = (self.grid, self.density, self.atoms, self.num_exact)
+        grid, density, atoms, exact = (texts.numbers(field) for field in fields)
+        if grid is None or density is None or atoms is None or exact is None:
+            return ""
+        return sketches.density(grid, density, atoms[: int(exact)])
 
 
 def products(weights: np.ndarray, values: np.ndarray) -> np.ndarray:
