@@ -71,7 +71,8 @@ def error_of(quantity: str, found, values: np.ndarray) -> float:
     if quantity == "top":
         return relative(found, np.sort(values)[::-1][: np.size(found)])
     if quantity == "density":
-        return distance(*found, values)
+        nodes, weights = found
+        return distance(nodes, weights, values)
     return of_diagonal(found, values)
 
 
