@@ -10,16 +10,12 @@ import pytest
 
 from benchmarks import __main__ as runner
 from benchmarks import _guests, accuracy
+from tests.examples import blocks
+from tests.repository import ROOT
 
-GUESTS = '''
-import jax
-import jax.numpy as jnp
+GUESTS = """
 import flatjax
-
-def probes(op, structure, key, num_products):
-    """Hutchinson's mean, as one would write it."""
-    v = jax.random.rademacher(key, (num_products, *structure.shape), structure.dtype)
-    return {"trace": jnp.mean(jax.vmap(lambda one: jnp.vdot(one, op(one)))(v))}
+from my_package import function
 
 def library(op, structure, key, num_products):
     found = flatjax.trace(op, key=key, num_products=num_products, structure=structure,
@@ -27,25 +23,29 @@ def library(op, structure, key, num_products):
     return {"trace": found.value}
 
 def greedy(op, structure, key, num_products):
-    return probes(op, structure, key, num_products + 1)
+    return function(op, structure, key, num_products + 1)
 
 def wordless(op, structure, key, num_products):
     return {"norm": 1.0}
 
 def short_of_arguments(op, key):
     return {"trace": 0.0}
-'''
+"""
 
 
 @pytest.fixture(autouse=True)
 def module(tmp_path, monkeypatch):
+    page = blocks((ROOT / "CONTRIBUTING.md").read_text())
+    (code,) = [code for _, code in page if "def function(op" in code]
+    (tmp_path / "my_package.py").write_text(code)
     (tmp_path / "my_guests.py").write_text(GUESTS)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(accuracy, "SIZE", 64)
     monkeypatch.setattr(accuracy, "SEEDS", 2)
     monkeypatch.setattr(accuracy, "PRODUCTS", {True: (12,), False: ()})
     yield
-    sys.modules.pop("my_guests", None)
+    for name in ("my_guests", "my_package"):
+        sys.modules.pop(name, None)
 
 
 def run(monkeypatch, tmp_path, *arguments):
@@ -61,7 +61,7 @@ def test_its_row_stands_beside_ours(monkeypatch, tmp_path, capsys):
     )
     known = accuracy.spectra()
     monkeypatch.setattr(accuracy, "spectra", lambda: {"outliers": known["outliers"]})
-    guests = ["--estimator", "my_guests:probes", "--estimator", "my_guests:library"]
+    guests = ["--estimator", "my_package:function", "--estimator", "my_guests:library"]
     assert run(monkeypatch, tmp_path, "accuracy", "--short", *guests) == 0
     results = json.loads((tmp_path / "out" / "accuracy-beside.json").read_text())["results"]
     for found in results.values():
@@ -70,7 +70,7 @@ def test_its_row_stands_beside_ours(monkeypatch, tmp_path, capsys):
         assert all([p["products"] for p in points] == [12] for points in found.values())
         # One of the guests is our own method: the same seeds, the same probes.
         assert found["trace: my_guests:library"] == found["trace: hutchinson"]
-    assert "trace: my_guests:probes" in capsys.readouterr().out
+    assert "trace: my_package:function" in capsys.readouterr().out
 
 
 def test_products_are_counted_where_they_run():
@@ -116,7 +116,7 @@ def test_a_name_that_is_none_is_refused_before_anything_runs(
 
 def test_it_belongs_to_one_benchmark(monkeypatch, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
-        run(monkeypatch, tmp_path, "growth", "--estimator", "my_guests:probes")
+        run(monkeypatch, tmp_path, "growth", "--estimator", "my_package:function")
     assert "belongs to accuracy" in capsys.readouterr().err
 
 

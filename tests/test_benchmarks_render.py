@@ -3,6 +3,7 @@
 import pytest
 
 from benchmarks import _page, _render
+from benchmarks.peers import adapter
 
 RESULTS = _render.results()
 
@@ -16,6 +17,11 @@ def test_the_table_of_the_readme_is_that_of_the_results():
     text = _render.README.read_text()
     assert _render.BEGIN in text
     assert text == _render.between(text, _page.readme(RESULTS)), "run `python -m benchmarks render`"
+
+
+def test_every_system_has_a_title_and_a_colour():
+    figures = pytest.importorskip("benchmarks._figures")
+    assert set(_page.TITLES) == set(figures.COLOURS) == set(adapter.SYSTEMS)
 
 
 def test_only_what_is_between_the_markers_is_replaced():
