@@ -46,7 +46,7 @@ class _Pace:
         if self._fixed:
             return
         rate = _FASTEST
-        if self.last is not None and math.isfinite(self.last - left) and taken:
+        if self.last is not None and math.isfinite(self.last - left):
             rate = max((self.last - left) / taken, _FASTEST / 20)
         self.last = left
         half = int(left / rate / 2) if math.isfinite(left) else 1

@@ -59,6 +59,19 @@ def _host(state):
     return Host.of(state.host, state.run.alphas.shape[0])
 
 
+@pytest.mark.parametrize("max_basis", [8, None])  # with restarts before and after, and without
+def test_the_state_is_that_of_one_run(max_basis):
+    p, options = zoo("network"), {"tol": 1e-5, "keep_state": True}
+    part = solve(p, 5, key=KEY, max_basis=max_basis, max_products=13, **options)
+    found = solve(p, 5, resume=part.state, max_products=18, **options)
+    whole = solve(p, 5, key=KEY, max_basis=max_basis, max_products=17, **options)
+    same(found.state.run, whole.state.run)
+    same(_host(found.state), _host(whole.state))
+    assert _host(found.state).restarted == (max_basis == 8)
+    assert int(found.state.num_products) == int(whole.state.num_products) + 1
+    assert solve(p, 5, resume=part.state, max_products=14).num_products == 14  # the certificate
+
+
 def test_one_product_at_a_time():
     p, products = zoo("network"), 9
     whole = solve(p, 3, key=KEY)
@@ -94,7 +107,8 @@ def test_other_pairs_after_restarts_are_not_skipped():
     part = solve(p, 2, key=KEY, max_basis=8, tol=1e-6, max_products=40, keep_state=True)
     assert _host(part.state).restarted
     for k, which in ((5, "LA"), (3, "SA"), (5, "BE")):
-        found = solve(p, k, which=which, resume=part.state, max_products=600)
+        found = solve(p, k, which=which, resume=part.state, max_products=600, keep_state=True)
+        assert _host(found.state).given
         assert bool(found.converged.all())
         np.testing.assert_allclose(found.values, p.wanted(k, which), rtol=2e-3, atol=1e-5)
 
@@ -108,7 +122,8 @@ def test_a_given_start_vector_stays_one_that_may_be_blind():
         jnp.asarray(blind, jnp.float32)
     )
     part = solve(p, 2, v0=v0, max_products=6, keep_state=True)
-    found = solve(p, 2, resume=part.state)
+    found = solve(p, 2, resume=part.state, keep_state=True)
+    assert _host(found.state).given
     np.testing.assert_allclose(found.values, [10, 9], rtol=1e-5)
 
 
