@@ -11,6 +11,7 @@ from flatjax import _checks as checks
 from flatjax import _reading as reading
 from flatjax._trees import Tree
 from flatjax.linalg.krylov import _extremes as extremes
+from flatjax.linalg.krylov import _saved as saved
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.krylov._certificates import Eigenpairs
 from flatjax.linalg.probing import _accumulate as accumulate
@@ -175,16 +176,20 @@ def spectrum(
         in [`blocks`][]: the trace and the local density of every group, from the same products.
       scale: the axis of the densities, ``"linear"`` or ``"log"``.
       num_points: the points of their grid.
-      resume: the ``state`` of an earlier spectrum of the same operator. Its Lanczos steps are taken
-        over, its probes are drawn again.
+      resume: the ``state`` of an earlier spectrum of the same operator, or the mapping of its
+        fields that a checkpoint gives back when it is loaded without types. Its Lanczos steps are
+        taken over, its probes are drawn again. A run that goes on is an uninterrupted one up to
+        rounding: its buffers may be of another size, and sums in another order.
       structure: for a callable, a tree of arrays or ``jax.ShapeDtypeStruct`` like its vectors.
 
     Returns:
       A [`Spectrum`][].
 
     Raises:
-      TypeError: if ``op`` is not callable, or inside ``jit``.
-      ValueError: for numbers out of range, or the missing structure of a callable.
+      TypeError: if ``op`` is not callable, inside ``jit``, or if ``resume`` is no state of this
+        operator.
+      ValueError: for numbers out of range, the missing structure of a callable, or a ``resume`` of
+        other shapes or dtypes, or of more steps, than asked for.
 
     Example:
       >>> import jax, jax.numpy as jnp, flatjax
@@ -196,6 +201,11 @@ def spectrum(
       [9.0, 5.0]
       >>> abs(float(result.trace.value - d.sum())) < 1.0
       True
+      >>> more = flatjax.spectrum(
+      ...     lambda v: d * v, key=jax.random.key(0), k=4, structure=d, resume=result.state
+      ... )
+      >>> more.top.values.shape, int(more.state.num_products) >= int(result.state.num_products)
+      ((4,), True)
 
     References:
       Gambhir, Stathopoulos and Orginos, "Deflation as a method of variance reduction for estimating
@@ -215,6 +225,8 @@ def spectrum(
     if dense is not None:
         op, num_steps, trace_rtol = exact.dense_operator(op, dense), op.size, None
     packed = flat.packed(op)
+    if resume is not None:
+        resume = saved.restored(SpectrumState, resume, packed.structure)
     state, spent = extremes.converged(
         packed, start_key, k, num_bottom, tol, num_steps, max_steps, resume
     )

@@ -15,25 +15,11 @@ from flatjax import _trees as trees
 from flatjax import losses
 from flatjax._trees import Tree
 from flatjax.losses._own import FunctionLoss
+from flatjax.operators import _callables as theirs
 from flatjax.operators import _weighting as weighting
 from flatjax.transforms import _prng as prng
 
 Gradient = Callable[[Tree], Tree]
-
-_SPLIT = (
-    "graph, params, rest = flax.nnx.split(model, flax.nnx.Param, ...), and inside the loss "
-    "model = flax.nnx.merge(graph, params, rest)"
-)
-# A copy, since what nnx splits off is shared with the model: its keys and statistics move on.
-_MERGE = (
-    "graph, _, rest = flax.nnx.split(flax.nnx.clone(model), flax.nnx.Param, ...) before the clean "
-    "pass, and grad_fn=lambda p: flax.nnx.grad(loss)(flax.nnx.merge(graph, p, rest, copy=True), "
-    "batch)"
-)
-_PARTITION = (
-    "params, static = eqx.partition(model, eqx.is_inexact_array), and inside the loss "
-    "model = eqx.combine(params, static)"
-)
 
 
 def gradient_function(
@@ -246,7 +232,7 @@ def check_params(name: str, params: Tree) -> None:
         if not hasattr(leaf, "dtype"):
             raise TypeError(
                 f"{where} is no array but {type(leaf).__name__}. Hand over the arrays of the model "
-                f"alone: with equinox {_PARTITION}; with flax.nnx {_SPLIT}."
+                f"alone: with equinox {theirs.PARTITION}; with flax.nnx {theirs.SPLIT}."
             )
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(
@@ -298,10 +284,10 @@ def _other_structure(gradient, params):
             )
     hint = "it must be the gradient with respect to the params, in their tree structure."
     kinds = {type(gradient).__module__.split(".")[0], type(params).__module__.split(".")[0]}
-    if _is_nnx(gradient) or _is_nnx(params):
-        hint = f"hand over both as flax.nnx.State: {_SPLIT}."
-    elif "equinox" in kinds or _has_none(gradient) or _has_none(params):
-        hint = f"partition the model once for both: {_PARTITION}."
+    if theirs.is_nnx(gradient) or theirs.is_nnx(params):
+        hint = f"hand over both as flax.nnx.State: {theirs.SPLIT}."
+    elif "equinox" in kinds or theirs.has_none(gradient) or theirs.has_none(params):
+        hint = f"partition the model once for both: {theirs.PARTITION}."
     return (
         f"another tree than the params: {hint}\n  gradient: {jax.tree.structure(gradient)}\n"
         f"  params:   {jax.tree.structure(params)}"
@@ -315,19 +301,13 @@ def explained(what: str, fn: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return fn(params, *args, **kwargs)
         except (TypeError, AttributeError) as error:
-            text = str(error)
-            if _is_nnx(params) and "State" in text:
-                raise TypeError(
-                    f"{what} is called with the params, a flax.nnx.State, which is no model "
-                    f"({text}). Merge first: {_MERGE}."
-                ) from error
-            if _has_none(params) and "NoneType" in text:
-                raise TypeError(
-                    f"{what} is called with the params, which hold the arrays of the model alone: "
-                    f"what eqx.filter left out is None ({text}). Write {_PARTITION}: "
-                    "grad_fn=lambda p: eqx.filter_grad(loss)(eqx.combine(p, static), batch)."
-                ) from error
-            raise
+            advice = theirs.no_model(params, error)
+            if advice is None:
+                raise
+            raise TypeError(
+                f"{what} is called with the params, {advice[0]}. Write {advice[1]}, and "
+                f"differentiate that loss: grad_fn={advice[2]}."
+            ) from error
 
     return call
 
@@ -343,11 +323,3 @@ def _bare(gradient, params):
     is_variable = lambda a: hasattr(a, "get_value") and hasattr(a, "get_metadata")  # noqa: E731
     value = lambda a: a.get_value() if is_variable(a) else a  # noqa: E731
     return jax.tree.map(value, gradient, is_leaf=is_variable)
-
-
-def _is_nnx(tree):
-    return type(tree).__module__.startswith("flax.nnx")
-
-
-def _has_none(tree):
-    return any(a is None for a in jax.tree.leaves(tree, is_leaf=lambda a: a is None))

@@ -163,6 +163,7 @@ class Eigenpairs(NamedTuple):
         ``None`` where nobody looked to the end: traced, without ``verify``, of a single pair, in
         blocks, where values lie so close that no single pair would move one by more than its
         tolerance, where a look would have taken long, or when the products were spent before.
+      state: the run, for ``resume=`` of [`eigsh`][], where it was asked for with ``keep_state``.
     """
 
     values: jax.Array
@@ -173,6 +174,7 @@ class Eigenpairs(NamedTuple):
     num_products: int
     noise_floor: jax.Array
     complete: bool | None = None
+    state: Any = None
 
 
 @jax.jit

@@ -4,12 +4,12 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.linalg.krylov import _ritz as ritz
+from flatjax.linalg.krylov import _saved as saved
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.krylov._certificates import Eigenpairs
 from flatjax.linalg.vectors import _arguments as arguments
@@ -90,9 +90,8 @@ def converged(
         state, image, _ = krylov.begin(v0, image, krylov.first_rows(op.size, last), key)
         state, spent = krylov.run(op, state, 1, image), 1
     else:
-        trees.check(resume.run.vector, op.structure, "resume")
-        # A copy: the run consumes its buffers, and these are the caller's.
-        state, spent = _copy(resume.run), int(resume.num_products)
+        saved.check_run(resume.run, op.structure)
+        state, spent = krylov.copied(resume.run), int(resume.num_products)
         if int(state.step) > last:
             raise ValueError(
                 f"resume has {int(state.step)} Lanczos steps already, more than the {last} asked "
@@ -108,9 +107,6 @@ def converged(
         state = krylov.run(op, state, chunk)
         spent += chunk
     return state, spent
-
-
-_copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
 def _done(state, k, num_bottom, tol):

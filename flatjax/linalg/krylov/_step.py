@@ -229,6 +229,8 @@ class _Passes(NamedTuple):
 
 
 _compiled_step = jax.jit(_step, donate_argnums=0)
+# For runs that are someone else's: a step consumes its buffers.
+copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
 @jax.jit
