@@ -9,6 +9,7 @@ import numpy as np
 from flatjax import _checks as checks
 from flatjax import _loops as loops
 from flatjax import _trees as trees
+from flatjax import _watching as watching
 from flatjax._trees import Tree
 from flatjax.linalg.krylov import _block as block
 from flatjax.linalg.krylov import _certificates as certificates
@@ -36,6 +37,10 @@ def eigsh(
     max_basis: int | None = None,
     verify: bool = True,
     block_size: int = 1,
+    progress: bool = False,
+    callback: watching.Callback | None = None,
+    max_seconds: float | None = None,
+    on_interrupt: str = "raise",
     structure: Tree = None,
 ) -> Eigenpairs:
     r"""A few extreme eigenpairs of a symmetric operator.
@@ -89,6 +94,17 @@ def eigsh(
         products as the run before it, or 8 (k + 1) if that is more, and `Eigenpairs.complete` says
         what came of it.
       block_size: how many vectors to multiply at once.
+      progress: whether to show a bar on standard error (by rich, if it is installed; lines where
+        that is no terminal): products, worst relative residual, time left by the rate so far.
+      callback: ``callback(step, values, residual_norms)`` after every few products, at least four
+        times a second or after each: the products so far, the best k Ritz values, descending, and
+        the estimates of their residual norms, both NumPy, ``(k,)`` (fewer before k products).
+        If it returns ``True``, the run stops.
+      max_seconds: stop after so many seconds.
+      on_interrupt: ``"return"``: the first Ctrl-C stops after the product in progress, the second
+        raises; ``"raise"``: the first raises. A stop, of whatever kind, waits for the first k
+        products (interrupted before, it raises) and gives the pairs of that moment, with one
+        product more for their certificate and the reason in `Eigenpairs.stopped`.
       structure: for a callable, a tree of arrays or ``jax.ShapeDtypeStruct`` like its vectors.
 
     Returns:
@@ -96,7 +112,8 @@ def eigsh(
       at least), and vectors with the structure of ``op`` and leading axis k.
 
     Raises:
-      TypeError: if ``op`` is not callable, ``v0`` has another tree structure, or blocks are traced.
+      TypeError: if ``op`` is not callable, ``v0`` has another tree structure, or blocks or what is
+        to be watched (``progress`` and the three after it) are traced.
       ValueError: on arguments out of range, both or neither of ``key`` and ``v0``, or a callable
         without structure.
 
@@ -135,25 +152,32 @@ def eigsh(
         v0, key = arguments.start(plain, key, v0)
         v0 = flat.pack(op, v0)
     v0 = trees.normalized(v0)[0]
-    w = arguments.first_product(op, v0)
-    restarts = jax.random.fold_in(key, 3)
-    if loops.is_traced(w):
+    watch = watching.watch(
+        "eigsh", progress, callback, max_seconds, on_interrupt, traced=(op, v0)
+    )  # fmt: skip
+    with watch:
+        w = arguments.first_product(op, v0)
+        watch.check(w)
+        restarts = jax.random.fold_in(key, 3)
+        if loops.is_traced(w):
+            if block_size > 1:
+                raise TypeError(
+                    f"block_size={block_size} is driven from the host and cannot be traced: call "
+                    "it outside jit, or leave block_size at 1."
+                )
+            steps = min(op.size, capacity if max_basis or not max_products else max_products - 1)
+            return _traced(op, k, which, krylov.start(v0, steps, restarts), tol)
+        budget = _CYCLES * capacity + 1 if max_products is None else max_products
         if block_size > 1:
-            raise TypeError(
-                f"block_size={block_size} is driven from the host and cannot be traced: call it "
-                "outside jit, or leave block_size at 1."
-            )
-        steps = min(op.size, capacity if max_basis or not max_products else max_products - 1)
-        return _traced(op, k, which, krylov.start(v0, steps, restarts), tol)
-    budget = _CYCLES * capacity + 1 if max_products is None else max_products
-    if block_size > 1:
-        # The product above has served to ask whether we are traced.
-        key = jax.random.fold_in(key, 2)
-        found = block.solve(op, k, which, v0, key, block_size, capacity, tol, budget - 1)
-        found = found._replace(num_products=found.num_products + 1)
-    else:
-        state = krylov.start(v0, capacity, restarts)
-        found = thick_restart.solve(op, k, which, state, w, tol, budget, verify, given)
+            # The product above has served to ask whether we are traced.
+            key, budget = jax.random.fold_in(key, 2), budget - 1
+            found = block.solve(op, k, which, v0, key, block_size, capacity, tol, budget, watch)
+            found = found._replace(num_products=found.num_products + 1)
+        else:
+            state = krylov.start(v0, capacity, restarts)
+            found = thick_restart.solve(
+                op, k, which, state, w, tol, budget, verify, given, watch
+            )  # fmt: skip
     dtype = trees.dtype(op.structure)
     numbers = (found.values, found.residual_norms, found.norm, found.noise)
     values, residuals, norm, noise = (np.asarray(a, dtype) for a in numbers)
@@ -163,7 +187,8 @@ def eigsh(
         *map(jnp.asarray, (values, residuals)),
     )
     spent, complete = found.num_products, found.complete
-    return certificates.judged(values, vectors, residuals, floor, tol, spent, complete)
+    pairs = certificates.judged(values, vectors, residuals, floor, tol, spent, complete)
+    return watching.marked(pairs, watch)
 
 
 def _capacity(size: int, k: int, max_basis: int | None, block_size: int) -> int:

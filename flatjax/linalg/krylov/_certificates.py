@@ -161,6 +161,8 @@ class Eigenpairs(NamedTuple):
         ``None`` where nobody looked to the end: traced, without ``verify``, of a single pair, in
         blocks, where values lie so close that no single pair would move one by more than its
         tolerance, where a look would have taken long, or when the products were spent before.
+      stopped: why it was stopped early, ``"callback"``, ``"max_seconds"`` or ``"interrupt"``: then
+        no pair counts as converged, and the residuals say how far each is. ``None`` otherwise.
     """
 
     values: jax.Array
@@ -171,6 +173,7 @@ class Eigenpairs(NamedTuple):
     num_products: int
     noise_floor: jax.Array
     complete: bool | None = None
+    stopped: str | None = None
 
 
 @jax.jit

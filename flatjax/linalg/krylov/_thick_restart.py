@@ -11,6 +11,7 @@ import math
 import numpy as np
 
 from flatjax._trees import Tree
+from flatjax._watching import SILENT, Watch
 from flatjax.linalg.krylov import _certificates as certificates
 from flatjax.linalg.krylov import _ritz as ritz
 from flatjax.linalg.krylov import _step as krylov
@@ -60,12 +61,14 @@ def solve(
     budget: int,
     verify: bool,
     given: bool = False,
+    watch: Watch = SILENT,
 ) -> ritz.RitzPairs:
     """The ``k`` wanted Ritz pairs and their certificate.
 
     From a fresh state, whose capacity is the memory bound, and its first product ``w``. The
     ``budget`` of products has one for the certificate. A start that was ``given`` may by a symmetry
-    be blind to any value, which a random one is not.
+    be blind to any value, which a random one is not. Stopped by its ``watch``, the run ends as it
+    does where the products are spent.
     """
     run, size = Run(op, state, w, k), op.size
     first = krylov.CHECK_EVERY if run.on_device else k + 1  # there every number is a program
@@ -74,8 +77,13 @@ def solve(
     while True:
         room = min(run.capacity, size) - run.filled
         steps = min(pace.steps, room, max(limit - run.products, 1))
-        run.advance(steps)
-        values, residuals, columns, _ = run.solve()
+        for first_step, after in watch.chunks(steps, whole=run.on_device):
+            run.advance(after - first_step)
+            run.solve()
+            if watch.on:
+                _report(watch, run, k, which, tol, limit)
+        values, residuals, columns, _ = run.pairs
+        limit = limit if watch.stopped is None else min(limit, run.products)
         if not np.isfinite(run.norm):
             return _not_finite(run, k)
         small = ritz.rounding(run.norm, state.alphas.dtype)
@@ -134,6 +142,26 @@ def solve(
             run.restart(_keep(run, k, which))
     noise = run.departure(index) if noise is None else noise
     return _certified(run, ritz.descending(values, index), noise, complete)
+
+
+def _report(watch: Watch, run: Run, k: int, which: str, tol: float, limit: int) -> None:
+    """Tell what the pairs are now."""
+    if not np.isfinite(run.norm):
+        return
+    values, residuals = run.pairs.values, run.pairs.residuals
+    index = ritz.descending(values, ritz.best(values, k, which))
+    small = ritz.rounding(run.norm, run.state.alphas.dtype)
+    bound = np.maximum(tol * np.abs(values[index]), small)
+    # A search has no residual that falls: there are the products that it may take.
+    distance = _log_ratio(residuals[index], bound) if run.search is None else None
+    watch.report(
+        run.products,
+        values[index],
+        residuals[index],
+        distance=distance,
+        left=None if run.search is None else float(limit - run.products),
+        ready=len(index) == k,
+    )
 
 
 def _log_ratio(residuals: np.ndarray, bound: np.ndarray) -> float:
