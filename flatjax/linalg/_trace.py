@@ -121,7 +121,8 @@ def trace(
       TypeError: if ``op`` is not callable or ``key`` is no key, and inside ``jit`` for all methods
         but ``"hutchinson"`` and of what is to be watched (``progress`` and the three after it).
       ValueError: on arguments out of range or that exclude each other, too few products for the
-        method, a stop of one that cannot, a callable without structure, or an indefinite operator with ``"xnystrace"``.
+        method, a stop of one that cannot, a callable without structure, or an indefinite operator
+        with ``"xnystrace"``.
 
     Example:
       >>> import jax, jax.numpy as jnp, flatjax
@@ -254,7 +255,9 @@ def _probed(
 
     def draw(first, count, before=()):
         def report(rows):
-            forms, norms = (np.concatenate(a, dtype=np.float64) for a in zip(*before, *rows))
+            forms, norms = (
+                np.concatenate(a, dtype=np.float64) for a in zip(*before, *rows, strict=True)
+            )
             value, error = so_far(drawn(forms, norms), known.trace)
             n, spent = len(forms), known.num_products + len(forms)
             left: Any = most - spent
