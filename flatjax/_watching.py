@@ -86,7 +86,8 @@ class Watch:
           step: the steps taken so far.
           values: what they have given, on the host; without any the callback is not called.
           errors: how far these may be off, of the same shape.
-          left: how many steps there are to come; a float for an estimate.
+          left: how many steps there are to come; a float for an estimate. After a report of none
+            the run is not stopped: it has ended.
           distance: in place of it, a number that falls steadily to zero at the end.
           ready: whether there is a result to return; before there is one, nothing stops.
           text: what to show, in place of the worst of the errors relative to the values.
@@ -173,9 +174,11 @@ class _Watching(Watch):
             self._pending = "max_seconds"
         if self._display is not None:
             of = f" of {step + left}" if isinstance(left, int) else ""
-            left = self._estimated(step, distance) if left is None else left
+            rest = self._estimated(step, distance) if left is None else left
             self._text = f"{step}{of} {self._unit}{self._worst(values, errors, text)}"
-            self._display.update(step, left, self._text + self._time(step, left))
+            self._display.update(step, rest, self._text + self._time(step, rest))
+        if isinstance(left, int) and left == 0:
+            return  # it has come to its end
         if self._pending is not None and ready:
             self.stopped = Reason(self._pending)
         elif self._pending == "interrupt":

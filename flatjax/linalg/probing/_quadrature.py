@@ -196,7 +196,7 @@ def density_from_quadrature(
         "node_weights": _rectangle(node_weights, lambda row: 0.0),
         "row_weights": row_weights,
     }
-    arrays = {name: cast(value, dtype) for name, value in found.items()}
+    arrays: dict[str, Any] = {name: cast(value, dtype) for name, value in found.items()}
     return SpectralDensity(num_exact=len(exact), **arrays)
 
 
