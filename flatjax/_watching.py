@@ -69,6 +69,13 @@ class Watch:
         """
         yield 0, total
 
+    def ask(self, callback: Callable[..., Any], *args: Any) -> None:
+        """Call a callback that has arguments of its own; what it says counts at once."""
+
+    def due(self, array: Any) -> bool:
+        """Whether it is time for a report, of a loop that is not in chunks; then it has waited."""
+        return False
+
     def report(
         self,
         step: int,
@@ -111,13 +118,13 @@ class _Watching(Watch):
         self._interrupts = 0
         self._before: Any = None
         self._alone = jax.process_count() == 1
-        self._size = 1 if self._alone else _TOGETHER
+        self._size, self._since = 1 if self._alone else _TOGETHER, 0
         self._first: tuple[int, float] | None = None
         self._start: tuple[int, float] | None = None
         self._text = f"0 {unit}"
 
     def __enter__(self):
-        self._began = clock()
+        self._began = self._last = clock()
         if self._progress:
             self._display = progress_of.display(self._name)
         if self._on_interrupt == "return" and (
@@ -154,12 +161,32 @@ class _Watching(Watch):
         done = 0
         while done < total and self.stopped is None:
             count = total - done if whole else min(self._size, total - done)
-            began = clock()
+            self._last = clock()
             yield done, done + count
             done += count
-            if self._alone:
-                each = max(clock() - began, 1e-9) / count
-                self._size = max(1, min(2 * self._size, int(SECONDS / each)))
+            self._grow(count)
+
+    def due(self, array):
+        self._since += 1
+        if self._since < self._size:
+            return False
+        jax.block_until_ready(array)
+        self._grow(self._since)
+        self._since = 0
+        return True
+
+    def _grow(self, count):
+        """Size the next chunk by how long so many steps have taken."""
+        now = clock()
+        if self._alone:
+            each = max(now - self._last, 1e-9) / count
+            self._size = max(1, min(2 * self._size, int(SECONDS / each)))
+        self._last = now
+
+    def ask(self, callback, *args):
+        self._pending = self._called(callback, *args)
+        if self._pending is not None:
+            self.stopped = Reason(self._pending)
 
     def report(
         self, step, values=None, errors=None, *, left=None, distance=None, ready=True, text=None
@@ -167,7 +194,7 @@ class _Watching(Watch):
         if self.stopped is not None:
             return
         if self._pending is None and values is not None and self._callback is not None:
-            self._pending = self._called(step, values, errors)
+            self._pending = self._called(self._callback, step, values, errors)
         if self._interrupts:
             self._pending = "interrupt"
         elif self._pending is None and clock() - self._began >= self._max_seconds:
@@ -187,9 +214,9 @@ class _Watching(Watch):
                 "result to return."
             )
 
-    def _called(self, step, values, errors):
+    def _called(self, callback, *args):
         try:
-            stop = self._callback(step, values, errors)
+            stop = callback(*args)
         except KeyboardInterrupt:
             if self._on_interrupt == "raise":
                 raise
