@@ -193,8 +193,8 @@ class _Watching(Watch):
     ):
         if self.stopped is not None:
             return
-        if self._pending is None and values is not None and self._callback is not None:
-            self._pending = self._called(self._callback, step, values, errors)
+        if values is not None and self._callback is not None:
+            self._pending = self._called(self._callback, step, values, errors) or self._pending
         if self._interrupts:
             self._pending = "interrupt"
         elif self._pending is None and clock() - self._began >= self._max_seconds:

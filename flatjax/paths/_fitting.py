@@ -278,10 +278,10 @@ def fit_curve(
                 if callback is not None:
                     kept = jax.tree.map(jnp.array, free)
                     watch.ask(callback, len(losses), curve.with_free(kept), loss)
-                if watch.due(loss):
-                    left = num_steps - len(losses)
+                left = num_steps - len(losses)
+                if watch.due(loss) or (watch.on and not left):
                     watch.report(len(losses), left=left, text=f"loss {float(loss):.4g}")
-                if len(losses) == num_steps or watch.stopped is not None:
+                if not left or watch.stopped is not None:
                     break
             if len(losses) == before:
                 raise ValueError("batches is empty: fit_curve needs at least one batch.")
