@@ -105,7 +105,8 @@ def converged(
 
     def report(state, more):
         values, residuals, _ = ritz_values(state)
-        index = wanted(len(values), min(k, len(values)), min(num_bottom, len(values) - 1))
+        top = min(k, len(values))
+        index = wanted(len(values), top, min(num_bottom, len(values) - top))
         left = last - int(state.step) + to_come if num_steps is not None else None
         distance = None
         if num_steps is None and np.isfinite(values).all():

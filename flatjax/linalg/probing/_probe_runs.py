@@ -123,9 +123,12 @@ def one(given: Setting, steps: int, y: Tree, image: Tree, told: Told, spent: int
     first = complement.project(deflated.vectors, first)
     # What a stop has left to do, nobody watches.
     watch = told.watch if told.watch.stopped is None else SILENT
-    state, steps = krylov.watched(
-        deflated, state, steps, watch, lambda _, done: told.report(spent + done - 1), first
-    )
+
+    def report(_, done):
+        if done > 1:  # the first step has cost nothing
+            told.report(spent + done - 1)
+
+    state, steps = krylov.watched(deflated, state, steps, watch, report, first)
     candidates = missing.seen(state, steps, len(found.values) > found.num_top)
     numbers = (state.alphas, state.betas, state.scale, length, steps)
     return Run(steps, numbers, candidates, state.basis)
