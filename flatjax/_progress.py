@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 APART = 5.0  # seconds between two lines where there is no terminal
-_PER_SECOND = 2  # how often a bar is drawn: once takes some 2 ms, so .4 % of the time
+_PER_SECOND = 1  # how often a bar is drawn: once takes some 3 ms
 
 
 class Display:

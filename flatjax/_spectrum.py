@@ -185,10 +185,10 @@ def spectrum(
         over, its probes are drawn again.
       progress: whether to show a bar on standard error (by rich, if it is installed; lines where
         that is no terminal): products, worst relative residual, later the trace, time left.
-      callback: ``callback(step, values, residual_norms)`` after every few products, at least four
-        times a second or after each: the products so far, the Ritz values of the ``k`` largest and
-        the ``num_bottom`` smallest pairs, each descending, and the estimates of their residual
-        norms, both NumPy, ``(k + num_bottom,)`` (fewer at first). If it returns ``True``, it stops.
+      callback: ``callback(step, values, residual_norms)`` after every few products, of slow ones
+        after each: the products so far, the Ritz values of the ``k`` largest and the ``num_bottom``
+        smallest pairs, each descending, and the estimates of their residual norms, both NumPy, ``(k
+        + num_bottom,)`` (fewer at first). If it returns ``True``, it stops.
       max_seconds: stop after so many seconds.
       on_interrupt: ``"return"``: the first Ctrl-C stops after the product in progress, the second
         raises; ``"raise"``: the first raises. A stop, of whatever kind, comes after as many

@@ -23,10 +23,14 @@ from flatjax import _progress as progress_of
 
 Callback = Callable[[int, Any, Any], Any]
 
-SECONDS = 0.25  # that a chunk should take: so long a stop may wait, and so rare is the report
+SECONDS = 0.5  # that a chunk should take: so long a stop may wait, and so rare is the report
+# The seconds that all reports may take together, callbacks aside: so many, and this share of the
+# time so far. One takes .1 to 2 ms.
+FREE, SHARE = 0.005, 0.005
 # Where several processes work together they must take the same chunks, whatever their clocks say.
 _TOGETHER = 8
 clock = time.monotonic
+_timer = time.perf_counter
 
 
 @jax.tree_util.register_static
@@ -38,7 +42,7 @@ class Watch:
     """Nobody watches: one chunk, no report, no end before the end.
 
     Attributes:
-      on: whether somebody does: only then is there a report to prepare.
+      on: whether somebody does.
       stopped: why the run must stop, ``"callback"``, ``"max_seconds"`` or ``"interrupt"``; ``None``
         while it may go on.
     """
@@ -68,6 +72,10 @@ class Watch:
           The numbers of the first step and of that after the last.
         """
         yield 0, total
+
+    def wants(self) -> bool:
+        """Whether a report is wanted now: only then is it to be prepared."""
+        return False
 
     def ask(self, callback: Callable[..., Any], *args: Any) -> None:
         """Call a callback that has arguments of its own; what it says counts at once."""
@@ -119,12 +127,15 @@ class _Watching(Watch):
         self._before: Any = None
         self._alone = jax.process_count() == 1
         self._size, self._since = 1 if self._alone else _TOGETHER, 0
+        self._spent, self._waited, self._asked, self._entered = 0.0, True, 0.0, 0.0
+        self._began = 0.0
         self._first: tuple[int, float] | None = None
         self._start: tuple[int, float] | None = None
         self._text = f"0 {unit}"
 
     def __enter__(self):
         self._began = self._last = clock()
+        self._asked = self._entered = _timer()
         if self._progress:
             self._display = progress_of.display(self._name)
         if self._on_interrupt == "return" and (
@@ -161,10 +172,25 @@ class _Watching(Watch):
         done = 0
         while done < total and self.stopped is None:
             count = total - done if whole else min(self._size, total - done)
-            self._last = clock()
+            self._last, self._waited = clock(), True
             yield done, done + count
             done += count
-            self._grow(count)
+            if self._waited:
+                self._grow(count)
+
+    def wants(self):
+        if self.stopped is not None:
+            return False
+        self._asked = _timer()
+        due = self._pending is not None or self._interrupts or self._is_late()
+        allowed = FREE + SHARE * (self._asked - self._entered)
+        if self._alone and not due and self._spent > allowed:
+            self._waited = False  # how long the steps take is not known without waiting for them
+            return False
+        return True
+
+    def _is_late(self):
+        return clock() - self._began >= self._max_seconds
 
     def due(self, array):
         self._since += 1
@@ -173,7 +199,7 @@ class _Watching(Watch):
         jax.block_until_ready(array)
         self._grow(self._since)
         self._since = 0
-        return True
+        return self.wants()
 
     def _grow(self, count):
         """Size the next chunk by how long so many steps have taken."""
@@ -197,13 +223,14 @@ class _Watching(Watch):
             self._pending = self._called(self._callback, step, values, errors) or self._pending
         if self._interrupts:
             self._pending = "interrupt"
-        elif self._pending is None and clock() - self._began >= self._max_seconds:
+        elif self._pending is None and self._is_late():
             self._pending = "max_seconds"
         if self._display is not None:
             of = f" of {step + left}" if isinstance(left, int) else ""
             rest = self._estimated(step, distance) if left is None else left
             self._text = f"{step}{of} {self._unit}{self._worst(values, errors, text)}"
             self._display.update(step, rest, self._text + self._time(step, rest))
+        self._spent += _timer() - self._asked
         if isinstance(left, int) and left == 0:
             return  # it has come to its end
         if self._pending is not None and ready:
@@ -215,12 +242,15 @@ class _Watching(Watch):
             )
 
     def _called(self, callback, *args):
+        began = _timer()
         try:
             stop = callback(*args)
         except KeyboardInterrupt:
             if self._on_interrupt == "raise":
                 raise
             return "interrupt"
+        finally:
+            self._spent -= _timer() - began
         return "callback" if np.ndim(stop) == 0 and stop is not None and bool(stop) else None
 
     def _worst(self, values, errors, text):

@@ -126,4 +126,5 @@ def _clock(monkeypatch, tick):
 
     clock = Clock(tick)
     monkeypatch.setattr(watching, "clock", clock)
+    monkeypatch.setattr(watching, "FREE", float("inf"))  # every report is wanted
     return clock

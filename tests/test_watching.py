@@ -55,15 +55,15 @@ class TestChunks:
     def test_slow_steps_come_one_by_one(self, slow):
         assert list(start(callback=Calls()).chunks(3)) == [(0, 1), (1, 2), (2, 3)]
 
-    def test_a_chunk_takes_a_quarter_of_a_second(self, still):
+    def test_a_chunk_takes_half_a_second(self, still):
         watch, lengths = start(callback=Calls()), []
         for first, after in watch.chunks(200):
             lengths.append(after - first)
-            still.now += 0.02 * (after - first)
+            still.now += 0.04 * (after - first)
         assert lengths[:4] == [1, 2, 4, 8]
         assert set(lengths[4:-1]) == {12}
         for first, after in watch.chunks(9):  # where steps get slower, chunks get shorter
-            still.now += 0.1 * (after - first)
+            still.now += 0.2 * (after - first)
         assert next(watch.chunks(3)) == (0, 2)
 
     def test_a_program_of_its_own_is_one_chunk(self, slow):
@@ -72,6 +72,67 @@ class TestChunks:
     def test_a_loop_without_chunks_is_due_as_rarely(self, still):
         with start(callback=Calls()) as watch:
             assert [i for i in range(1, 16) if watch.due(jnp.ones(()))] == [1, 3, 7, 15]
+
+
+class TestReports:
+    @pytest.fixture
+    def timer(self, monkeypatch, still):
+        monkeypatch.setattr(watching, "FREE", 0.005)
+        monkeypatch.setattr(watching, "_timer", still)
+        return still
+
+    def wanted(self, timer, each, cost, **options):
+        """The steps of ``each`` seconds after which a report is made that takes ``cost``."""
+        found = []
+        with start(**({"callback": Calls()} | options)) as watch:
+            for step in range(1, 101):
+                timer.now += each
+                if watch.wants():
+                    found.append(step)
+                    timer.now += cost
+                    watch.report(step, 1.0, 1.0)
+        return found
+
+    def test_they_take_so_many_seconds_and_a_share_of_the_time(self, timer):
+        found = self.wanted(timer, 0.01, 0.0011)
+        assert found[:5] == [1, 2, 3, 4, 5]  # 5 ms
+        assert 8 <= len(found) <= 10  # half a percent of a second
+        assert min(np.diff(found[5:])) > 10
+        assert self.wanted(timer, 0.5, 0.001) == list(range(1, 101))
+
+    def test_the_callback_does_not_count(self, timer):
+        def slow(*_):
+            timer.now += 10.0
+
+        found = self.wanted(timer, 1e-6, 0.0001, callback=slow)
+        assert found == list(range(1, 101))
+
+    def test_a_limit_is_seen_at_once(self, timer):
+        assert self.wanted(timer, 0.01, 0.004, max_seconds=0.055) == [1, 2, 5]
+
+    def test_and_so_is_an_interrupt(self, timer):
+        with start(on_interrupt="return") as watch:
+            watch._spent = 1.0
+            assert not watch.wants()
+            ctrl_c()
+            assert watch.wants()
+
+    def test_without_waiting_a_chunk_is_as_long_as_before(self, timer):
+        watch, lengths = start(callback=Calls()), []
+        watch._spent = 1.0
+        for first, after in watch.chunks(4):
+            lengths.append(after - first)
+            watch.wants()
+        assert lengths == [1, 1, 1, 1]
+
+    def test_after_a_stop_none_is(self, slow):
+        watch = start(callback=Calls(1))
+        count(watch)
+        assert not watch.wants()
+
+    def test_several_processes_want_the_same(self, monkeypatch, timer):
+        monkeypatch.setattr(jax, "process_count", lambda: 2)
+        assert self.wanted(timer, 0.01, 0.01) == list(range(1, 101))
 
 
 class TestStops:

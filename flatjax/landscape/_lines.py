@@ -94,10 +94,9 @@ def loss_along(
         batch that is split over an Auto mesh outside of them needs none.
       progress: whether to show a bar on standard error (by rich, if it is installed; lines where
         that is no terminal): points and time left.
-      callback: ``callback(step, losses, None)`` after every few points, at least four times a
-        second or after each: the number of points so far, and the losses at the first
-        ``step`` positions, a NumPy array ``(step,)`` or a tree of these. If it returns
-        ``True``, it stops.
+      callback: ``callback(step, losses, None)`` after every few points, of slow ones after each:
+        the number of points so far, and the losses at the first ``step`` positions, a NumPy array
+        ``(step,)`` or a tree of these. If it returns ``True``, it stops.
       max_seconds: stop after so many seconds.
       on_interrupt: ``"return"``: the first Ctrl-C stops after the points in progress, the second
         raises; ``"raise"``: the first raises. After a stop, of whatever kind, the losses that are

@@ -201,8 +201,9 @@ def _watched(at, rows, devices, m, watch):
             done = min(after, m)
             for whole, a in zip(jax.tree.leaves(found), jax.tree.leaves(new), strict=True):
                 whole[begin:done] = a[: done - begin]
-            so_far = jax.tree.map(lambda a, n=done: a[:n].copy(), found)
-            watch.report(done, so_far, left=m - done)
+            if watch.wants():
+                so_far = jax.tree.map(lambda a, n=done: a[:n].copy(), found)
+                watch.report(done, so_far, left=m - done)
     return found
 
 

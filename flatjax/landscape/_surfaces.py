@@ -74,10 +74,9 @@ def loss_surface(
       axis_name: inside ``shard_map`` or ``pmap``, the mesh axis over which the batch is split.
       progress: whether to show a bar on standard error (by rich, if it is installed; lines where
         that is no terminal): points and time left.
-      callback: ``callback(step, losses, None)`` after every few points, at least four times a
-        second or after each: the number of points so far, and the losses there in the order of
-        ``losses`` row by row, a NumPy array ``(step,)`` or a tree of these. If it returns
-        ``True``, it stops.
+      callback: ``callback(step, losses, None)`` after every few points, of slow ones after each:
+        the number of points so far, and the losses there in the order of ``losses`` row by row, a
+        NumPy array ``(step,)`` or a tree of these. If it returns ``True``, it stops.
       max_seconds: stop after so many seconds.
       on_interrupt: ``"return"``: the first Ctrl-C stops after the points in progress, the second
         raises; ``"raise"``: the first raises. After a stop, of whatever kind, the losses that are

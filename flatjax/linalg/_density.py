@@ -58,10 +58,10 @@ def spectral_density(
       sigma: one width for all atoms; default: from the spacing of the nodes.
       progress: whether to show a bar on standard error (by rich, if it is installed; lines where
         that is no terminal): products and time left.
-      callback: ``callback(step, values, residual_norms)`` after every few products, at least four
-        times a second or after each: the products so far, the largest Ritz value of the run in
-        progress (the first one, then that of every probe) and the estimate of its residual norm,
-        both NumPy, ``(1,)``. If it returns ``True``, it stops.
+      callback: ``callback(step, values, residual_norms)`` after every few products, of slow ones
+        after each: the products so far, the largest Ritz value of the run in progress (the first
+        one, then that of every probe) and the estimate of its residual norm, both NumPy, ``(1,)``.
+        If it returns ``True``, it stops.
       max_seconds: stop after so many seconds.
       on_interrupt: ``"return"``: the first Ctrl-C stops after the product in progress, the second
         raises; ``"raise"``: the first raises. A stop, of whatever kind, cuts the first run short,

@@ -96,10 +96,10 @@ def eigsh(
       block_size: how many vectors to multiply at once.
       progress: whether to show a bar on standard error (by rich, if it is installed; lines where
         that is no terminal): products, worst relative residual, time left by the rate so far.
-      callback: ``callback(step, values, residual_norms)`` after every few products, at least four
-        times a second or after each: the products so far, the best k Ritz values, descending, and
-        the estimates of their residual norms, both NumPy, ``(k,)`` (fewer before k products).
-        If it returns ``True``, the run stops.
+      callback: ``callback(step, values, residual_norms)`` after every few products, of slow ones
+        after each: the products so far, the best k Ritz values, descending, and the estimates of
+        their residual norms, both NumPy, ``(k,)`` (fewer before k products). If it returns
+        ``True``, the run stops.
       max_seconds: stop after so many seconds.
       on_interrupt: ``"return"``: the first Ctrl-C stops after the product in progress, the second
         raises; ``"raise"``: the first raises. A stop, of whatever kind, waits for the first k

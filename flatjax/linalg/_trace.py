@@ -102,11 +102,11 @@ def trace(
         memory of one product.
       progress: whether to show a bar on standard error (by rich, if it is installed; lines where
         that is no terminal): products, relative standard error, time left.
-      callback: ``callback(step, value, standard_error)`` after every few products, at least four
-        times a second or after each: the products so far and two NumPy numbers. If it returns
-        ``True``, the estimate stops. For ``"hutchinson"`` and ``"deflated"`` (while this deflates,
-        the two are the trace on the span and infinity), as are ``max_seconds`` and
-        ``on_interrupt``: the other methods have no estimate before the end.
+      callback: ``callback(step, value, standard_error)`` after every few products, of slow ones
+        after each: the products so far and two NumPy numbers. If it returns ``True``, the estimate
+        stops. For ``"hutchinson"`` and ``"deflated"`` (while this deflates, the two are the trace
+        on the span and infinity), as are ``max_seconds`` and ``on_interrupt``: the other methods
+        have no estimate before the end.
       max_seconds: stop after so many seconds.
       on_interrupt: ``"return"``: the first Ctrl-C stops after the product in progress, the second
         raises; ``"raise"``: the first raises. A stop, of whatever kind, comes after two probes at

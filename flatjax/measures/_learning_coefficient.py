@@ -129,10 +129,10 @@ def local_learning_coefficient(
       precision: matmul precision; ``None`` leaves the caller's default.
       progress: whether to show a bar on standard error (by rich, if it is installed; lines where
         that is no terminal): steps and time left.
-      callback: ``callback(step, value, standard_error)`` after every few steps, at least four times
-        a second or after each: the steps so far, burn-in included, and two NumPy numbers, the mean
-        over all chains and its error by their disagreement alone (NaN during burn-in; infinite for
-        one chain). If it returns ``True``, it stops.
+      callback: ``callback(step, value, standard_error)`` after every few steps, of slow ones after
+        each: the steps so far, burn-in included, and two NumPy numbers, the mean over all chains
+        and its error by their disagreement alone (NaN during burn-in; infinite for one chain). If
+        it returns ``True``, it stops.
       max_seconds: stop after so many seconds.
       on_interrupt: ``"return"``: the first Ctrl-C stops after the steps in progress, the second
         raises; ``"raise"``: the first raises. A stop, of whatever kind, waits for four steps after
@@ -224,7 +224,7 @@ def local_learning_coefficient(
     with watch, loops.device(False):  # the batches are the host's
         for first, after in watch.chunks(total):
             chains = loops.fori(after - first, lambda i, c, f=first: step(f + i, c), chains)
-            if watch.on:
+            if watch.wants():
                 jax.block_until_ready(chains)
                 report(after)
     excess = np.stack(jax.device_get(kept), axis=1).astype(np.float64)

@@ -186,10 +186,10 @@ def over_batches(
       progress: whether to show a bar of the batches during every product, on standard error (by
         rich, if it is installed; lines for the products of more than 5 s where that is no
         terminal). Beside the bar of a function that multiplies it is a second one.
-      callback: ``callback(step, weight, None)`` after every few batches, at least four times a
-        second or after each: the batches of this product so far, and the weight of their examples,
-        a NumPy number. If it returns ``True``, the product raises: for a time limit or an end that
-        keeps what there is, give them to the function that multiplies.
+      callback: ``callback(step, weight, None)`` after every few batches, of slow ones after each:
+        the batches of this product so far, and the weight of their examples, a NumPy number. If it
+        returns ``True``, the product raises: for a time limit or an end that keeps what there is,
+        give them to the function that multiplies.
 
     Returns:
       An operator for eager use: estimators take it, ``jit`` does not.

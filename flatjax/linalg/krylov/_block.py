@@ -169,7 +169,7 @@ def solve(
         small = ritz.rounding(norm, scalar)
         good = run.residuals[index] <= np.maximum(tol * np.abs(run.values[index]), small)
         enough = len(index) == k
-        if watch.on and np.isfinite(norm):
+        if watch.wants() and np.isfinite(norm):
             best = ritz.descending(run.values, index)
             watch.report(run.products, run.values[best], run.residuals[best], ready=enough)
         spent = (enough and run.products + block_size >= budget) or watch.stopped is not None

@@ -293,7 +293,7 @@ def watched(
     done = 0
     for first, done in watch.chunks(num_steps, whole=loops.on_device() and not op.host_driven):
         state, w = run(op, state, done - first, w), None
-        if watch.on:
+        if watch.wants():
             report(state, done)
     return state, done
 

@@ -80,7 +80,7 @@ def solve(
         for first_step, after in watch.chunks(steps, whole=run.on_device):
             run.advance(after - first_step)
             run.solve()
-            if watch.on:
+            if watch.wants():
                 _report(watch, run, k, which, tol, limit)
         values, residuals, columns, _ = run.pairs
         limit = limit if watch.stopped is None else min(limit, run.products)

@@ -139,7 +139,7 @@ def _with_block(given, sums, numbers, count, num_runs, steps, told):
     product, images = loops.product(given.op), []
     for begin, after in watch.chunks(count):
         images += probe_products.products(product, y[begin:after], after - begin)
-        if watch.on:
+        if watch.wants():
             jax.block_until_ready(images)
             told.report(after)
     count = len(images)

@@ -60,7 +60,7 @@ def matrix(op: Operator, budget: int, watch: Watch = SILENT) -> Any:
     columns = [first]
     for begin, after in watch.chunks(n - 1):
         columns += [product(_unit(like, jnp.int32(i + 1))) for i in range(begin, after)]
-        if watch.on:
+        if watch.wants():
             jax.block_until_ready(columns[-1])
             watch.report(after + 1, left=n - 1 - after, ready=False)
     flat = jax.device_get([_flat(w) for w in columns])

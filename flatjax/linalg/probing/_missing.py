@@ -266,7 +266,7 @@ def filled(
     while True:
         residuals = space.residuals()
         open_ = residuals > np.maximum(tol * np.abs(space.values), floor)
-        if watch.on:
+        if watch.wants():
             report(spent, space.values, residuals)
             budget = budget if watch.stopped is None else 0
         # Every probe sees one vector of an eigenspace: as many new ones as probes may not be all.

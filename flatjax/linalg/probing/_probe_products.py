@@ -117,7 +117,7 @@ def quadratic_forms(
         for start in starts[begin:after]:
             z = drawn(key, op.structure, start, min(block, end - start), basis=basis)
             rows.append(_forms(z, arguments.block_product(op, z)))
-        if watch.on:
+        if watch.wants():
             rows = jax.device_get(rows)
             report(rows)
     return jax.tree.map(_concatenate, *rows)
@@ -188,7 +188,7 @@ def sample(
             # Blocks of one size need one program: the last product stands for those to come.
             found = measure(z, images + (size - after) * images[-1:])
             found = jax.tree.map(lambda a, after=after: a[:after], found)
-            if watch.on:
+            if watch.wants():
                 found = jax.device_get(found)
                 report([*rows, found])
         rows.append(found)

@@ -76,7 +76,7 @@ def random_range(
         y = []
         for begin, after in watch.chunks(real):
             y += [trees.cast(product(v), op.structure) for v in omega[begin:after]]
-            if watch.on:
+            if watch.wants():
                 jax.block_until_ready(y)
                 watch.report(start + after, left=float(2 * count - start - after), ready=False)
         if shift:
@@ -116,7 +116,7 @@ def _columns(vectors, basis, watch=SILENT):
     size, blocks = probe_products.probe_block(trees.size(basis) // count), []
     while some := list(itertools.islice(vectors, size)):
         blocks.append(_coefficients(basis, some + (size - len(some)) * some[-1:]))
-        if watch.on:
+        if watch.wants():
             jax.block_until_ready(blocks)
             done = min(count, size * len(blocks))
             watch.report(count + done, left=float(count - done), ready=False)
