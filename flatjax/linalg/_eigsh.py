@@ -9,6 +9,7 @@ import numpy as np
 from flatjax import _checks as checks
 from flatjax import _loops as loops
 from flatjax import _trees as trees
+from flatjax import _watching as watching
 from flatjax._trees import Tree
 from flatjax.linalg.krylov import _block as block
 from flatjax.linalg.krylov import _certificates as certificates
@@ -40,6 +41,10 @@ def eigsh(
     block_size: int = 1,
     resume: EigshState | None = None,
     keep_state: bool = False,
+    progress: bool = False,
+    callback: watching.Callback | None = None,
+    max_seconds: float | None = None,
+    on_interrupt: str = "raise",
     structure: Tree = None,
 ) -> Eigenpairs:
     r"""A few extreme eigenpairs of a symmetric operator.
@@ -109,6 +114,17 @@ def eigsh(
         a checkpoint gives back when it is loaded without types.
       keep_state: whether to keep the run, ``max_basis`` vectors, in ``state``: for as long as the
         pairs are held, and during the look for missed pairs a second time.
+      progress: whether to show a bar on standard error (by rich, if it is installed; lines where
+        that is no terminal): products, worst relative residual, time left by the rate so far.
+      callback: ``callback(step, values, residual_norms)`` after every few products, of slow ones
+        after each: the products so far, the best k Ritz values, descending, and the estimates of
+        their residual norms, both NumPy, ``(k,)`` (fewer before k products). If it returns
+        ``True``, the run stops.
+      max_seconds: stop after so many seconds.
+      on_interrupt: ``"return"``: the first Ctrl-C stops after the product in progress, the second
+        raises; ``"raise"``: the first raises. A stop, of whatever kind, waits for the first k
+        products (interrupted before, it raises) and gives the pairs of that moment, with one
+        product more for their certificate and the reason in `Eigenpairs.stopped`.
       structure: for a callable, a tree of arrays or ``jax.ShapeDtypeStruct`` like its vectors.
 
     Returns:
@@ -117,7 +133,8 @@ def eigsh(
 
     Raises:
       TypeError: if ``op`` is not callable, ``v0`` has another tree structure, ``resume`` is no
-        state of this operator, or blocks, ``resume`` or ``keep_state`` are traced.
+        state of this operator, or blocks, ``resume``, ``keep_state`` or what is to be watched
+        (``progress`` and the three after it) are traced.
       ValueError: on arguments out of range, both or neither of ``key`` and ``v0``, a callable
         without structure, or a ``resume`` of other shapes or dtypes than the operator's.
 
@@ -163,9 +180,15 @@ def eigsh(
                 f"max_products={max_products} is too small: {k} pairs need at least "
                 f"{least - 1} products and one for their certificate, {least} in all."
             )
+    watch = watching.watch(
+        "eigsh", progress, callback, max_seconds, on_interrupt, traced=(op, v0, resume)
+    )  # fmt: skip
     if resume is not None:
-        found = _resumed(op, k, which, v0, tol, max_products, max_basis, verify, resume, keep_state)
-        return _result(flat.packed(op), found, tol)
+        with watch:
+            found = _resumed(
+                op, k, which, v0, tol, max_products, max_basis, verify, resume, keep_state, watch
+            )
+            return _result(flat.packed(op), found, tol, watch)
     capacity = _capacity(op.size, k, max_basis, block_size)
     plain, op, given = op, flat.packed(op), v0 is not None
     if v0 is None:
@@ -174,30 +197,32 @@ def eigsh(
         v0, key = arguments.start(plain, key, v0)
         v0 = flat.pack(op, v0)
     v0 = trees.normalized(v0)[0]
-    w = arguments.first_product(op, v0)
-    restarts = jax.random.fold_in(key, 3)
-    if keep_state and loops.is_traced(w):
-        raise TypeError(_OUTSIDE)
-    if loops.is_traced(w):
+    with watch:
+        w = arguments.first_product(op, v0)
+        watch.check(w)
+        restarts = jax.random.fold_in(key, 3)
+        if keep_state and loops.is_traced(w):
+            raise TypeError(_OUTSIDE)
+        if loops.is_traced(w):
+            if block_size > 1:
+                raise TypeError(
+                    f"block_size={block_size} is driven from the host and cannot be traced: call "
+                    "it outside jit, or leave block_size at 1."
+                )
+            steps = min(op.size, capacity if max_basis or not max_products else max_products - 1)
+            return _traced(op, k, which, krylov.start(v0, steps, restarts), tol)
+        budget = _CYCLES * capacity + 1 if max_products is None else max_products
         if block_size > 1:
-            raise TypeError(
-                f"block_size={block_size} is driven from the host and cannot be traced: call it "
-                "outside jit, or leave block_size at 1."
-            )
-        steps = min(op.size, capacity if max_basis or not max_products else max_products - 1)
-        return _traced(op, k, which, krylov.start(v0, steps, restarts), tol)
-    budget = _CYCLES * capacity + 1 if max_products is None else max_products
-    if block_size > 1:
-        # The product above has served to ask whether we are traced.
-        key = jax.random.fold_in(key, 2)
-        found = block.solve(op, k, which, v0, key, block_size, capacity, tol, budget - 1)
-        found = found._replace(num_products=found.num_products + 1)
-    else:
-        state = krylov.start(v0, capacity, restarts)
-        found = thick_restart.solve(
-            op, k, which, state, w, tol, budget, verify, given, keep_state=keep_state
-        )
-    return _result(op, found, tol)
+            # The product above has served to ask whether we are traced.
+            key, budget = jax.random.fold_in(key, 2), budget - 1
+            found = block.solve(op, k, which, v0, key, block_size, capacity, tol, budget, watch)
+            found = found._replace(num_products=found.num_products + 1)
+        else:
+            state = krylov.start(v0, capacity, restarts)
+            found = thick_restart.solve(
+                op, k, which, state, w, tol, budget, verify, given, watch, keep_state=keep_state
+            )  # fmt: skip
+        return _result(op, found, tol, watch)
 
 
 _OUTSIDE = (
@@ -206,7 +231,7 @@ _OUTSIDE = (
 )
 
 
-def _resumed(op, k, which, v0, tol, max_products, max_basis, verify, resume, keep_state):
+def _resumed(op, k, which, v0, tol, max_products, max_basis, verify, resume, keep_state, watch):
     """The pairs of a run that goes on."""
     if v0 is not None:
         raise ValueError("resume goes on from the start vector of that run: leave v0 out.")
@@ -231,11 +256,11 @@ def _resumed(op, k, which, v0, tol, max_products, max_basis, verify, resume, kee
     state = krylov.copied(run)  # a run consumes its buffers, and these are the caller's
     return thick_restart.solve(
         op, k, which, state, None, tol, max_products, verify,
-        resume=(host, spent), keep_state=keep_state,
+        watch=watch, resume=(host, spent), keep_state=keep_state,
     )  # fmt: skip
 
 
-def _result(op: Operator, found: ritz.RitzPairs, tol: float) -> Eigenpairs:
+def _result(op: Operator, found: ritz.RitzPairs, tol: float, watch: watching.Watch) -> Eigenpairs:
     """What is found of a packed operator, as the caller knows it."""
     dtype = trees.dtype(op.structure)
     numbers = (found.values, found.residual_norms, found.norm, found.noise)
@@ -247,7 +272,7 @@ def _result(op: Operator, found: ritz.RitzPairs, tol: float) -> Eigenpairs:
     )
     spent, complete = found.num_products, found.complete
     pairs = certificates.judged(values, vectors, residuals, floor, tol, spent, complete)
-    return pairs._replace(state=found.state)
+    return watching.marked(pairs._replace(state=found.state), watch)
 
 
 def _capacity(size: int, k: int, max_basis: int | None, block_size: int) -> int:

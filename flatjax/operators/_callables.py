@@ -144,7 +144,7 @@ def no_model(params: Any, error: Exception) -> tuple[str, str, str] | None:
         return None
     if is_nnx(params) and "State" in text:
         what = f"a flax.nnx.State, which is no model ({text})"
-        # Of a copy: what nnx splits off is shared with the model, whose keys and statistics move on.
+        # Of a copy: what nnx splits off is shared with the model, whose keys and statistics go on.
         grad_fn = (
             "lambda p: flax.nnx.grad(loss)(flax.nnx.merge(graph, p, rest, copy=True), batch), with "
             "graph and rest of flax.nnx.clone(model), split before the clean pass"

@@ -164,6 +164,8 @@ class Eigenpairs(NamedTuple):
         blocks, where values lie so close that no single pair would move one by more than its
         tolerance, where a look would have taken long, or when the products were spent before.
       state: the run, for ``resume=`` of [`eigsh`][], where it was asked for with ``keep_state``.
+      stopped: why it was stopped early, ``"callback"``, ``"max_seconds"`` or ``"interrupt"``: then
+        no pair counts as converged, and the residuals say how far each is. ``None`` otherwise.
     """
 
     values: jax.Array
@@ -175,6 +177,7 @@ class Eigenpairs(NamedTuple):
     noise_floor: jax.Array
     complete: bool | None = None
     state: Any = None
+    stopped: str | None = None
 
 
 @jax.jit

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from flatjax._trees import Tree
+from flatjax._watching import SILENT, Watch
 from flatjax.linalg.krylov import _certificates as certificates
 from flatjax.linalg.krylov import _ritz as ritz
 from flatjax.linalg.krylov import _saved as saved
@@ -69,6 +70,7 @@ def solve(
     budget: int,
     verify: bool,
     given: bool = False,
+    watch: Watch = SILENT,
     resume: tuple[saved.Host, int] | None = None,
     keep_state: bool = False,
 ) -> ritz.RitzPairs:
@@ -76,7 +78,8 @@ def solve(
 
     From a fresh state, whose capacity is the memory bound, and its first product ``w``. The
     ``budget`` of products has one for the certificate. A start that was ``given`` may by a symmetry
-    be blind to any value, which a random one is not.
+    be blind to any value, which a random one is not. Stopped by its ``watch``, the run ends as it
+    does where the products are spent.
 
     With ``resume``, what the host knew of the run and the products spent by then, it goes on with
     the very next step. Only the run before its first sweep is kept (``keep_state``): a sweep is
@@ -100,9 +103,16 @@ def solve(
         room = min(run.capacity, size) - run.filled
         due, least = pace.steps - (run.products - looked), int(run.filled < k)
         steps = min(due, room, max(limit - run.products, least))
-        if steps > 0:
-            run.advance(steps)
-        values, residuals, columns, _ = run.solve()
+        if steps <= 0:
+            run.solve()  # a run that goes on from where it had been looked at
+        for first_step, after in watch.chunks(max(steps, 0), whole=run.on_device):
+            if after > first_step:
+                run.advance(after - first_step)
+                run.solve()
+            if watch.wants():
+                _report(watch, run, k, which, tol, limit)
+        values, residuals, columns, _ = run.pairs
+        limit = limit if watch.stopped is None else min(limit, run.products)
         if not np.isfinite(run.norm):
             return _not_finite(run, k, before)
         small = ritz.rounding(run.norm, state.alphas.dtype)
@@ -182,6 +192,26 @@ def _setting(run: Run, pace: _Pace, looked: int, given: bool, k: int, which: str
         "which": ritz.WHICH.index(which),
         "tol": tol,
     }
+
+
+def _report(watch: Watch, run: Run, k: int, which: str, tol: float, limit: int) -> None:
+    """Tell what the pairs are now."""
+    if not np.isfinite(run.norm):
+        return
+    values, residuals = run.pairs.values, run.pairs.residuals
+    index = ritz.descending(values, ritz.best(values, k, which))
+    small = ritz.rounding(run.norm, run.state.alphas.dtype)
+    bound = np.maximum(tol * np.abs(values[index]), small)
+    # A search has no residual that falls: there are the products that it may take.
+    distance = _log_ratio(residuals[index], bound) if run.search is None else None
+    watch.report(
+        run.products,
+        values[index],
+        residuals[index],
+        distance=distance,
+        left=None if run.search is None else float(limit - run.products),
+        ready=len(index) == k,
+    )
 
 
 def _log_ratio(residuals: np.ndarray, bound: np.ndarray) -> float:
