@@ -24,6 +24,12 @@ _SPLIT = (
     "graph, params, rest = flax.nnx.split(model, flax.nnx.Param, ...), and inside the loss "
     "model = flax.nnx.merge(graph, params, rest)"
 )
+# A copy, since what nnx splits off is shared with the model: its keys and statistics move on.
+_MERGE = (
+    "graph, _, rest = flax.nnx.split(flax.nnx.clone(model), flax.nnx.Param, ...) before the clean "
+    "pass, and grad_fn=lambda p: flax.nnx.grad(loss)(flax.nnx.merge(graph, p, rest, copy=True), "
+    "batch)"
+)
 _PARTITION = (
     "params, static = eqx.partition(model, eqx.is_inexact_array), and inside the loss "
     "model = eqx.combine(params, static)"
@@ -39,7 +45,8 @@ def gradient_function(
     """``grad_fn``, or the gradient of ``value_fn``, checked."""
     if grad_fn is not None:
         called = explained(f"{name}: grad_fn", grad_fn)
-        return lambda params: check_gradient(f"{name}: grad_fn returned", called(params), params)
+        what = f"{name}: grad_fn returned"
+        return lambda params: check_gradient(what, _bare(called(params), params), params)
     if value_fn is not None:
         return jax.grad(value_function(name, value_fn, axis_name))
     raise ValueError(
@@ -311,18 +318,30 @@ def explained(what: str, fn: Callable[..., Any]) -> Callable[..., Any]:
             if _is_nnx(params) and "State" in text:
                 raise TypeError(
                     f"{what} is called with the params, a flax.nnx.State, which is no model "
-                    f"({text}). Write {_SPLIT}, and differentiate that loss: "
-                    "grad_fn=lambda p: jax.grad(loss)(p, batch)."
+                    f"({text}). Merge first: {_MERGE}."
                 ) from error
             if _has_none(params) and "NoneType" in text:
                 raise TypeError(
                     f"{what} is called with the params, which hold the arrays of the model alone: "
                     f"what eqx.filter left out is None ({text}). Write {_PARTITION}: "
-                    "grad_fn=jax.grad(lambda p: loss(eqx.combine(p, static), batch))."
+                    "grad_fn=lambda p: eqx.filter_grad(loss)(eqx.combine(p, static), batch)."
                 ) from error
             raise
 
     return call
+
+
+def _bare(gradient, params):
+    """The gradient of ``nnx.grad``, variables that hold arrays, as the arrays alone.
+
+    ``nnx.Optimizer`` hands the params over so, and whoever merges them into a model and calls
+    ``nnx.grad`` gets variables back.
+    """
+    if not _is_nnx(params) or jax.tree.structure(gradient) == jax.tree.structure(params):
+        return gradient
+    is_variable = lambda a: hasattr(a, "get_value") and hasattr(a, "get_metadata")  # noqa: E731
+    value = lambda a: a.get_value() if is_variable(a) else a  # noqa: E731
+    return jax.tree.map(value, gradient, is_leaf=is_variable)
 
 
 def _is_nnx(tree):
