@@ -25,25 +25,25 @@ SCHEDULED = optax.chain(optax.contrib.normalize(), optax.sgd(SCHEDULE))
 MOMENTUM = optax.sgd(0.1, momentum=0.9)
 # The table of docs/transforms/from_optax_sam.md: theirs by name of the row, and ours.
 MIGRATION = {
-    "sam": (dict(adv_optimizer=NORMALIZED), dict(rho=RHO)),
+    "sam": ({"adv_optimizer": NORMALIZED}, {"rho": RHO}),
     "not normalised": (
-        dict(adv_optimizer=optax.sgd(RHO)),
-        dict(rho=RHO, ascent=ft.Ascent(normalize=False)),
+        {"adv_optimizer": optax.sgd(RHO)},
+        {"rho": RHO, "ascent": ft.Ascent(normalize=False)},
     ),
     "sign": (
-        dict(adv_optimizer=optax.sign_sgd(RHO)),
-        dict(rho=RHO, ascent=ft.Ascent(p=jnp.inf)),
+        {"adv_optimizer": optax.sign_sgd(RHO)},
+        {"rho": RHO, "ascent": ft.Ascent(p=jnp.inf)},
     ),
     "sync_period": (
-        dict(adv_optimizer=NORMALIZED, sync_period=4),
-        dict(rho=3 * RHO, ascent_steps=3),
+        {"adv_optimizer": NORMALIZED, "sync_period": 4},
+        {"rho": 3 * RHO, "ascent_steps": 3},
     ),
-    "schedule": (dict(adv_optimizer=SCHEDULED, reset_state=False), dict(rho=SCHEDULE)),
-    "schedule that is reset": (dict(adv_optimizer=SCHEDULED), dict(rho=SCHEDULE(0))),
-    "transparent": (dict(adv_optimizer=NORMALIZED, opaque_mode=False), dict(rho=RHO)),
+    "schedule": ({"adv_optimizer": SCHEDULED, "reset_state": False}, {"rho": SCHEDULE}),
+    "schedule that is reset": ({"adv_optimizer": SCHEDULED}, {"rho": SCHEDULE(0)}),
+    "transparent": ({"adv_optimizer": NORMALIZED, "opaque_mode": False}, {"rho": RHO}),
     "transparent, kept": (
-        dict(adv_optimizer=NORMALIZED, opaque_mode=False, reset_state=False),
-        dict(rho=RHO),
+        {"adv_optimizer": NORMALIZED, "opaque_mode": False, "reset_state": False},
+        {"rho": RHO},
     ),
 }
 
