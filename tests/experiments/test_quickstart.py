@@ -330,6 +330,17 @@ def test_a_named_mlp_without_numbers_has_them_from_the_checkpoint(
     assert re.search(said, capsys.readouterr().err)
 
 
+def test_the_command_measures_the_network_of_the_checkpoint(options, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(quickstart.single, "main", seen.append)
+    path = saved(tmp_path, mlp((6, 5, 7, 2), ["a0", "a1", "a2"]))
+    arguments = ["--network", "mlp", "--checkpoint", path, "--out", str(tmp_path)]
+    assert main([*options, *arguments]) == 0
+    assert seen[0].recipe.hidden == (5, 7)
+    assert seen[0].out.parent == tmp_path
+    assert seen[0].out.name.endswith("mine.msgpack")
+
+
 def test_an_mlp_that_the_checkpoint_is_not_stays_as_it_is(options, tmp_path):
     path = saved(tmp_path, mlp((6, 7, 2), ["conv", "head"]) | {"Dense_0": np.zeros(3)})
     for network in ("mlp", "mlp-tanh"):
