@@ -104,7 +104,9 @@ def _require_fit(config: Config, state: Any, data: Any, path: Path) -> None:
     wanted = _shapes(jax.eval_shape(network.init, jax.random.key(0), data.inputs[:1]))
     found = _shapes(state)
     differences = [
-        f"{name} of shape {found.get(name, 'none')} where it has {wanted.get(name, 'none')}"
+        f"{name} of shape {found[name]} where it has {wanted.get(name, 'none')}"
+        if name in found
+        else f"no {name} where it has {wanted[name]}"
         for name in sorted(wanted.keys() | found.keys())
         if wanted.get(name) != found.get(name)
     ]

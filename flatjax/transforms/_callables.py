@@ -337,7 +337,7 @@ def _bare(gradient, params):
     ``nnx.Optimizer`` hands the params over so, and whoever merges them into a model and calls
     ``nnx.grad`` gets variables back.
     """
-    if not _is_nnx(params) or jax.tree.structure(gradient) == jax.tree.structure(params):
+    if jax.tree.structure(gradient) == jax.tree.structure(params):
         return gradient
     is_variable = lambda a: hasattr(a, "get_value") and hasattr(a, "get_metadata")  # noqa: E731
     value = lambda a: a.get_value() if is_variable(a) else a  # noqa: E731

@@ -261,8 +261,8 @@ def test_every_difference_is_listed_at_once(options, tmp_path, capsys):
         "Dense_1/kernel of shape (5, 7) where it has none",
         "Dense_2/bias of shape (2,) where it has none",
         "Dense_2/kernel of shape (7, 2) where it has none",
-        "head/bias of shape none where it has (2,)",
-        "head/kernel of shape none where it has (4, 2)",
+        "no head/bias where it has (2,)",
+        "no head/kernel where it has (4, 2)",
     ]
 
 
@@ -273,6 +273,16 @@ def test_an_mlp_is_told_of_where_another_network_is_named(options, tmp_path, cap
         path = saved(tmp_path, params)
         assert main([*options, "--checkpoint", path, "--out", str(tmp_path)]) == 1
         assert ("which --network mlp takes" in capsys.readouterr().err) is told
+
+
+def test_data_of_another_width_are_named(options, tmp_path, capsys):
+    path = saved(tmp_path, mlp((9, 5, 2), ["a0", "a1"]))
+    arguments = ["--network", "mlp", "--checkpoint", path, "--out", str(tmp_path)]
+    assert main([*options, *arguments]) == 1
+    error = capsys.readouterr().err
+    assert "layer_0/kernel of shape (9, 5) where it has (6, 5)" in error
+    assert "layer_1" not in error
+    assert "--network mlp takes" not in error  # it was taken
 
 
 class NoCurvature:

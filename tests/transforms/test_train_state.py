@@ -82,7 +82,10 @@ def test_a_name_that_is_neither_is_an_error(name):
 
 
 def test_an_optimiser_without_extra_arguments_ignores_them():
-    state = created(optax.sgd(0.1))
+    plain = optax.GradientTransformation(
+        lambda p: (), lambda updates, state, p=None: (updates, state)
+    )
+    state = created(plain)
     new = state.apply_gradients(grads=PARAMS, grad_fn=lambda p: p, batch=BATCH)
     jax.tree.map(np.testing.assert_array_equal, new, state.apply_gradients(grads=PARAMS))
 
