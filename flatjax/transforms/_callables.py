@@ -53,7 +53,8 @@ def gradient_function(
         f"{name} evaluates gradients of its own: call update(updates, state, params, "
         "grad_fn=lambda p: jax.grad(loss_fn)(p, batch)), or pass value_fn=, the loss as a "
         "function of the params. (flax's TrainState.apply_gradients does not forward extra "
-        "arguments: use the oracle flatjax.sam_value_and_grad there. Nor does optax.lookahead: "
+        "arguments: class State(flatjax.ForwardExtraArgs, TrainState) does, and the oracle "
+        "flatjax.sam_value_and_grad needs none. Nor does optax.lookahead: "
         f"put it behind, optax.chain(flatjax.{name}(...), optax.lookahead(optimizer, ...)).)"
     )
 
