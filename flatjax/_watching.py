@@ -42,7 +42,7 @@ class Watch:
     """Nobody watches: one chunk, no report, no end before the end.
 
     Attributes:
-      on: whether somebody does.
+      on: whether somebody watches.
       stopped: why the run must stop, ``"callback"``, ``"max_seconds"`` or ``"interrupt"``; ``None``
         while it may go on.
     """
@@ -220,7 +220,9 @@ class _Watching(Watch):
         if self.stopped is not None:
             return
         if values is not None and self._callback is not None:
+            began = _timer()
             self._pending = self._called(self._callback, step, values, errors) or self._pending
+            self._asked += _timer() - began  # its seconds are the caller's
         if self._interrupts:
             self._pending = "interrupt"
         elif self._pending is None and self._is_late():
@@ -242,15 +244,12 @@ class _Watching(Watch):
             )
 
     def _called(self, callback, *args):
-        began = _timer()
         try:
             stop = callback(*args)
         except KeyboardInterrupt:
             if self._on_interrupt == "raise":
                 raise
             return "interrupt"
-        finally:
-            self._spent -= _timer() - began
         return "callback" if np.ndim(stop) == 0 and stop is not None and bool(stop) else None
 
     def _worst(self, values, errors, text):

@@ -178,6 +178,13 @@ class TestStops:
         assert done == 6
         assert watch.stopped == "callback"
 
+    def test_what_was_said_once_counts(self, slow):
+        watch = start(callback=lambda step, *_: step == 2)
+        with watch:
+            for _, done in watch.chunks(20):
+                watch.report(done, 1.0, 1.0, ready=done >= 6)
+        assert (done, watch.stopped) == (6, "callback")
+
     def test_what_has_ended_is_not_stopped(self, slow):
         watch = start(max_seconds=0.5)
         watch.__enter__()
