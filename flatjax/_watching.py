@@ -24,13 +24,14 @@ from flatjax import _progress as progress_of
 Callback = Callable[[int, Any, Any], Any]
 
 SECONDS = 0.5  # that a chunk should take: so long a stop may wait, and so rare is the report
-# The seconds that all reports may take together, callbacks aside: so many, and this share of the
-# time so far. One takes .1 to 2 ms.
+# The processor's seconds that all reports may take together, callbacks aside: so many, and this
+# share of the time so far. One takes .1 to 2 ms.
 FREE, SHARE = 0.005, 0.005
 # Where several processes work together they must take the same chunks, whatever their clocks say.
 _TOGETHER = 8
 clock = time.monotonic
 _timer = time.perf_counter
+_effort = time.thread_time  # of the processor: to wait for the device is no part of a report
 
 
 @jax.tree_util.register_static
@@ -135,7 +136,7 @@ class _Watching(Watch):
 
     def __enter__(self):
         self._began = self._last = clock()
-        self._asked = self._entered = _timer()
+        self._entered = _timer()
         if self._progress:
             self._display = progress_of.display(self._name)
         if self._on_interrupt == "return" and (
@@ -181,9 +182,9 @@ class _Watching(Watch):
     def wants(self):
         if self.stopped is not None:
             return False
-        self._asked = _timer()
+        self._asked = _effort()
         due = self._pending is not None or self._interrupts or self._is_late()
-        allowed = FREE + SHARE * (self._asked - self._entered)
+        allowed = FREE + SHARE * (_timer() - self._entered)
         if self._alone and not due and self._spent > allowed:
             self._waited = False  # how long the steps take is not known without waiting for them
             return False
@@ -220,9 +221,9 @@ class _Watching(Watch):
         if self.stopped is not None:
             return
         if values is not None and self._callback is not None:
-            began = _timer()
+            began = _effort()
             self._pending = self._called(self._callback, step, values, errors) or self._pending
-            self._asked += _timer() - began  # its seconds are the caller's
+            self._asked += _effort() - began  # its seconds are the caller's
         if self._interrupts:
             self._pending = "interrupt"
         elif self._pending is None and self._is_late():
@@ -232,7 +233,7 @@ class _Watching(Watch):
             rest = self._estimated(step, distance) if left is None else left
             self._text = f"{step}{of} {self._unit}{self._worst(values, errors, text)}"
             self._display.update(step, rest, self._text + self._time(step, rest))
-        self._spent += _timer() - self._asked
+        self._spent += _effort() - self._asked
         if isinstance(left, int) and left == 0:
             return  # it has come to its end
         if self._pending is not None and ready:

@@ -79,6 +79,7 @@ class TestReports:
     def timer(self, monkeypatch, still):
         monkeypatch.setattr(watching, "FREE", 0.005)
         monkeypatch.setattr(watching, "_timer", still)
+        monkeypatch.setattr(watching, "_effort", still)
         return still
 
     def wanted(self, timer, each, cost, **options):
@@ -106,6 +107,10 @@ class TestReports:
 
         found = self.wanted(timer, 1e-6, 0.0001, callback=slow)
         assert found == list(range(1, 101))
+
+    def test_to_wait_for_the_device_is_no_effort(self, timer, monkeypatch):
+        monkeypatch.setattr(watching, "_effort", lambda: 0.0)
+        assert self.wanted(timer, 0.01, 3.0) == list(range(1, 101))
 
     def test_a_limit_is_seen_at_once(self, timer):
         assert self.wanted(timer, 0.01, 0.004, max_seconds=0.055) == [1, 2, 5]
