@@ -22,7 +22,8 @@ LOCK := requirements/dev.txt
 PARALLEL := -n $(JOBS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo experiments test test-slow lint format docs bench bench-full install lock clean
+.PHONY: help demo experiments test test-slow lint format docs test-site bench bench-full install \
+  dist test-dist release lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -54,6 +55,9 @@ format: install ## let ruff fix what it can
 docs: install ## build the documentation, warnings are errors
 	$(BIN)/python -m sphinx -W --keep-going -q -b html docs docs/_build/html
 	@echo "open docs/_build/html/index.html"
+
+test-site: docs ## the documentation in a browser (needs chromium)
+	$(BIN)/python -m pytest -m slow tests/docs $(ARGS)
 
 bench: $(BENCH)/.installed ## the benchmarks beside the peers, short form
 	$(BENCH)/bin/python -m benchmarks --short --output benchmarks/results $(SHORT) $(ARGS)
@@ -92,6 +96,20 @@ $(BENCH)/.installed: $(BENCH)/.locked pyproject.toml
 	$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check \
 	  --no-deps --no-build-isolation --editable .
 	@touch $@
+
+# `build` makes the wheel from the sdist; that of the repository itself must be the same, byte by byte.
+dist: install ## the sdist and the wheel: dist/
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation .
+	$(BIN)/python -m build --no-isolation --wheel --outdir dist/tree . >/dev/null
+	cmp dist/tree/*.whl dist/*.whl
+	rm -r dist/tree
+
+test-dist: dist ## install the wheel into a new environment outside the clone, and try it there
+	.ci/test-dist $(PYTHON)
+
+release: dist ## a dry run of a release: all but the upload
+	.ci/release
 
 lock: ## resolve the requirements again (needs uv; UPGRADE=1 takes the newest versions)
 	$(UV) pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \

@@ -6,7 +6,8 @@ docstring says what is measured; what it returns goes to ``runs/benchmarks/NAME.
 versions and the machine, and ``--list`` shows the names. A run that was stopped goes on where it
 was; ``--again`` measures anew. ``python -m benchmarks render`` writes ``docs/benchmarks.md`` and
 the table of the README from ``benchmarks/results/``; ``compare BEFORE AFTER`` compares the folders
-of two versions.
+of two versions; ``accuracy --estimator my_package.module:function`` sets your own estimator beside
+ours.
 """
 
 import argparse
@@ -25,7 +26,7 @@ import time
 import jax
 
 import flatjax
-from benchmarks import _compare, _render, _rows
+from benchmarks import _compare, _guests, _render, _rows
 
 FOLDER = pathlib.Path(__file__).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if not path.stem.startswith("_"))
@@ -62,12 +63,10 @@ def version(package: str) -> str | None:
         return None
 
 
-def measure(
-    name: str, module, short: bool, rows: _rows.Rows, networks: list[str]
-) -> dict[str, object]:
-    """The results of one benchmark."""
+def measure(name: str, module, rows: _rows.Rows, **options) -> dict[str, object]:
+    """The results of one benchmark, with those of the options that it takes."""
     taken = inspect.signature(module.main).parameters
-    options = {"short": short, "rows": rows.room(name), "networks": networks}
+    options["rows"] = rows.room(name)
     passed = {key: value for key, value in options.items() if key in taken}
     if "rows" in taken:
         return module.main(**passed)
@@ -83,6 +82,13 @@ def main() -> int:
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/benchmarks"))
     parser.add_argument(
         "--networks", default="", help="of side_by_side: only these, such as mlp-small,cnn-large"
+    )
+    parser.add_argument(
+        "--estimator",
+        action="append",
+        default=[],
+        metavar="MODULE:FUNCTION",
+        help="of accuracy: an estimator of your own beside ours, see CONTRIBUTING.md",
     )
     options = parser.parse_args()
     networks = [name for name in options.networks.split(",") if name]
@@ -104,6 +110,15 @@ def main() -> int:
         for name, module in modules.items():
             print(f"{name:12} {(module.__doc__ or '').splitlines()[0]}")
         return 0
+    if options.estimator and options.names != ["accuracy"]:
+        parser.error(
+            "--estimator belongs to accuracy: python -m benchmarks accuracy --estimator ..."
+        )
+    try:
+        for name in options.estimator:
+            _guests.load(name)
+    except ValueError as error:
+        parser.error(str(error))
     # Measurements of other versions or of the other form are other measurements.
     where = environment()
     form = "short" if options.short else "full"
@@ -114,11 +129,19 @@ def main() -> int:
     for name, module in modules.items():
         print(f"== {name}: {(module.__doc__ or '').splitlines()[0]}", flush=True)
         begin, load = time.perf_counter(), os.getloadavg()[0]
-        results = measure(name, module, options.short, rows, networks)
+        results = measure(
+            name,
+            module,
+            rows,
+            short=options.short,
+            networks=networks,
+            guests=options.estimator,
+        )
         run = {"form": form, "load": [round(load, 2), round(os.getloadavg()[0], 2)]}
         record = {"environment": {**where, **run}, "results": results}
         options.output.mkdir(parents=True, exist_ok=True)
-        path = options.output / f"{name}.json"
+        # The table of a guest is one of its own.
+        path = options.output / f"{name}{'-beside' if options.estimator else ''}.json"
         path.write_text(json.dumps(record, indent=1) + "\n")
         print(f"   {path}, {time.perf_counter() - begin:.1f} s", flush=True)
     return 0

@@ -30,7 +30,7 @@ cheapest call of `spectrum` for the others (or over single estimators, where no 
 at the top are among them), whose seconds stand behind it; a single quantity left is
 not compared here. The errors are those met in the rounds: top 10, bottom 2, trace, density.
 A second row of flatjax is the call without options, which decides by its own
-certificates when to stop.
+certificates when to stop; what it had not reached when calibrated stands there, too.
 """
 BEYOND = """The same when results may be read beyond what they are documented for: the Lanczos
 nodes of PyHessian's and hessian-eigenthings' densities as eigenvalues and their mean as the trace,
@@ -51,7 +51,9 @@ by the documented calls above. The cache is JAX's persistent compilation cache, 
 process. Memory is the largest resident set.
 """
 ACCURACY = """Root mean square errors over five seeds on known spectra of 1024 eigenvalues: relative
-errors, for densities the distance above, for the diagonal the relative 2-norm.
+errors, for densities the distance above, for the diagonal the relative 2-norm. An estimator of your
+own is set beside these by `python -m benchmarks accuracy --estimator my_package.module:function`;
+the contributing guide says what it is called with.
 
 ![Errors of the traces](_static/benchmarks_accuracy.png)
 """

@@ -21,7 +21,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
-    "sphinx.ext.mathjax",
+    "mathml",  # formulas that need no script
     "sphinx.ext.viewcode",
     "api_pages",  # writes docs/api/; lets patterns of index.md match nothing
     "docstring_markup",  # `$...$` and [`name`][] in docstrings
@@ -35,6 +35,7 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 autodoc_member_order = "bysource"
 autosummary_generate = False
+toc_object_entries_show_parents = "hide"
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
@@ -54,7 +55,16 @@ nb_execution_raise_on_error = True
 nb_execution_timeout = 180
 nb_merge_streams = True
 
+html_math_renderer = "mathml"
 html_theme = "sphinx_book_theme"
 html_title = f"flatjax {release}"
-html_theme_options = {"show_toc_level": 2, "home_page_in_toc": True}
+html_theme_options = {
+    "show_toc_level": 2,
+    "home_page_in_toc": True,
+    "navbar_persistent": [],  # the side bar has the search already
+}
+html_context = {"default_mode": "auto"}  # light or dark as the system is
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_favicon = "_static/favicon.svg"
 html_show_sourcelink = False

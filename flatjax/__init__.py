@@ -192,6 +192,7 @@ from flatjax.transforms._sam import sam as sam
 from flatjax.transforms._swa import swa as swa
 from flatjax.transforms._swa import swag as swag
 from flatjax.transforms._swa import swag_sample as swag_sample
+from flatjax.transforms._train_state import ForwardExtraArgs as ForwardExtraArgs
 from flatjax.transforms._value_and_grad import penalty_value_and_grad as penalty_value_and_grad
 from flatjax.transforms._value_and_grad import sam_value_and_grad as sam_value_and_grad
 from flatjax.transforms._wsam import wsam as wsam

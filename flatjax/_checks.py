@@ -17,6 +17,37 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
         raise ValueError(f"{name} must be at least {least}, got {value}.")
 
 
+def check_array(name: str, leaf: Any) -> None:
+    """Raise for functions, text and the arrays of other libraries among the leaves of a tree.
+
+    Args:
+      name: what the user calls it, such as ``params['w']``.
+      leaf: the leaf of a tree.
+
+    Raises:
+      TypeError: with what to do, by what the leaf is.
+    """
+    known = (jax.Array, np.ndarray, np.generic, jax.ShapeDtypeStruct, bool, int, float, complex)
+    if isinstance(leaf, known) or hasattr(leaf, "__jax_array__"):
+        return
+    if isinstance(leaf, (str, bytes)):
+        raise TypeError(f"{name} is text ({leaf!r}): leave it out, JAX holds numbers only.")
+    if hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
+        raise TypeError(
+            f"{name} is a {type(leaf).__module__}.{type(leaf).__qualname__}, no array of JAX: "
+            "convert it, for instance with jax.numpy.asarray(tensor.detach().cpu().numpy())."
+        )
+    if callable(leaf) and name.isidentifier():
+        raise TypeError(f"{name} is a function: the order is (function, params, batch).")
+    if callable(leaf):
+        raise TypeError(
+            f"{name} must be a real floating array, got {type(leaf).__name__}: split the functions "
+            "off, as of an equinox module with arrays, rest = equinox.partition(model, "
+            "equinox.is_inexact_array), and join them in the loss with equinox.combine(arrays, "
+            "rest)."
+        )
+
+
 def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
     """Raise unless ``value`` is one of ``choices``."""
     # An array, which is not hashable, has no truth value when it is compared.

@@ -1,5 +1,6 @@
 """One Lanczos run that feeds everything: eigenpairs, trace, norm, density, layers."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -9,8 +10,10 @@ import numpy as np
 
 from flatjax import _checks as checks
 from flatjax import _reading as reading
+from flatjax import _watching as watching
 from flatjax._trees import Tree
 from flatjax.linalg.krylov import _extremes as extremes
+from flatjax.linalg.krylov import _saved as saved
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.krylov._certificates import Eigenpairs
 from flatjax.linalg.probing import _accumulate as accumulate
@@ -61,6 +64,8 @@ class Spectrum(NamedTuple):
       state: the Lanczos run, for ``resume=``.
       complete: whether the lists at the top and at the bottom are those of the largest and the
         smallest pairs, none of them skipped: ``top.complete and bottom.complete``.
+      stopped: why it was stopped early, ``"callback"``, ``"max_seconds"`` or ``"interrupt"``: then
+        neither pairs nor estimates count as converged. ``None`` otherwise.
     """
 
     top: Eigenpairs
@@ -75,6 +80,7 @@ class Spectrum(NamedTuple):
     size: int
     state: SpectrumState
     complete: bool | None
+    stopped: str | None = None
 
     @quiet()
     def trace_of_function(self, f: Callable[[jax.Array], jax.Array]) -> Estimate:
@@ -130,6 +136,10 @@ def spectrum(
     scale: str = "linear",
     num_points: int = 1024,
     resume: SpectrumState | None = None,
+    progress: bool = False,
+    callback: watching.Callback | None = None,
+    max_seconds: float | None = None,
+    on_interrupt: str = "raise",
     structure: Tree = None,
 ) -> Spectrum:
     r"""Everything about a spectrum, from one Lanczos run and a few probes.
@@ -175,16 +185,32 @@ def spectrum(
         in [`blocks`][]: the trace and the local density of every group, from the same products.
       scale: the axis of the densities, ``"linear"`` or ``"log"``.
       num_points: the points of their grid.
-      resume: the ``state`` of an earlier spectrum of the same operator. Its Lanczos steps are taken
-        over, its probes are drawn again.
+      resume: the ``state`` of an earlier spectrum of the same operator, or the mapping of its
+        fields that a checkpoint gives back when it is loaded without types. Its Lanczos steps are
+        taken over, its probes are drawn again. A run that goes on is an uninterrupted one up to
+        rounding: its buffers may be of another size, and sums in another order.
+      progress: whether to show a bar on standard error (by rich, if it is installed; lines where
+        that is no terminal): products, worst relative residual, later the trace, time left.
+      callback: ``callback(step, values, residual_norms)`` after every few products, of slow ones
+        after each: the products so far, the Ritz values of the ``k`` largest and the ``num_bottom``
+        smallest pairs, each descending, and the estimates of their residual norms, both NumPy, ``(k
+        + num_bottom,)`` (fewer at first). If it returns ``True``, it stops.
+      max_seconds: stop after so many seconds.
+      on_interrupt: ``"return"``: the first Ctrl-C stops after the product in progress, the second
+        raises; ``"raise"``: the first raises. A stop, of whatever kind, comes after as many
+        products as there are pairs (interrupted before, it raises). In step 1 it leaves two probes
+        of one product; in step 2 the probes that are finished. `Spectrum.stopped` has the reason,
+        and with ``resume`` the Lanczos run goes on.
       structure: for a callable, a tree of arrays or ``jax.ShapeDtypeStruct`` like its vectors.
 
     Returns:
       A [`Spectrum`][].
 
     Raises:
-      TypeError: if ``op`` is not callable, or inside ``jit``.
-      ValueError: for numbers out of range, or the missing structure of a callable.
+      TypeError: if ``op`` is not callable, inside ``jit``, or if ``resume`` is no state of this
+        operator.
+      ValueError: for numbers out of range, the missing structure of a callable, or a ``resume`` of
+        other shapes or dtypes, or of more steps, than asked for.
 
     Example:
       >>> import jax, jax.numpy as jnp, flatjax
@@ -196,6 +222,11 @@ def spectrum(
       [9.0, 5.0]
       >>> abs(float(result.trace.value - d.sum())) < 1.0
       True
+      >>> more = flatjax.spectrum(
+      ...     lambda v: d * v, key=jax.random.key(0), k=4, structure=d, resume=result.state
+      ... )
+      >>> more.top.values.shape, int(more.state.num_products) >= int(result.state.num_products)
+      ((4,), True)
 
     References:
       Gambhir, Stathopoulos and Orginos, "Deflation as a method of variance reduction for estimating
@@ -208,32 +239,42 @@ def spectrum(
     arguments.check_outside_jit("spectrum", op, key)
     start_key, probe_key = _keys(key)
     groups = None if by is None else tuple(group_names(op.structure, by))
-    dense = None
-    if resume is None:
-        least = max(k + num_bottom, ALONE) if num_steps is None else num_steps
-        dense = exact.matrix(op, least + num_probes * (probe_steps or BESIDE))
-    if dense is not None:
-        op, num_steps, trace_rtol = exact.dense_operator(op, dense), op.size, None
-    packed = flat.packed(op)
-    state, spent = extremes.converged(
-        packed, start_key, k, num_bottom, tol, num_steps, max_steps, resume
-    )
-    found = extremes.found(state, k, num_bottom, tol, op.size)
-    keep = SpectrumState(state, jnp.asarray(np.int32(op.size if dense is not None else spent)))
-    given = accumulate.setting(packed, state, found, probe_key, groups)
-    if probe_steps is None:
-        deep = groups is None and found.start is not None and len(found.start[0]) >= ALONE
-        probe_steps = BESIDE if deep else ALONE
-    sums, products = accumulate.probe(
-        given, num_probes, probe_steps, trace_rtol, max_trace_products, diagonal
-    )
-    spent += products
-    budget = missing.MOST if num_steps is None else 0
-    pairs, complete, products = accumulate.completed(given, sums, probe_steps, tol, budget)
-    spent = spent + products if dense is None else op.size
-    floor, noise = accumulate.noise(given, sums)
-    # It was measured for the run's own vectors; for others the largest stands.
-    noise = noise if pairs is found else noise.max()
+    watch = watching.watch(
+        "spectrum", progress, callback, max_seconds, on_interrupt, traced=(op, key)
+    )  # fmt: skip
+    with watch:
+        dense = None
+        if resume is None:
+            least = max(k + num_bottom, ALONE) if num_steps is None else num_steps
+            dense = exact.matrix(op, least + num_probes * (probe_steps or BESIDE), watch)
+        if dense is not None:
+            op, num_steps, trace_rtol = exact.dense_operator(op, dense), op.size, None
+        # Of a matrix that is known there is nothing left to wait for.
+        seen = watch if dense is None else watching.SILENT
+        packed = flat.packed(op)
+        if resume is not None:
+            resume = saved.restored(SpectrumState, resume, packed.structure)
+        state, spent = extremes.converged(
+            packed, start_key, k, num_bottom, tol, num_steps, max_steps, resume, seen
+        )
+        found = extremes.found(state, k, num_bottom, tol, op.size)
+        keep = SpectrumState(state, jnp.asarray(np.int32(op.size if dense is not None else spent)))
+        given = accumulate.setting(packed, state, found, probe_key, groups)
+        if probe_steps is None:
+            deep = groups is None and found.start is not None and len(found.start[0]) >= ALONE
+            probe_steps = BESIDE if deep else ALONE
+        sums, products = accumulate.probe(
+            given, num_probes, probe_steps, trace_rtol, max_trace_products, diagonal, seen, spent
+        )
+        spent += products
+        budget = missing.MOST if num_steps is None else 0
+        pairs, complete, products = accumulate.completed(
+            given, sums, probe_steps, tol, budget, seen, spent
+        )
+        spent = spent + products if dense is None else op.size
+        floor, noise = accumulate.noise(given, sums)
+        # It was measured for the run's own vectors; for others the largest stands.
+        noise = noise if pairs is found else noise.max()
     layout = flat.layout(packed)
     top, bottom = extremes.certified(pairs, floor, noise, tol, spent, complete, layout)
     result = Spectrum(
@@ -250,7 +291,8 @@ def spectrum(
         state=keep,
         complete=_both(complete),
     )
-    return result if dense is None else _exact(result, op, dense, groups)
+    result = result if dense is None else _exact(result, op, dense, groups)
+    return _marked(result, watch)
 
 
 @jax.jit
@@ -258,6 +300,17 @@ def _keys(key):
     """One for the start vector and one for the probes; a single program to compile."""
     both = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(2))
     return tuple(jax.vmap(lambda key: jax.random.split(key)[0])(both))
+
+
+def _marked(result: Spectrum, watch: watching.Watch) -> Spectrum:
+    """The result, and its parts, said to have been stopped if they were."""
+    marked = functools.partial(watching.marked, watch=watch)
+    layers = result.layers
+    if layers is not None:
+        layers = {name: a._replace(trace=marked(a.trace)) for name, a in layers.items()}
+    names = ("top", "bottom", "trace", "frobenius_norm", "density")
+    parts = {name: marked(getattr(result, name)) for name in names}
+    return marked(result._replace(layers=layers, **parts))
 
 
 def _exact(found: Spectrum, op: Operator, dense: np.ndarray, groups: tuple | None) -> Spectrum:

@@ -13,6 +13,8 @@ from jax import lax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import ArrayLike
 
+from flatjax import _checks as checks
+
 Tree = Any
 
 
@@ -26,6 +28,9 @@ def structure_of(tree: Tree) -> Tree:
 
     Of arrays or structures; their sharding over devices is kept.
 
+    Raises:
+      TypeError: for params with a function, text or another library's array among their leaves.
+
     Example:
       >>> import jax.numpy as jnp
       >>> from flatjax import _trees as trees
@@ -36,7 +41,16 @@ def structure_of(tree: Tree) -> Tree:
     def leaf(a):
         return jax.ShapeDtypeStruct(a.shape, compute_dtype(a.dtype), sharding=sharding_of(a))
 
-    return jax.tree.map(leaf, tree)
+    try:
+        return jax.tree.map(leaf, tree)
+    except (AttributeError, TypeError):
+        # Most often params that come in before they have been looked at.
+        for path, a in jax.tree_util.tree_leaves_with_path(tree):
+            where = f"params{jax.tree_util.keystr(path)}"
+            checks.check_array(where, a)
+            if not hasattr(a, "shape"):
+                raise TypeError(f"{where} must be an array, got {type(a).__name__}.") from None
+        raise
 
 
 def sharding_of(a: Any) -> NamedSharding | None:
@@ -134,6 +148,8 @@ def check(tree: Tree, structure: Tree, name: str = "v") -> None:
         where = f"{name}{jax.tree_util.keystr(path)}"
         if not hasattr(leaf, "shape") or not hasattr(leaf, "dtype"):
             raise TypeError(f"{where} must be an array, got {type(leaf).__name__}.")
+        if not isinstance(leaf, jax.Array):
+            checks.check_array(where, leaf)
         if leaf.shape != ref.shape:
             raise ValueError(
                 f"{where} has shape {leaf.shape} where the operator expects {ref.shape}."

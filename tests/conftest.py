@@ -6,6 +6,8 @@ Warnings are errors by ``filterwarnings`` in ``pyproject.toml``. Fixtures:
   integer.
 - ``x64``: the test runs with 64-bit types.
 - ``standard_promotion``: implicit promotion allowed in a strict room, for a flax or optax model.
+- ``slow``, ``still``: the clock of what is watched goes on by a second at every look, or not at all
+  unless the test says so.
 - ``dtype``: the test runs twice, in float32 and in float64 (with 64-bit types on).
 """
 
@@ -105,3 +107,24 @@ def x64():
 def dtype(request):
     with jax.enable_x64(request.param == "float64"):
         yield jnp.dtype(request.param)
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    return _clock(monkeypatch, tick=1.0)
+
+
+@pytest.fixture
+def still(monkeypatch):
+    return _clock(monkeypatch, tick=0.0)
+
+
+def _clock(monkeypatch, tick):
+    # Not above: the package must not be imported before the settings there.
+    from flatjax import _watching as watching
+    from tests.watched import Clock
+
+    clock = Clock(tick)
+    monkeypatch.setattr(watching, "clock", clock)
+    monkeypatch.setattr(watching, "FREE", float("inf"))  # every report is wanted
+    return clock

@@ -14,11 +14,11 @@ BLOCK = re.compile(
 OPTION = re.compile(r"\A(?::[\w-]+:[^\n]*\n)+|\A---\n.*?\n---\n", re.DOTALL)
 
 
-def blocks(text: str) -> list[tuple[int, str]]:
-    """The runnable blocks of a page: line number of the first line, and code."""
+def blocks(text: str, all_of_them: bool = False) -> list[tuple[int, str]]:
+    """The runnable blocks of a page, or all: line number of the first line, and code."""
     found = []
     for match in BLOCK.finditer(text):
-        if match["skip"]:
+        if match["skip"] and not all_of_them:
             continue
         options = OPTION.match(match["code"])
         start = match.start("code") + (options.end() if options else 0)

@@ -1,6 +1,9 @@
 """The committed page and table are those of the committed results."""
 
+import pytest
+
 from benchmarks import _page, _render
+from benchmarks.peers import adapter
 
 RESULTS = _render.results()
 
@@ -16,6 +19,11 @@ def test_the_table_of_the_readme_is_that_of_the_results():
     assert text == _render.between(text, _page.readme(RESULTS)), "run `python -m benchmarks render`"
 
 
+def test_every_system_has_a_title_and_a_colour():
+    figures = pytest.importorskip("benchmarks._figures")
+    assert set(_page.TITLES) == set(figures.COLOURS) == set(adapter.SYSTEMS)
+
+
 def test_only_what_is_between_the_markers_is_replaced():
     text = f"before\n{_render.BEGIN}\nold\n{_render.END}\nafter\n"
     assert _render.between(text, "new\n") == text.replace("old", "new")
@@ -24,23 +32,49 @@ def test_only_what_is_between_the_markers_is_replaced():
 
 def answer(median, missing=()):
     spread = {"median": median, "low": median, "high": median, "runs": 5}
-    found = {"seconds": spread, "products": 10, "errors": {"top": 1e-3, "trace": 0.004}}
+    met = {"top": 1e-3, "bottom": 0.0012, "trace": 0.004, "density": 0.0456}
+    found = {"seconds": spread, "products": 10, "errors": met}
     return {**found, "missing": list(missing), "method": "m"}
 
 
-def test_ratios_and_what_is_not_reached_are_shown():
+def rung(method, products, density):
+    met = {"top": 1e-3, "bottom": 1e-3, "trace": 0.004, "density": density}
+    return {"method": method, "seconds": products / 100, "products": products, "errors": met}
+
+
+@pytest.fixture
+def record():
+    rungs = [rung("m", 200, 0.06), rung("m", 300, 0.04), rung("m", 400, 0.03)]
+    flatjax = {
+        "documented": {"all": answer(0.5), "parts": {"top,trace,density": answer(0.25)}},
+        "plain": {**answer(0.75), "method": "plain"},
+        "rungs": [*rungs, rung("plain", 150, 0.05)],
+    }
     systems = {
-        "flatjax": {
-            "documented": {"all": answer(0.5), "parts": {"top,trace,density": answer(0.25)}}
-        },
+        "flatjax": flatjax,
         "pyhessian": {"documented": {"all": answer(5.0, ["bottom"])}},
         "curvlinops": {"failure": "ModuleNotFoundError"},
     }
-    network = {"params": 7, "systems": systems}
-    record = {"results": {"mlp-small": network}}
+    return {"results": {"mlp-small": {"params": 7000, "systems": systems}}}
+
+
+def test_ratios_and_what_is_not_reached_are_shown(record):
     table = _page.readme({"side_by_side": record})
-    assert "| mlp-small | 0.50 s | 5.00 s (20.0 x, without bottom 2) | did not run |" in table
-    assert "| 20.0 x of 0.25 s | 10 | 1e-03, 4e-03 | bottom 2 | m |" in _page.headline(
-        record, "documented"
-    )
-    assert "did not run: ModuleNotFoundError" in _page.headline(record, "documented")
+    cells = "| mlp-small (7,000) | 0.75 s | 0.12 %, 0.4 %, 0.046 | 0.50 s | "
+    assert cells + "5.00 s (20.0 x, without bottom 2) | did not run |" in table
+    page = _page.headline(record, "documented")
+    assert "| 20.0 x of 0.25 s | 10 | 1.0e-03, 1.2e-03, 4.0e-03, 4.6e-02 | bottom 2 | m |" in page
+    assert "did not run: ModuleNotFoundError" in page
+    assert "4.6e-02 | none | plain |" in page
+
+
+def test_a_faster_call_that_missed_a_goal_is_explained(record):
+    assert _page.passed_over(record) == ""
+    own = record["results"]["mlp-small"]["systems"]["flatjax"]
+    own["plain"] = {**answer(0.125), "method": "plain"}
+    own["rungs"][-1] = rung("plain", 150, 0.0567)
+    text = _page.passed_over(record)
+    assert "On mlp-small the call without options is faster (0.12 s against 0.50 s)" in text
+    assert "the density off by 0.057 where the goal is 0.05, with 150 products" in text
+    assert "within all goals spends 300" in text
+    assert "4.6e-02 | density | plain |" in _page.headline(record, "documented")

@@ -99,9 +99,6 @@ ENTRIES = {
     "gram_eigh": measured("gram_eigh", k=2),
     "as_operator": lambda u: flatjax.operators.as_operator(u.product, PARAMS) @ PARAMS,
     "lanczos": lambda u: flatjax.lanczos(u.product, PARAMS, 3, structure=PARAMS),
-    "extend": lambda u: flatjax.linalg.extend(
-        flatjax.lanczos(u.product, PARAMS, 2, structure=PARAMS), u.product, 1, structure=PARAMS
-    ),
     "eigsh": operated("eigsh", k=1, key=KEY),
     "power_iteration": operated("power_iteration", key=KEY),
     "trace": operated("trace", key=KEY, num_products=4),

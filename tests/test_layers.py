@@ -20,11 +20,13 @@ FLOORS = {
     "_layouts": 0,
     "_loops": 0,
     "_programs": 0,
+    "_progress": 0,
     "_reading": 0,
     "_shifted_products": 0,
     "_sketches": 0,
     "_texts": 0,
     "_trees": 0,
+    "_watching": 0,
     "loops": 0,
     "losses": 0,
     "operators": 1,
@@ -69,6 +71,7 @@ ALLOWED = {
     ("ensembles", "scipy"),
     ("symmetry", "scipy"),
     ("plots", "matplotlib"),
+    ("_progress", "rich"),  # where it is installed
 }
 
 

@@ -4,6 +4,7 @@ import importlib.metadata
 import re
 import subprocess
 import sys
+import tarfile
 import zipfile
 
 import pytest
@@ -12,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 import flatjax
-from tests.repository import PACKAGE, PYPROJECT, ROOT
+from tests.repository import PACKAGE, PYPROJECT, ROOT, tracked_files
 
 PROJECT = PYPROJECT["project"]
 README = (ROOT / "README.md").read_text()
@@ -90,6 +91,21 @@ def test_wheel_contains_the_package_alone(tmp_path):
     tops = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
     version = flatjax.__version__
     assert tops == {"flatjax", f"flatjax-{version}.dist-info"}
+
+
+def test_sdist_is_the_repository(tmp_path):
+    hatch = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", str(tmp_path)]
+    subprocess.run(hatch, cwd=ROOT, check=True, capture_output=True)
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as files:
+        packed = {name.partition("/")[2] for name in files.getnames()}
+    tracked = {str(path.relative_to(ROOT)) for path in tracked_files()}
+    assert tracked <= packed, "add it to the sdist's include in pyproject.toml"
+    # Nothing that was made here: environments, runs, caches, built pages.
+    made = re.compile(
+        r"(\.venv|runs|dist|data|build|docs/_build|docs/api)\b|.*(__pycache__|\.egg-info)"
+    )
+    assert not [name for name in packed if made.match(name)]
 
 
 def test_lock_pins_with_hashes_and_without_addresses():

@@ -55,12 +55,15 @@ def directive(name: str, value: object) -> list[str]:
         return [f".. autoclass:: {name}", "   :members:", ""]
     if inspect.isroutine(value):
         return [f".. autofunction:: {name}", ""]
+    module, _, short = name.rpartition(".")
     kind = type(value)
+    room = ".".join(part for part in kind.__module__.split(".") if not part.startswith("_"))
     return [
-        f".. py:data:: {name}",
-        f"   :type: {kind.__module__}.{kind.__name__}",
+        f".. py:data:: {short}",
+        f"   :module: {module}",
+        f"   :type: {room}.{kind.__name__}",
         "",
-        f"   An instance of :class:`~{kind.__module__}.{kind.__name__}`.",
+        f"   An instance of :class:`~{room}.{kind.__name__}`.",
         "",
     ]
 
@@ -78,7 +81,9 @@ def page(room: str, names: dict[str, object]) -> str:
     lines += [f".. automodule:: flatjax.{modules.get(room, room)}", "   :no-index:", ""]
     lines += [".. autosummary::", "   :nosignatures:", ""]
     # Functions first, then the types they return. The tilde shows the bare name.
-    ordered = sorted(names, key=lambda name: (inspect.isclass(names[name]), name.lower()))
+    ordered = sorted(
+        names, key=lambda name: (inspect.isclass(names[name]), name.rpartition(".")[2].lower())
+    )
     relative = {name: name.removeprefix(f"{title}.") for name in ordered}
     lines += [
         f"   {relative[name]}" if relative[name] != name else f"   ~{name}"

@@ -244,7 +244,7 @@ class Lab(Generic[C]):
         """Runs the experiment, or shows the finished run."""
         if self._run is None:
             raise TypeError("the experiment has no @lab.run: say what it runs")
-        config = _with_network(config)
+        config = with_network(config)
         with run_folder(config) as out:
             runs = self._run(config, out)
             drawn = [drawing for drawing in self._drawings if _drawn(drawing, out, runs, config)]
@@ -320,7 +320,7 @@ def _of_seeds(
     return by_seed(config.seed_range(), values)
 
 
-def _with_network(config: Any) -> Any:
+def with_network(config: Any) -> Any:
     """The options with the network of `--network` in their recipe or architecture."""
     network = getattr(config, "network", None)
     if network is None:

@@ -169,7 +169,8 @@ def main(config: Config) -> None:
     if config.checkpoint is None:
         lab.main(config)
     else:
-        single.main(dataclasses.replace(config, out=checkpoints.folder(config)))
+        fitted = checkpoints.fitted(config)
+        single.main(dataclasses.replace(fitted, out=checkpoints.folder(config)))
 
 
 EXPERIMENT = lab.experiment._replace(main=main)

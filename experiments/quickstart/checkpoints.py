@@ -7,14 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from experiments.lib.lab import Runs
+from experiments.lib.lab import Runs, changed, with_network
+from experiments.lib.nets import named
+from experiments.lib.nets.dense_layers import (
+    dense_layers,
+    linen_widths,
+    renamed,
+    widths,
+)
 from experiments.lib.runs.arrays import checksum
 from experiments.lib.runs.errors import CheckpointMismatch
 from experiments.lib.runs.kept import kept_arrays
 from experiments.lib.runs.paths import as_path
+from experiments.lib.runs.progress import say
 from experiments.lib.training import recipes
 from experiments.lib.training.curvature import NUMBERS, Curvature, run_of
-from experiments.lib.training.load import load_checkpoint
+from experiments.lib.training.load import Loaded, load_checkpoint
 
 if TYPE_CHECKING:
     from experiments.quickstart import Config
@@ -27,10 +35,48 @@ def folder(config: Config) -> Path:
     return as_path(config.out) / "-".join(["checkpoint", *names, *words])
 
 
+def fitted(config: Config) -> Config:
+    """The options with the network of the checkpoint: an MLP has its width and depth from there.
+
+    `mlp` takes the dense layers of any file, whatever they are called; `mlp-tanh`, `mlp-batch` and
+    the like those called `Dense_0` and so on and `head`. A name with numbers is left as it is.
+    """
+    config = with_network(config)
+    recipe = config.recipe
+    kind, *words = recipe.network.split("-")
+    if kind != "mlp" or any(word.isdecimal() for word in words):
+        return config
+    params = _load(config).params
+    if recipe.flat:
+        layers = dense_layers(params)
+        hidden = None if layers is None else widths(layers)
+        activation = f"{recipe.activation} (see --recipe.activation)"
+    else:
+        hidden = linen_widths(params)
+        activation = named.parsed(recipe.network).activation or "relu (or say --network mlp-tanh)"
+    if hidden is None:
+        return config
+    sizes = ", ".join(map(str, hidden)) or "no"
+    say(
+        f"the checkpoint is an MLP of {sizes} hidden units; not in it: its activation, {activation}"
+    )
+    if recipe.flat:
+        return changed(config, {"recipe": {"hidden": hidden}})
+    name = "-".join(["mlp", f"{len(hidden)}-{hidden[0]}", *words])
+    return changed(config, {"recipe": {"network": name}})
+
+
+def _load(config: Config) -> Loaded:
+    return load_checkpoint(config.checkpoint, step=config.step, which=config.which)
+
+
 def measured(config: Config, out: Path) -> Runs:
     """The numbers of the checkpoint, as of one seed and one point."""
-    loaded = load_checkpoint(config.checkpoint, step=config.step, which=config.which)
-    state, recipe = (loaded.params, loaded.model_state), config.recipe
+    loaded, recipe = _load(config), config.recipe
+    params, layers = loaded.params, dense_layers(loaded.params)
+    if recipe.flat and layers is not None:
+        params = renamed(layers)
+    state = (params, loaded.model_state)
     data = run_of(config.load(), 0)
     _require_fit(config, state, data, loaded.path)
 
@@ -51,23 +97,28 @@ def _require_fit(config: Config, state: Any, data: Any, path: Path) -> None:
     """Compares a checkpoint with the network and the data.
 
     Raises:
-      CheckpointMismatch: they are of other shapes; the message has the differences.
+      CheckpointMismatch: they are of other shapes; the message has all differences.
     """
     recipe = config.recipe
     network = recipes.network(recipe)
     wanted = _shapes(jax.eval_shape(network.init, jax.random.key(0), data.inputs[:1]))
     found = _shapes(state)
     differences = [
-        f"{name} of shape {found.get(name, 'none')} where it has {wanted.get(name, 'none')}"
+        f"{name} of shape {found[name]} where it has {wanted.get(name, 'none')}"
+        if name in found
+        else f"no {name} where it has {wanted[name]}"
         for name in sorted(wanted.keys() | found.keys())
         if wanted.get(name) != found.get(name)
     ]
     if differences:
-        more = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
+        listed = "\n".join(f"  {difference}" for difference in differences)
+        hint = ""
+        if not recipe.flat and dense_layers(state[0]) is not None:
+            hint = "\nThese are dense layers one behind the other, which --network mlp takes."
         raise CheckpointMismatch(
-            f"{path} does not fit the network {recipe.network!r} on {config.data!r}: "
-            f"{'; '.join(differences[:4])}{more}; say which network it is by --network and "
-            "--recipe.classes, and which data by --data"
+            f"{path} does not fit the network {recipe.network!r} on {config.data!r}:\n{listed}\n"
+            "Say which network it is by --network (a name, or module:function) and "
+            f"--recipe.classes, and which data by --data.{hint}"
         )
     largest = max(data.targets.max(), data.test_targets.max())
     if largest >= recipe.classes:

@@ -103,9 +103,9 @@ lab = Lab(
     real={"data": "fashion_mnist", "seeds": 3, "train_size": 1000, "test_size": 1000,
           "measured": 250, "products": 8,
           "law_burn_in": 600, "law_steps": 600, "law_rate": 0.05,
-          "sphere_rates": (1e-4, 1e-3, 1e-2, 0.1, 1.0), "regimes": (1e-3, 0.1, 1.0),
+          "sphere_rates": (1e-4, 1e-3, 1e-2, 0.1, 1.0), "regimes": (1e-3, 1e-2, 1.0),
           "sphere": SMALL_CONV | {"batch_size": 100, "epochs": 20, "record_every": 1},
-          "decayed": SMALL_CONV | {"batch_size": 100, "epochs": 120, "record_every": 1},
+          "decayed": SMALL_CONV | {"batch_size": 100, "epochs": 60, "record_every": 1},
           "phases": SMALL_CONV | {"batch_size": 200, "epochs": 150, "record_every": 5},
           "annealed": SMALL_CONV | {"batch_size": 200, "epochs": 150, "record_every": 5}},
     # Of the code of Lobacheva et al. 2021 (lr .01, decay .001, 1001 epochs, 32 channels, head of

@@ -11,6 +11,7 @@ from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _reading as reading
 from flatjax import _trees as trees
+from flatjax import _watching as watching
 from flatjax._trees import Tree
 from flatjax.landscape import _points as points_at
 
@@ -24,10 +25,13 @@ class Line(NamedTuple):
         points.
       losses: the mean loss at every position, shape ``(m,)``, or a tree of metrics of this shape;
         not finite where the loss is not.
+      stopped: why it was stopped early, ``"callback"``, ``"max_seconds"`` or ``"interrupt"``, with
+        NaN at the points to come; ``None`` otherwise.
     """
 
     positions: jax.Array
     losses: Tree
+    stopped: str | None = None
 
 
 @reading.readable
@@ -62,6 +66,10 @@ def loss_along(
     args_fn: Callable[[Tree], Any] | None = None,
     weights: Any = None,
     axis_name: collectives.AxisName = None,
+    progress: bool = False,
+    callback: watching.Callback | None = None,
+    max_seconds: float | None = None,
+    on_interrupt: str = "raise",
 ) -> Line:
     r"""The mean loss $L(\theta + t\, d)$ at every $t$ of ``positions``.
 
@@ -89,6 +97,15 @@ def loss_along(
         each example.
       axis_name: inside ``shard_map`` or ``pmap``, the mesh axis over which the batch is split; a
         batch that is split over an Auto mesh outside of them needs none.
+      progress: whether to show a bar on standard error (by rich, if it is installed; lines where
+        that is no terminal): points and time left.
+      callback: ``callback(step, losses, None)`` after every few points, of slow ones after each:
+        the number of points so far, and the losses at the first ``step`` positions, a NumPy array
+        ``(step,)`` or a tree of these. If it returns ``True``, it stops.
+      max_seconds: stop after so many seconds.
+      on_interrupt: ``"return"``: the first Ctrl-C stops after the points in progress, the second
+        raises; ``"raise"``: the first raises. After a stop, of whatever kind, the losses that are
+        missing are NaN, and `Line.stopped` has the reason.
 
     Returns:
       A [`Line`][].
@@ -113,8 +130,13 @@ def loss_along(
     points = points_at.points_of(
         loss_fn, params, batch, args, args_fn=args_fn, weights=weights, axis_name=axis_name
     )
-    losses = points_at.values(points, _moved, direction, positions)
-    return Line(points_at.on_device(positions), losses)
+    watch = watching.watch(
+        "loss_along", progress, callback, max_seconds, on_interrupt, unit="points",
+        traced=(points, direction, positions),
+    )  # fmt: skip
+    with watch:
+        losses = points_at.values(points, _moved, direction, positions, watch=watch)
+    return watching.marked(Line(points_at.on_device(positions), losses), watch)
 
 
 def _moved(params, direction, t):

@@ -18,6 +18,7 @@ from flatjax import _collectives as collectives
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
+from flatjax._watching import SILENT, Watch
 from flatjax.losses import Mean
 from flatjax.measures import _objective as objective
 from flatjax.operators._arguments import as_arrays, check_arguments
@@ -149,7 +150,12 @@ def coordinates(name: str, positions: Any, params: Tree) -> Any:
 
 
 def values(
-    points: Points, place: Place, shared: Any, rows: Any, shape: tuple[int, ...] | None = None
+    points: Points,
+    place: Place,
+    shared: Any,
+    rows: Any,
+    shape: tuple[int, ...] | None = None,
+    watch: Watch = SILENT,
 ) -> Tree:
     """The metrics at the points that rows of numbers name.
 
@@ -159,9 +165,10 @@ def values(
       shared: what it is given for all points, a pytree.
       rows: what it is given for each, a pytree with leading axis ``m``.
       shape: of the results, with m entries; ``None`` for ``(m,)``.
+      watch: what may stop it; told the metrics so far.
 
     Returns:
-      The tree of metrics, each of this shape.
+      The tree of metrics, each of this shape; after a stop NaN at the points to come.
     """
     m = jax.tree.leaves(rows)[0].shape[0]
     mesh = None if loops.is_traced((points, shared, rows)) else mesh_to_share(points, shared)
@@ -169,13 +176,35 @@ def values(
     devices = 1 if mesh is None else mesh.size
     rows = padded(rows, devices)
     at = lambda part: metrics_at(points, shared, part, place=place, mesh=mesh)  # noqa: E731
-    found = loops.map_chunks(at, rows, devices, on_host=True)
+    if watch.on:
+        found = _watched(at, rows, devices, m, watch)
+    else:
+        found = loops.map_chunks(at, rows, devices, on_host=True)
 
     def arranged(a):
         a = a if a.shape[0] == m else a[:m]
         return on_device(a if shape is None else a.reshape(shape))
 
     return jax.tree.map(arranged, found)
+
+
+def _watched(at, rows, devices, m, watch):
+    """The metrics of all points, chunk by chunk; NaN where a stop has come before."""
+    found: Any = None
+    with loops.device(False):  # a loop of the device has no end before its end
+        for begin, after in watch.chunks(-(-m // devices)):
+            begin, after = begin * devices, after * devices
+            part = jax.tree.map(lambda a, b=begin, c=after: a[b:c], rows)
+            new = jax.device_get(loops.map_chunks(at, part, devices, on_host=True))
+            if found is None:
+                found = jax.tree.map(lambda a: np.full((m,), np.nan, a.dtype), new)
+            done = min(after, m)
+            for whole, a in zip(jax.tree.leaves(found), jax.tree.leaves(new), strict=True):
+                whole[begin:done] = a[: done - begin]
+            if watch.wants():
+                so_far = jax.tree.map(lambda a, n=done: a[:n].copy(), found)
+                watch.report(done, so_far, left=m - done)
+    return found
 
 
 def on_device(a: Any) -> jax.Array:

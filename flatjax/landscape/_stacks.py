@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from flatjax import _checks as checks
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.linalg.vectors import _basis as bases
@@ -39,6 +40,8 @@ def stacked(name: str, points: Any, like: Tree | None = None) -> tuple[float, Tr
 
 def coarsest(tree: Any) -> float:
     """The coarsest rounding of the leaves: that of points, whatever they are computed in."""
+    for path, a in jax.tree_util.tree_leaves_with_path(tree):
+        checks.check_array(f"params{jax.tree_util.keystr(path)}", a)
     dtypes = {a.dtype for a in jax.tree.leaves(tree) if hasattr(a, "dtype")}
     floating = [d for d in dtypes if jnp.issubdtype(d, jnp.floating)]
     return max((float(jnp.finfo(d).eps) for d in floating), default=0.0)

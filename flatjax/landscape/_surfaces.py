@@ -10,6 +10,7 @@ import numpy as np
 from flatjax import _collectives as collectives
 from flatjax import _reading as reading
 from flatjax import _trees as trees
+from flatjax import _watching as watching
 from flatjax._trees import Tree
 from flatjax.landscape import _points as points_at
 
@@ -23,11 +24,14 @@ class Surface(NamedTuple):
       other_positions: $t$, along the second one, shape ``(k,)``.
       losses: the mean loss at $\theta + s_i d_1 + t_j d_2$, shape ``(m, k)``, or a tree of metrics
         of this shape; not finite where the loss is not.
+      stopped: why it was stopped early, ``"callback"``, ``"max_seconds"`` or ``"interrupt"``, with
+        NaN at the points to come; ``None`` otherwise.
     """
 
     positions: jax.Array
     other_positions: jax.Array
     losses: Tree
+    stopped: str | None = None
 
 
 def loss_surface(
@@ -42,6 +46,10 @@ def loss_surface(
     args_fn: Callable[[Tree], Any] | None = None,
     weights: Any = None,
     axis_name: collectives.AxisName = None,
+    progress: bool = False,
+    callback: watching.Callback | None = None,
+    max_seconds: float | None = None,
+    on_interrupt: str = "raise",
 ) -> Surface:
     r"""The mean loss $L(\theta + s\, d_1 + t\, d_2)$ at every $s$ and $t$.
 
@@ -66,6 +74,15 @@ def loss_surface(
       args_fn: makes the further arguments anew at every point, as for [`loss_along`][].
       weights: per-example weights or a padding mask, shape ``(n,)``.
       axis_name: inside ``shard_map`` or ``pmap``, the mesh axis over which the batch is split.
+      progress: whether to show a bar on standard error (by rich, if it is installed; lines where
+        that is no terminal): points and time left.
+      callback: ``callback(step, losses, None)`` after every few points, of slow ones after each:
+        the number of points so far, and the losses there in the order of ``losses`` row by row, a
+        NumPy array ``(step,)`` or a tree of these. If it returns ``True``, it stops.
+      max_seconds: stop after so many seconds.
+      on_interrupt: ``"return"``: the first Ctrl-C stops after the points in progress, the second
+        raises; ``"raise"``: the first raises. After a stop, of whatever kind, the losses that are
+        missing are NaN, and `Surface.stopped` has the reason.
 
     Returns:
       A [`Surface`][].
@@ -106,8 +123,15 @@ def loss_surface(
         loss_fn, params, batch, args, args_fn=args_fn, weights=weights, axis_name=axis_name
     )
     rows = s.repeat(len(t)), (jnp if isinstance(t, jax.Array) else np).tile(t, len(s))
-    losses = points_at.values(points, _moved, (first, second), rows, (len(s), len(t)))
-    return Surface(points_at.on_device(s), points_at.on_device(t), losses)
+    watch = watching.watch(
+        "loss_surface", progress, callback, max_seconds, on_interrupt, unit="points",
+        traced=(points, first, second, rows),
+    )  # fmt: skip
+    with watch:
+        shape = len(s), len(t)
+        losses = points_at.values(points, _moved, (first, second), rows, shape, watch)
+    surface = Surface(points_at.on_device(s), points_at.on_device(t), losses)
+    return watching.marked(surface, watch)
 
 
 def _moved(params, directions, row):

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from flatjax import _watching as watching
 from flatjax._trees import Tree
 from flatjax.linalg.krylov import _extremes as extremes
 from flatjax.linalg.probing._gauss import quadratures
@@ -24,6 +25,10 @@ def spectral_density(
     num_points: int = 1024,
     linear_width: float | None = None,
     sigma: float | None = None,
+    progress: bool = False,
+    callback: watching.Callback | None = None,
+    max_seconds: float | None = None,
+    on_interrupt: str = "raise",
     structure: Tree = None,
 ) -> SpectralDensity:
     r"""The density of the eigenvalues, with its distribution function and error bands.
@@ -51,6 +56,17 @@ def spectral_density(
       num_points: the size of the grid.
       linear_width: where the logarithmic grid becomes linear; default 1e-4 of the largest node.
       sigma: one width for all atoms; default: from the spacing of the nodes.
+      progress: whether to show a bar on standard error (by rich, if it is installed; lines where
+        that is no terminal): products and time left.
+      callback: ``callback(step, values, residual_norms)`` after every few products, of slow ones
+        after each: the products so far, the largest Ritz value of the run in progress (the first
+        one, then that of every probe) and the estimate of its residual norm, both NumPy, ``(1,)``.
+        If it returns ``True``, it stops.
+      max_seconds: stop after so many seconds.
+      on_interrupt: ``"return"``: the first Ctrl-C stops after the product in progress, the second
+        raises; ``"raise"``: the first raises. A stop, of whatever kind, cuts the first run short,
+        drops the probe in progress, and waits for four steps of one probe (interrupted before,
+        where the dimension is small, it raises); `SpectralDensity.stopped` has the reason.
       structure: for a callable, a tree of arrays or ``jax.ShapeDtypeStruct`` like its vectors.
 
     Returns:
@@ -72,11 +88,17 @@ def spectral_density(
       Ghorbani, Krishnan and Xiao, arXiv:1901.10159; Papyan, arXiv:1811.07062.
     """
     op = as_operator(op, structure)
-    found = quadratures("spectral_density", op, key, num_probes, num_steps, deflation_steps, tol)
+    watch = watching.watch(
+        "spectral_density", progress, callback, max_seconds, on_interrupt, traced=(op, key)
+    )  # fmt: skip
+    with watch:
+        found = quadratures(
+            "spectral_density", op, key, num_probes, num_steps, deflation_steps, tol, watch
+        )
     n, count = op.size, found.exact.shape[0]
     left = (n - count) / n
     rows = extremes.with_start(found.start, found.nodes, found.weights, left)
-    return density_from_quadrature(
+    density = density_from_quadrature(
         found.exact,
         np.full(count, 1 / n),
         *rows,
@@ -86,3 +108,4 @@ def spectral_density(
         linear_width=linear_width,
         sigma=sigma,
     )
+    return watching.marked(density, watch)

@@ -9,13 +9,16 @@ import numpy as np
 from flatjax import _checks as checks
 from flatjax import _loops as loops
 from flatjax import _trees as trees
+from flatjax import _watching as watching
 from flatjax._trees import Tree
 from flatjax.linalg.krylov import _block as block
 from flatjax.linalg.krylov import _certificates as certificates
 from flatjax.linalg.krylov import _ritz as ritz
+from flatjax.linalg.krylov import _saved as saved
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.krylov import _thick_restart as thick_restart
 from flatjax.linalg.krylov._certificates import Eigenpairs
+from flatjax.linalg.krylov._saved import EigshState
 from flatjax.linalg.vectors import _arguments as arguments
 from flatjax.linalg.vectors import _basis as bases
 from flatjax.linalg.vectors import _flat as flat
@@ -36,6 +39,12 @@ def eigsh(
     max_basis: int | None = None,
     verify: bool = True,
     block_size: int = 1,
+    resume: EigshState | None = None,
+    keep_state: bool = False,
+    progress: bool = False,
+    callback: watching.Callback | None = None,
+    max_seconds: float | None = None,
+    on_interrupt: str = "raise",
     structure: Tree = None,
 ) -> Eigenpairs:
     r"""A few extreme eigenpairs of a symmetric operator.
@@ -70,6 +79,15 @@ def eigsh(
     An eigenvalue's error is at most the residual norm and, with a gap to its neighbours, about its
     square over the gap: far better than the bound.
 
+    With ``keep_state`` the run can go on another time, with more products, a smaller tolerance,
+    more pairs or other ones: pass the ``state`` of the pairs as ``resume``, in this process or,
+    saved and loaded by orbax or pickle, in a later one. What was interrupted takes the very next
+    step, in buffers of the same size: pairs that converge are bit for bit those of an uninterrupted
+    run, for one product more an interruption (each result has its certificate). Other settings than
+    before look at the projected problem at other steps, and so may stop at another one. Only the
+    first run is kept, a look for missed pairs is taken anew. With another operator than before
+    the certificate is off: large residual norms, and nothing resolved.
+
     Costs products (well separated eigenvalues: some 10 for one, 20 to 35 for ten), ``max_basis``
     vectors of memory, and a read of those twice per step.
 
@@ -78,17 +96,35 @@ def eigsh(
       k: the number of pairs.
       which: ``"LA"`` the largest (algebraic), ``"SA"`` the smallest, ``"LM"`` the largest in
         magnitude, ``"BE"`` both ends, ceil(k/2) from the top.
-      key: a PRNG key for the start vector. Give either ``key`` or ``v0``.
-      v0: a start vector.
+      key: a PRNG key for the start vector. Give either ``key`` or ``v0``. With ``resume`` it has no
+        effect, and may be left out.
+      v0: a start vector. None with ``resume``.
       tol: the tolerance on the residual norm relative to the value's magnitude.
       max_products: the most products to spend, certificate included. Traced, the number spent.
-        Default: 10 times the basis; traced, the basis and one for the certificate.
+        Default: 10 times the basis; traced, the basis and one for the certificate. With ``resume``
+        those of before count, and the default is 10 times the basis more.
       max_basis: the most vectors to hold, at least k + 2; with blocks of b at least k + 2 b + 2.
-        Default: 2k + 16 and at least 32, rounded up to a multiple of 8; with blocks 4 b more.
+        Default: 2k + 16 and at least 32, rounded up to a multiple of 8; with blocks 4 b more. With
+        ``resume`` as many as before.
       verify: whether to look for skipped and missed eigenvalues. Every look takes at most as many
         products as the run before it, or 8 (k + 1) if that is more, and `Eigenpairs.complete` says
         what came of it.
       block_size: how many vectors to multiply at once.
+      resume: the ``state`` of earlier pairs of the same operator, or the mapping of its fields that
+        a checkpoint gives back when it is loaded without types.
+      keep_state: whether to keep the run, ``max_basis`` vectors, in ``state``: for as long as the
+        pairs are held, and during the look for missed pairs a second time.
+      progress: whether to show a bar on standard error (by rich, if it is installed; lines where
+        that is no terminal): products, worst relative residual, time left by the rate so far.
+      callback: ``callback(step, values, residual_norms)`` after every few products, of slow ones
+        after each: the products so far, the best k Ritz values, descending, and the estimates of
+        their residual norms, both NumPy, ``(k,)`` (fewer before k products). If it returns
+        ``True``, the run stops.
+      max_seconds: stop after so many seconds.
+      on_interrupt: ``"return"``: the first Ctrl-C stops after the product in progress, the second
+        raises; ``"raise"``: the first raises. A stop, of whatever kind, waits for the first k
+        products (interrupted before, it raises) and gives the pairs of that moment, with one
+        product more for their certificate and the reason in `Eigenpairs.stopped`.
       structure: for a callable, a tree of arrays or ``jax.ShapeDtypeStruct`` like its vectors.
 
     Returns:
@@ -96,9 +132,11 @@ def eigsh(
       at least), and vectors with the structure of ``op`` and leading axis k.
 
     Raises:
-      TypeError: if ``op`` is not callable, ``v0`` has another tree structure, or blocks are traced.
-      ValueError: on arguments out of range, both or neither of ``key`` and ``v0``, or a callable
-        without structure.
+      TypeError: if ``op`` is not callable, ``v0`` has another tree structure, ``resume`` is no
+        state of this operator, or blocks, ``resume``, ``keep_state`` or what is to be watched
+        (``progress`` and the three after it) are traced.
+      ValueError: on arguments out of range, both or neither of ``key`` and ``v0``, a callable
+        without structure, or a ``resume`` of other shapes or dtypes than the operator's.
 
     Example:
       >>> import jax, jax.numpy as jnp, flatjax
@@ -106,6 +144,19 @@ def eigsh(
       >>> pairs = flatjax.eigsh(lambda v: d * v, 2, key=jax.random.key(0), structure=d)
       >>> [round(float(x), 2) for x in pairs.values], bool(pairs.converged.all())
       ([99.0, 98.0], True)
+      >>> few = flatjax.eigsh(
+      ...     lambda v: d * v,
+      ...     2,
+      ...     key=jax.random.key(0),
+      ...     max_products=9,
+      ...     keep_state=True,
+      ...     structure=d,
+      ... )
+      >>> more = flatjax.eigsh(lambda v: d * v, 2, resume=few.state, structure=d)
+      >>> bool(few.converged.all()), bool((more.values == pairs.values).all())
+      (False, True)
+      >>> more.num_products - pairs.num_products
+      1
 
     References:
       Wu and Simon, "Thick-restart Lanczos method for large symmetric eigenvalue problems", SIAM J.
@@ -119,7 +170,8 @@ def eigsh(
         raise ValueError(f"k={k} exceeds the dimension {op.size}; lower it.")
     checks.check_tolerance(tol)
     checks.check_count("block_size", block_size)
-    capacity = _capacity(op.size, k, max_basis, block_size)
+    if block_size > 1 and (resume is not None or keep_state):
+        raise ValueError("resume and keep_state know no blocks: leave block_size at 1.")
     if max_products is not None:
         checks.check_count("max_products", max_products)
         least = min(op.size, k + 1) + 1
@@ -128,6 +180,16 @@ def eigsh(
                 f"max_products={max_products} is too small: {k} pairs need at least "
                 f"{least - 1} products and one for their certificate, {least} in all."
             )
+    watch = watching.watch(
+        "eigsh", progress, callback, max_seconds, on_interrupt, traced=(op, v0, resume)
+    )  # fmt: skip
+    if resume is not None:
+        with watch:
+            found = _resumed(
+                op, k, which, v0, tol, max_products, max_basis, verify, resume, keep_state, watch
+            )
+            return _result(flat.packed(op), found, tol, watch)
+    capacity = _capacity(op.size, k, max_basis, block_size)
     plain, op, given = op, flat.packed(op), v0 is not None
     if v0 is None:
         v0, key = arguments.start(op, key, v0)
@@ -135,25 +197,71 @@ def eigsh(
         v0, key = arguments.start(plain, key, v0)
         v0 = flat.pack(op, v0)
     v0 = trees.normalized(v0)[0]
-    w = arguments.first_product(op, v0)
-    restarts = jax.random.fold_in(key, 3)
-    if loops.is_traced(w):
+    with watch:
+        w = arguments.first_product(op, v0)
+        watch.check(w)
+        restarts = jax.random.fold_in(key, 3)
+        if keep_state and loops.is_traced(w):
+            raise TypeError(_OUTSIDE)
+        if loops.is_traced(w):
+            if block_size > 1:
+                raise TypeError(
+                    f"block_size={block_size} is driven from the host and cannot be traced: call "
+                    "it outside jit, or leave block_size at 1."
+                )
+            steps = min(op.size, capacity if max_basis or not max_products else max_products - 1)
+            return _traced(op, k, which, krylov.start(v0, steps, restarts), tol)
+        budget = _CYCLES * capacity + 1 if max_products is None else max_products
         if block_size > 1:
-            raise TypeError(
-                f"block_size={block_size} is driven from the host and cannot be traced: call it "
-                "outside jit, or leave block_size at 1."
-            )
-        steps = min(op.size, capacity if max_basis or not max_products else max_products - 1)
-        return _traced(op, k, which, krylov.start(v0, steps, restarts), tol)
-    budget = _CYCLES * capacity + 1 if max_products is None else max_products
-    if block_size > 1:
-        # The product above has served to ask whether we are traced.
-        key = jax.random.fold_in(key, 2)
-        found = block.solve(op, k, which, v0, key, block_size, capacity, tol, budget - 1)
-        found = found._replace(num_products=found.num_products + 1)
-    else:
-        state = krylov.start(v0, capacity, restarts)
-        found = thick_restart.solve(op, k, which, state, w, tol, budget, verify, given)
+            # The product above has served to ask whether we are traced.
+            key, budget = jax.random.fold_in(key, 2), budget - 1
+            found = block.solve(op, k, which, v0, key, block_size, capacity, tol, budget, watch)
+            found = found._replace(num_products=found.num_products + 1)
+        else:
+            state = krylov.start(v0, capacity, restarts)
+            found = thick_restart.solve(
+                op, k, which, state, w, tol, budget, verify, given, watch, keep_state=keep_state
+            )  # fmt: skip
+        return _result(op, found, tol, watch)
+
+
+_OUTSIDE = (
+    "resume and keep_state are for runs that are driven from the host: call eigsh outside jit, or "
+    "use flatjax.lanczos inside, which goes on from its own result."
+)
+
+
+def _resumed(op, k, which, v0, tol, max_products, max_basis, verify, resume, keep_state, watch):
+    """The pairs of a run that goes on."""
+    if v0 is not None:
+        raise ValueError("resume goes on from the start vector of that run: leave v0 out.")
+    if loops.is_traced(op, resume, jnp.zeros(())):
+        raise TypeError(_OUTSIDE)
+    op = flat.packed(op)
+    run, host, spent = saved.opened(resume, op.structure)
+    capacity = run.alphas.shape[0]
+    least = min(op.size, k + 2)
+    if capacity < least or max_basis not in (None, capacity):
+        asked = f"{k} pairs need at least {least}" if capacity < least else f"max_basis={max_basis}"
+        raise ValueError(
+            f"resume holds max_basis={capacity} vectors and {asked}: begin anew without resume=."
+        )
+    if max_products is None:
+        max_products = spent + _CYCLES * capacity + 1
+    if max_products <= spent:
+        raise ValueError(
+            f"resume has spent {spent} products already, and max_products={max_products} counts "
+            f"them: raise it by those to come, at least to {spent + 1}."
+        )
+    state = krylov.copied(run)  # a run consumes its buffers, and these are the caller's
+    return thick_restart.solve(
+        op, k, which, state, None, tol, max_products, verify,
+        watch=watch, resume=(host, spent), keep_state=keep_state,
+    )  # fmt: skip
+
+
+def _result(op: Operator, found: ritz.RitzPairs, tol: float, watch: watching.Watch) -> Eigenpairs:
+    """What is found of a packed operator, as the caller knows it."""
     dtype = trees.dtype(op.structure)
     numbers = (found.values, found.residual_norms, found.norm, found.noise)
     values, residuals, norm, noise = (np.asarray(a, dtype) for a in numbers)
@@ -163,7 +271,8 @@ def eigsh(
         *map(jnp.asarray, (values, residuals)),
     )
     spent, complete = found.num_products, found.complete
-    return certificates.judged(values, vectors, residuals, floor, tol, spent, complete)
+    pairs = certificates.judged(values, vectors, residuals, floor, tol, spent, complete)
+    return watching.marked(pairs._replace(state=found.state), watch)
 
 
 def _capacity(size: int, k: int, max_basis: int | None, block_size: int) -> int:

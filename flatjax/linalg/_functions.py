@@ -10,6 +10,7 @@ import numpy as np
 
 from flatjax import _checks as checks
 from flatjax import _trees as trees
+from flatjax import _watching as watching
 from flatjax._trees import Tree
 from flatjax.linalg.krylov import _relations as relations
 from flatjax.linalg.krylov import _ritz as ritz
@@ -23,6 +24,7 @@ from flatjax.linalg.probing._estimate import (
     cast,
     from_samples,
     rooted,
+    so_far,
     student,
 )
 from flatjax.linalg.probing._gauss import quadratures
@@ -42,6 +44,10 @@ def trace_of_function(
     num_steps: int = 30,
     deflation_steps: int | None = None,
     rtol: float | None = None,
+    progress: bool = False,
+    callback: watching.Callback | None = None,
+    max_seconds: float | None = None,
+    on_interrupt: str = "raise",
     structure: Tree = None,
 ) -> Estimate:
     r"""The trace $\mathrm{tr} f(A) = \sum_i f(\lambda_i)$ by deflated Lanczos quadrature.
@@ -60,6 +66,11 @@ def trace_of_function(
       num_steps: Lanczos steps per probe.
       deflation_steps: steps of the first run; default ``2 * num_steps``, 0 for none.
       rtol: the standard error that counts as converged, relative to the value; default 5 %.
+      progress: whether to show a bar on standard error, as in [`spectral_density`][].
+      callback: ``callback(step, values, residual_norms)``, as in [`spectral_density`][].
+      max_seconds: stop after so many seconds.
+      on_interrupt: ``"return"`` or ``"raise"``, as in [`spectral_density`][]; a stop waits for four
+        steps of two probes, and `Estimate.stopped` has the reason.
       structure: for a callable, a tree of arrays or ``jax.ShapeDtypeStruct`` like its vectors.
 
     Returns:
@@ -90,9 +101,13 @@ def trace_of_function(
         raise ValueError("num_probes must be at least 2: one probe has no standard error.")
     if rtol is not None:
         checks.check_tolerance(rtol, "rtol")
-    found = quadratures(
-        "trace_of_function", op, key, num_probes, num_steps, deflation_steps, tol=1e-3
-    )
+    watch = watching.watch(
+        "trace_of_function", progress, callback, max_seconds, on_interrupt, traced=(op, key)
+    )  # fmt: skip
+    with watch:
+        found = quadratures(
+            "trace_of_function", op, key, num_probes, num_steps, deflation_steps, 1e-3, watch, 2
+        )
     scalar = trees.dtype(op.structure)
     noise = _noise(found, op.size, scalar)
     at = functools.partial(evaluated, f, dtype=scalar, noise=noise)
@@ -100,7 +115,8 @@ def trace_of_function(
     known, uncertainty = values.sum(), spreads.sum()
     rest = op.size - found.exact.shape[0]
     if rest == 0:  # every eigenvalue is known
-        return exact.estimate(known, found.num_products, scalar, uncertainty)
+        value = exact.estimate(known, found.num_products, scalar, uncertainty)
+        return watching.marked(value, watch)
     values, spreads = at(found.nodes)
     samples = rest * products(found.weights, values).sum(axis=1)
     uncertainty = uncertainty + rest * products(found.weights, spreads).sum(axis=1).mean()
@@ -109,7 +125,8 @@ def trace_of_function(
     value = from_samples(samples, known, size, found.num_products, rtol, scalar)
     with np.errstate(invalid="ignore"):  # infinite, both of them
         missed = abs(samples.mean() - coarse)
-    return _widened(value, missed + uncertainty, student(len(samples) - 1), rtol)
+    value = _widened(value, missed + uncertainty, student(len(samples) - 1), rtol)
+    return watching.marked(value, watch)
 
 
 def _noise(found, dimension, dtype):
@@ -153,6 +170,10 @@ def logdet(
     num_steps: int = 30,
     deflation_steps: int | None = None,
     rtol: float | None = None,
+    progress: bool = False,
+    callback: watching.Callback | None = None,
+    max_seconds: float | None = None,
+    on_interrupt: str = "raise",
     structure: Tree = None,
 ) -> Estimate:
     r"""The log-determinant of a positive definite operator, $\mathrm{tr} \log A$.
@@ -168,6 +189,11 @@ def logdet(
       num_steps: Lanczos steps per probe.
       deflation_steps: steps of the first run; default ``2 * num_steps``, 0 for none.
       rtol: the standard error that counts as converged, relative to the value; default 5 %.
+      progress: whether to show a bar on standard error, as in [`spectral_density`][].
+      callback: ``callback(step, values, residual_norms)``, as in [`spectral_density`][].
+      max_seconds: stop after so many seconds.
+      on_interrupt: ``"return"`` or ``"raise"``, as in [`spectral_density`][]; a stop waits for four
+        steps of two probes, and `Estimate.stopped` has the reason.
       structure: for a callable, a tree of arrays or ``jax.ShapeDtypeStruct`` like its vectors.
 
     Returns:
@@ -193,6 +219,10 @@ def logdet(
         num_steps=num_steps,
         deflation_steps=deflation_steps,
         rtol=rtol,
+        progress=progress,
+        callback=callback,
+        max_seconds=max_seconds,
+        on_interrupt=on_interrupt,
         structure=structure,
     )
 
@@ -203,6 +233,10 @@ def frobenius_norm(
     key: jax.Array,
     num_products: int = 40,
     rtol: float | None = None,
+    progress: bool = False,
+    callback: watching.Callback | None = None,
+    max_seconds: float | None = None,
+    on_interrupt: str = "raise",
     structure: Tree = None,
 ) -> Estimate:
     r"""The Frobenius norm, $\sqrt{\mathrm{tr} A^2}$, from products with deflated probes.
@@ -219,6 +253,12 @@ def frobenius_norm(
       key: a PRNG key.
       num_products: the products, at least 6.
       rtol: the standard error that counts as converged, relative to the value; default 5 %.
+      progress: whether to show a bar on standard error, as in [`trace`][].
+      callback: ``callback(step, value, standard_error)``, the products so far and two NumPy
+        numbers: during the Lanczos run the norm that it knows and infinity. ``True`` stops.
+      max_seconds: stop after so many seconds.
+      on_interrupt: ``"return"`` or ``"raise"``, as in [`trace`][]; a stop waits for two probes, and
+        `Estimate.stopped` has the reason.
       structure: for a callable, a tree of arrays or ``jax.ShapeDtypeStruct`` like its vectors.
 
     Returns:
@@ -246,14 +286,32 @@ def frobenius_norm(
         checks.check_tolerance(rtol, "rtol")
     arguments.check_outside_jit("frobenius_norm", op, key)
     scalar = trees.dtype(op.structure)
-    if (dense := exact.matrix(op, num_products)) is not None:
-        return exact.estimate(exact.norm(dense), op.size, scalar)
-    checks.check_count("num_products", num_products, 6)
-    op = flat.packed(op)
-    run, spent = relations.of_run(op, key, num_products // 2)
-    count, unit = num_products - spent, run.unit
-    known, unit = float(run.within(unit).squares), float(unit)
-    samples = sample(op, key, 1, count, functools.partial(complement.squares, run))
+    if op.size > num_products:
+        checks.check_count("num_products", num_products, 6)
+    watch = watching.watch(
+        "frobenius_norm", progress, callback, max_seconds, on_interrupt, traced=(op, key),
+        label="standard error",
+    )  # fmt: skip
+    with watch:
+        if (dense := exact.matrix(op, num_products, watch)) is not None:
+            return exact.estimate(exact.norm(dense), op.size, scalar)
+        op = flat.packed(op)
+        rest = num_products - num_products // 2
+        run, spent = relations.of_run(op, key, num_products // 2, watch, rest)
+        count, unit = num_products - spent, run.unit
+        known, unit = float(run.within(unit).squares), float(unit)
+
+        def report(rows):
+            value, error = so_far(np.concatenate(rows, dtype=np.float64), known)
+            norm, n = np.sqrt(max(value, 0.0)), sum(map(len, rows))
+            with np.errstate(divide="ignore", invalid="ignore"):
+                error = error / (2 * norm)
+            watch.report(spent + n, unit * norm, unit * error, left=count - n, ready=n > 1)
+
+        # What a stop has left to do, nobody watches.
+        count, seen = (count, watch) if watch.stopped is None else (2, watching.SILENT)
+        squares = functools.partial(complement.squares, run)
+        samples = sample(op, key, 1, count, squares, watch=seen, report=report)
     size = abs(known) + abs(samples).mean()
     square = from_samples(samples, known, size, spent + len(samples), None, scalar)
-    return rooted(square, unit, rtol, op.size)
+    return watching.marked(rooted(square, unit, rtol, op.size), watch)

@@ -10,10 +10,11 @@ from flatjax import _checks as checks
 from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax._trees import Tree
+from flatjax.linalg.krylov import _saved as saved
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.vectors import _arguments as arguments
 from flatjax.linalg.vectors import _basis as bases
-from flatjax.operators._base import as_operator
+from flatjax.operators._base import Operator, as_operator
 
 
 @reading.readable
@@ -30,7 +31,7 @@ class Lanczos(NamedTuple):
         on from a random vector orthogonal to the basis. T is then block diagonal.
       num_products: the number of products spent, m.
       scale: the power of two in whose units the run was computed.
-      seed: the state of the random restarts, for `extend`.
+      seed: the state of the random restarts, for ``resume=``.
     """
 
     alphas: jax.Array
@@ -43,7 +44,9 @@ class Lanczos(NamedTuple):
     seed: jax.Array
 
 
-def lanczos(op: Any, v0: Tree, num_steps: int, *, structure: Tree = None) -> Lanczos:
+def lanczos(
+    op: Any, v0: Tree, num_steps: int, *, resume: Lanczos | None = None, structure: Tree = None
+) -> Lanczos:
     r"""Lanczos tridiagonalisation with full reorthogonalisation.
 
     Ritz values never repeat: without reorthogonalisation float32 gives 4 copies of a dominant
@@ -56,19 +59,27 @@ def lanczos(op: Any, v0: Tree, num_steps: int, *, structure: Tree = None) -> Lan
     twice a step. Called eagerly, the steps are driven from the host without waiting for each
     other; traced, they run in a ``lax`` loop.
 
+    A result is all arrays and holds all that another call needs to go on from it, now or, saved and
+    loaded by orbax or pickle, later. The steps are those of one longer run up to rounding: its
+    buffers are of another size, and sums in another order. The basis is copied once.
+
     Args:
       op: a flatjax operator, or a traceable callable ``v -> A v``, symmetric.
-      v0: the start vector, a pytree of the operator's structure with any non-zero norm.
-      num_steps: the number of steps m, at most the dimension.
+      v0: the start vector, a pytree of the operator's structure with any non-zero norm; ``None``
+        with ``resume``.
+      num_steps: the number of steps m, at most the dimension; with ``resume`` in all.
+      resume: the earlier result of the same operator to go on from, or the mapping of its fields
+        that a checkpoint gives back when it is loaded without types.
       structure: for a callable, a tree of arrays or ``jax.ShapeDtypeStruct`` like its vectors.
 
     Returns:
       A `Lanczos`.
 
     Raises:
-      TypeError: if ``op`` is not callable or ``v0`` has another tree structure.
-      ValueError: if a shape, the norm of ``v0`` or ``num_steps`` is not right, or the structure of
-        a callable is missing.
+      TypeError: if ``op`` is not callable, ``v0`` has another tree structure or ``resume`` is no
+        result of this operator.
+      ValueError: if a shape, a dtype, the norm of ``v0`` or ``num_steps`` is not right, or the
+        structure of a callable is missing.
 
     Example:
       >>> import jax.numpy as jnp, flatjax.linalg
@@ -76,6 +87,10 @@ def lanczos(op: Any, v0: Tree, num_steps: int, *, structure: Tree = None) -> Lan
       >>> run = flatjax.linalg.lanczos(lambda v: d * v, jnp.ones(3), 3, structure=d)
       >>> float(run.alphas.sum())
       7.0
+      >>> short = flatjax.linalg.lanczos(lambda v: d * v, jnp.ones(3), 1, structure=d)
+      >>> run = flatjax.linalg.lanczos(lambda v: d * v, None, 3, resume=short, structure=d)
+      >>> short.num_products, run.num_products, float(run.alphas.sum())
+      (1, 3, 7.0)
 
     References:
       Golub and Van Loan, *Matrix Computations*, section 10.3; Daniel, Gragg, Kaufman and Stewart,
@@ -83,48 +98,30 @@ def lanczos(op: Any, v0: Tree, num_steps: int, *, structure: Tree = None) -> Lan
       Math. Comp. 1976.
     """
     op = as_operator(op, structure)
-    v0 = arguments.start_vector(op, v0)
     checks.check_count("num_steps", num_steps)
     if num_steps > op.size:
         raise ValueError(f"num_steps={num_steps} exceeds the dimension {op.size}; lower it.")
+    if resume is not None:
+        return _continued(op, v0, num_steps, resume)
+    v0 = arguments.start_vector(op, v0)
     state = krylov.start(trees.normalized(v0)[0], num_steps, jax.random.key(0))
     return _result(krylov.run(op, state, num_steps), num_steps)
 
 
-def extend(previous: Lanczos, op: Any, num_steps: int, *, structure: Tree = None) -> Lanczos:
-    """Continue a `Lanczos` run by more steps.
-
-    The result is that of one longer run. Costs ``num_steps`` products; the basis is copied once.
-
-    Args:
-      previous: the run to continue.
-      op: the same operator.
-      num_steps: the number of steps to add.
-      structure: as in `lanczos`.
-
-    Returns:
-      A `Lanczos` of all steps, with ``num_products`` of both runs.
-
-    Raises:
-      ValueError: if all steps together exceed the dimension.
-
-    Example:
-      >>> import jax.numpy as jnp, flatjax.linalg
-      >>> d = jnp.array([1.0, 2.0, 4.0])
-      >>> run = flatjax.linalg.lanczos(lambda v: d * v, jnp.ones(3), 1, structure=d)
-      >>> run = flatjax.linalg.extend(run, lambda v: d * v, 2, structure=d)
-      >>> run.num_products, float(run.alphas.sum())
-      (3, 7.0)
-    """
-    op = as_operator(op, structure)
-    checks.check_count("num_steps", num_steps)
+def _continued(op: Operator, v0: Tree, num_steps: int, resume: Any) -> Lanczos:
+    """The result of a run that goes on."""
+    if v0 is not None:
+        raise ValueError("resume goes on from the start vector of that run: pass None as v0.")
+    previous = saved.restored(Lanczos, resume, op.structure)
     done = previous.alphas.shape[0]
-    if done + num_steps > op.size:
+    if done > num_steps:
         raise ValueError(
-            f"{done} steps are done and num_steps={num_steps} more exceed the dimension {op.size}."
+            f"resume has {done} Lanczos steps already, and num_steps={num_steps} counts them: "
+            "raise it by those to come."
         )
-    state = krylov.run(op, _resume(previous, num_steps), num_steps)
-    return _result(state, previous.num_products + num_steps)
+    state = _resume(previous, num_steps - done)
+    saved.check_run(state, op.structure)
+    return _result(krylov.run(op, state, num_steps - done), num_steps)
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -9,12 +9,21 @@ import numpy as np
 from flatjax import _checks as checks
 from flatjax import _loops as loops
 from flatjax import _trees as trees
+from flatjax import _watching as watching
 from flatjax._trees import Tree
+from flatjax._watching import SILENT, Watch
 from flatjax.linalg.krylov._depth import deflate
 from flatjax.linalg.probing import _exact as exact
 from flatjax.linalg.probing import _leave_one_out as leave_one_out
 from flatjax.linalg.probing import _probe_products as probe_products
-from flatjax.linalg.probing._estimate import Estimate, from_samples, from_spread, quiet, resolved
+from flatjax.linalg.probing._estimate import (
+    Estimate,
+    from_samples,
+    from_spread,
+    quiet,
+    resolved,
+    so_far,
+)
 from flatjax.linalg.probing._probe_products import quadratic_forms
 from flatjax.linalg.probing._range import (
     probe_coefficients,
@@ -52,6 +61,10 @@ def trace(
     rtol: float | None = None,
     max_products: int | None = None,
     probe_block: int = 1,
+    progress: bool = False,
+    callback: watching.Callback | None = None,
+    max_seconds: float | None = None,
+    on_interrupt: str = "raise",
     structure: Tree = None,
 ) -> Estimate:
     r"""The trace of a symmetric operator, with a standard error and a 95 % interval.
@@ -87,6 +100,18 @@ def trace(
       max_products: the most products under ``rtol``; default 1000.
       probe_block: probes multiplied at once, for Hutchinson probes: faster, for as many times the
         memory of one product.
+      progress: whether to show a bar on standard error (by rich, if it is installed; lines where
+        that is no terminal): products, relative standard error, time left.
+      callback: ``callback(step, value, standard_error)`` after every few products, of slow ones
+        after each: the products so far and two NumPy numbers. If it returns ``True``, the estimate
+        stops. For ``"hutchinson"`` and ``"deflated"`` (while this deflates, the two are the trace
+        on the span and infinity), as are ``max_seconds`` and ``on_interrupt``: the other methods
+        have no estimate before the end.
+      max_seconds: stop after so many seconds.
+      on_interrupt: ``"return"``: the first Ctrl-C stops after the product in progress, the second
+        raises; ``"raise"``: the first raises. A stop, of whatever kind, comes after two probes at
+        the earliest (interrupted before, it raises) and gives their estimate, with the reason in
+        `Estimate.stopped`.
       structure: for a callable, a tree of arrays or ``jax.ShapeDtypeStruct`` like its vectors.
 
     Returns:
@@ -94,9 +119,10 @@ def trace(
 
     Raises:
       TypeError: if ``op`` is not callable or ``key`` is no key, and inside ``jit`` for all methods
-        but ``"hutchinson"``.
+        but ``"hutchinson"`` and of what is to be watched (``progress`` and the three after it).
       ValueError: on arguments out of range or that exclude each other, too few products for the
-        method, a callable without structure, or an indefinite operator with ``"xnystrace"``.
+        method, a stop of one that cannot, a callable without structure, or an indefinite operator
+        with ``"xnystrace"``.
 
     Example:
       >>> import jax, jax.numpy as jnp, flatjax
@@ -120,24 +146,33 @@ def trace(
         arguments.check_outside_jit(f"trace(method={method!r})", op, key)
     # Under a goal it may stop after so many.
     budget = most if rtol is None else min(most, probe_products.LEAST)
-    if (dense := exact.matrix(op, budget)) is not None:
-        return exact.estimate(dense.trace(), op.size, trees.dtype(op.structure))
-    if most < LEAST[method]:
+    if op.size > budget and most < LEAST[method]:
         raise ValueError(
             f"{'num' if rtol is None else 'max'}_products={most} is too small: method={method!r} "
             f"needs at least {LEAST[method]}."
         )
-    op = flat.packed(op)
-    with quiet():
+    watch = watching.watch(
+        "trace", progress, callback, max_seconds, on_interrupt, traced=(op, key),
+        label="standard error",
+    )  # fmt: skip
+    if method not in ADAPTIVE and not (callback is max_seconds is None and on_interrupt == "raise"):
+        raise ValueError(
+            f"method={method!r} cannot stop between two probes: leave out callback=, max_seconds= "
+            "and on_interrupt=, or take one of " + ", ".join(map(repr, ADAPTIVE)) + "."
+        )
+    with watch, quiet():
+        if (dense := exact.matrix(op, budget, watch)) is not None:
+            return exact.estimate(dense.trace(), op.size, trees.dtype(op.structure))
+        op = flat.packed(op)
         if method == "hutchinson":
-            found = _probed(op, key, most, rtol, probe_block)
+            found = _probed(op, key, most, rtol, probe_block, watch=watch)
         elif method == "deflated":
-            found = _deflated(op, key, most, rtol, probe_block)
+            found = _deflated(op, key, most, rtol, probe_block, watch)
         elif method == "hutch++":
-            found = _hutchpp(op, key, most, probe_block)
+            found = _hutchpp(op, key, most, probe_block, watch)
         else:
-            found = (_xtrace if method == "xtrace" else _xnystrace)(op, key, most)
-    return resolved(found, found.value, op.size)
+            found = (_xtrace if method == "xtrace" else _xnystrace)(op, key, most, watch)
+        return watching.marked(resolved(found, found.value, op.size), watch)
 
 
 def _most(method, num_products, rtol, max_products):
@@ -181,23 +216,23 @@ class _Known(NamedTuple):
     num_products: int = 0
 
 
-def _deflated(op, key, most, rtol, block):
+def _deflated(op, key, most, rtol, block, watch):
     # Two products at least are left for probes even where every one of the run's steps was a
     # breakdown that the host noticed late.
     depth = max(1, (most - 2) // 2)
-    found = deflate(op, jax.random.fold_in(key, 0), depth, most)
+    found = deflate(op, jax.random.fold_in(key, 0), depth, most, watch)
     known = _Known(found.basis, found.rank, found.trace, found.absolute, found.num_products)
-    return _probed(op, key, most, rtol, block, known)
+    return _probed(op, key, most, rtol, block, known, watch)
 
 
-def _hutchpp(op, key, num_products, block):
+def _hutchpp(op, key, num_products, block, watch):
     count = min(num_products // 3, op.size)
     # A few signs can be linearly dependent on the support of a low-rank operator; normals are not.
-    span = random_range(op, jax.random.fold_in(key, 0), count, "normal")
-    diagonal = rayleigh_quotient(op, span.basis).diagonal()
+    span = random_range(op, jax.random.fold_in(key, 0), count, "normal", watch=watch)
+    diagonal = rayleigh_quotient(op, span.basis, watch).diagonal()
     rank = int((abs(span.triangle.diagonal()) > 0).sum())
     known = _Known(span.basis, rank, diagonal.sum(), abs(diagonal).sum(), 2 * count)
-    return _probed(op, key, num_products, None, block, known)
+    return _probed(op, key, num_products, None, block, known, watch)
 
 
 def _probed(
@@ -207,41 +242,64 @@ def _probed(
     rtol: float | None,
     block: int,
     known: _Known = _Known(),  # noqa: B008
+    watch: Watch = SILENT,
 ) -> Estimate:
     """Hutchinson's estimate on the complement of what is known, plus what is."""
     scalar, budget = trees.dtype(op.structure), most - known.num_products
     key = jax.random.fold_in(key, 1)
 
-    def draw(first, count):
-        return quadratic_forms(op, key, first, count, basis=known.basis, block=block)
+    def drawn(forms, norms):
+        if known.basis is None:
+            return forms
+        return probe_products.less_norms(forms, norms, op.size - known.rank)
+
+    def draw(first, count, before=()):
+        def report(rows):
+            forms, norms = (
+                np.concatenate(a, dtype=np.float64) for a in zip(*before, *rows, strict=True)
+            )
+            value, error = so_far(drawn(forms, norms), known.trace)
+            n, spent = len(forms), known.num_products + len(forms)
+            left: Any = most - spent
+            if rtol is not None and value:  # the error falls as the root of the probes
+                left = min(float(left), max(0.0, n * ((error / (rtol * value)) ** 2 - 1)))
+            watch.report(spent, value, error, left=left, ready=n > 1)
+
+        # What a stop has left to do, nobody watches.
+        seen = SILENT if watch.stopped is not None else watch
+        return quadratic_forms(
+            op, key, first, count, basis=known.basis, block=block, watch=seen, report=report
+        )
 
     def estimate(forms, norms):
-        samples = forms
-        if known.basis is not None:
-            samples = probe_products.less_norms(forms, norms, op.size - known.rank)
+        samples = drawn(forms, norms)
         size = known.absolute + abs(forms).mean()
         spent = known.num_products + forms.shape[0]
         return from_samples(samples, known.trace, size, spent, rtol, scalar)
 
     traced = loops.is_traced(op, key, jnp.zeros(()))
+    if watch.stopped is not None:
+        return estimate(*draw(0, 2))
     if rtol is None or traced:
         return estimate(*draw(0, budget))
     # A stopping rule needs some samples to look at.
     samples = draw(0, min(max(probe_products.LEAST, block), budget))
     result = estimate(*samples)
     while (done := len(samples[0])) < budget and not bool(result.converged):
-        more = draw(done, min(max(probe_products.CHECK_EVERY, block), budget - done))
+        if watch.stopped is not None:
+            break
+        more = draw(done, min(max(probe_products.CHECK_EVERY, block), budget - done), [samples])
         samples = [np.concatenate(pair) for pair in zip(samples, more, strict=True)]
         result = estimate(*samples)
     return result
 
 
-def _xtrace(op, key, num_products):
+def _xtrace(op, key, num_products, watch):
     scalar = trees.dtype(op.structure)
     count = min(num_products // 2, op.size)
     key = jax.random.fold_in(key, 0)
-    span = random_range(op, key, count, "sphere")
-    projected = rayleigh_quotient(op, span.basis)
+    span = random_range(op, key, count, "sphere", watch=watch)
+    projected = rayleigh_quotient(op, span.basis, watch)
     overlaps = probe_coefficients(span.basis, key, op.structure, "sphere")
     unit = _unit(span.triangle)
     triangle, eps = span.triangle / unit, float(jnp.finfo(scalar).eps)
@@ -250,14 +308,14 @@ def _xtrace(op, key, num_products):
     return _leave_one_out("xtrace", samples, size, unit, 2 * count, scalar)
 
 
-def _xnystrace(op, key, num_products):
+def _xnystrace(op, key, num_products, watch):
     scalar = trees.dtype(op.structure)
     eps = float(jnp.finfo(scalar).eps)
     count = min(num_products, op.size)
     key = jax.random.fold_in(key, 0)
     # In float64 on the host the small matrices stand a condition number up to rounding of the
     # products.
-    span = random_range(op, key, count, "sphere", shift=64 * eps)
+    span = random_range(op, key, count, "sphere", shift=64 * eps, watch=watch)
     overlaps = probe_coefficients(span.basis, key, op.structure, "sphere")
     gram = probe_gram(key, op.structure, count, "sphere")
     unit = _unit(span.triangle)

@@ -12,6 +12,7 @@ from flatjax import _checks as checks
 from flatjax import _loops as loops
 from flatjax import _reading as reading
 from flatjax import _trees as trees
+from flatjax import _watching as watching
 from flatjax.linalg.probing._estimate import student
 from flatjax.measures import _langevin_chains as langevin_chains
 from flatjax.measures import _objective as objective
@@ -21,6 +22,7 @@ from flatjax.operators._normalisers import check_operators
 
 _R_HAT = 1.05  # above, the chains do not agree
 _SAMPLES = 10  # effective samples per chain that make a standard error
+_FEWEST = 4  # steps of each that there must be
 _PASSES = 20  # over all batches that make their means a series
 _AHEAD = 32  # steps that the host may run ahead of the device, and batches held for them
 
@@ -42,6 +44,8 @@ class LearningCoefficient(NamedTuple):
       initial_loss: the mean loss over all batches at the point.
       converged: whether ``r_hat`` is at most 1.05, every chain is worth 10 samples, all is finite
         and the value not negative: the chains of a point that is no minimum find lower losses.
+      stopped: why it was stopped early, ``"callback"``, ``"max_seconds"`` or ``"interrupt"``: then
+        it has not converged, and the losses are fewer. ``None`` otherwise.
     """
 
     value: jax.Array
@@ -53,6 +57,7 @@ class LearningCoefficient(NamedTuple):
     losses: jax.Array
     initial_loss: jax.Array
     converged: jax.Array
+    stopped: str | None = None
 
     __float__ = reading.as_float
 
@@ -73,6 +78,10 @@ def local_learning_coefficient(
     preconditioner: str | None = "rmsprop",
     mask: Any = None,
     precision: str | None = "highest",
+    progress: bool = False,
+    callback: watching.Callback | None = None,
+    max_seconds: float | None = None,
+    on_interrupt: str = "raise",
 ) -> LearningCoefficient:
     r"""The local learning coefficient of a minimum.
 
@@ -122,6 +131,16 @@ def local_learning_coefficient(
       mask: the leaves that are sampled, the others staying as they are: what [`restrict`][] takes
         (a path, a predicate, a tree of booleans that is a prefix of the params).
       precision: matmul precision; ``None`` leaves the caller's default.
+      progress: whether to show a bar on standard error (by rich, if it is installed; lines where
+        that is no terminal): steps and time left.
+      callback: ``callback(step, value, standard_error)`` after every few steps, of slow ones after
+        each: the steps so far, burn-in included, and two NumPy numbers, the mean over all chains
+        and its error by their disagreement alone (NaN during burn-in; infinite for one chain). If
+        it returns ``True``, it stops.
+      max_seconds: stop after so many seconds.
+      on_interrupt: ``"return"``: the first Ctrl-C stops after the steps in progress, the second
+        raises; ``"raise"``: the first raises. A stop, of whatever kind, waits for four steps after
+        burn-in (interrupted before, it raises); `LearningCoefficient.stopped` has the reason.
 
     Returns:
       A [`LearningCoefficient`][].
@@ -163,7 +182,7 @@ def local_learning_coefficient(
     beta = 1 / math.log(num_data) if inverse_temperature is None else inverse_temperature
     checks.check_scalar("inverse_temperature", beta, above=0.0)
     checks.check_count("num_chains", num_chains)
-    checks.check_count("num_steps", num_steps, 4)
+    checks.check_count("num_steps", num_steps, _FEWEST)
     checks.check_count("num_burnin", num_burnin, 0)
     checks.check_choice("preconditioner", preconditioner, ("rmsprop", None))
     ops = Objectives(
@@ -190,11 +209,31 @@ def local_learning_coefficient(
             jax.block_until_ready(excess)
         return chains
 
-    with loops.device(False):  # the batches are the host's
-        loops.fori(num_burnin + num_steps, step, chains)
+    total = num_burnin + num_steps
+
+    def report(done):
+        value, error = np.float64(np.nan), np.float64(np.nan)
+        if kept:
+            kept[:] = jax.device_get(kept)
+            means = data_weight * np.mean(kept, axis=0, dtype=np.float64)
+            some = num_chains > 1
+            value = means.mean()
+            error = means.std(ddof=1) / math.sqrt(num_chains) if some else np.float64(np.inf)
+        watch.report(done, value, error, left=total - done, ready=len(kept) >= _FEWEST)
+
+    watch = watching.watch(
+        "local_learning_coefficient", progress, callback, max_seconds, on_interrupt,
+        unit="steps", label="disagreement", traced=(params, args, key),
+    )  # fmt: skip
+    with watch, loops.device(False):  # the batches are the host's
+        for first, after in watch.chunks(total):
+            chains = loops.fori(after - first, lambda i, c, f=first: step(f + i, c), chains)
+            if watch.wants():
+                jax.block_until_ready(chains)
+                report(after)
     excess = np.stack(jax.device_get(kept), axis=1).astype(np.float64)
     # What a batch has of its own cancels over a pass.
-    period = num_batches if num_steps >= _PASSES * num_batches else 1
+    period = num_batches if len(kept) >= _PASSES * num_batches else 1
     found = diagnosed(data_weight * excess, period)
     samples = found.effective_samples
     half = student(max(1, int(samples) - 1)) * found.standard_error if samples > 0 else math.nan
@@ -214,9 +253,10 @@ def local_learning_coefficient(
         initial_loss + excess,
         initial_loss,
     )
-    return LearningCoefficient(
+    coefficient = LearningCoefficient(
         *(jnp.asarray(a, dtype) for a in results), converged=jnp.asarray(converged)
     )
+    return watching.marked(coefficient, watch)
 
 
 def _initial(ops: Objectives) -> tuple[Any, float, float, int]:

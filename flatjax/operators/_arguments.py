@@ -1,7 +1,7 @@
 """What a factory is given: checked at the door, with the fix in the message."""
 
 import contextlib
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -20,10 +20,16 @@ def as_arrays(tree: Any) -> Any:
     A copy: the caller may reuse the buffers of a batch.
 
     Raises:
-      TypeError: for an array of text or objects.
+      TypeError: for an array of text or objects, or something to iterate over.
     """
 
     def leaf(path, a):
+        if _is_loader(a):
+            raise TypeError(
+                f"a batch must be a tree of arrays, got something to iterate over ({type(a)}): "
+                "take one of its batches, next(iter(loader)), or for all of them see "
+                "flatjax.over_batches(lambda batch: ..., batches)."
+            )
         if not isinstance(a, np.ndarray):
             return a
         if a.dtype.kind in "USOMm":
@@ -33,7 +39,12 @@ def as_arrays(tree: Any) -> Any:
             )
         return jnp.array(a)
 
-    return jax.tree_util.tree_map_with_path(leaf, tree)
+    return jax.tree_util.tree_map_with_path(leaf, tree, is_leaf=lambda a: isinstance(a, Iterator))
+
+
+def _is_loader(a):
+    """Whether this is a generator or a data loader."""
+    return isinstance(a, Iterable) and not isinstance(a, (str, bytes)) and not hasattr(a, "shape")
 
 
 def matmul_precision(precision: str | None) -> contextlib.AbstractContextManager[Any]:
@@ -122,25 +133,15 @@ def check_mesh(tree: Any) -> None:
 
 def check_params(params: Any) -> None:
     """Raise unless ``params`` is a non-empty tree of real floating arrays."""
-    if callable(params) and jax.tree_util.all_leaves([params]):
-        raise TypeError("params is a function: the order is (function, params, batch).")
     leaves = jax.tree_util.tree_leaves_with_path(params)
     for path, leaf in leaves:
-        _check_array("params", path, leaf)
-    if not leaves or trees.size([leaf for _, leaf in leaves if hasattr(leaf, "shape")]) == 0:
-        raise ValueError("params has no entries: pass a pytree of floating arrays.")
+        checks.check_array(f"params{jax.tree_util.keystr(path)}", leaf)
     for path, leaf in leaves:
         dtype = getattr(leaf, "dtype", None)
         if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
             kind = type(leaf).__name__ if dtype is None else f"dtype {dtype}"
             advice = "pass counters, keys and model state through *args."
-            if dtype is None and callable(leaf):
-                advice = (
-                    "split the functions off, as of an equinox module with "
-                    "arrays, rest = equinox.partition(model, equinox.is_inexact_array), and join "
-                    "them in the loss with equinox.combine(arrays, rest)."
-                )
-            elif dtype is not None and jnp.issubdtype(dtype, jnp.complexfloating):
+            if dtype is not None and jnp.issubdtype(dtype, jnp.complexfloating):
                 advice = (
                     "pass the real and the imaginary part as two leaves, and join them in the loss."
                 )
@@ -148,22 +149,8 @@ def check_params(params: Any) -> None:
                 f"params{jax.tree_util.keystr(path)} must be a real floating array, got {kind}: "
                 f"{advice}"
             )
-
-
-def _check_array(tree: str, path: Any, leaf: Any) -> None:
-    """Raise for what looks like an array and is another library's, and for text."""
-    if isinstance(leaf, jax.Array):
-        return
-    name = f"{tree}{jax.tree_util.keystr(path)}"
-    if isinstance(leaf, (str, bytes)):
-        raise TypeError(f"{name} is text ({leaf!r}): leave it out, JAX holds numbers only.")
-    known = (np.ndarray, np.generic, jax.ShapeDtypeStruct, bool, int, float, complex)
-    foreign = not isinstance(leaf, known) and not hasattr(leaf, "__jax_array__")
-    if foreign and hasattr(leaf, "shape") and hasattr(leaf, "dtype"):
-        raise TypeError(
-            f"{name} is a {type(leaf).__module__}.{type(leaf).__qualname__}, no array of JAX: "
-            "convert it, for instance with jax.numpy.asarray(tensor.detach().cpu().numpy())."
-        )
+    if trees.size(params) == 0:
+        raise ValueError("params has no entries: pass a pytree of floating arrays.")
 
 
 def check_output(name: str, out: Any) -> None:
@@ -179,7 +166,7 @@ def num_examples(batch: Any) -> int | None:
     """The shared leading axis of a batch; ``None`` for a batch without leaves."""
     sizes = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
-        _check_array("batch", path, leaf)
+        checks.check_array(f"batch{jax.tree_util.keystr(path)}", leaf)
         if not getattr(leaf, "shape", ()):
             raise ValueError(
                 f"batch{jax.tree_util.keystr(path)} has no leading example axis: pass values that "
@@ -206,9 +193,12 @@ def num_examples(batch: Any) -> int | None:
 def split_batch(batch: Any) -> tuple[Any, Any]:
     """``(inputs, targets)`` of a batch, or a clear error."""
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+        several = ""
+        if looks_like_batches(batch):
+            several = " For several batches see flatjax.over_batches(lambda batch: ..., batches)."
         raise TypeError(
             "batch must be a pair (inputs, targets) where a model_fn and an output loss are used, "
-            f"got {type(batch).__name__}."
+            f"got {type(batch).__name__}.{several}"
         )
     return batch[0], batch[1]
 

@@ -14,6 +14,15 @@ from flatjax.operators._arguments import looks_like_batches, matmul_precision
 from flatjax.operators._base import operator, static
 from flatjax.operators._selection import Selection
 
+SPLIT = (
+    "graph, params, rest = flax.nnx.split(model, flax.nnx.Param, ...), and inside the loss "
+    "model = flax.nnx.merge(graph, params, rest)"
+)
+PARTITION = (
+    "params, static = eqx.partition(model, eqx.is_inexact_array), and inside the loss "
+    "model = eqx.combine(params, static)"
+)
+
 
 def check_function(fn: Any, name: str, params: Any = None) -> None:
     """Raise unless ``fn`` is a function."""
@@ -72,11 +81,13 @@ def follow(
     *,
     axis_name: collectives.AxisName = None,
     precision: str | None = None,
+    whole: Any = None,
 ) -> functions.Followed:
     """A user's function of params and data, with what it captures as leaves.
 
     Params in low precision are followed in float32, too, where differences are taken. ``axis_name``
-    are the mesh axes over which they will vary, ``name`` what to call the function in a message.
+    are the mesh axes over which they will vary, ``name`` what to call the function in a message,
+    ``whole`` the user's batch where the function takes a part of it.
     """
     check_function(fn, name, params)
     params = collectives.varying(params, axis_name)
@@ -85,7 +96,7 @@ def follow(
         try:
             return functions.follow(fn, given, *_in_float32(fn, given))
         except Exception as error:
-            _explain(error, name, batch, args)
+            _explain(error, name, params, batch, args, batch if whole is None else whole)
             raise
 
 
@@ -123,8 +134,48 @@ def _in_float32(fn, given):
     return [(wide, *rest)]
 
 
-def _explain(error: Exception, name: str, batch: Any, args: tuple) -> None:
+def no_model(params: Any, error: Exception) -> tuple[str, str, str] | None:
+    """What params are that were called as if they were the model; what to write; its ``grad_fn``.
+
+    ``None`` where the error is another one.
+    """
+    text = str(error)
+    if not isinstance(error, (TypeError, AttributeError)):
+        return None
+    if is_nnx(params) and "State" in text:
+        what = f"a flax.nnx.State, which is no model ({text})"
+        # Of a copy: what nnx splits off is shared with the model, whose keys and statistics go on.
+        grad_fn = (
+            "lambda p: flax.nnx.grad(loss)(flax.nnx.merge(graph, p, rest, copy=True), batch), with "
+            "graph and rest of flax.nnx.clone(model), split before the clean pass"
+        )
+        return what, SPLIT, grad_fn
+    if has_none(params) and "NoneType" in text:
+        what = "which hold the arrays of the model alone: what eqx.filter left out is None"
+        return (
+            f"{what} ({text})",
+            PARTITION,
+            "lambda p: eqx.filter_grad(loss)(eqx.combine(p, static), batch)",
+        )
+    return None
+
+
+def is_nnx(tree: Any) -> bool:
+    """Whether a tree is one of flax.nnx."""
+    return type(tree).__module__.startswith("flax.nnx")
+
+
+def has_none(tree: Any) -> bool:
+    """Whether ``None`` stands for a leaf that was left out."""
+    return any(a is None for a in jax.tree.leaves(tree, is_leaf=lambda a: a is None))
+
+
+def _explain(error: Exception, name: str, params: Any, batch: Any, args: tuple, whole: Any) -> None:
     """Raise what says more than the error of a user's function, or add notes to it."""
+    if (advice := no_model(params, error)) is not None:
+        raise TypeError(
+            f"{name} is called with the params, {advice[0]}. Write {advice[1]}."
+        ) from error
     flags = [a for a in jax.tree.leaves(args) if isinstance(a, (bool, int, str, bytes))]
     concrete = isinstance(error, jax.errors.ConcretizationTypeError)
     concrete = concrete or "concrete value" in str(error)
@@ -134,9 +185,9 @@ def _explain(error: Exception, name: str, batch: Any, args: tuple) -> None:
             "are traced like arrays: bind flags and names in the function instead, "
             f"lambda params, batch: {name}(params, batch, {flags[0]!r})."
         ) from error
-    if looks_like_batches(batch):
+    if looks_like_batches(whole):
         raise TypeError(
-            f"{name} raised on a batch that is a list of {len(batch)} trees of one kind. For "
+            f"{name} raised on a batch that is a list of {len(whole)} trees of one kind. For "
             "several batches see flatjax.over_batches(lambda batch: ..., batches). Its "
             f"message: {error}"
         ) from error

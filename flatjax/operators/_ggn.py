@@ -281,6 +281,7 @@ def fisher(
       >>> float(jnp.trace(F.to_dense()))  # |x|^2 * sum_c p_c (1 - p_c) = 2 * 2/3
       1.3333333730697632
     """
+    _check_order(model_fn)
     checks.check_choice("kind", kind, ("exact", "sampled", "empirical"))
     if (key is not None) != (kind == "sampled"):
         raise ValueError('kind="sampled" needs key=, and the other kinds take none.')
@@ -334,7 +335,17 @@ def _draws(op, index, key, num_samples):
     return jax.vmap(op.rows)(jax.vmap(example, out_axes=1)(index, outputs, op.targets))
 
 
+def _check_order(model_fn):
+    """Raise where the output loss stands in the place of the model."""
+    if isinstance(model_fn, losses.OutputLoss):
+        raise TypeError(
+            f"model_fn is the output loss {type(model_fn).__name__}: the order is (model_fn, loss, "
+            "params, batch)."
+        )
+
+
 def _gauss_newton(model_fn, loss, params, batch, args, weights, axis_name, precision, key=None):
+    _check_order(model_fn)
     params, batch, args = as_arrays((params, batch, args))
     inputs, targets = split_batch(batch)
     loss = as_loss(loss)
@@ -343,8 +354,9 @@ def _gauss_newton(model_fn, loss, params, batch, args, weights, axis_name, preci
         params, batch, weights, axis_name, precision, args=args, token_weights=token_weights
     )
     model_fn = follow(
-        model_fn, "model_fn", params, inputs, args, axis_name=axis_name, precision=precision
-    )
+        model_fn, "model_fn", params, inputs, args,
+        axis_name=axis_name, precision=precision, whole=batch,
+    )  # fmt: skip
     outputs = model_fn.out
     check_output("model_fn", outputs)
     if outputs.shape[:1] != (checked.n,):

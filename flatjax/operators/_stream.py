@@ -5,11 +5,13 @@ from functools import partial
 from typing import Any
 
 import jax
+import numpy as np
 
 from flatjax import _convolutions as convolutions
 from flatjax import _functions as functions
 from flatjax import _loops as loops
 from flatjax import _trees as trees
+from flatjax import _watching as watching
 from flatjax.operators import _normalisers as normalisers
 from flatjax.operators import _sums as sums
 from flatjax.operators import _weighting as weighting
@@ -31,8 +33,11 @@ class Stream(OnHost):
         batches: Iterable[Any],
         *,
         check: bool = True,
+        progress: bool = False,
+        callback: watching.Callback | None = None,
     ):
         self._make, self._batches, self._check = make_operator, batches, check
+        self._progress, self._callback = progress, callback
         first = next(iter(self._operators()), None)
         if first is None:
             raise ValueError("batches is empty: over_batches needs at least one batch.")
@@ -46,7 +51,10 @@ class Stream(OnHost):
         def make(batch) -> Any:
             return self._make(batch).restrict(selection)
 
-        return Stream(make, self._batches, check=self._check)
+        return Stream(
+            make, self._batches, check=self._check,
+            progress=self._progress, callback=self._callback,
+        )  # fmt: skip
 
     def _operators(self):
         first: Any = None
@@ -87,12 +95,29 @@ class Stream(OnHost):
             raise self._traced()
         trees.check(v, self.structure)
         total: Any = None
-        for op in self._operators():
-            total = _add_product(op, v, sums.nothing(op) if total is None else total)
+        watch = watching.watch(
+            "over_batches", self._progress, self._callback, unit="batches", summary=False
+        )
+        with watch:
+            for number, op in enumerate(self._operators(), 1):
+                total = _add_product(op, v, sums.nothing(op) if total is None else total)
+                if watch.due(total):
+                    self._report(watch, number, total)
         if total is None:
             raise ValueError("batches gave nothing on a second pass: pass a re-iterable object.")
         weighting.check_total(total.weight, "no batch has an example that counts")
         return _mean(total)
+
+    def _report(self, watch, number, total):
+        batches: Any = self._batches
+        left = len(batches) - number if hasattr(batches, "__len__") else None
+        watch.report(number, np.asarray(total.weight), left=left)
+        if watch.stopped is not None:
+            raise RuntimeError(
+                f"the callback has stopped a product after {number} batches, and a part of one is "
+                "the product of another operator: stop the function that multiplies, by its own "
+                "callback=, max_seconds= or on_interrupt=."
+            )
 
 
 @partial(convolutions.compiled, donate_argnums=2)
@@ -124,7 +149,12 @@ def check_batches(batches: Any, user: str) -> None:
 
 
 def over_batches(
-    make_operator: Callable[[Any], DataOperator], batches: Iterable[Any], *, check: bool = True
+    make_operator: Callable[[Any], DataOperator],
+    batches: Iterable[Any],
+    *,
+    check: bool = True,
+    progress: bool = False,
+    callback: watching.Callback | None = None,
 ) -> Stream:
     """One operator over a whole data set that does not fit in memory, streamed batch by batch.
 
@@ -150,6 +180,13 @@ def over_batches(
         scalar returns the mean over its examples: by the loss of a few examples of the first and
         the last batch against those of their halves. ``False`` for a loss that draws numbers or has
         batch statistics on purpose.
+      progress: whether to show a bar of the batches during every product, on standard error (by
+        rich, if it is installed; lines for the products of more than 5 s where that is no
+        terminal). Beside the bar of a function that multiplies it is a second one.
+      callback: ``callback(step, weight, None)`` after every few batches, of slow ones after each:
+        the batches of this product so far, and the weight of their examples, a NumPy number. If it
+        returns ``True``, the product raises: for a time limit or an end that keeps what there is,
+        give them to the function that multiplies.
 
     Returns:
       An operator for eager use: estimators take it, ``jit`` does not.
@@ -158,6 +195,7 @@ def over_batches(
       TypeError: for a one-shot iterator, or operators of another type.
       ValueError: if there is no batch; at a product, if no example counts, or if a scalar loss is
         no mean over its examples: return a [`Mean`][].
+      RuntimeError: at a product, if the callback stops it.
 
     Example:
       >>> import jax.numpy as jnp
@@ -172,4 +210,5 @@ def over_batches(
     if not callable(make_operator):
         raise TypeError("make_operator must be a function of one batch that returns an operator.")
     check_batches(batches, "every product")
-    return Stream(make_operator, batches, check=check)
+    watching.watch("over_batches", progress, callback)  # checked here, made at every product
+    return Stream(make_operator, batches, check=check, progress=progress, callback=callback)

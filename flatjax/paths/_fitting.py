@@ -17,6 +17,7 @@ from flatjax import _functions as functions
 from flatjax import _loops as loops
 from flatjax import _reading as reading
 from flatjax import _trees as trees
+from flatjax import _watching as watching
 from flatjax._trees import Tree
 from flatjax.measures import _objective as objective
 from flatjax.paths._curves import Curve
@@ -44,13 +45,17 @@ class CurveFit(NamedTuple):
 
     Attributes:
       curve: the curve, of the kind that was given.
-      losses: the mean loss over the sampled positions before every step, shape ``(num_steps,)``.
+      losses: the mean loss over the sampled positions before every step, shape ``(num_steps,)``,
+        shorter after a stop.
       state: the optimiser's state, to go on with.
+      stopped: why it was stopped early, ``"callback"``, ``"max_seconds"`` or ``"interrupt"``;
+        ``None`` otherwise.
     """
 
     curve: Curve
     losses: jax.Array
     state: Any
+    stopped: str | None = None
 
 
 def curve_value_and_grad(
@@ -166,7 +171,10 @@ def fit_curve(
     stratified: bool = True,
     weights: Iterable[Any] | None = None,
     state: Any = None,
-    callback: Callable[[int, Curve, jax.Array], None] | None = None,
+    callback: Callable[[int, Curve, jax.Array], Any] | None = None,
+    progress: bool = False,
+    max_seconds: float | None = None,
+    on_interrupt: str = "raise",
 ) -> CurveFit:
     r"""Train the moving control points of a curve, so that the loss is low all along it.
 
@@ -194,7 +202,13 @@ def fit_curve(
         ``batches``; the loss must then be that of each example.
       state: the ``state`` of an earlier fit, to go on from with its curve (and another key).
       callback: ``callback(step, curve, loss)``, called after every step, counted from 1; the loss
-        is that before the step.
+        is that before the step. If it returns ``True``, the training stops.
+      progress: whether to show a bar on standard error (by rich, if it is installed; lines where
+        that is no terminal): steps, loss, time left.
+      max_seconds: stop after so many seconds.
+      on_interrupt: ``"return"``: the first Ctrl-C stops after the steps in progress, the second
+        raises; ``"raise"``: the first raises. After a stop, of whatever kind, the curve is that of
+        the moment, and `CurveFit.stopped` has the reason.
 
     Returns:
       A [`CurveFit`][].
@@ -241,26 +255,42 @@ def fit_curve(
     update = functions.follow(lambda g, s, p: optimizer.update(g, s, p), (free, state, free))
     losses: list[jax.Array] = []
     memory: dict[Any, Any] = {}
-    while len(losses) < num_steps:
-        before = len(losses)
-        for batch, w in _weighted(batches, weights):
-            with functions.one_moment(memory):  # the loss is traced once, not for every batch
-                op = objective.mean_loss(
-                    loss_fn, like, batch, args, weights=w, axis_name=None, precision=None
+    watch = watching.watch(
+        "fit_curve", progress, callback, max_seconds, on_interrupt, unit="steps"
+    )  # fmt: skip
+    with watch:
+        while len(losses) < num_steps and watch.stopped is None:
+            before = len(losses)
+            for batch, w in _weighted(batches, weights):
+                with functions.one_moment(memory):  # the loss is traced once, not for every batch
+                    op = objective.mean_loss(
+                        loss_fn, like, batch, args, weights=w, axis_name=None, precision=None
+                    )
+                free, state, loss = _step(
+                    op,
+                    update,
+                    free,
+                    curve,
+                    state,
+                    key,
+                    len(losses),
+                    num=num_samples,
+                    even=stratified,
                 )
-            free, state, loss = _step(
-                op, update, free, curve, state, key, len(losses), num=num_samples, even=stratified
-            )
-            losses.append(loss)
-            if callback is not None:
-                kept = jax.tree.map(jnp.array, free)
-                callback(len(losses), curve.with_free(kept), loss)
-            if len(losses) == num_steps:
-                break
-        if len(losses) == before:
-            raise ValueError("batches is empty: fit_curve needs at least one batch.")
+                losses.append(loss)
+                if callback is not None:
+                    kept = jax.tree.map(jnp.array, free)
+                    watch.ask(callback, len(losses), curve.with_free(kept), loss)
+                left = num_steps - len(losses)
+                if watch.due(loss) or (watch.on and not left):
+                    watch.report(len(losses), left=left, text=f"loss {float(loss):.4g}")
+                if not left or watch.stopped is not None:
+                    break
+            if len(losses) == before:
+                raise ValueError("batches is empty: fit_curve needs at least one batch.")
     history = jnp.asarray(np.stack(jax.device_get(losses)))
-    return CurveFit(curve.with_free(free), history, state)
+    stopped = watch.stopped if len(losses) < num_steps else None
+    return CurveFit(curve.with_free(free), history, state, stopped)
 
 
 def _weighted(batches, weights):

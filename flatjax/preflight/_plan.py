@@ -1,21 +1,27 @@
-"""Fitting products into memory: measured by the compiler before anything runs."""
+"""Fitting products into memory, measured by the compiler before anything runs; and into time."""
 
 import functools
 import os
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import jax
 
 from flatjax import _checks as checks
+from flatjax import _loops as loops
 from flatjax import _reading as reading
+from flatjax.linalg.vectors import _flat as flat
+from flatjax.linalg.vectors import _probes as probes
 from flatjax.operators import _chunks as chunks
 from flatjax.operators._base import Operator
 from flatjax.operators._chunks import Chunked
 from flatjax.operators._data import DataOperator
+from flatjax.preflight._calls import CallCost, calls
 
 _SHARE = 0.9  # of the free memory that a plan may fill; the allocator fragments the rest
 _TRIES = 6
+_RUNS, _ENOUGH = 5, 0.2  # products to time: so many, or fewer once they have taken so many seconds
 
 
 @reading.readable
@@ -30,6 +36,11 @@ class Plan(NamedTuple):
       peak_bytes: what the proposal needs on one device beside the operator itself, with its block
         of vectors and without the reserve: temporary memory plus the result.
       budget_bytes: the budget, the reserve included.
+      calls: the products of ``eigsh``, ``trace``, ``spectral_density`` and ``spectrum`` with their
+        defaults, and the seconds of these products, by the name of the call.
+      product_seconds: one product of the planned operator, or ``None`` where none was timed.
+      compile_seconds: what came on top until the first one was there: compilation (little where the
+        program was compiled before) and, with ``linearize``, the primal pass.
     """
 
     linearize: bool
@@ -38,6 +49,33 @@ class Plan(NamedTuple):
     fits: bool
     peak_bytes: int
     budget_bytes: int
+    calls: dict[str, CallCost]
+    product_seconds: float | None = None
+    compile_seconds: float | None = None
+
+    def __str__(self) -> str:
+        size = "the whole batch" if self.chunk_size is None else f"chunks of {self.chunk_size}"
+        head = [
+            "residuals kept (linearize)" if self.linearize else f"residuals recomputed, {size}",
+            f"{self.probe_block} vectors at once" if self.probe_block > 1 else "one vector at once",
+            f"{self.peak_bytes:,} of {self.budget_bytes:,} bytes"
+            + ("" if self.fits else ": does not fit"),
+        ]
+        lines = ["; ".join(head)]
+        if self.product_seconds is not None:
+            lines.append(
+                f"a product takes {_duration(self.product_seconds)}, before the first one "
+                f"{_duration(self.compile_seconds)}"
+            )
+        for name, cost in self.calls.items():
+            at_most = cost.max_products > cost.num_products
+            counts = f"{cost.num_products} products" + at_most * f" (at most {cost.max_products})"
+            line = f"{name:<21} {counts:<28}"
+            if cost.seconds is not None:
+                line += f" {_duration(cost.seconds)}"
+                line += at_most * f" (at most {_duration(cost.max_seconds)})"
+            lines.append(line.rstrip())
+        return "\n".join(lines)
 
     def prepare(self, op: Operator) -> Operator:
         """The planned operator, or one of the same shapes: linearised, chunked, or as it is."""
@@ -54,16 +92,25 @@ def plan(
     budget_bytes: int | None = None,
     reserve_vectors: int = 0,
     max_probes: int = 64,
+    time: bool = False,
 ) -> Plan:
-    """Choose between keeping residuals, recomputing and chunking, for a byte budget.
+    """Choose between keeping residuals, recomputing and chunking, for a byte budget; say the cost.
 
     The first of these that fits: keep the residuals of the primal pass (a Hessian product then
     costs 2.0 gradients instead of 2.7); recompute it on the whole batch; recompute it chunk by
     chunk, in the largest chunks that fit. Then the largest block of vectors that fits beside it.
 
-    Nothing is run: the programs are compiled ahead of time, at most some ten of them, and the
-    compiler's own memory analysis is read. Sizes between two measured ones are extrapolated
-    linearly, and the size that is proposed has been compiled.
+    Without ``time`` nothing is run: the programs are compiled ahead of time, at most some ten of
+    them, and the compiler's own memory analysis is read. Sizes between two measured ones are
+    extrapolated linearly, and the size that is proposed has been compiled.
+
+    With ``time`` the planned operator is prepared and multiplied, in the very program in which
+    ``eigsh`` and its like multiply it, so that they need not compile it another time: once, and
+    then up to five times within some 0.2 seconds, the mean of which counts. The seconds of
+    `Plan.calls` are those of products alone. On top come, once, a few seconds to compile the rest,
+    and at every step of a Lanczos run two reads of its vectors and some milliseconds of the host,
+    which are most of the time where a product is as short as that. ``print`` of the plan shows all
+    as a table.
 
     Args:
       op: an operator over a batch, or made of one by algebra (which cannot be chunked). Its leaves
@@ -72,12 +119,14 @@ def plan(
         90 % of what is free, as a GPU or TPU reports and the operating system does for a CPU.
       reserve_vectors: vectors to leave room for, a Krylov basis for instance.
       max_probes: the largest block of vectors to consider.
+      time: whether to run products and say what they take.
 
     Returns:
       The proposal.
 
     Raises:
-      TypeError: for a stream, whose batches are the caller's to choose.
+      TypeError: for a stream, whose batches are the caller's to choose; or to time an operator of
+        ``jax.ShapeDtypeStruct``, or inside ``jit``.
       ValueError: for a budget or ``max_probes`` that is not positive, or if the backend reports no
         memory.
 
@@ -91,6 +140,10 @@ def plan(
       True
       >>> flatjax.plan(H, budget_bytes=200_000, max_probes=1).chunk_size < 512
       True
+      >>> seen = flatjax.plan(H, budget_bytes=100_000_000, max_probes=1, time=True)
+      >>> eigsh = seen.calls["eigsh(op, 1)"]
+      >>> eigsh.num_products, eigsh.seconds == 12 * seen.product_seconds
+      (12, True)
     """
     op = op.op if isinstance(op, Chunked) else op
     if op.host_driven:
@@ -101,6 +154,8 @@ def plan(
     checks.check_scalar("budget_bytes", budget, above=0)
     checks.check_count("reserve_vectors", reserve_vectors, 0)
     checks.check_count("max_probes", max_probes)
+    if time:
+        _check_runs(op)
     vector = sum(a.size * a.dtype.itemsize for a in jax.tree.leaves(op.structure))
     left = budget - reserve_vectors * vector
     need, held, peak = functools.cache(functools.partial(_bytes_of_products, op)), 0, 0
@@ -116,7 +171,49 @@ def plan(
         chunk_size, need = _largest_chunk(op, left, need(1))
     block = _largest_block(need, left - held, max_probes)
     peak = max(peak, held + need(block))
-    return Plan(linearize, chunk_size, block, peak <= left, peak, budget)
+    costs = calls(op.size, None)
+    found = Plan(linearize, chunk_size, block, peak <= left, peak, budget, costs)
+    if not time:
+        return found
+    product, before = _timed(found.prepare, op)
+    costs = calls(op.size, product)
+    return found._replace(calls=costs, product_seconds=product, compile_seconds=before)
+
+
+def _check_runs(op: Operator) -> None:
+    """Raise where products cannot be timed."""
+    leaves = jax.tree.leaves(op)
+    if any(isinstance(a, jax.ShapeDtypeStruct) for a in leaves):
+        raise TypeError(
+            "time=True runs products, for which there must be arrays, not their shapes."
+        )
+    if loops.is_traced(leaves, jax.numpy.zeros(())):
+        raise TypeError("time=True runs products and cannot be traced: call plan outside jit.")
+
+
+def _timed(prepare: Callable[[Operator], Operator], op: Operator) -> tuple[float, float]:
+    """The seconds of one product of the prepared operator, and those before the first one."""
+    began = perf_counter()
+    ready = flat.packed(prepare(op))
+    product = loops.product(ready)
+    v = probes.probe(jax.random.key(0), ready.structure, "normal")
+    jax.block_until_ready(product(v))
+    first = perf_counter()
+    seconds: list[float] = []
+    while len(seconds) < _RUNS and sum(seconds) < _ENOUGH:
+        start = perf_counter()
+        jax.block_until_ready(product(v))
+        seconds.append(perf_counter() - start)
+    mean = sum(seconds) / len(seconds)
+    return mean, max(first - began - mean, 0.0)
+
+
+def _duration(seconds: float | None) -> str:
+    """Seconds as people say them."""
+    for unit, limit in (("s", 1.0), ("ms", 1e-3), ("us", 0.0)):
+        if seconds is not None and limit <= seconds < 120:
+            return f"{seconds / (limit or 1e-6):.3g} {unit}"
+    return "?" if seconds is None else f"{seconds / 60:.3g} min"
 
 
 def _bytes_of_products(op: Any, count: int, size: int | None = None) -> int:

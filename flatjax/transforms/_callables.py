@@ -15,19 +15,11 @@ from flatjax import _trees as trees
 from flatjax import losses
 from flatjax._trees import Tree
 from flatjax.losses._own import FunctionLoss
+from flatjax.operators import _callables as theirs
 from flatjax.operators import _weighting as weighting
 from flatjax.transforms import _prng as prng
 
 Gradient = Callable[[Tree], Tree]
-
-_SPLIT = (
-    "graph, params, rest = flax.nnx.split(model, flax.nnx.Param, ...), and inside the loss "
-    "model = flax.nnx.merge(graph, params, rest)"
-)
-_PARTITION = (
-    "params, static = eqx.partition(model, eqx.is_inexact_array), and inside the loss "
-    "model = eqx.combine(params, static)"
-)
 
 
 def gradient_function(
@@ -39,14 +31,16 @@ def gradient_function(
     """``grad_fn``, or the gradient of ``value_fn``, checked."""
     if grad_fn is not None:
         called = explained(f"{name}: grad_fn", grad_fn)
-        return lambda params: check_gradient(f"{name}: grad_fn returned", called(params), params)
+        what = f"{name}: grad_fn returned"
+        return lambda params: check_gradient(what, _bare(called(params), params), params)
     if value_fn is not None:
         return jax.grad(value_function(name, value_fn, axis_name))
     raise ValueError(
         f"{name} evaluates gradients of its own: call update(updates, state, params, "
         "grad_fn=lambda p: jax.grad(loss_fn)(p, batch)), or pass value_fn=, the loss as a "
         "function of the params. (flax's TrainState.apply_gradients does not forward extra "
-        "arguments: use the oracle flatjax.sam_value_and_grad there. Nor does optax.lookahead: "
+        "arguments: class State(flatjax.ForwardExtraArgs, TrainState) does, and the oracle "
+        "flatjax.sam_value_and_grad needs none. Nor does optax.lookahead: "
         f"put it behind, optax.chain(flatjax.{name}(...), optax.lookahead(optimizer, ...)).)"
     )
 
@@ -238,7 +232,7 @@ def check_params(name: str, params: Tree) -> None:
         if not hasattr(leaf, "dtype"):
             raise TypeError(
                 f"{where} is no array but {type(leaf).__name__}. Hand over the arrays of the model "
-                f"alone: with equinox {_PARTITION}; with flax.nnx {_SPLIT}."
+                f"alone: with equinox {theirs.PARTITION}; with flax.nnx {theirs.SPLIT}."
             )
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(
@@ -290,10 +284,10 @@ def _other_structure(gradient, params):
             )
     hint = "it must be the gradient with respect to the params, in their tree structure."
     kinds = {type(gradient).__module__.split(".")[0], type(params).__module__.split(".")[0]}
-    if _is_nnx(gradient) or _is_nnx(params):
-        hint = f"hand over both as flax.nnx.State: {_SPLIT}."
-    elif "equinox" in kinds or _has_none(gradient) or _has_none(params):
-        hint = f"partition the model once for both: {_PARTITION}."
+    if theirs.is_nnx(gradient) or theirs.is_nnx(params):
+        hint = f"hand over both as flax.nnx.State: {theirs.SPLIT}."
+    elif "equinox" in kinds or theirs.has_none(gradient) or theirs.has_none(params):
+        hint = f"partition the model once for both: {theirs.PARTITION}."
     return (
         f"another tree than the params: {hint}\n  gradient: {jax.tree.structure(gradient)}\n"
         f"  params:   {jax.tree.structure(params)}"
@@ -307,27 +301,25 @@ def explained(what: str, fn: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return fn(params, *args, **kwargs)
         except (TypeError, AttributeError) as error:
-            text = str(error)
-            if _is_nnx(params) and "State" in text:
-                raise TypeError(
-                    f"{what} is called with the params, a flax.nnx.State, which is no model "
-                    f"({text}). Write {_SPLIT}, and differentiate that loss: "
-                    "grad_fn=lambda p: jax.grad(loss)(p, batch)."
-                ) from error
-            if _has_none(params) and "NoneType" in text:
-                raise TypeError(
-                    f"{what} is called with the params, which hold the arrays of the model alone: "
-                    f"what eqx.filter left out is None ({text}). Write {_PARTITION}: "
-                    "grad_fn=jax.grad(lambda p: loss(eqx.combine(p, static), batch))."
-                ) from error
-            raise
+            advice = theirs.no_model(params, error)
+            if advice is None:
+                raise
+            raise TypeError(
+                f"{what} is called with the params, {advice[0]}. Write {advice[1]}, and "
+                f"differentiate that loss: grad_fn={advice[2]}."
+            ) from error
 
     return call
 
 
-def _is_nnx(tree):
-    return type(tree).__module__.startswith("flax.nnx")
+def _bare(gradient, params):
+    """The gradient of ``nnx.grad``, variables that hold arrays, as the arrays alone.
 
-
-def _has_none(tree):
-    return any(a is None for a in jax.tree.leaves(tree, is_leaf=lambda a: a is None))
+    ``nnx.Optimizer`` hands the params over so, and whoever merges them into a model and calls
+    ``nnx.grad`` gets variables back.
+    """
+    if jax.tree.structure(gradient) == jax.tree.structure(params):
+        return gradient
+    is_variable = lambda a: hasattr(a, "get_value") and hasattr(a, "get_metadata")  # noqa: E731
+    value = lambda a: a.get_value() if is_variable(a) else a  # noqa: E731
+    return jax.tree.map(value, gradient, is_leaf=is_variable)

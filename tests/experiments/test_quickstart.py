@@ -16,7 +16,7 @@ from experiments.lib.runs.rundir import read_json
 from experiments.lib.training import curvature, minibatch
 from experiments.lib.training.curvature import NUMBERS
 from experiments.lib.training.load import load_checkpoint
-from experiments.quickstart import states
+from experiments.quickstart import checkpoints, states
 from experiments.quickstart.table import RECORDS
 
 NETWORK = textwrap.dedent("""
@@ -230,7 +230,133 @@ def test_a_checkpoint_of_another_network_is_refused(
     assert main(arguments) == 1
     error = capsys.readouterr().err
     assert re.search(message, error)
-    assert "by --network and --recipe.classes, and which data by --data" in error
+    assert "by --network (a name, or module:function)" in error
+    assert "--recipe.classes, and which data by --data" in error
+
+
+def mlp(sizes, names, key=0):
+    """The arrays of an MLP of somebody else's."""
+    draw = np.random.RandomState(key)
+    return {
+        name: {"kernel": draw.randn(a, b).astype(np.float32), "bias": np.zeros(b, np.float32)}
+        for name, a, b in zip(names, sizes, sizes[1:], strict=False)
+    }
+
+
+def saved(folder, params):
+    path = folder / "mine.msgpack"
+    path.write_bytes(serialization.to_bytes(params))
+    return str(path)
+
+
+def test_every_difference_is_listed_at_once(options, tmp_path, capsys):
+    path = saved(tmp_path, mlp((6, 5, 7, 2), ["Dense_0", "Dense_1", "Dense_2"]))
+    arguments = [*options, "--network", "mlp-1-4", "--checkpoint", path, "--out", str(tmp_path)]
+    assert main(arguments) == 1
+    found = [line[2:] for line in capsys.readouterr().err.splitlines() if line.startswith("  ")]
+    assert found == [
+        "Dense_0/bias of shape (5,) where it has (4,)",
+        "Dense_0/kernel of shape (6, 5) where it has (6, 4)",
+        "Dense_1/bias of shape (7,) where it has none",
+        "Dense_1/kernel of shape (5, 7) where it has none",
+        "Dense_2/bias of shape (2,) where it has none",
+        "Dense_2/kernel of shape (7, 2) where it has none",
+        "no head/bias where it has (2,)",
+        "no head/kernel where it has (4, 2)",
+    ]
+
+
+def test_an_mlp_is_told_of_where_another_network_is_named(options, tmp_path, capsys):
+    for names, told in ((["a0", "a1"], True), (["a0", "b0"], False)):
+        params = mlp((6, 5, 2), names)
+        params[names[1]]["kernel"] = params[names[1]]["kernel"][: 5 if told else 3]
+        path = saved(tmp_path, params)
+        assert main([*options, "--checkpoint", path, "--out", str(tmp_path)]) == 1
+        assert ("which --network mlp takes" in capsys.readouterr().err) is told
+
+
+def test_data_of_another_width_are_named(options, tmp_path, capsys):
+    path = saved(tmp_path, mlp((9, 5, 2), ["a0", "a1"]))
+    arguments = ["--network", "mlp", "--checkpoint", path, "--out", str(tmp_path)]
+    assert main([*options, *arguments]) == 1
+    error = capsys.readouterr().err
+    assert "layer_0/kernel of shape (9, 5) where it has (6, 5)" in error
+    assert "layer_1" not in error
+    assert "--network mlp takes" not in error  # it was taken
+
+
+class NoCurvature:
+    """In place of the measurements, which take long and are tested elsewhere."""
+
+    def __init__(self, *given):
+        del given
+
+    def everything(self, params, model_state):
+        return {name: np.ones((1, 2)) for name in NUMBERS}
+
+
+def of_checkpoint(options, path, network):
+    return quickstart.Config(
+        data=options[options.index("--data") + 1], train_size=96, checkpoint=path, network=network,
+        recipe=minibatch.Recipe(network="cnn-16", activation="relu", classes=2),
+    )  # fmt: skip
+
+
+def test_an_mlp_has_its_width_and_depth_from_the_checkpoint(options, tmp_path, capsys, monkeypatch):
+    """Of other widths than the options', with names of its own; measured as what it is."""
+    monkeypatch.setattr(checkpoints, "Curvature", NoCurvature)
+    params = mlp((6, 5, 7, 2), ["Dense_0", "Dense_1", "out"])
+    config = checkpoints.fitted(of_checkpoint(options, saved(tmp_path, params), "mlp"))
+    assert (config.network, config.recipe.network, config.recipe.hidden) == (None, "mlp", (5, 7))
+    said = "an MLP of 5, 7 hidden units; not in it: its activation, relu"
+    assert said in capsys.readouterr().err
+    data = curvature.run_of(config.load(), 0)
+    inputs, targets = data.inputs, data.targets
+    hidden = np.maximum(inputs @ params["Dense_0"]["kernel"], 0)
+    logits = np.maximum(hidden @ params["Dense_1"]["kernel"], 0) @ params["out"]["kernel"]
+    found = checkpoints.measured(config, tmp_path)["checkpoint"]
+    assert found["train_accuracy"] == pytest.approx((logits.argmax(1) == targets).mean())
+
+
+@pytest.mark.parametrize(
+    ("network", "becomes", "said"),
+    [
+        ("mlp-tanh", "mlp-2-7-tanh", "7, 7 hidden units; not in it: its activation, tanh"),
+        (
+            "mlp-batch",
+            "mlp-2-7-batch",
+            r"not in it: its activation, relu \(or say --network mlp-tanh\)",
+        ),
+        ("mlp-4", "mlp-4", "^$"),
+        ("cnn", "cnn", "^$"),
+        ("quick_nets:mlp", "quick_nets:mlp", "^$"),
+    ],
+)
+def test_a_named_mlp_without_numbers_has_them_from_the_checkpoint(
+    options, tmp_path, capsys, network, becomes, said
+):
+    path = saved(tmp_path, mlp((6, 7, 7, 2), ["Dense_0", "Dense_1", "head"]))
+    assert checkpoints.fitted(of_checkpoint(options, path, network)).recipe.network == becomes
+    assert re.search(said, capsys.readouterr().err)
+
+
+def test_the_command_measures_the_network_of_the_checkpoint(options, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(quickstart.single, "main", seen.append)
+    path = saved(tmp_path, mlp((6, 5, 7, 2), ["a0", "a1", "a2"]))
+    arguments = ["--network", "mlp", "--checkpoint", path, "--out", str(tmp_path)]
+    assert main([*options, *arguments]) == 0
+    assert seen[0].recipe.hidden == (5, 7)
+    assert seen[0].out.parent == tmp_path
+    assert seen[0].out.name.endswith("mine.msgpack")
+
+
+def test_an_mlp_that_the_checkpoint_is_not_stays_as_it_is(options, tmp_path):
+    path = saved(tmp_path, mlp((6, 7, 2), ["conv", "head"]) | {"Dense_0": np.zeros(3)})
+    for network in ("mlp", "mlp-tanh"):
+        config = of_checkpoint(options, path, network)
+        assert checkpoints.fitted(config).recipe.hidden == config.recipe.hidden
+        assert checkpoints.fitted(config).recipe.network == network
 
 
 def test_a_missing_checkpoint_is_one_line(options, tmp_path, capsys):

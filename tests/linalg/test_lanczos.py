@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from flatjax.linalg import extend, lanczos
+from flatjax.linalg import lanczos
 from tests.compilations import count_compilations
 from tests.problems import SIZE, problem, spectra, structure_of, zoo
 
@@ -98,10 +98,10 @@ def test_no_ghosts_after_100_steps_in_float32():
     np.testing.assert_allclose(q @ q.T, np.eye(100), atol=2e-6)
 
 
-def test_extending_is_one_longer_run():
+def test_going_on_is_one_longer_run():
     p = zoo("network")
     short = lanczos(p.op, start(p.structure), STEPS - 9, structure=p.structure)
-    run, longer = run_of(p), extend(short, p.op, 9, structure=p.structure)
+    run, longer = run_of(p), lanczos(p.op, None, STEPS, resume=short, structure=p.structure)
     assert longer.num_products == run.num_products == STEPS
     for a, b in zip(jax.tree.leaves(run), jax.tree.leaves(longer), strict=True):
         if not jnp.issubdtype(jnp.asarray(a).dtype, jax.dtypes.prng_key):
@@ -170,9 +170,3 @@ def test_bad_input(arguments, error, text):
     given |= arguments
     with pytest.raises(error, match=text):
         lanczos(given["op"], given["v0"], given["num_steps"], structure=given["structure"])
-
-
-def test_extending_beyond_the_dimension():
-    p = zoo("network")
-    with pytest.raises(ValueError, match="24 steps are done and num_steps=77 more exceed"):
-        extend(run_of(p), p.op, 77, structure=p.structure)

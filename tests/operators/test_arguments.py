@@ -3,10 +3,12 @@
 import functools
 
 import chex
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import flatjax
 
@@ -33,6 +35,13 @@ FACTORIES = {
 @pytest.fixture(params=FACTORIES)
 def make(request):
     return FACTORIES[request.param]
+
+
+class Loader:
+    """Made anew by every loop over it, like a data loader."""
+
+    def __iter__(self):
+        return iter([(X, Y)])
 
 
 class Tensor:
@@ -86,6 +95,12 @@ NOT_BATCHES = {
         r"unequal sizes.*go through \*args with batch=None: loss_fn\(p",
     ),
 }
+LOADERS = {
+    "a generator": lambda: ((X, Y) for _ in range(2)),
+    "an iterator": lambda: iter([(X, Y)]),
+    "a loader": lambda: Loader(),
+    "a loader of inputs": lambda: (Loader(), Y),
+}
 NOT_OPTIONS = {
     "complex weights": (
         {"weights": 1j * jnp.ones(4)},
@@ -126,6 +141,51 @@ class TestEveryFactory:
         batch, error, text = NOT_BATCHES[name]
         with pytest.raises(error, match=text):
             make(W, batch)
+
+    @pytest.mark.parametrize("name", LOADERS)
+    def test_what_is_to_be_iterated_over(self, make, name):
+        with pytest.raises(TypeError, match=r"take one of its batches.*flatjax\.over_batches\(lam"):
+            make(W, LOADERS[name]())
+
+    @pytest.mark.parametrize("sizes", [(4, 4), (4, 3), (4, 4, 4)])
+    def test_a_list_of_batches(self, make, sizes):
+        batches = [(X[:n], Y[:n]) for n in sizes]
+        with pytest.raises((TypeError, ValueError), match=r"batches see flatjax\.over_batches"):
+            make(W, batches)
+
+    @pytest.mark.parametrize("leaf", [1.0, True, "text", Tensor(), lambda x: x])
+    def test_params_of_one_leaf(self, make, leaf):
+        with pytest.raises(
+            TypeError, match=r"^params\['w'\] (must be a real|is text|is a .*Tensor)"
+        ):
+            make({"w": leaf}, (X, Y))
+
+    @pytest.mark.parametrize("left_out", [False, True])
+    def test_params_that_are_called_as_the_model(self, left_out):
+        """What equinox's filter leaves, and the state of flax.nnx: in every factory."""
+        if left_out:
+            net = eqx.filter(eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0)), eqx.is_inexact_array)
+            text = r"what eqx.filter left out is None.*Write params, static = eqx.partition\(model"
+        else:
+            net = nnx.split(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), nnx.Param)[1]
+            text = r"a flax.nnx.State, which is no model.*Write graph, params, rest = flax.nnx.sp"
+        apply = lambda net, x: jax.vmap(net)(x)  # noqa: E731
+        loss = lambda net, batch: LOSS(apply(net, batch[0]), batch[1])  # noqa: E731
+        for what, factory in {
+            "loss_fn": functools.partial(flatjax.hessian, loss),
+            "loss_fn ": functools.partial(flatjax.gradient_covariance, loss),
+            "model_fn": functools.partial(flatjax.ggn, apply, LOSS),
+            "model_fn ": functools.partial(flatjax.fisher, apply, LOSS),
+        }.items():
+            with pytest.raises(TypeError, match=rf"(?s)^{what.strip()} is called with.*{text}"):
+                factory(net, (X, Y))
+
+    @pytest.mark.parametrize("factory", [flatjax.ggn, flatjax.fisher])
+    def test_the_output_loss_before_the_model(self, factory):
+        with pytest.raises(
+            TypeError, match=r"model_fn is the output loss .*\(model_fn, loss, para"
+        ):
+            factory(LOSS, model, W, (X, Y))
 
     @pytest.mark.parametrize("shape", [(3,), (4, 1), (4, 4), ()])
     def test_weights_of_another_shape(self, make, shape):
@@ -183,12 +243,6 @@ class TestLossFunctions:
         scaled = lambda p, b, on: jnp.where(on, 2.0, 1.0) * losses_fn(p, b)  # noqa: E731
         product = factory(scaled, W, (X, Y), True) @ W
         assert np.isfinite(product["w"]).all()
-
-    @pytest.mark.parametrize("sizes", [(4, 4), (4, 3)])
-    def test_a_list_of_batches(self, factory, sizes):
-        batches = [(X[:n], Y[:n]) for n in sizes]
-        with pytest.raises((TypeError, ValueError), match=r"see flatjax\.over_batches"):
-            factory(losses_fn, W, batches)
 
     def test_a_batch_in_another_order(self, factory):
         """JAX's own message, with what the function was called with."""

@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 
 import flatjax
+from flatjax import _loops as loops
+from flatjax import _trees as trees
+from flatjax.linalg.vectors import _flat as flat
 from flatjax.operators import _chunks as chunks
 from flatjax.operators import over_batches
 from flatjax.operators._chunks import Chunked, chunked
 from flatjax.operators._data import Linearized
 from flatjax.operators._precondition import preconditioned
+from flatjax.preflight import _plan as planning
 from flatjax.preflight._plan import plan
+from tests.compilations import count_compilations
 
 N, WIDTH = 256, 32
 PARAMS = {"a": jnp.full((WIDTH, WIDTH), 0.1), "b": jnp.full((WIDTH, 1), 0.1)}
@@ -152,3 +157,86 @@ def test_bad_arguments_are_refused():
     stream = over_batches(lambda x: flatjax.hessian(loss_fn, PARAMS, x), [X])
     with pytest.raises(TypeError, match="plan the operator of one of its batches"):
         plan(stream)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that a call of moves on; products take a second by it, and what comes before ten."""
+    now = [0.0]
+
+    def tick(seconds):
+        now[0] += seconds
+
+    real = planning.loops.product
+
+    def product(op):
+        tick(9.0)  # the compilation
+
+        def timed(v):
+            tick(1.0)
+            return real(op)(v)
+
+        return timed
+
+    monkeypatch.setattr(planning, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(planning.loops, "product", product)
+    return tick
+
+
+def test_seconds_of_a_product_apart_from_those_before(clock):
+    timed = plan(HESSIAN, budget_bytes=10**9, max_probes=1, time=True)
+    assert (timed.product_seconds, timed.compile_seconds) == (1.0, 9.0)
+    assert timed.calls["trace(op)"].seconds == 40.0
+    assert timed.calls["spectral_density(op)"].max_seconds == 240.0
+    told = str(timed)
+    assert "a product takes 1 s, before the first one 9 s" in told
+    assert "eigsh(op, 1)          12 products (at most 321)    12 s (at most 5.35 min)" in told
+    assert "trace(op)             40 products                  40 s" in told.splitlines()
+
+
+def test_short_products_are_timed_several_times(clock, monkeypatch):
+    spent = []
+
+    def product(op):
+        def short(v):
+            spent.append(0.01 if spent else 5.0)
+            clock(spent[-1])
+            return v
+
+        return short
+
+    monkeypatch.setattr(planning.loops, "product", product)
+    timed = plan(HESSIAN, budget_bytes=10**9, max_probes=1, time=True)
+    assert len(spent) == 1 + 5
+    np.testing.assert_allclose((timed.product_seconds, timed.compile_seconds), (0.01, 4.99))
+
+
+def test_nothing_is_run_unless_asked(monkeypatch):
+    monkeypatch.setattr(planning, "_timed", None)
+    found = plan(HESSIAN, budget_bytes=10**9, max_probes=1)
+    assert found.product_seconds is found.compile_seconds is None
+    assert found.calls["trace(op)"].num_products == 40
+    lines = str(found).splitlines()
+    assert lines[0].startswith("residuals kept (linearize); one vector at once; ")
+    assert lines[0].endswith(" of 1,000,000,000 bytes")
+    assert "trace(op)             40 products" in lines
+    assert len(lines) == 1 + len(found.calls)
+
+
+def test_the_timed_program_is_the_one_that_calls_use():
+    op = flatjax.hessian(loss_fn, PARAMS, X[: N - 3])
+    proposal = plan(op, budget_bytes=10**9, max_probes=1, time=True)
+    ready = flat.packed(proposal.prepare(op))
+    v = trees.zeros(ready.structure)
+    jax.block_until_ready(v)
+    with count_compilations() as count:
+        loops.product(ready)(v)
+    assert count.value == 0
+
+
+def test_what_cannot_be_timed_is_refused():
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), HESSIAN)
+    with pytest.raises(TypeError, match="there must be arrays, not their shapes"):
+        plan(shapes, budget_bytes=10**9, max_probes=1, time=True)
+    with pytest.raises(TypeError, match="call plan outside jit"):
+        jax.jit(lambda: plan(HESSIAN, budget_bytes=10**9, max_probes=1, time=True))()

@@ -285,20 +285,71 @@ def test_nnx():
     merged = lambda p: loss(nnx.merge(graph, p, rest))  # noqa: E731
     call = lambda **k: traced(ft.sam(), params, updates, **k)  # noqa: E731
     for bad in ({"grad_fn": nnx.grad(loss)}, {"value_fn": loss}):
-        with pytest.raises(TypeError, match=r"no model.*flax.nnx.split.*flax.nnx.merge"):
+        with pytest.raises(TypeError, match=r"no model.*flax.nnx.split.*flax.nnx.merge.*copy"):
             call(**bad)
     with pytest.raises(TypeError, match=r"another tree.*flax.nnx.State.*flax.nnx.split"):
         call(grad_fn=lambda p: nnx.to_pure_dict(jax.grad(merged)(p)))
     with pytest.raises(TypeError, match=r"flax.nnx.merge"):
         ft.sam_value_and_grad(lambda m, b: loss(m))(params, BATCH)
     call(grad_fn=jax.grad(merged))
-    # The optimiser of nnx forwards extra arguments.
+    # The optimiser of nnx forwards extra arguments, and hands over bare arrays.
     optimizer = nnx.Optimizer(net, optax.chain(ft.sam(0.3), optax.sgd(0.5)), wrt=nnx.Param)
     expected = ft.sam_value_and_grad(lambda p, b: merged(p), rho=0.3)(params, BATCH)[1]
     expected = flat(params) - 0.5 * flat(expected)  # before the update, which is in place
     optimizer.update(net, updates, grad_fn=jax.grad(merged))
     # Float32 sums of 8 terms, in two programs.
     np.testing.assert_allclose(flat(nnx.state(net, nnx.Param)), expected, atol=1e-6)
+
+
+class Stateful(nnx.Module):
+    """Batch norm and dropout: a pass changes the statistics and the key."""
+
+    def __init__(self):
+        rngs = nnx.Rngs(0)
+        self.first, self.last = nnx.Linear(3, 6, rngs=rngs), nnx.Linear(6, 3, rngs=rngs)
+        self.norm, self.drop = nnx.BatchNorm(6, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.last(self.drop(jnp.tanh(self.norm(self.first(x)))))
+
+
+def nnx_loss(m, batch):
+    return XENT(m(batch[0]), batch[1]).mean()
+
+
+def test_the_recipe_for_nnx_with_state():
+    """Both passes with one dropout mask, and the statistics of the clean one alone."""
+    net, expected = Stateful(), Stateful()
+    tx = optax.chain(ft.sam(0.3, check=False), optax.sgd(0.5))
+
+    @nnx.jit
+    def step(net, optimizer):
+        graph, _, rest = nnx.split(nnx.clone(net), nnx.Param, ...)
+        grads = nnx.grad(nnx_loss)(net, BATCH)
+
+        def grad_fn(p):
+            return nnx.grad(nnx_loss)(nnx.merge(graph, p, rest, copy=True), BATCH)
+
+        optimizer.update(net, grads, grad_fn=grad_fn)
+
+    step(net, nnx.Optimizer(net, tx, wrt=nnx.Param))
+
+    graph, params, rest = nnx.split(expected, nnx.Param, ...)
+    rest = nnx.as_pure(rest)  # frozen
+
+    @jax.jit
+    def reference(params):
+        loss = lambda p: nnx_loss(nnx.merge(graph, p, rest), BATCH)  # noqa: E731
+        return ft.sam_value_and_grad(loss, rho=0.3)(params)[1]
+
+    wanted = flat(params) - 0.5 * flat(reference(nnx.as_pure(params)))
+    expected(BATCH[0])  # one pass
+    # Float32 sums of 8 terms, in two programs.
+    np.testing.assert_allclose(flat(nnx.state(net, nnx.Param)), wanted, atol=1e-6)
+    for name in ("mean", "var"):
+        ours, once = (getattr(m.norm, name).get_value() for m in (net, expected))
+        np.testing.assert_allclose(ours, once, rtol=1e-6)
+    assert int(net.drop.rngs.count.get_value()) == 1
 
 
 def test_errors_of_ones_own_are_not_explained_away():

@@ -18,6 +18,55 @@ def update(tx, w=W, state=None, grad_fn=GRAD, **extra):
     return tx.update(GRAD(w), tx.init(w) if state is None else state, w, grad_fn=grad_fn, **extra)
 
 
+RHO = 0.3
+NORMALIZED = optax.chain(optax.contrib.normalize(), optax.sgd(RHO))
+SCHEDULE = optax.linear_schedule(0.1, 0.5, 5)
+SCHEDULED = optax.chain(optax.contrib.normalize(), optax.sgd(SCHEDULE))
+MOMENTUM = optax.sgd(0.1, momentum=0.9)
+# The table of docs/transforms/from_optax_sam.md: theirs by name of the row, and ours.
+MIGRATION = {
+    "sam": ({"adv_optimizer": NORMALIZED}, {"rho": RHO}),
+    "not normalised": (
+        {"adv_optimizer": optax.sgd(RHO)},
+        {"rho": RHO, "ascent": ft.Ascent(normalize=False)},
+    ),
+    "sign": (
+        {"adv_optimizer": optax.sign_sgd(RHO)},
+        {"rho": RHO, "ascent": ft.Ascent(p=jnp.inf)},
+    ),
+    "sync_period": (
+        {"adv_optimizer": NORMALIZED, "sync_period": 4},
+        {"rho": 3 * RHO, "ascent_steps": 3},
+    ),
+    "schedule": ({"adv_optimizer": SCHEDULED, "reset_state": False}, {"rho": SCHEDULE}),
+    "schedule that is reset": ({"adv_optimizer": SCHEDULED}, {"rho": SCHEDULE(0)}),
+    "transparent": ({"adv_optimizer": NORMALIZED, "opaque_mode": False}, {"rho": RHO}),
+    "transparent, kept": (
+        {"adv_optimizer": NORMALIZED, "opaque_mode": False, "reset_state": False},
+        {"rho": RHO},
+    ),
+}
+
+
+@pytest.mark.parametrize("row", MIGRATION)
+def test_the_numbers_of_optax_contrib_sam(row):
+    options, ours = MIGRATION[row]
+    theirs = optax.contrib.sam(MOMENTUM, **{"opaque_mode": True, **options})
+    calls = 1 if options.get("opaque_mode", True) else 2
+
+    def walk(tx, calls, grad_fn):
+        def call(_, carry):
+            w, state = carry
+            updates, state = tx.update(GRAD(w), state, w, grad_fn=grad_fn)
+            return optax.apply_updates(w, updates), state
+
+        return jax.jit(lambda w: jax.lax.fori_loop(0, calls, call, (w, tx.init(w)))[0])(W)
+
+    expected = walk(theirs, 5 * calls, lambda w, i: GRAD(w))
+    found = walk(optax.chain(ft.sam(**ours), MOMENTUM), 5, GRAD)
+    np.testing.assert_allclose(found, expected, rtol=2e-6)  # float32, two programs
+
+
 def test_unknown_extra_arguments_reach_the_inner_optimiser():
     # optax.contrib.sam raises TypeError, and forwards nothing to polyak_sgd.
     tx = optax.chain(ft.sam(0.1), optax.polyak_sgd(1.0))

@@ -50,8 +50,11 @@ class Engine:
         self, folder: Path, given: tuple[Any, ...], chunk: int | None, *, quiet: bool
     ) -> Trained:
         """Trains with the given data, seeds, numbers for the optimiser, and first parameters."""
-        given = self.placement.everywhere(jax.tree.map(jnp.asarray, given))
         data, seeds, hyper, start = given
+        if start is None:
+            start = recipes.init_runs(self.recipe, data, seeds)
+        given = jax.tree.map(jnp.asarray, (data, seeds, hyper, start))
+        data, seeds, hyper, start = self.placement.everywhere(given)
         runs = self.begin(data, seeds, hyper, start)
         chunk = chunk or self.chunk(len(runs["epoch"]))
         state, records = run_chunks(
@@ -81,12 +84,8 @@ class Engine:
         return self._start(data, seeds, hyper, start)
 
     def started(self, data, seeds, hyper, start):
-        runs = self.initial(data, seeds, hyper, start)
+        runs = self.over(self.run.init)(*start, seeds, hyper)
         return self.over(self.run.judged)(runs, data)
-
-    def initial(self, data, seeds, hyper, start):
-        start = recipes.init_runs(self.recipe, data, seeds) if start is None else start
-        return self.over(self.run.init)(*start, seeds, hyper)
 
     def advance(self, given: Any, state: Any, steps: int) -> tuple[Any, dict[str, Any]]:
         """The state after so many blocks of epochs, and a record of each."""

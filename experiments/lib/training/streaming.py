@@ -49,7 +49,7 @@ class Streaming(Engine):
         super().__init__(run)
         self.inputs, self.shape = inputs, shape
         over, compiled = self.over, self.placement.compiled
-        self._initial, self._draw = compiled(self.initial), compiled(over(self._drawn))
+        self._initial, self._draw = compiled(over(run.init)), compiled(over(self._drawn))
         self._update = compiled(over(self._updated), donate_argnums=0)
         self._judge, self._end = compiled(over(run.judged)), compiled(over(self._ended))
         self._answer = compiled(over(run.answers))
@@ -59,7 +59,7 @@ class Streaming(Engine):
         return 1  # an epoch takes its time
 
     def begin(self, data, seeds, hyper, start):
-        runs = self._initial(data, seeds, hyper, start)
+        runs = self._initial(*start, seeds, hyper)
         if self.recipe.stop_loss is None:
             return runs
         return self._judge(runs, data, self._answers(runs, data))

@@ -1,4 +1,4 @@
-"""All finished runs on one page, and the pages of the documentation.
+"""All finished runs on one page, and what the documentation keeps of them.
 
     python -m experiments report                        # runs/gallery.html, and the table of claims
     python -m experiments report --docs docs/gallery    # from the runs of two presets
@@ -18,17 +18,12 @@ from typing import Any
 
 from experiments import registry
 from experiments.lib.runs import rundir, sound
-from experiments.lib.verdicts import report, talks
-from experiments.lib.verdicts.summary import accepted, documentation, measured, table
+from experiments.lib.verdicts import pages, report
+from experiments.lib.verdicts.summary import accepted, measured, table
 
-RESULTS = Path(__file__).parents[2] / "results"
-KEPT = {"cpu": "Claims", "real": "On real data"}
-"""The presets whose runs the documentation shows, and the headings there."""
 PIXELS = 1100
-COLUMNS = ("claim", "measured", "accepted", "verdict")
 FIELDS = {"title": str, "preset": str, "seeds": list, "command": str, "seconds": (int, float)}
 FIELDS |= {"claims": list, "figures": list}
-VERDICTS = ("reproduced", "not reproduced", "inconclusive", "void")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -44,8 +39,8 @@ def main(arguments: Sequence[str]) -> int:
     runs = finished(options.runs)
     if options.docs is not None:
         options.docs.mkdir(parents=True, exist_ok=True)
-        keep_results(runs, RESULTS, options.docs)
-        write_pages(RESULTS, options.docs)
+        keep_results(runs, pages.RESULTS, options.docs)
+        pages.write_pages(pages.RESULTS, options.docs)
         return 0
     if not runs:
         print(f"no finished run with claims in {options.runs}; make experiments runs them all")
@@ -117,7 +112,7 @@ def overview(summaries: Iterable[Mapping[str, Any]]) -> report.Table:
     ]
     count = {v: sum(row[-1] == v for row in rows) for v in dict.fromkeys(row[-1] for row in rows)}
     return report.Table(
-        ("experiment", "preset", *COLUMNS),
+        ("experiment", "preset", *pages.COLUMNS),
         rows,
         ", ".join(f"{number} {verdict}" for verdict, number in sorted(count.items())),
     )
@@ -143,22 +138,11 @@ def keep_results(runs: Sequence[tuple[Path, dict[str, Any]]], results: Path, doc
     """Copies the summaries of the runs of some presets, and their figures made small."""
     results.mkdir(exist_ok=True)
     for folder, summary in runs:
-        if summary["preset"] not in KEPT or folder.name != summary["preset"]:
+        if summary["preset"] not in pages.KEPT or folder.name != summary["preset"]:
             continue
-        rundir.write_json(results / f"{kept_name(summary)}.json", summary)
+        rundir.write_json(results / f"{pages.kept_name(summary)}.json", summary)
         for picture in summary["figures"]:
-            shrink(folder / picture["file"], docs / figure_name(summary, picture))
-
-
-def kept_name(summary: Mapping[str, Any]) -> str:
-    """What begins the names of a run's kept files."""
-    preset = summary["preset"]
-    return summary["experiment"] + ("" if preset == "cpu" else f"-{preset}")
-
-
-def figure_name(summary: Mapping[str, Any], picture: Mapping[str, str]) -> str:
-    """The file of a figure in the documentation."""
-    return f"{kept_name(summary)}-{picture['file']}"
+            shrink(folder / picture["file"], docs / pages.figure_name(summary, picture))
 
 
 def shrink(source: Path, target: Path) -> None:
@@ -176,96 +160,3 @@ def shrink(source: Path, target: Path) -> None:
             small = small.resize((PIXELS, height), Image.Resampling.LANCZOS)
         few = small.quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
         few.save(target, format="PNG", optimize=True)
-
-
-def write_pages(results: Path, docs: Path) -> None:
-    """Writes the page of every kept summary, and the index."""
-    for name, text in pages(results).items():
-        (docs / name).write_text(text, encoding="utf-8")
-
-
-def pages(results: Path) -> dict[str, str]:
-    """The documentation's pages by file name, from the kept summaries alone."""
-    kept = [rundir.read_json(path) for path in sorted(results.glob("*.json"))]
-    summaries = {
-        preset: {s["experiment"]: s for s in kept if s["preset"] == preset} for preset in KEPT
-    }
-    found = {
-        f"{name}.md": page([of[name] for of in summaries.values() if name in of])
-        for name in sorted({name for of in summaries.values() for name in of})
-    }
-    return found | {
-        "index.md": index({k: list(of.values()) for k, of in summaries.items()}),
-        "talks.md": talks.page(kept, talks.talks()),
-    }
-
-
-def _origin(claim: Mapping[str, Any]) -> str:
-    """Where the range of a claim of a summary comes from."""
-    sources = {
-        "paper": "the paper's",
-        "theory": "by theory",
-        "sign": "a sign",
-        "margin": "a sign with a margin",
-        "seeds": "",
-    }
-    source = sources[claim.get("source", "seeds")]
-    reason = (": " if source and claim["reason"] else "") + claim["reason"]
-    null = f"; what must not pass: {claim['null']:.4g}" if claim.get("null") is not None else ""
-    return source + reason + null
-
-
-def index(summaries: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
-    """The page that lists all experiments and their verdicts, by preset."""
-    lines = [
-        "# Gallery",
-        "",
-        "Claims of papers, each measured and judged by code: on small networks and the digits over "
-        "five seeds (`--preset cpu`), and some on the paper's kind of network and Fashion-MNIST "
-        "over three (`--preset real`). The accepted ranges come from papers, theory, signs (some "
-        "with a margin) or other seeds, and were fixed before the judged seeds were run, once. "
-        "What was not reproduced stands here too, and a claim is void if something passes that "
-        "must not. `make experiments` runs the small ones. Seconds are by the clock, beside "
-        "other work.",
-        "",
-    ]
-    for preset, found in summaries.items():
-        if not found:
-            continue
-        lines += [f"| {preset} | {' | '.join(VERDICTS)} | seconds |", "|---|---|---|---|---|---|"]
-        for s in found:
-            verdicts = [c["verdict"] for c in s["claims"]]
-            counts = [str(verdicts.count(v)) for v in VERDICTS]
-            name = s["experiment"]
-            lines.append(f"| [{name}]({name}.md) | {' | '.join(counts)} | {s['seconds']:.0f} |")
-        lines.append("")
-    return "\n".join(lines)
-
-
-def page(summaries: Sequence[Mapping[str, Any]]) -> str:
-    """The page of one experiment, of its runs with all presets."""
-    title, text = documentation(summaries[0]["experiment"])
-    lines = [f"# {title.rstrip('.')}", "", text, ""]
-    for summary in summaries:
-        lines += _section(summary)
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _section(summary: Mapping[str, Any]) -> list[str]:
-    """The lines of one run."""
-    seeds = ", ".join(map(str, summary["seeds"]))
-    lines = [f"## {KEPT[summary['preset']]}", ""]
-    lines += [f"Seeds {seeds}; {summary['seconds']:.0f} s:", ""]
-    lines += ["```text", summary["command"], "```", ""]
-    lines += [f"| {' | '.join(COLUMNS)} |", "|---|---|---|---|"]
-    for c in summary["claims"]:
-        row = c["name"], measured(c), accepted(c["accepted"]), f"**{c['verdict']}**"
-        lines.append(f"| {' | '.join(row)} |")
-    lines.append("")
-    for c in summary["claims"]:
-        lines.append(f"- *{c['name']}*: {c['statement']} ({c['paper']}; range {_origin(c)}.)")
-    lines.append("")
-    for picture in summary["figures"]:
-        lines += [f"![{picture['caption']}]({figure_name(summary, picture)})", ""]
-        lines += [f"*{picture['caption']}*", ""]
-    return lines

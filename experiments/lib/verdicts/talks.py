@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.lib.verdicts.badges import badge
 from experiments.lib.verdicts.summary import measured
 
 TALKS = Path(__file__).parents[2] / "talks.toml"
@@ -81,4 +82,4 @@ def _row(*cells: str) -> str:
 
 def _said(of: Mapping[str, Mapping[str, Any]], preset: str) -> str:
     claim = of.get(preset)
-    return "" if claim is None else f"{measured(claim)}, **{claim['verdict']}**"
+    return "" if claim is None else f"{measured(claim)} {badge(claim['verdict'])}"

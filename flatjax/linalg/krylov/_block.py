@@ -16,6 +16,7 @@ import numpy as np
 
 from flatjax import _trees as trees
 from flatjax._trees import Tree
+from flatjax._watching import SILENT, Watch
 from flatjax.linalg.krylov import _certificates as certificates
 from flatjax.linalg.krylov import _ritz as ritz
 from flatjax.linalg.vectors import _arguments as arguments
@@ -148,6 +149,7 @@ def solve(
     capacity: int,
     tol: float,
     budget: int,
+    watch: Watch = SILENT,
 ) -> ritz.RitzPairs:
     """The ``k`` wanted Ritz pairs and their certificate, driven from the host.
 
@@ -167,7 +169,10 @@ def solve(
         small = ritz.rounding(norm, scalar)
         good = run.residuals[index] <= np.maximum(tol * np.abs(run.values[index]), small)
         enough = len(index) == k
-        spent = enough and run.products + block_size >= budget
+        if watch.wants() and np.isfinite(norm):
+            best = ritz.descending(run.values, index)
+            watch.report(run.products, run.values[best], run.residuals[best], ready=enough)
+        spent = (enough and run.products + block_size >= budget) or watch.stopped is not None
         if len(run.values) >= op.size or spent or not np.isfinite(norm):
             break
         exhausted = not run.valid[run.tail].any()

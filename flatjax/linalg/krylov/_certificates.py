@@ -163,6 +163,9 @@ class Eigenpairs(NamedTuple):
         ``None`` where nobody looked to the end: traced, without ``verify``, of a single pair, in
         blocks, where values lie so close that no single pair would move one by more than its
         tolerance, where a look would have taken long, or when the products were spent before.
+      state: the run, for ``resume=`` of [`eigsh`][], where it was asked for with ``keep_state``.
+      stopped: why it was stopped early, ``"callback"``, ``"max_seconds"`` or ``"interrupt"``: then
+        no pair counts as converged, and the residuals say how far each is. ``None`` otherwise.
     """
 
     values: jax.Array
@@ -173,6 +176,8 @@ class Eigenpairs(NamedTuple):
     num_products: int
     noise_floor: jax.Array
     complete: bool | None = None
+    state: Any = None
+    stopped: str | None = None
 
 
 @jax.jit

@@ -9,6 +9,7 @@ import numpy as np
 
 from flatjax import _trees as trees
 from flatjax._trees import Tree
+from flatjax._watching import SILENT, Watch
 from flatjax.linalg.krylov import _ritz as ritz
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.vectors import _arguments as arguments
@@ -43,7 +44,9 @@ class Deflation(NamedTuple):
         return abs(self.values).sum()
 
 
-def deflate(op: Operator, key: jax.Array, depth: int, total: int) -> Deflation:
+def deflate(
+    op: Operator, key: jax.Array, depth: int, total: int, watch: Watch = SILENT
+) -> Deflation:
     r"""A Krylov space of at most ``depth`` vectors, cut short where it does not pay.
 
     Of ``total`` products p build the space and the rest are probes, whose variance is proportional
@@ -57,6 +60,7 @@ def deflate(op: Operator, key: jax.Array, depth: int, total: int) -> Deflation:
       key: a PRNG key.
       depth: the most vectors.
       total: the products to share out.
+      watch: what may stop it; told the trace on the span.
 
     Returns:
       A `Deflation`.
@@ -67,11 +71,16 @@ def deflate(op: Operator, key: jax.Array, depth: int, total: int) -> Deflation:
     w = arguments.first_product(op, v0)
     state = krylov.start(v0, krylov.first_rows(op.size, depth), key)
     done, inside, shares = 0, 0.0, total
+
+    def report(state, more):
+        trace = np.sum(np.asarray(state.alphas, np.float64)) * float(state.scale)
+        watch.report(done + more, trace, np.inf, left=total - done - more)
+
     while True:
         state = krylov.with_room(state, depth)
         room = min(depth, state.alphas.shape[0]) - done
         step = min(max(krylov.CHECK_EVERY, done // 8), room)
-        state = krylov.run(op, state, step, w)
+        state, step = krylov.watched(op, state, step, watch, report, w)
         w, done = None, done + step
         alphas, betas, scale = ritz.to_host((state.alphas, state.betas, state.scale))
         values, coefficients = ritz.eigh(ritz.tridiagonal(alphas[:done], betas[:done]))
@@ -80,6 +89,8 @@ def deflate(op: Operator, key: jax.Array, depth: int, total: int) -> Deflation:
         # steps found, and not by the noise of the norm.
         last = (whole - inside) / shares
         inside, shares = np.sum(values**2), total - done
+        if watch.stopped is not None:
+            break
         if done == depth or shares <= krylov.CHECK_EVERY or (whole - inside) / shares >= last:
             break
     # Row ``done`` holds the vector to be multiplied next, which is not part of the span.

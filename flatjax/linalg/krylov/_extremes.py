@@ -4,12 +4,13 @@ import functools
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from flatjax import _trees as trees
 from flatjax._trees import Tree
+from flatjax._watching import SILENT, Watch
 from flatjax.linalg.krylov import _ritz as ritz
+from flatjax.linalg.krylov import _saved as saved
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.krylov._certificates import Eigenpairs
 from flatjax.linalg.vectors import _arguments as arguments
@@ -74,11 +75,14 @@ def converged(
     num_steps: int | None,
     max_steps: int,
     resume: Any,
+    watch: Watch = SILENT,
+    to_come: int = 0,
 ) -> tuple[krylov.Krylov, int]:
     """A Lanczos run long enough for the wanted pairs, and the products it has cost.
 
     It goes on from ``resume``, the state of an earlier run, for exactly ``num_steps`` in all, or
-    until the ``k`` largest and ``num_bottom`` smallest pairs have the relative residual ``tol``.
+    until the ``k`` largest and ``num_bottom`` smallest pairs have the relative residual ``tol``, or
+    until its watch stops it, which is told these, and that after so many steps others are to come.
 
     Raises:
       ValueError: if the earlier run has another structure, or more steps than asked for.
@@ -90,31 +94,42 @@ def converged(
         state, image, _ = krylov.begin(v0, image, krylov.first_rows(op.size, last), key)
         state, spent = krylov.run(op, state, 1, image), 1
     else:
-        trees.check(resume.run.vector, op.structure, "resume")
-        # A copy: the run consumes its buffers, and these are the caller's.
-        state, spent = _copy(resume.run), int(resume.num_products)
+        saved.check_run(resume.run, op.structure)
+        state, spent = krylov.copied(resume.run), int(resume.num_products)
         if int(state.step) > last:
             raise ValueError(
                 f"resume has {int(state.step)} Lanczos steps already, more than the {last} asked "
                 "for: raise num_steps or max_steps."
             )
-    while (step := int(state.step)) < last:
+
+    def report(state, more):
+        values, residuals, _ = ritz_values(state)
+        top = min(k, len(values))
+        index = wanted(len(values), top, min(num_bottom, len(values) - top))
+        left = last - int(state.step) + to_come if num_steps is not None else None
+        distance = None
+        if num_steps is None and np.isfinite(values).all():
+            with np.errstate(divide="ignore"):
+                distance = np.log(np.max(residuals[index] / (tol * np.abs(values[index]))))
+        ready = len(values) >= k + num_bottom
+        watch.report(
+            spent + more, values[index], residuals[index], left=left, distance=distance, ready=ready
+        )
+
+    while (step := int(state.step)) < last and watch.stopped is None:
         if num_steps is None and step >= k + num_bottom and _done(state, k, num_bottom, tol):
             break
         state = krylov.with_room(state, last)
         chunk = min(state.alphas.shape[0], last) - step
         if num_steps is None:
             chunk = min(chunk, krylov.CHECK_EVERY - step % krylov.CHECK_EVERY)
-        state = krylov.run(op, state, chunk)
+        state, chunk = krylov.watched(op, state, chunk, watch, report)
         spent += chunk
     return state, spent
 
 
-_copy = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
-
-
 def _done(state, k, num_bottom, tol):
-    values, residuals, _ = _solved(state)
+    values, residuals, _ = ritz_values(state)
     index = wanted(len(values), k, num_bottom)
     small = ritz.rounding(np.max(np.abs(values)), state.alphas.dtype)
     return bool(np.all(residuals[index] <= np.maximum(tol * np.abs(values[index]), small)))
@@ -125,7 +140,7 @@ def wanted(n: int, k: int, num_bottom: int) -> np.ndarray:
     return np.concatenate([np.arange(n - 1, n - 1 - k, -1), np.arange(num_bottom)[::-1]])
 
 
-def _solved(state):
+def ritz_values(state):
     """Ascending Ritz values, residual estimates and coefficients, in float64 on the host."""
     m = int(state.step)
     alphas, betas, scale = ritz.to_host((state.alphas, state.betas, state.scale))
@@ -136,7 +151,7 @@ def _solved(state):
 def found(state: krylov.Krylov, k: int, num_bottom: int, tol: float, size: int) -> Extremes:
     """What a finished run shows; a relative residual of ``tol``, at most `EXACT`, is exact."""
     dtype = state.alphas.dtype
-    values, residuals, s = _solved(state)
+    values, residuals, s = ritz_values(state)
     index = wanted(len(values), k, num_bottom)
     norm = float(np.max(np.abs(values)))
     known = np.maximum(min(tol, EXACT) * np.abs(values), ritz.rounding(norm, dtype))

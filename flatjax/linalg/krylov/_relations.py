@@ -12,6 +12,7 @@ import numpy as np
 
 from flatjax import _trees as trees
 from flatjax._trees import Tree
+from flatjax._watching import SILENT, Watch
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.vectors import _arguments as arguments
 from flatjax.linalg.vectors import _basis as bases
@@ -71,13 +72,26 @@ def of_state(state: krylov.Krylov) -> Relation:
     return Relation(state.basis, alphas, betas, state.vector, steps)
 
 
-def of_run(op: Any, key: jax.Array, depth: int) -> tuple[Relation, int]:
-    """The relation of a new run of at most ``depth`` steps, and its products."""
+def of_run(
+    op: Any, key: jax.Array, depth: int, watch: Watch = SILENT, to_come: int = 0
+) -> tuple[Relation, int]:
+    """The relation of a new run of at most ``depth`` steps, and its products.
+
+    A watch, which may stop it, is told the Frobenius norm of the operator on its span.
+    """
+
+    def report(state, done):
+        run = of_state(state)
+        norm = np.linalg.norm(np.append(run.alphas, 2**0.5 * run.betas[: done - 1]))
+        norm = np.hypot(norm, run.betas[done - 1])
+        watch.report(done, np.float64(norm), np.inf, left=depth - done + to_come)
+
     start_key, restart_key = jax.random.split(jax.random.fold_in(key, 0))
     v0 = trees.normalized(probes.probe(start_key, op.structure, "normal"))[0]
     image = arguments.first_product(op, v0)
     depth = min(depth, op.size)
-    state = krylov.run(op, krylov.start(v0, depth, restart_key), depth, image)
+    start = krylov.start(v0, depth, restart_key)
+    state, depth = krylov.watched(op, start, depth, watch, report, image)
     return of_state(state), depth
 
 

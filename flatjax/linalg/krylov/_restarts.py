@@ -16,8 +16,10 @@ from flatjax import _loops as loops
 from flatjax._trees import Tree
 from flatjax.linalg.krylov import _certificates as certificates
 from flatjax.linalg.krylov import _ritz as ritz
+from flatjax.linalg.krylov import _saved as saved
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.krylov._search import Search
+from flatjax.linalg.vectors import _arguments as arguments
 from flatjax.linalg.vectors import _basis as bases
 from flatjax.operators._base import Operator
 
@@ -102,6 +104,19 @@ class Run:
     def active(self) -> np.ndarray:
         """The projected matrix of the active rows."""
         return self.matrix[self.frozen : self.filled, self.frozen : self.filled]
+
+    def kept(self, setting: dict[str, float], *, goes_on: bool) -> saved.EigshState:
+        """The run to be kept, a copy of it if this one goes on, with what the host knows of it."""
+        host = saved.Host(
+            self.matrix, self.start, self.beta, self.norm, products=self.products, **setting
+        )
+        return saved.eigsh_state(krylov.copied(self.state) if goes_on else self.state, host)
+
+    def resume(self, host: saved.Host) -> None:
+        """Take up what the host knew of a run that was kept."""
+        self.matrix, self.start, self.beta, self.norm = host[:4]
+        self.products, self.filled = int(host.products), int(self.state.step)
+        self.product = functools.partial(arguments.first_product, self.op)
 
     def advance(self, steps: int) -> None:
         first = self.filled

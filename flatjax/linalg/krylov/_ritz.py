@@ -30,6 +30,7 @@ class RitzPairs(NamedTuple):
       noise: the noise of a product.
       num_products: the products spent.
       complete: whether a search has shown that no wanted pair is missing; ``None`` without one.
+      state: the run to go on from, if it was to be kept.
     """
 
     values: np.ndarray
@@ -39,6 +40,7 @@ class RitzPairs(NamedTuple):
     noise: float
     num_products: int
     complete: bool | None = None
+    state: Any = None
 
 
 def tridiagonal(alphas: Any, betas: Any) -> Any:

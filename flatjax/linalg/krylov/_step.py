@@ -8,6 +8,7 @@ zero off-diagonal.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -19,6 +20,7 @@ from jax.typing import ArrayLike
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
+from flatjax._watching import Watch
 from flatjax.linalg.vectors import _arguments as arguments
 from flatjax.linalg.vectors import _basis as bases
 from flatjax.operators._base import Operator
@@ -229,6 +231,8 @@ class _Passes(NamedTuple):
 
 
 _compiled_step = jax.jit(_step, donate_argnums=0)
+# For runs that are someone else's: a step consumes its buffers.
+copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
 @jax.jit
@@ -273,6 +277,27 @@ def run(op: Operator, state: Krylov, num_steps: int, w: Tree = None) -> Krylov:
         state = _compiled_step(state, product(state.vector) if w is None else w)
         w = None
     return state
+
+
+def watched(
+    op: Operator,
+    state: Krylov,
+    num_steps: int,
+    watch: Watch,
+    report: Callable[[Krylov, int], None],
+    w: Tree = None,
+) -> tuple[Krylov, int]:
+    """`run` in the chunks of a watch, each followed by ``report(state, steps)``.
+
+    Returns:
+      The state, and the steps taken: fewer where the watch has stopped them.
+    """
+    done = 0
+    for first, done in watch.chunks(num_steps, whole=loops.on_device() and not op.host_driven):
+        state, w = run(op, state, done - first, w), None
+        if watch.wants():
+            report(state, done)
+    return state, done
 
 
 def _run_traced(op, state, num_steps, w=()):

@@ -8,11 +8,14 @@ and another sweep follows.
 
 import math
 
+import jax.numpy as jnp
 import numpy as np
 
 from flatjax._trees import Tree
+from flatjax._watching import SILENT, Watch
 from flatjax.linalg.krylov import _certificates as certificates
 from flatjax.linalg.krylov import _ritz as ritz
+from flatjax.linalg.krylov import _saved as saved
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.krylov._restarts import Run
 from flatjax.linalg.krylov._search import Search, least_steps, skipped, thresholds
@@ -32,22 +35,29 @@ class _Pace:
 
     Attributes:
       steps: the steps to take.
+      last: how far it was at the last look, or ``None``.
     """
 
     def __init__(self, steps: int, fixed: bool):
         self.steps, self._fixed = steps, fixed
-        self._last: float | None = None
+        self.last: float | None = None
 
     def look(self, left: float, taken: int) -> None:
         """Take in how far it still is, a logarithm, after ``taken`` more steps."""
         if self._fixed:
             return
         rate = _FASTEST
-        if self._last is not None and math.isfinite(self._last - left):
-            rate = max((self._last - left) / taken, _FASTEST / 20)
-        self._last = left
+        if self.last is not None and math.isfinite(self.last - left):
+            rate = max((self.last - left) / taken, _FASTEST / 20)
+        self.last = left
         half = int(left / rate / 2) if math.isfinite(left) else 1
         self.steps = max(1, min(krylov.CHECK_EVERY, half))
+
+    def resume(self, host: saved.Host, same: bool) -> None:
+        """Go on as it was; where something else is wanted now, look at once."""
+        if not self._fixed or not same:
+            self.steps = int(host.steps if same else host.taken)
+            self.last = host.last if same and not math.isnan(host.last) else None
 
 
 def solve(
@@ -60,24 +70,51 @@ def solve(
     budget: int,
     verify: bool,
     given: bool = False,
+    watch: Watch = SILENT,
+    resume: tuple[saved.Host, int] | None = None,
+    keep_state: bool = False,
 ) -> ritz.RitzPairs:
     """The ``k`` wanted Ritz pairs and their certificate.
 
     From a fresh state, whose capacity is the memory bound, and its first product ``w``. The
     ``budget`` of products has one for the certificate. A start that was ``given`` may by a symmetry
-    be blind to any value, which a random one is not.
+    be blind to any value, which a random one is not. Stopped by its ``watch``, the run ends as it
+    does where the products are spent.
+
+    With ``resume``, what the host knew of the run and the products spent by then, it goes on with
+    the very next step. Only the run before its first sweep is kept (``keep_state``): a sweep is
+    taken anew, from the same random vector, because what it has frozen does not improve any more.
     """
     run, size = Run(op, state, w, k), op.size
     first = krylov.CHECK_EVERY if run.on_device else k + 1  # there every number is a program
-    pace, limit, alone = _Pace(first, run.on_device), budget - 1, 0
+    pace, looked, before, kept = _Pace(first, run.on_device), 0, 0, None
+    if resume is not None:
+        host, before = resume[0], resume[1] - int(resume[0].products)
+        run.resume(host)
+        other = host.which != ritz.WHICH.index(which)
+        pace.resume(host, same=not other and (host.k, host.tol) == (k, tol))
+        looked = run.products - int(host.taken)
+        # A restart has dropped what the start vector weighs on pairs that were not wanted then.
+        given = given or bool(host.given) or (host.restarted and (other or k > host.k))
+    budget -= before
+    limit, alone = budget - 1, 0
     held, sweeps, noise, complete = np.zeros(0, int), 0, None, None
     while True:
         room = min(run.capacity, size) - run.filled
-        steps = min(pace.steps, room, max(limit - run.products, 1))
-        run.advance(steps)
-        values, residuals, columns, _ = run.solve()
+        due, least = pace.steps - (run.products - looked), int(run.filled < k)
+        steps = min(due, room, max(limit - run.products, least))
+        if steps <= 0:
+            run.solve()  # a run that goes on from where it had been looked at
+        for first_step, after in watch.chunks(max(steps, 0), whole=run.on_device):
+            if after > first_step:
+                run.advance(after - first_step)
+                run.solve()
+            if watch.wants():
+                _report(watch, run, k, which, tol, limit)
+        values, residuals, columns, _ = run.pairs
+        limit = limit if watch.stopped is None else min(limit, run.products)
         if not np.isfinite(run.norm):
-            return _not_finite(run, k)
+            return _not_finite(run, k, before)
         small = ritz.rounding(run.norm, state.alphas.dtype)
         bound = np.maximum(tol * np.abs(values), small)
         index = ritz.best(values, k, which)
@@ -119,6 +156,8 @@ def solve(
             if nothing or sweeps > k or run.products + 1 >= last:
                 break
             if run.filled + 1 < size:
+                if keep_state and run.search is None:
+                    kept = run.kept(_setting(run, pace, looked, given, k, which, tol), goes_on=True)
                 noise = run.departure(index) if noise is None else noise
                 keep = None
                 if run.filled + max(predicted, 4) + 2 > run.capacity:
@@ -127,13 +166,52 @@ def solve(
                 held = index if keep is None else np.flatnonzero(np.isin(keep, index))
                 run.sweep(Search(*ends, size), keep)
                 pace = _Pace(first if run.on_device else 2, run.on_device)
-                limit, sweeps = last, sweeps + 1
+                limit, sweeps, looked = last, sweeps + 1, run.products
                 continue
-        pace.look(left, steps)
+        pace.look(left, run.products - looked)
+        looked = run.products
         if run.filled == run.capacity:
             run.restart(_keep(run, k, which))
+    if keep_state and kept is None:
+        kept = run.kept(_setting(run, pace, looked, given, k, which, tol), goes_on=False)
     noise = run.departure(index) if noise is None else noise
-    return _certified(run, ritz.descending(values, index), noise, complete)
+    found = _certified(run, ritz.descending(values, index), noise, complete)
+    spent = before + found.num_products
+    kept = None if kept is None else kept._replace(num_products=jnp.int32(spent))
+    return found._replace(num_products=spent, state=kept)
+
+
+def _setting(run: Run, pace: _Pace, looked: int, given: bool, k: int, which: str, tol: float):
+    """What else the host must know to go on as if nothing had been in between."""
+    return {
+        "taken": run.products - looked,
+        "steps": pace.steps,
+        "last": math.nan if pace.last is None else pace.last,
+        "given": given,
+        "k": k,
+        "which": ritz.WHICH.index(which),
+        "tol": tol,
+    }
+
+
+def _report(watch: Watch, run: Run, k: int, which: str, tol: float, limit: int) -> None:
+    """Tell what the pairs are now."""
+    if not np.isfinite(run.norm):
+        return
+    values, residuals = run.pairs.values, run.pairs.residuals
+    index = ritz.descending(values, ritz.best(values, k, which))
+    small = ritz.rounding(run.norm, run.state.alphas.dtype)
+    bound = np.maximum(tol * np.abs(values[index]), small)
+    # A search has no residual that falls: there are the products that it may take.
+    distance = _log_ratio(residuals[index], bound) if run.search is None else None
+    watch.report(
+        run.products,
+        values[index],
+        residuals[index],
+        distance=distance,
+        left=None if run.search is None else float(limit - run.products),
+        ready=len(index) == k,
+    )
 
 
 def _log_ratio(residuals: np.ndarray, bound: np.ndarray) -> float:
@@ -157,12 +235,12 @@ def _certified(run: Run, index: np.ndarray, noise: float, complete: bool | None)
     return ritz.RitzPairs(values, vectors, residuals, run.norm, noise, run.products, complete)
 
 
-def _not_finite(run: Run, k: int) -> ritz.RitzPairs:
+def _not_finite(run: Run, k: int, before: int) -> ritz.RitzPairs:
     """NaN in the place of every pair, after a product that was not finite."""
     nothing = np.full(k, np.nan)
     columns = np.full((run.capacity, k), np.nan, run.state.alphas.dtype)
     vectors = ritz.combine(run.state.basis, columns)
-    return ritz.RitzPairs(nothing, vectors, nothing, np.nan, np.nan, run.products)
+    return ritz.RitzPairs(nothing, vectors, nothing, np.nan, np.nan, before + run.products)
 
 
 def _keep(run: Run, k: int, which: str) -> np.ndarray:

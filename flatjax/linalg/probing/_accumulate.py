@@ -10,48 +10,26 @@ import numpy as np
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
+from flatjax._watching import SILENT, Watch
 from flatjax.linalg.krylov import _extremes as extremes
 from flatjax.linalg.krylov import _relations as relations
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.krylov._certificates import underflow
 from flatjax.linalg.krylov._extremes import Extremes
-from flatjax.linalg.krylov._relations import Relation
 from flatjax.linalg.krylov._ritz import masses
 from flatjax.linalg.probing import _complement as complement
 from flatjax.linalg.probing import _layers as layers
 from flatjax.linalg.probing import _missing as missing
 from flatjax.linalg.probing import _probe_products as probe_products
+from flatjax.linalg.probing import _probe_runs as probe_runs
 from flatjax.linalg.probing._estimate import Estimate, from_samples, resolved, rooted
 from flatjax.linalg.probing._gauss import solved
+from flatjax.linalg.probing._probe_runs import Setting
 from flatjax.linalg.probing._quadrature import SpectralDensity, density_from_quadrature
 from flatjax.linalg.vectors import _basis as bases
 from flatjax.linalg.vectors import _flat as flat
 from flatjax.linalg.vectors import _probes as probes
 from flatjax.operators._base import Operator
-
-
-class Setting(NamedTuple):
-    """What the probes meet.
-
-    Attributes:
-      op: the operator.
-      run: the Lanczos relation.
-      found: the pairs at both ends.
-      coupled: numbers a and b of each of these, of the relation ``A v = a v + b q`` with the next
-        vector q of the run.
-      known: what the run knows of the trace, of the squared Frobenius norm in squared units, and
-        the unit, on the host.
-      key: that of the probes.
-      groups: the name of the group of every leaf, or ``None``.
-    """
-
-    op: Operator
-    run: Relation
-    found: Extremes
-    coupled: tuple
-    known: tuple[float, float, float]
-    key: jax.Array
-    groups: tuple | None
 
 
 class Sums(NamedTuple):
@@ -100,7 +78,14 @@ def _unit(largest, dtype):
 
 
 def probe(
-    given: Setting, num_runs: int, steps: int, rtol: float | None, most: int, diagonal: bool
+    given: Setting,
+    num_runs: int,
+    steps: int,
+    rtol: float | None,
+    most: int,
+    diagonal: bool,
+    watch: Watch = SILENT,
+    before: int = 0,
 ) -> tuple[Sums, int]:
     """Draw probes and add up what they say.
 
@@ -112,41 +97,57 @@ def probe(
         error; ``None``: do not.
       most: the most probes that go on.
       diagonal: whether to add up the diagonal.
+      watch: what may stop it, after two probes at least: their first products say something of the
+        trace, and what has been finished of their runs, something of the density.
+      before: the products spent before.
 
     Returns:
       The sums, and the products spent.
     """
     op, nothing = given.op, np.zeros(0)
     limit = num_runs + (0 if rtol is None else most)
+    if watch.stopped is not None:  # the least that there must be
+        num_runs, steps, limit, watch = 2, 1, 2, SILENT
     # One size of block for all probes: one set of programs.
     together = min(probe_products.probe_block(op.size), limit)
     total = trees.zeros(op.structure) if diagonal else None
     sums = Sums(nothing, nothing, np.zeros((0, len(given.found.values))), (), (), (), total)
     spent = 0
-    while (done := len(sums.traces)) < limit:
+    while (done := len(sums.traces)) < limit and watch.stopped is None:
         enough = done >= max(num_runs, probe_products.LEAST)
         if enough and bool(trace(given, sums, 0, rtol).converged):
             break
         count = min(together, limit - done)
         numbers = np.arange(done, done + together, dtype=np.int32)
-        sums, products = _with_block(given, sums, numbers, count, num_runs - done, steps)
+        runs = num_runs - done
+        told = probe_runs.Told(watch, given, sums.traces, before + spent)
+        sums, products = _with_block(given, sums, numbers, count, runs, steps, told)
         spent += products
     return sums, spent
 
 
-def _with_block(given, sums, numbers, count, num_runs, steps):
+def _with_block(given, sums, numbers, count, num_runs, steps, told):
     """The sums with ``count`` probes more, of which the first ``num_runs`` start a run.
 
-    Drawing, projections and moments pass over the bases once for all of them.
+    Drawing, projections and moments pass over the bases once for all of them. After a stop there
+    are fewer, two at least, and of the runs those that were finished.
     """
+    watch = told.watch
     vectors = given.found.exact_vectors
     whole = sums.diagonal is not None or given.groups is not None
     y, z = _drawn(given.key, numbers, probes.static(given.op.structure), vectors, whole)
-    images = probe_products.products(loops.product(given.op), y, count)
+    product, images = loops.product(given.op), []
+    for begin, after in watch.chunks(count):
+        images += probe_products.products(product, y[begin:after], after - begin)
+        if watch.wants():
+            jax.block_until_ready(images)
+            told.report(after)
+    count = len(images)
+    images += (len(y) - count) * images[-1:]
     unit = np.asarray(given.known[2], given.run.alphas.dtype)
     moments, rest = _moments(given.run, y, images, given.found.vectors, given.coupled, unit)
     first = max(0, min(count, num_runs))
-    runs = [_run(given, steps, *pair) for pair in zip(y[:first], images[:first], strict=True)]
+    runs = probe_runs.runs(given, steps, y[:first], images[:first], told, bool(sums.quadratures))
     total, parts = sums.diagonal, []
     if whole:
         rest = probe_products.unstack(complement.rest(given.run, rest))
@@ -169,45 +170,6 @@ def _with_block(given, sums, numbers, count, num_runs, steps):
         diagonal=total,
     )
     return found, count + sum(run.num_products - 1 for run in runs)
-
-
-class _Run(NamedTuple):
-    """A probe's run in the complement of the exact vectors: none where they are all."""
-
-    num_products: int
-    quadrature: tuple | None = None
-    candidates: Any = None
-    basis: Tree | None = None
-
-
-def _run(given, steps, y, image) -> _Run:
-    """The run of a probe, of which the first product is known."""
-    found, op = given.found, given.op
-    steps = min(steps, op.size - len(found.exact_values))
-    if steps == 0:
-        return _Run(1)
-    if steps == 1 and given.groups is None:  # no basis is needed
-        numbers, candidates = _one_step(y, image, found.exact_vectors)
-        return _Run(1, (*numbers, 1), candidates)
-    # In as many rows as the first run has begun with: one program for the steps of both.
-    rows = max(steps, bases.size(bases.parts_of(given.run.basis)[0]))
-    state, first, length = krylov.begin(y, image, rows, given.key)
-    deflated = complement.Deflated(op, found.exact_vectors, found.middle)
-    state = krylov.run(deflated, state, steps, complement.project(deflated.vectors, first))
-    candidates = missing.seen(state, steps, len(found.values) > found.num_top)
-    numbers = (state.alphas, state.betas, state.scale, length, steps)
-    return _Run(steps, numbers, candidates, state.basis)
-
-
-@jax.jit
-def _one_step(y, image, vectors):
-    """The numbers of a run of one step, without its depth, and its candidates."""
-    unit, length = trees.normalized(y)
-    image = jax.tree.map(lambda a: a / length.astype(a.dtype), image)
-    image = complement.project(vectors, image)
-    alpha = trees.vdot(unit, image)
-    numbers = (alpha[None], jnp.zeros_like(alpha)[None], jnp.ones_like(alpha), length)
-    return numbers, jax.tree.map(lambda a: a[None], (unit, image))
 
 
 @functools.partial(jax.jit, static_argnums=(2, 4))
@@ -240,7 +202,13 @@ def _add_product(total, z, rest):
 
 
 def completed(
-    given: Setting, sums: Sums, steps: int, tol: float, budget: int
+    given: Setting,
+    sums: Sums,
+    steps: int,
+    tol: float,
+    budget: int,
+    watch: Watch = SILENT,
+    before: int = 0,
 ) -> tuple[Extremes, tuple[bool | None, bool | None], int]:
     """The wanted pairs with those that the probes show to be missing; see `missing.filled`."""
     floor, _ = noise(given, sums)
@@ -250,12 +218,21 @@ def completed(
         numbers = np.asarray([missing.FIRST_KEY + seen + number], np.int32)
         static = probes.static(given.op.structure)
         (y,), _ = _drawn(given.key, numbers, static, given.found.exact_vectors, False)
-        found = _run(given, steps, y, loops.product(given.op)(y))
+        silent = probe_runs.Told(SILENT, given, sums.traces, before)
+        found = probe_runs.one(given, steps, y, loops.product(given.op)(y), silent, 0)
         return found.candidates, found.num_products
 
-    return missing.filled(
-        given.op, given.run, given.found, list(sums.candidates), tol, floor, budget, another
-    )
+    def report(spent, values, residuals):
+        watch.report(before + spent, values, residuals, left=float(budget - spent))
+
+    budget = budget if watch.stopped is None else 0
+    pairs, complete, spent = missing.filled(
+        given.op, given.run, given.found, list(sums.candidates), tol, floor, budget, another,
+        watch, report,
+    )  # fmt: skip
+    if watch.stopped is not None:  # nobody has looked to the end
+        complete = (complete[0] and None, complete[1] and None)
+    return pairs, complete, spent
 
 
 def noise(given: Setting, sums: Sums) -> tuple[float, np.ndarray]:

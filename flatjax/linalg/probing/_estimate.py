@@ -33,6 +33,8 @@ class Estimate(NamedTuple):
       num_products: the number of products spent, those of a deflation included.
       converged: whether the standard error is at most ``rtol`` times the value
         in magnitude; 5 % of it where no ``rtol`` was given.
+      stopped: why it was stopped early, ``"callback"``, ``"max_seconds"`` or ``"interrupt"``: then
+        it has not converged. ``None`` otherwise.
     """
 
     value: jax.Array
@@ -40,6 +42,7 @@ class Estimate(NamedTuple):
     interval: jax.Array
     num_products: int
     converged: jax.Array
+    stopped: str | None = None
 
     __float__ = reading.as_float
 
@@ -96,6 +99,15 @@ def _hall(t: float, skewness: Any, n: int, xp: Any) -> Any:
     some = xp.abs(skewness) > 1e-3
     a = xp.where(some, skewness, 1) / math.sqrt(n)
     return xp.where(some, 3 / a * (xp.cbrt(1 + a * (t - a / 6)) - 1), t)
+
+
+@quiet()
+def so_far(samples: np.ndarray, exact: float) -> tuple[np.float64, np.float64]:
+    """The value and the standard error that `from_samples` gives but for rounding, for a report."""
+    n = len(samples)
+    # A deviation from the mean of one probe says nothing.
+    error = samples.std() / math.sqrt(max(n - 3, 1)) if n > 1 else math.inf
+    return np.float64(exact + samples.mean()), np.float64(error)
 
 
 @quiet()

@@ -14,6 +14,7 @@ import numpy as np
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
+from flatjax._watching import SILENT, Watch
 from flatjax.linalg.probing._estimate import Estimate, cast
 from flatjax.linalg.vectors import _arguments as arguments
 from flatjax.linalg.vectors import _basis as bases
@@ -32,12 +33,13 @@ def _flat(w: Tree) -> jax.Array:
     return jnp.concatenate([a.astype(trees.dtype(w)).reshape(-1) for a in jax.tree.leaves(w)])
 
 
-def matrix(op: Operator, budget: int) -> Any:
+def matrix(op: Operator, budget: int, watch: Watch = SILENT) -> Any:
     """The dense matrix, where it costs no more than a budget of products.
 
     Args:
       op: the operator.
       budget: the products that an estimate would spend.
+      watch: what shows the products; nothing stops before the last of them.
 
     Returns:
       ``(n, n)``, column by column: NumPy in float64, or traced; ``None`` where n is above the
@@ -55,7 +57,12 @@ def matrix(op: Operator, budget: int) -> Any:
 
         start = jnp.zeros((n, n), trees.dtype(op.structure)).at[0].set(_flat(first))
         return loops.fori(n, body, bases.vary_like(start, first), like=first).T
-    columns = [first, *(product(_unit(like, jnp.int32(i))) for i in range(1, n))]
+    columns = [first]
+    for begin, after in watch.chunks(n - 1):
+        columns += [product(_unit(like, jnp.int32(i + 1))) for i in range(begin, after)]
+        if watch.wants():
+            jax.block_until_ready(columns[-1])
+            watch.report(after + 1, left=n - 1 - after, ready=False)
     flat = jax.device_get([_flat(w) for w in columns])
     return np.stack([np.asarray(a, np.float64) for a in flat], axis=1)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from flatjax import _checks as checks
 from flatjax import _trees as trees
-from flatjax._trees import Tree
+from flatjax._watching import SILENT, Watch
 from flatjax.linalg.krylov import _extremes as extremes
 from flatjax.linalg.krylov import _ritz as ritz
 from flatjax.linalg.krylov import _step as krylov
@@ -19,6 +19,9 @@ from flatjax.linalg.vectors import _arguments as arguments
 from flatjax.linalg.vectors import _flat as flat
 from flatjax.linalg.vectors import _probes as probes
 from flatjax.operators._base import Operator
+
+# The steps of a probe that has to be taken although its run has been stopped.
+_LEAST = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +58,13 @@ def quadratures(
     num_steps: int,
     deflation_steps: int | None,
     tol: float,
+    watch: Watch = SILENT,
+    least: int = 1,
 ) -> Quadratures:
     """The quadratures behind a density or the trace of a function; see `spectral_density`.
 
-    ``what`` asks for them, by its name.
+    ``what`` asks for them, by its name. Stopped by its watch, which is told the largest Ritz value
+    of the run in progress, it gives the finished probes, and at least so many, of fewer steps.
     """
     key = checks.check_key(key)
     arguments.check_outside_jit(what, op, key)
@@ -69,7 +75,7 @@ def quadratures(
     if depth:
         checks.check_count("deflation_steps", depth)
     scalar = trees.dtype(op.structure)
-    dense = exact.matrix(op, depth + num_probes * num_steps)
+    dense = exact.matrix(op, depth + num_probes * num_steps, watch)
     if dense is not None:
         values = exact.eigenvalues(dense)
         return Quadratures(values, np.zeros((1, 1)), np.zeros((1, 1, 1)), op.size, scalar)
@@ -78,30 +84,45 @@ def quadratures(
     known, vectors, spent, own, middle = np.zeros(0), None, 0, None, 0.0
     if depth:
         start_key, _ = jax.random.split(jax.random.fold_in(key, 0))
-        state, spent = extremes.converged(op, start_key, 1, 0, tol, depth, depth, None)
+        state, spent = extremes.converged(
+            op, start_key, 1, 0, tol, depth, depth, None, watch, num_probes * steps
+        )
         found = extremes.found(state, 1, 0, tol, op.size)
         known, vectors, own = found.exact_values, found.exact_vectors, found.start
         middle = found.middle
         del state
     deflated, runs = complement.Deflated(op, vectors, middle), []
     steps = min(steps, op.size - len(known))
+    if watch.stopped is not None:
+        steps = min(steps, _LEAST)
     for i in range(num_probes) if steps else ():
+        if watch.stopped is not None and len(runs) >= least:
+            break
         probe_key, restart_key = jax.random.split(jax.random.fold_in(key, i + 1))
         y = complement.project(vectors, probes.probe(probe_key, op.structure))
         unit, length = trees.normalized(y)
-        run, products = run_probe(deflated, unit, steps, restart_key)
-        spent += products
-        runs.append((run.alphas, run.betas, run.scale, length, steps))
-    nodes, s, _ = solved(runs)
+
+        def report(state, done, before=spent, number=i, steps=steps):
+            values, residuals, _ = extremes.ritz_values(state)
+            watch.report(
+                before + done,
+                values[-1:],
+                residuals[-1:],
+                left=(num_probes - number) * steps - done,
+                ready=number >= least or done >= min(steps, _LEAST),
+            )
+
+        # In buffers that few programs serve. What a stop has left to do, nobody watches.
+        run = krylov.start(unit, max(krylov.FIRST, steps), restart_key)
+        seen = SILENT if watch.stopped is not None else watch
+        run, taken = krylov.watched(deflated, run, steps, seen, report)
+        spent += taken
+        if taken < steps and len(runs) >= least:
+            break
+        steps = taken  # a longer run begins like a shorter one
+        runs.append((run.alphas, run.betas, run.scale, length))
+    nodes, s, _ = solved([(*run, steps) for run in runs])
     return Quadratures(known, nodes, s, spent, scalar, own)
-
-
-def run_probe(
-    deflated: Operator, unit: Tree, steps: int, key: jax.Array, first: Tree = None
-) -> tuple[krylov.Krylov, int]:
-    """The Lanczos run of a probe, and its products; in buffers that few programs serve."""
-    start = krylov.start(unit, max(krylov.FIRST, steps), key)
-    return krylov.run(deflated, start, steps, first), steps
 
 
 def solved(runs: list) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -25,6 +25,7 @@ import numpy as np
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
+from flatjax._watching import SILENT, Watch
 from flatjax.linalg.krylov import _extremes as extremes
 from flatjax.linalg.krylov import _relations as relations
 from flatjax.linalg.krylov import _ritz as ritz
@@ -230,6 +231,8 @@ def filled(
     floor: float,
     budget: int,
     another: Callable[[int], tuple[tuple[Tree, Tree], int]],
+    watch: Watch = SILENT,
+    report: Callable[[int, np.ndarray, np.ndarray], None] = lambda *_: None,
 ) -> tuple[Extremes, tuple[bool | None, bool | None], int]:
     """The wanted pairs, with those that the probes show to be missing.
 
@@ -242,6 +245,8 @@ def filled(
       floor: the noise floor.
       budget: the products that may be spent where something is missing.
       another: a function of 0, 1, ... for the candidates of a further probe, and its products.
+      watch: what may stop it.
+      report: what to tell a watch, of the products, the values and their residuals.
 
     Returns:
       The pairs, others in place of the wanted ones where something was missing; whether the list
@@ -261,6 +266,9 @@ def filled(
     while True:
         residuals = space.residuals()
         open_ = residuals > np.maximum(tol * np.abs(space.values), floor)
+        if watch.wants():
+            report(spent, space.values, residuals)
+            budget = budget if watch.stopped is None else 0
         # Every probe sees one vector of an eigenspace: as many new ones as probes may not be all.
         full = _new(pairs, space) >= looks
         if open_.any() and spent < budget:

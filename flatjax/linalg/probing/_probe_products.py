@@ -10,6 +10,7 @@ import numpy as np
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
+from flatjax._watching import SILENT, Watch
 from flatjax.linalg.vectors import _arguments as arguments
 from flatjax.linalg.vectors import _basis as bases
 from flatjax.linalg.vectors import _probes as probes
@@ -73,8 +74,20 @@ def _forms_of_lists(z, w):
     return _forms(bases.stack(z), bases.stack(w))
 
 
+# ``report(rows)``: the measurements so far, each a list entry with a leading axis of probes.
+Report = Callable[[list], None]
+
+
 def quadratic_forms(
-    op: Operator, key: jax.Array, first: int, count: int, *, basis: Tree = None, block: int = 1
+    op: Operator,
+    key: jax.Array,
+    first: int,
+    count: int,
+    *,
+    basis: Tree = None,
+    block: int = 1,
+    watch: Watch = SILENT,
+    report: Report = lambda rows: None,
 ) -> tuple[Any, Any]:
     r"""The quadratic forms $z^\top A z$ of ``count`` Rademacher probes, and $z^\top z$.
 
@@ -85,21 +98,28 @@ def quadratic_forms(
       count: the number of probes.
       basis: orthonormal or zero vectors to project out of every probe, or ``None``.
       block: probes multiplied at once, each with its own intermediate values in memory.
+      watch: what may stop it.
+      report: what to tell a watch.
 
     Returns:
-      Two arrays ``(count,)``: NumPy in float64, or traced.
+      Two arrays ``(count,)``, shorter after a stop: NumPy in float64, or traced.
     """
     # A stream over batches drives itself from the host and takes one vector at a time.
     block = 1 if op.host_driven else min(block, count)
     if loops.is_traced(op, key, jnp.zeros(())):
         return _traced_forms(op, key, first, count, block)
     if block == 1:
-        return sample(op, key, first, count, _forms_of_lists, basis)
+        return sample(op, key, first, count, _forms_of_lists, basis, watch, report)
 
     rows, end = [], first + count
-    for start in range(first, end, block):
-        z = drawn(key, op.structure, start, min(block, end - start), basis=basis)
-        rows.append(_forms(z, arguments.block_product(op, z)))
+    starts = range(first, end, block)
+    for begin, after in watch.chunks(len(starts)):
+        for start in starts[begin:after]:
+            z = drawn(key, op.structure, start, min(block, end - start), basis=basis)
+            rows.append(_forms(z, arguments.block_product(op, z)))
+        if watch.wants():
+            rows = jax.device_get(rows)
+            report(rows)
     return jax.tree.map(_concatenate, *rows)
 
 
@@ -135,6 +155,8 @@ def sample(
     count: int,
     measure: Callable[[list[Tree], list[Tree]], Any],
     basis: Tree = None,
+    watch: Watch = SILENT,
+    report: Report = lambda rows: None,
 ) -> Any:
     """Measure probes that are drawn and projected in blocks, and multiplied one by one.
 
@@ -145,19 +167,31 @@ def sample(
       count: the number of probes.
       measure: ``(probes, products) -> small arrays`` with a leading axis, compiled.
       basis: orthonormal or zero vectors to project out of every probe.
+      watch: what may stop it.
+      report: what to tell a watch.
 
     Returns:
-      The measurements with a leading axis ``count``: NumPy, floating ones in float64.
+      The measurements with a leading axis ``count``, shorter after a stop: NumPy, floating ones in
+      float64.
     """
     size = probe_block(op.size)
     if basis is None and size < _BLOCK:
         size = 1  # alone, probes need the least memory, which decides where they are large
     product, rows = loops.product(op), []
     for start in range(first, first + count, size):
-        real = min(size, first + count - start)
+        if watch.stopped is not None:
+            break
         z = unstack(drawn(key, op.structure, start, size, basis=basis))
-        found = measure(z, products(product, z, real))
-        rows.append(jax.tree.map(lambda a, real=real: a[:real], found))
+        images, found = [], None
+        for begin, after in watch.chunks(min(size, first + count - start)):
+            images += products(product, z[begin:after], after - begin)
+            # Blocks of one size need one program: the last product stands for those to come.
+            found = measure(z, images + (size - after) * images[-1:])
+            found = jax.tree.map(lambda a, after=after: a[:after], found)
+            if watch.wants():
+                found = jax.device_get(found)
+                report([*rows, found])
+        rows.append(found)
     return jax.tree.map(_concatenate, *rows)
 
 

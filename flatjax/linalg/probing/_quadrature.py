@@ -36,6 +36,8 @@ class SpectralDensity(NamedTuple):
         a repeat.
       row_weights: ``(p,)``, the weight of every row in the density, of sum 1, as the square of its
         number of nodes: the more there are, the finer is what a row resolves.
+      stopped: why it was stopped early, ``"callback"``, ``"max_seconds"`` or ``"interrupt"``, with
+        fewer probes or nodes than asked for; ``None`` otherwise.
     """
 
     atoms: jax.Array
@@ -50,6 +52,7 @@ class SpectralDensity(NamedTuple):
     nodes: jax.Array
     node_weights: jax.Array
     row_weights: jax.Array
+    stopped: str | None = None
 
     def mean_of(self, f: Callable[[jax.Array], jax.Array]) -> jax.Array:
         """The mean of ``f`` over the eigenvalues: ``tr f(A) / n``."""
@@ -204,7 +207,7 @@ def density_from_quadrature(
         "node_weights": _rectangle(node_weights, lambda row: 0.0),
         "row_weights": row_weights,
     }
-    arrays = {name: cast(value, dtype) for name, value in found.items()}
+    arrays: dict[str, Any] = {name: cast(value, dtype) for name, value in found.items()}
     return SpectralDensity(num_exact=len(exact), **arrays)
 
 

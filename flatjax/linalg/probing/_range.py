@@ -10,6 +10,7 @@ import numpy as np
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
+from flatjax._watching import SILENT, Watch
 from flatjax.linalg.probing import _probe_products as probe_products
 from flatjax.linalg.vectors import _basis as bases
 from flatjax.linalg.vectors import _orthonormal as orthonormal
@@ -46,7 +47,14 @@ _add = jax.jit(trees.axpy)
 _gram = jax.jit(bases.gram)
 
 
-def random_range(op: Operator, key: jax.Array, count: int, kind: str, shift: float = 0.0) -> Range:
+def random_range(
+    op: Operator,
+    key: jax.Array,
+    count: int,
+    kind: str,
+    shift: float = 0.0,
+    watch: Watch = SILENT,
+) -> Range:
     """The range of the products with ``count`` probes, probe i drawn from ``fold_in(key, i)``.
 
     Args:
@@ -55,6 +63,7 @@ def random_range(op: Operator, key: jax.Array, count: int, kind: str, shift: flo
       count: the number of products s.
       kind: the kind of probes.
       shift: add this multiple of the first product's size, times the identity, to the operator.
+      watch: what shows the products; nothing stops before the last of them.
 
     Returns:
       A `Range`.
@@ -64,7 +73,12 @@ def random_range(op: Operator, key: jax.Array, count: int, kind: str, shift: flo
     for start in range(0, count, size):
         real = min(size, count - start)
         omega = probe_products.unstack(probe_products.drawn(key, op.structure, start, size, kind))
-        y = [trees.cast(product(v), op.structure) for v in omega[:real]]
+        y = []
+        for begin, after in watch.chunks(real):
+            y += [trees.cast(product(v), op.structure) for v in omega[begin:after]]
+            if watch.wants():
+                jax.block_until_ready(y)
+                watch.report(start + after, left=float(2 * count - start - after), ready=False)
         if shift:
             nu = _shift(y[0], shift) if nu is None else nu
             y = [_add(nu, v, w) for v, w in zip(omega, y, strict=False)]
@@ -79,11 +93,11 @@ def _on_host(blocks, count):
     return np.concatenate(jax.device_get(blocks), axis=1)[:, :count].astype(np.float64)
 
 
-def rayleigh_quotient(op: Operator, basis: Tree) -> np.ndarray:
+def rayleigh_quotient(op: Operator, basis: Tree, watch: Watch = SILENT) -> np.ndarray:
     r"""The projected operator $Q^\top A Q$, one product per row, ``(s, s)``."""
     product = loops.product(op)
     rows = (product(probe_products.row(basis, jnp.int32(i))) for i in range(bases.size(basis)))
-    return _columns(rows, basis)
+    return _columns(rows, basis, watch)
 
 
 def probe_coefficients(basis: Tree, key: jax.Array, structure: Tree, kind: str) -> np.ndarray:
@@ -96,12 +110,16 @@ def probe_coefficients(basis: Tree, key: jax.Array, structure: Tree, kind: str) 
     return _columns(itertools.islice(itertools.chain.from_iterable(blocks), count), basis)
 
 
-def _columns(vectors, basis):
+def _columns(vectors, basis, watch=SILENT):
     """The coefficients of vectors over a basis, as columns on the host."""
     count = bases.size(basis)
     size, blocks = probe_products.probe_block(trees.size(basis) // count), []
     while some := list(itertools.islice(vectors, size)):
         blocks.append(_coefficients(basis, some + (size - len(some)) * some[-1:]))
+        if watch.wants():
+            jax.block_until_ready(blocks)
+            done = min(count, size * len(blocks))
+            watch.report(count + done, left=float(count - done), ready=False)
     return _on_host(blocks, count)
 
 

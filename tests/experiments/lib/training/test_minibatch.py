@@ -117,7 +117,7 @@ def test_devices_share_a_batch(data):
     engine = Engine(run)
     given = jax.tree.map(jnp.asarray, (data, np.uint32(SEEDS), np.full(2, 0.1, np.float32)))
     given = run.placement.everywhere(given)
-    state = jax.eval_shape(engine.begin, *given, None)
+    state = jax.eval_shape(engine.begin, *given, recipes.init_runs(RECIPE, data, SEEDS))
     trained = run.placement.compiled(lambda *now: jax.vmap(run.epoch)(now[0], *now[2:], now[1]))
     for program in (trained.lower(state, *given), engine._record.lower(state, given[0])):
         assert "all-reduce" in program.compile().as_text()

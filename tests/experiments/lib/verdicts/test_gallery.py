@@ -7,12 +7,12 @@ import pytest
 from PIL import Image
 
 from experiments.lib.runs import rundir
-from experiments.lib.verdicts import gallery
+from experiments.lib.verdicts import gallery, pages
 from experiments.lib.verdicts.figures import COLORS, band, figure, style
 from tests.repository import ROOT
 
 DOCS = ROOT / "docs" / "gallery"
-NAMES = sorted(path.stem for path in gallery.RESULTS.glob("*.json"))
+NAMES = sorted(path.stem for path in pages.RESULTS.glob("*.json"))
 FIGURE_BYTES = 100_000
 
 
@@ -94,19 +94,13 @@ def test_a_folder_without_runs_says_so(tmp_path, capsys):
     assert "no finished run" in capsys.readouterr().out
 
 
-def test_the_pages_are_made_of_the_runs_of_two_presets(runs, tmp_path):
+def test_the_runs_of_two_presets_are_kept(runs, tmp_path):
     docs, results = tmp_path / "docs", tmp_path / "results"
     docs.mkdir()
     gallery.keep_results(gallery.finished(runs), results, docs)
-    gallery.write_pages(results, docs)
-    files = ["index.md", "made_up-a.png", "made_up-real-a.png", "made_up.md", "talks.md"]
-    assert sorted(p.name for p in docs.iterdir()) == files
+    assert sorted(p.name for p in results.iterdir()) == ["made_up-real.json", "made_up.json"]
+    assert sorted(p.name for p in docs.iterdir()) == ["made_up-a.png", "made_up-real-a.png"]
     assert (docs / "made_up-a.png").stat().st_size < FIGURE_BYTES
-    page = (docs / "made_up.md").read_text()
-    for part in page.split("## Claims")[1].split("## On real data"):
-        assert "| falls | 1.25 | at least 1 | **not reproduced** |" in part
-    cpu, real = (docs / "index.md").read_text().split("| real |")
-    assert all("| [made_up](made_up.md) | 1 | 1 | 0 | 0 | 3 |" in part for part in (cpu, real))
 
 
 def test_every_colour_of_the_style_survives(tmp_path):
@@ -132,18 +126,11 @@ def test_experiments_with_claims_are_found_by_their_source():
     assert {name.removesuffix("-real") for name in NAMES} <= set(names)
 
 
-def test_the_committed_pages_are_those_of_the_committed_results():
-    for name, text in gallery.pages(gallery.RESULTS).items():
-        assert (DOCS / name).read_text() == text, (
-            f"docs/gallery/{name} differs: python -m experiments report --docs docs/gallery"
-        )
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_a_committed_result_is_of_the_judged_seeds_and_has_its_figures(name):
-    kept = rundir.read_json(gallery.RESULTS / f"{name}.json")
+    kept = rundir.read_json(pages.RESULTS / f"{name}.json")
     assert kept["seeds"] == list(range(100, 103 if kept["preset"] == "real" else 105))
-    assert name == gallery.kept_name(kept)
+    assert name == pages.kept_name(kept)
     assert kept["claims"]
     for picture in kept["figures"]:
-        assert (DOCS / gallery.figure_name(kept, picture)).stat().st_size <= FIGURE_BYTES
+        assert (DOCS / pages.figure_name(kept, picture)).stat().st_size <= FIGURE_BYTES

@@ -4,11 +4,12 @@ import pytest
 
 import flatjax
 from experiments.lib.runs import rundir
-from experiments.lib.verdicts import gallery, talks
+from experiments.lib.verdicts import pages, talks
+from experiments.lib.verdicts.badges import badge
 
 TALKS = talks.talks()
 ITEMS = [item for talk in TALKS for item in talk["items"]]
-KEPT = [rundir.read_json(path) for path in sorted(gallery.RESULTS.glob("*.json"))]
+KEPT = [rundir.read_json(path) for path in sorted(pages.RESULTS.glob("*.json"))]
 
 
 def claim(name, **changes):
@@ -45,11 +46,12 @@ def test_rows():
         {"experiment": "e", "preset": "cpu", "claims": [claim("c"), claim("d", measured=None)]},
         {"experiment": "e", "preset": "real", "claims": [claim("c", verdict="reproduced")]},
     ]
+    void, reproduced = badge("void"), badge("reproduced")
     lines = talks.page(results, told).split("## T\n")[1].splitlines()
     assert lines[5:] == [
         "| W | 2 | `flatjax.x` |  |  | small |",
-        "|  |  | [e](e.md): c | 1.5 ± 0.25, **void** | 1.5 ± 0.25, **reproduced** |  |",
-        "|  |  | [e](e.md): d | not measured, **void** |  |  |",
+        f"|  |  | [e](e.md): c | 1.5 ± 0.25 {void} | 1.5 ± 0.25 {reproduced} |  |",
+        f"|  |  | [e](e.md): d | not measured {void} |  |  |",
         "| a\\|b |  | left out |  |  | dear |",
         "| seen |  | reported |  |  | reported by e |",
     ]
