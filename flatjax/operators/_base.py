@@ -267,7 +267,26 @@ class CallableOperator(Operator):
         return {"of": self.fn.name}
 
 
-class HostOperator(Operator):
+class OnHost(Operator):
+    """An operator that multiplies on the host: not a pytree, and never an argument of ``jit``."""
+
+    @property
+    def host_driven(self):
+        return True
+
+    @property
+    def weak_type(self) -> bool:
+        """Asked for by JAX when it takes the operator for an array, for its shape and dtype."""
+        raise self._traced()
+
+    def _traced(self) -> TypeError:
+        return TypeError(
+            f"{type(self).__name__} is driven from the host and cannot be traced: call the "
+            "estimator outside jit, vmap and grad, or use an operator whose data are on the device."
+        )
+
+
+class HostOperator(OnHost):
     """A matrix or linear operator of SciPy; made by [`as_operator`][].
 
     Not a pytree: it multiplies on the host, and tracing over a product is a TypeError.
@@ -278,19 +297,12 @@ class HostOperator(Operator):
         self._kind = type(matrix).__name__
 
     @property
-    def host_driven(self):
-        return True
-
-    @property
     def structure(self):
         return self._structure
 
     def mv(self, v):
         if loops.is_traced(v):
-            raise TypeError(
-                f"a {self._kind} of SciPy multiplies on the host and cannot be traced: call the "
-                "estimator outside jit, vmap and grad, or pass a JAX function as the operator."
-            )
+            raise self._traced()
         trees.check(v, self.structure)
         return self._apply(trees.cast(v, self.structure))
 

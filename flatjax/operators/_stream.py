@@ -15,17 +15,12 @@ from flatjax import _watching as watching
 from flatjax.operators import _normalisers as normalisers
 from flatjax.operators import _sums as sums
 from flatjax.operators import _weighting as weighting
-from flatjax.operators._base import Operator
+from flatjax.operators._base import OnHost
 from flatjax.operators._data import DataOperator
 from flatjax.operators._maps import described
 
-_TRACED = (
-    "a stream over batches is driven from the host and cannot be traced: call the estimator "
-    "outside jit, vmap and grad, or use one batch on the device."
-)
 
-
-class Stream(Operator):
+class Stream(OnHost):
     """The weighted mean of one operator over all batches; made by [`over_batches`][].
 
     Not a pytree: the batches live on the host, and tracing over a product is a TypeError. Nothing
@@ -47,10 +42,6 @@ class Stream(Operator):
         if first is None:
             raise ValueError("batches is empty: over_batches needs at least one batch.")
         self._structure, self._first = first.structure, described(first)
-
-    @property
-    def host_driven(self):
-        return True
 
     @property
     def structure(self):
@@ -80,7 +71,7 @@ class Stream(Operator):
                     "instead of chunking them."
                 )
             if loops.is_traced(op):
-                raise TypeError(_TRACED)
+                raise self._traced()
             first = op if first is None and self._check else first
             yield op
         if first is not None:
@@ -101,7 +92,7 @@ class Stream(Operator):
 
     def mv(self, v):
         if loops.is_traced(v):
-            raise TypeError(_TRACED)
+            raise self._traced()
         trees.check(v, self.structure)
         total: Any = None
         watch = watching.watch(

@@ -7,14 +7,14 @@ import pytest
 import scipy.sparse
 
 import flatjax
-from flatjax.operators._base import HostOperator, Modified, Operator
+from flatjax.operators._base import HostOperator, Modified, OnHost, Operator
 from flatjax.operators._data import DataOperator
 from flatjax.operators._maps import LinearMap
 from flatjax.operators._terms import LossOperator
 
 PARAMS = {"w": jnp.ones(3), "b": jnp.ones(1)}
 X, Y = jnp.ones((6, 3)), jnp.zeros((6, 1))
-BASES = (Operator, Modified, DataOperator, LossOperator)  # which nobody makes
+BASES = (Operator, Modified, OnHost, DataOperator, LossOperator)  # which nobody makes
 INSIDE = {"Dense", "Deflated", "Packed", "_Division"}  # of an estimator or an operator
 TOLD = "loss=cross_entropy, examples=6, precision=highest"
 

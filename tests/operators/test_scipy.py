@@ -107,8 +107,10 @@ class TestFromScipy:
 
     def test_is_not_traced(self):
         op = as_operator(scipy.sparse.csr_array(MATRIX))
-        with pytest.raises(TypeError, match="csr_array of SciPy multiplies on the host"):
+        with pytest.raises(TypeError, match="HostOperator is driven from the host and cannot be"):
             jax.jit(op.mv)(jnp.ones(5))
+        with pytest.raises(TypeError, match=r"HostOperator.*to the function at path op"):
+            jax.jit(lambda op: op.mv(jnp.ones(5)))(op)
 
     @pytest.mark.parametrize(
         ("matrix", "structure", "error", "match"),
