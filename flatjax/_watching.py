@@ -26,7 +26,7 @@ Callback = Callable[[int, Any, Any], Any]
 SECONDS = 0.5  # that a chunk should take: so long a stop may wait, and so rare is the report
 # The processor's seconds that all reports may take together, callbacks aside: so many, and this
 # share of the time so far. One takes .1 to 2 ms.
-FREE, SHARE = 0.005, 0.005
+FREE, SHARE = 0.005, 0.004
 # Where several processes work together they must take the same chunks, whatever their clocks say.
 _TOGETHER = 8
 clock = time.monotonic
