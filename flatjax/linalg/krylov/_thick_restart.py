@@ -103,15 +103,13 @@ def solve(
         room = min(run.capacity, size) - run.filled
         due, least = pace.steps - (run.products - looked), int(run.filled < k)
         steps = min(due, room, max(limit - run.products, least))
-        if steps <= 0:
-            run.solve()  # a run that goes on from where it had been looked at
-        for first_step, after in watch.chunks(max(steps, 0), whole=run.on_device):
-            if after > first_step:
-                run.advance(after - first_step)
-                run.solve()
+        # A run that goes on may be due for a look before any step.
+        for first_step, after in watch.chunks(steps, whole=run.on_device) if steps > 0 else ():
+            run.advance(after - first_step)
+            run.solve()
             if watch.wants():
                 _report(watch, run, k, which, tol, limit)
-        values, residuals, columns, _ = run.pairs
+        values, residuals, columns, _ = run.pairs if steps > 0 else run.solve()
         limit = limit if watch.stopped is None else min(limit, run.products)
         if not np.isfinite(run.norm):
             return _not_finite(run, k, before)

@@ -79,6 +79,20 @@ def test_one_product_more_is_the_certificate():
     assert solve(p, 6, resume=part.state, max_products=19).num_products == 19
 
 
+@pytest.mark.parametrize("at", [7, 12, 20])
+def test_a_stopped_run_goes_on(at):
+    p, options = zoo("network"), {"tol": 1e-5, "max_basis": 8}
+    stop = lambda step, values, residuals: step >= at  # noqa: E731
+    part = solve(p, 5, key=KEY, keep_state=True, callback=stop, **options)
+    assert part.stopped == "callback"
+    seen = []
+    found = solve(p, 5, resume=part.state, tol=1e-5, callback=lambda *told: seen.append(told[0]))
+    whole = solve(p, 5, key=KEY, **options)
+    same(answer(found), answer(whole))
+    assert found.stopped is None
+    assert seen[0] >= int(_host(part.state).products)
+
+
 def test_one_product_at_a_time():
     p, products = zoo("network"), 9
     whole = solve(p, 3, key=KEY)
