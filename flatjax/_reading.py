@@ -18,7 +18,8 @@ def readable(cls: type[T]) -> type[T]:
     """Class decorator: a named tuple or dataclass that reads well, in a terminal and in a notebook.
 
     Fields with one entry for each of ``values`` (or ``value``), arrays or dictionaries, are a
-    table. A number and its standard error are one fact. Vectors and trees are shapes. ``format``
+    table. A number and its standard error are one fact. Vectors and trees are shapes, ``None`` is
+    left out. ``format``
     of a result with a ``value`` has the standard error, too. A method ``_picture`` gives an SVG.
 
     Args:
@@ -79,7 +80,7 @@ def _read(result: Any) -> _Read:
     }
     facts, inner = {}, {}
     for name, value in fields.items():
-        if name in columns or name in errors.values():
+        if value is None or name in columns or name in errors.values():
             continue
         if _reads(value):
             inner[name] = value

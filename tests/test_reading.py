@@ -133,7 +133,6 @@ Eigenpairs(
   vectors=<2 leaves, 36,120 numbers, float64>
   num_products=1,234
   noise_floor=3.2e-06
-  complete=None
 )"""
     assert repr(PAIRS) == wanted.strip()
 

@@ -72,7 +72,7 @@ class LinearMap:
         try:
             rows, columns = self.shape
             size = f"size={rows:,}" if self.T is self else f"shape=({rows:,}, {columns:,})"
-        except AttributeError:  # a tree of other things, made by `jax.tree.map`
+        except (AttributeError, TypeError):  # a tree of other things, made by `jax.tree.map`
             size = "size=?"
         return described(self, size)
 

@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from flatjax import _reading as reading
+
 # Products of a call with its defaults: usual ones, the most, and the dimension up to which there
 # are as many as dimensions. The usual ones of `eigsh` and `spectrum` are those of Hessians and
 # Gauss-Newton matrices of an MLP of 9,000 parameters, at its start and after 300 and 1,500 steps:
@@ -16,6 +18,7 @@ _CALLS = {
 }
 
 
+@reading.readable
 class CallCost(NamedTuple):
     """What one call with its defaults takes; made by [`plan`][].
 

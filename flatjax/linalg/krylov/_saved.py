@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax.linalg.krylov import _step as krylov
@@ -16,6 +17,7 @@ from flatjax.linalg.vectors import _basis as bases
 State = TypeVar("State")
 
 
+@reading.readable
 class EigshState(NamedTuple):
     """A run of [`eigsh`][], all arrays: pass it as ``resume=`` to go on from there.
 
