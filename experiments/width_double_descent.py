@@ -17,8 +17,11 @@ vanishes too. The test error rises by 7.4 ± 1.1 points, and by 5.1 ± 0.7 witho
 the paper has hardly a peak; the widest networks are only as good as the best before it. The
 likelihood peaks at 1.36 ± 0.07; calibrated it rises by 2.1 ± 1.0 % at most: both stay open.
 
-real: a small convolutional network on Fashion-MNIST. paper: their ResNet-18 on CIFAR-10 with a
-constant rate, 4,000 epochs, when prepared.
+real: a small convolutional network on 800 images of Fashion-MNIST, with the likelihood on 2,000.
+It looks as in the papers there, though three seeds leave most claims open: with wrong labels the
+test loss rises by 1.39 ± 0.02 and falls to 0.74 ± 0.03 of that, the test error rises by 5.8 ± 0.3
+points, and without wrong labels by 1.2 ± 0.4. The mean likelihood peaks; calibrated it falls with
+every width. paper: their ResNet-18 on CIFAR-10 with a constant rate, 4,000 epochs, when prepared.
 """
 
 from __future__ import annotations
