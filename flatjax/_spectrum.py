@@ -40,10 +40,12 @@ class SpectrumState(NamedTuple):
     Attributes:
       run: the Lanczos run.
       num_products: the products spent on it.
+      noise_floor: the noise of a product, by which another operator is told.
     """
 
     run: krylov.Krylov
     num_products: jax.Array
+    noise_floor: jax.Array
 
 
 @reading.readable
@@ -187,7 +189,8 @@ def spectrum(
       num_points: the points of their grid.
       resume: the ``state`` of an earlier spectrum of the same operator, or the mapping of its
         fields that a checkpoint gives back when it is loaded without types. Its Lanczos steps are
-        taken over, its probes are drawn again. A run that goes on is an uninterrupted one up to
+        taken over, for a product that shows that the operator is the same; its probes are drawn
+        again. A run that goes on is an uninterrupted one up to
         rounding: its buffers may be of another size, and sums in another order.
       progress: whether to show a bar on standard error (by rich, if it is installed; lines where
         that is no terminal): products, worst relative residual, later the trace, time left.
@@ -210,7 +213,8 @@ def spectrum(
       TypeError: if ``op`` is not callable, inside ``jit``, or if ``resume`` is no state of this
         operator.
       ValueError: for numbers out of range, the missing structure of a callable, or a ``resume`` of
-        other shapes or dtypes, or of more steps, than asked for.
+        other shapes or dtypes, of more steps than asked for, or of another operator (other params,
+        another batch), which its products show.
 
     Example:
       >>> import jax, jax.numpy as jnp, flatjax
@@ -258,7 +262,7 @@ def spectrum(
             packed, start_key, k, num_bottom, tol, num_steps, max_steps, resume, seen
         )
         found = extremes.found(state, k, num_bottom, tol, op.size)
-        keep = SpectrumState(state, jnp.asarray(np.int32(op.size if dense is not None else spent)))
+        steps_spent = op.size if dense is not None else spent
         given = accumulate.setting(packed, state, found, probe_key, groups)
         if probe_steps is None:
             deep = groups is None and found.start is not None and len(found.start[0]) >= ALONE
@@ -275,6 +279,9 @@ def spectrum(
         floor, noise = accumulate.noise(given, sums)
         # It was measured for the run's own vectors; for others the largest stands.
         noise = noise if pairs is found else noise.max()
+        keep = SpectrumState(
+            state, jnp.asarray(np.int32(steps_spent)), jnp.asarray(floor, state.scale.dtype)
+        )
     layout = flat.layout(packed)
     top, bottom = extremes.certified(pairs, floor, noise, tol, spent, complete, layout)
     result = Spectrum(

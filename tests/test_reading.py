@@ -206,7 +206,7 @@ def test_results_inside_of_results():
         top=PAIRS, bottom=PAIRS, trace=ESTIMATE, frobenius_norm=ESTIMATE, density=layer.density,
         diagonal=NETWORK, layers={f"layer_{i}": layer for i in range(100)}, num_products=100,
         noise_floor=np.float32(1e-6), size=120_000,
-        state=flatjax.SpectrumState(NETWORK, np.int32(3)), complete=True,
+        state=flatjax.SpectrumState(NETWORK, np.int32(3), np.float32(1e-6)), complete=True,
     )  # fmt: skip
     text = repr(spectrum)
     assert len(text) < 1700  # all of it is there, nothing cut out of the middle

@@ -85,8 +85,8 @@ def eigsh(
     step, in buffers of the same size: pairs that converge are bit for bit those of an uninterrupted
     run, for one product more an interruption (each result has its certificate). Other settings than
     before look at the projected problem at other steps, and so may stop at another one. Only the
-    first run is kept, a look for missed pairs is taken anew. With another operator than before
-    the certificate is off: large residual norms, and nothing resolved.
+    first run is kept, a look for missed pairs is taken anew. Another operator than before, such as
+    that of other params, is told by the certificate, and an error.
 
     Costs products (well separated eigenvalues: some 10 for one, 20 to 35 for ten), ``max_basis``
     vectors of memory, and a read of those twice per step.
@@ -136,7 +136,8 @@ def eigsh(
         state of this operator, or blocks, ``resume``, ``keep_state`` or what is to be watched
         (``progress`` and the three after it) are traced.
       ValueError: on arguments out of range, both or neither of ``key`` and ``v0``, a callable
-        without structure, or a ``resume`` of other shapes or dtypes than the operator's.
+        without structure, or a ``resume`` of other shapes or dtypes, or of another operator
+        (other params, another batch), which its products show.
 
     Example:
       >>> import jax, jax.numpy as jnp, flatjax
@@ -238,7 +239,7 @@ def _resumed(op, k, which, v0, tol, max_products, max_basis, verify, resume, kee
     if loops.is_traced(op, resume, jnp.zeros(())):
         raise TypeError(_OUTSIDE)
     op = flat.packed(op)
-    run, host, spent = saved.opened(resume, op.structure)
+    run, host, spent, floor = saved.opened(resume, op.structure)
     capacity = run.alphas.shape[0]
     least = min(op.size, k + 2)
     if capacity < least or max_basis not in (None, capacity):
@@ -256,7 +257,7 @@ def _resumed(op, k, which, v0, tol, max_products, max_basis, verify, resume, kee
     state = krylov.copied(run)  # a run consumes its buffers, and these are the caller's
     return thick_restart.solve(
         op, k, which, state, None, tol, max_products, verify,
-        watch=watch, resume=(host, spent), keep_state=keep_state,
+        watch=watch, resume=(host, spent, floor), keep_state=keep_state,
     )  # fmt: skip
 
 

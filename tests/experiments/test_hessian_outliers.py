@@ -118,4 +118,5 @@ def test_what_is_recorded_is_the_vector_of_the_network():
     params, state = jax.tree.map(lambda a: a[0], recipes.init_runs(recipe, data, [3]))
     net = flat_network(recipe, (2, 2, 1))
     found = spectra.flattened(params, state, data, None)["params"]
-    np.testing.assert_array_equal(found, net.init(jax.random.key(3)))
+    # Drawn in two programs, which may round differently.
+    np.testing.assert_allclose(found, net.init(jax.random.key(3)), rtol=1e-6)

@@ -9,6 +9,7 @@ import numpy as np
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax._watching import SILENT, Watch
+from flatjax.linalg.krylov import _certificates as certificates
 from flatjax.linalg.krylov import _ritz as ritz
 from flatjax.linalg.krylov import _saved as saved
 from flatjax.linalg.krylov import _step as krylov
@@ -85,7 +86,8 @@ def converged(
     until its watch stops it, which is told these, and that after so many steps others are to come.
 
     Raises:
-      ValueError: if the earlier run has another structure, or more steps than asked for.
+      ValueError: if the earlier run has another structure, is one of another operator by a product
+        with its last row, or has more steps than asked for.
     """
     last = min(op.size, max_steps if num_steps is None else num_steps)
     if resume is None:
@@ -95,7 +97,8 @@ def converged(
         state, spent = krylov.run(op, state, 1, image), 1
     else:
         saved.check_run(resume.run, op.structure)
-        state, spent = krylov.copied(resume.run), int(resume.num_products)
+        saved.check_operator(2 * _departure(op, resume.run), float(resume.noise_floor))
+        state, spent = krylov.copied(resume.run), int(resume.num_products) + 1
         if int(state.step) > last:
             raise ValueError(
                 f"resume has {int(state.step)} Lanczos steps already, more than the {last} asked "
@@ -126,6 +129,20 @@ def converged(
         state, chunk = krylov.watched(op, state, chunk, watch, report)
         spent += chunk
     return state, spent
+
+
+def _departure(op: Operator, run: krylov.Krylov) -> float:
+    """How far the product with the last row of a run is from what the run says of it."""
+    rows, last = len(run.alphas), int(run.step) - 1
+    alphas, betas = np.asarray(run.alphas), np.asarray(run.betas)
+    row, image = np.zeros((2, rows))
+    row[last], image[last] = 1, alphas[last]
+    if last:
+        image[last - 1] = betas[last - 1]
+    found = certificates.departure(
+        op, run.basis, row, image, betas[last], run.vector, float(run.scale)
+    )
+    return float(found)
 
 
 def _done(state, k, num_bottom, tol):

@@ -16,6 +16,10 @@ from flatjax.linalg.vectors import _basis as bases
 
 State = TypeVar("State")
 
+# The noise is known from two products or more: by chance it is 30 times too small in one of a
+# thousand runs. Of exact products it is 8 units of rounding at least.
+_FAR = 30
+
 
 @reading.readable
 class EigshState(NamedTuple):
@@ -26,11 +30,13 @@ class EigshState(NamedTuple):
       host: ``(n, 2)`` 32-bit words: the float64 numbers of the host (the projected matrix and when
         to look at it next), bit by bit, because JAX has no float64 by default.
       num_products: the products spent, those on certificates and looks included.
+      noise_floor: the noise of a product of this operator, by which another one is told.
     """
 
     run: krylov.Krylov
     host: jax.Array
     num_products: jax.Array
+    noise_floor: jax.Array
 
 
 class Host(NamedTuple):
@@ -83,12 +89,12 @@ class Host(NamedTuple):
 
 
 def eigsh_state(run: krylov.Krylov, host: Host) -> EigshState:
-    """The state of these; ``num_products`` is for the end of the call to say."""
-    return EigshState(run, jnp.asarray(host.words()), jnp.int32(0))
+    """The state of these; the products and the noise are for the end of the call to say."""
+    return EigshState(run, jnp.asarray(host.words()), jnp.int32(0), jnp.zeros_like(run.scale))
 
 
-def opened(resume: Any, structure: Tree) -> tuple[krylov.Krylov, Host, int]:
-    """The run of an `EigshState`, what the host knows, and the products spent, checked."""
+def opened(resume: Any, structure: Tree) -> tuple[krylov.Krylov, Host, int, float]:
+    """The run of an `EigshState`, what the host knows, the products and the noise, checked."""
     state = restored(EigshState, resume, structure)
     check_run(state.run, structure)
     m = state.run.alphas.shape[0]
@@ -98,7 +104,25 @@ def opened(resume: Any, structure: Tree) -> tuple[krylov.Krylov, Host, int]:
             f"resume.host is {state.host.dtype} of shape {state.host.shape} where a run of {m} "
             f"rows has uint32 of shape {want}: the state is damaged."
         )
-    return state.run, Host.of(state.host, m), int(state.num_products)
+    return state.run, Host.of(state.host, m), int(state.num_products), float(state.noise_floor)
+
+
+def check_operator(floor: float, known: float) -> None:
+    """Raise if products depart from a run that goes on by far more than from each other.
+
+    Args:
+      floor: the noise of a product by what the run says of it now.
+      known: what it was when the run was kept.
+
+    Raises:
+      ValueError: if it is another operator's run.
+    """
+    if floor > _FAR * known:
+        raise ValueError(
+            f"resume is a run of another operator: products depart from it by {floor:.1e}, where "
+            f"their own noise was {known:.1e}. Go on with the same params, batch and *args as in "
+            "that run, or begin anew without resume=."
+        )
 
 
 def check_run(run: krylov.Krylov, structure: Tree) -> None:

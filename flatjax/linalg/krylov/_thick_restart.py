@@ -71,7 +71,7 @@ def solve(
     verify: bool,
     given: bool = False,
     watch: Watch = SILENT,
-    resume: tuple[saved.Host, int] | None = None,
+    resume: tuple[saved.Host, int, float] | None = None,
     keep_state: bool = False,
 ) -> ritz.RitzPairs:
     """The ``k`` wanted Ritz pairs and their certificate.
@@ -81,9 +81,9 @@ def solve(
     be blind to any value, which a random one is not. Stopped by its ``watch``, the run ends as it
     does where the products are spent.
 
-    With ``resume``, what the host knew of the run and the products spent by then, it goes on with
-    the very next step. Only the run before its first sweep is kept (``keep_state``): a sweep is
-    taken anew, from the same random vector, because what it has frozen does not improve any more.
+    With ``resume``, what the host knew of the run, the products spent by then and their noise, it
+    goes on with the very next step. Only the run before its first sweep is kept (``keep_state``): a
+    sweep is taken anew, from the same random vector, as what it has frozen improves no more.
     """
     run, size = Run(op, state, w, k), op.size
     first = krylov.CHECK_EVERY if run.on_device else k + 1  # there every number is a program
@@ -156,7 +156,7 @@ def solve(
             if run.filled + 1 < size:
                 if keep_state and run.search is None:
                     kept = run.kept(_setting(run, pace, looked, given, k, which, tol), goes_on=True)
-                noise = run.departure(index) if noise is None else noise
+                noise = _noise(run, index, resume) if noise is None else noise
                 keep = None
                 if run.filled + max(predicted, 4) + 2 > run.capacity:
                     count = max(k, min(run.most_kept, run.capacity // 2))
@@ -172,11 +172,26 @@ def solve(
             run.restart(_keep(run, k, which))
     if keep_state and kept is None:
         kept = run.kept(_setting(run, pace, looked, given, k, which, tol), goes_on=False)
-    noise = run.departure(index) if noise is None else noise
+    noise = _noise(run, index, resume) if noise is None else noise
     found = _certified(run, ritz.descending(values, index), noise, complete)
     spent = before + found.num_products
-    kept = None if kept is None else kept._replace(num_products=jnp.int32(spent))
+    if kept is not None:
+        floor = jnp.asarray(_floor(run, noise), kept.noise_floor.dtype)
+        kept = kept._replace(num_products=jnp.int32(spent), noise_floor=floor)
     return found._replace(num_products=spent, state=kept)
+
+
+def _noise(run: Run, index: np.ndarray, resume: tuple | None) -> float:
+    """The noise of a product; it also shows a run that goes on with another operator."""
+    noise = run.departure(index)
+    if resume is not None:
+        saved.check_operator(_floor(run, noise), resume[2])
+    return noise
+
+
+def _floor(run: Run, noise: float) -> float:
+    """What `certificates.noise_floor` makes of it."""
+    return max(2 * noise, ritz.rounding(run.norm, run.state.alphas.dtype) / 2)
 
 
 def _setting(run: Run, pace: _Pace, looked: int, given: bool, k: int, which: str, tol: float):
