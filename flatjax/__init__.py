@@ -1,5 +1,6 @@
 """Measure and shape the flatness of neural-network loss surfaces in JAX."""
 
+from importlib import import_module as _import_module
 from importlib.metadata import version as _version
 
 from flatjax import ensembles as ensembles
@@ -198,3 +199,10 @@ from flatjax.transforms._value_and_grad import sam_value_and_grad as sam_value_a
 from flatjax.transforms._wsam import wsam as wsam
 
 __version__ = _version("flatjax")
+
+
+def __getattr__(name: str):
+    """``flatjax.plots``, imported when it is first asked for: it needs Matplotlib."""
+    if name == "plots":
+        return _import_module("flatjax.plots")
+    raise AttributeError(f"module 'flatjax' has no attribute {name!r}")

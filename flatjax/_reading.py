@@ -116,7 +116,7 @@ def _columns(fields: dict[str, Any]) -> dict[str, list[str]]:
     found = {n: e[1] for n, e in entries.items() if e is not None and e[0] == keys}
     columns = {n: [texts.number(x, n) for x in e[:_ROWS]] for n, e in found.items()}
     for row, known in enumerate(found.get("resolved", [])[:_ROWS]):
-        if not known:  # below the noise, where not even the sign says anything
+        if not known and not np.isnan(found["values"][row]):  # not even the sign says anything
             columns["values"][row] = "< floor"
     if isinstance(keys, tuple):
         columns = {"": [texts.shortened(str(key), 40) for key in keys[:_ROWS]], **columns}

@@ -296,7 +296,7 @@ def spectrum(
         noise_floor=top.noise_floor,
         size=op.size,
         state=keep,
-        complete=_both(complete),
+        complete=_both((top.complete, bottom.complete)),
     )
     result = result if dense is None else _exact(result, op, dense, groups)
     return _marked(result, watch)

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+import flatjax
+
 PROGRAM = """
 import json, sys
 import jax
@@ -61,3 +63,9 @@ def test_no_backend_is_started(fresh_import):
 def test_nothing_is_printed(fresh_import):
     _, errors = fresh_import
     assert errors == ""
+
+
+def test_plots_are_imported_when_they_are_asked_for():
+    assert flatjax.plots.plot_density.__module__.startswith("flatjax.plots")
+    with pytest.raises(AttributeError, match="no attribute 'plot'"):
+        _ = flatjax.plot

@@ -182,6 +182,17 @@ def test_probes_of_one_step_are_those_that_start_longer_runs():
     np.testing.assert_allclose(alone.density.weights, based.density.weights, atol=1e-5)
 
 
+def test_products_that_are_not_finite_are_known_to_be_nothing():
+    found = flatjax.spectrum(
+        lambda v: v * jnp.nan, key=jax.random.key(0), k=1, structure=jnp.zeros(12)
+    )
+    assert found.complete is None
+    assert found.top.complete is None
+    assert not found.top.converged.any()
+    text = repr(found.top)
+    assert "nan" in text.splitlines()[2].split()[0]
+
+
 def test_goes_on_from_an_earlier_run(result):
     options = {"k": 6, "num_bottom": 3, "structure": STRUCTURE}
     op, key = operator(DENSE), jax.random.key(5)

@@ -248,6 +248,7 @@ def certified(
     placed = jax.device_put  # a conversion on the device would be a program to compile
 
     def part(rows, vectors, whole):
+        whole = whole if np.isfinite(found.values[rows]).all() else None
         return Eigenpairs(
             values=placed(found.values[rows].astype(dtype)),
             vectors=vectors,
