@@ -132,7 +132,7 @@ class OutputLoss:
           the data are cut. ``.value`` is the scalar.
 
         Raises:
-          TypeError, ValueError: for outputs and targets that do not fit.
+          ValueError: for outputs and targets whose shapes do not fit.
 
         Example:
           >>> import jax.numpy as jnp

@@ -83,9 +83,11 @@ def test_however_the_data_are_cut(per, x64):
     H = flatjax.hessian(loss_fn, w, batch, weights=weights)
     np.testing.assert_allclose(H @ v, wanted, rtol=1e-11)
     parts = [jax.tree.map(lambda a, s=s: a[s], (batch, weights)) for s in (slice(3), slice(3, 4))]
-    stream = flatjax.over_batches(
-        lambda part: flatjax.hessian(loss_fn, w, part[0], weights=part[1]), parts
-    )
+
+    def of_part(part):
+        return flatjax.hessian(loss_fn, w, part[0], weights=part[1])
+
+    stream = flatjax.over_batches(of_part, parts)
     np.testing.assert_allclose(stream @ v, wanted, rtol=1e-11)
     mesh = jax.make_mesh((2,), ("data",), (AxisType.Auto,), devices=jax.devices()[:2])
     on_devices = jax.shard_map(
