@@ -91,7 +91,7 @@ class OutputLoss:
     # What users and operators call.
 
     def __call__(self, outputs: Any = None, targets: Any = None, *, per: Per | None = None) -> Any:
-        """The loss of every example, zero for padding: over a batch take [`mean`][], not theirs.
+        """The loss of every example, zero for padding: the mean over a batch is that of ``mean``.
 
         Args:
           outputs: the model's outputs, leading axis ``n``.
