@@ -3,6 +3,7 @@ r"""Output losses: value, closed-form output-Hessian product and label sampling.
 An output loss maps the outputs of a model and the targets to one loss an example. It offers
 
 - ``loss(outputs, targets) -> (n,)``, the per-example values;
+- ``loss.mean(outputs, targets)``, their mean as a [`Mean`][], in which padding does not count;
 - ``loss.hessian_product(outputs, targets, tangents)``, the product with the block-diagonal Hessian
   $\partial^2 \ell_i / \partial z_i^2$ with respect to the outputs;
 - ``loss.sample(key, outputs)``, targets drawn from the model's own predictive distribution.

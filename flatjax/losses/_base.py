@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from flatjax import _checks as checks
 from flatjax import _trees as trees
+from flatjax.losses._mean import Mean
 
 Per = Literal["example", "token"]
 
@@ -90,7 +91,7 @@ class OutputLoss:
     # What users and operators call.
 
     def __call__(self, outputs: Any = None, targets: Any = None, *, per: Per | None = None) -> Any:
-        """The loss of every example.
+        """The loss of every example, zero for padding: the mean over a batch is that of ``mean``.
 
         Args:
           outputs: the model's outputs, leading axis ``n``.
@@ -113,6 +114,45 @@ class OutputLoss:
         if self.per == "token":
             return values.reshape(-1)
         return values.reshape(values.shape[0], -1).sum(axis=1)
+
+    def mean(self, outputs: jax.Array, targets: jax.Array) -> Mean:
+        """The mean loss over a batch, in which padding does not count: for a ``loss_fn``.
+
+        It is the mean whose Gauss-Newton matrix is that of [`ggn`][]: over the examples that are
+        not all padding, or with ``per="token"`` over the tokens that are none. The plain mean of
+        the values of the loss divides by all of them.
+
+        Args:
+          outputs: the model's outputs, leading axis ``n``.
+          targets: the targets.
+
+        Returns:
+          A [`Mean`][] with one entry an example, ``total`` and ``weight`` of shape ``(n,)`` and at
+          least float32: every operator and transform that takes a loss function takes it, however
+          the data are cut. ``.value`` is the scalar.
+
+        Raises:
+          ValueError: for outputs and targets whose shapes do not fit.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> import flatjax
+          >>> loss = flatjax.softmax_cross_entropy(per="token")
+          >>> targets = jnp.array([[0, 1, 2], [3, -100, -100]])  # 4 tokens, 2 of padding
+          >>> mean = loss.mean(jnp.zeros((2, 3, 4)), targets)
+          >>> mean.weight.tolist()
+          [3.0, 1.0]
+          >>> float(mean.value)  # log 4
+          1.3862943649291992
+          >>> loss_fn = lambda w, batch: loss.mean(batch[0] @ w, batch[1])
+          >>> batch = jnp.ones((2, 3, 5)), targets
+          >>> H = flatjax.hessian(loss_fn, jnp.zeros((5, 4)), batch, chunk_size=1)
+          >>> float(jnp.trace(H.to_dense()))  # |x|^2 * sum_c p_c (1 - p_c) = 5 * 3/4
+          3.75
+        """
+        values, weights = self(outputs, targets), self.row_weights(outputs, targets)
+        total, weight = (a.reshape(outputs.shape[0], -1).sum(axis=1) for a in (values, weights))
+        return Mean(total, weight)
 
     def hessian_product(
         self, outputs: jax.Array, targets: jax.Array, tangents: jax.Array
@@ -181,6 +221,19 @@ class OutputLoss:
             return mask
         axes = tuple(range(1, mask.ndim))
         return mask / jnp.maximum(mask.sum(axis=axes, keepdims=True), jnp.ones((), mask.dtype))
+
+    def row_weights(self, outputs: Any, targets: jax.Array) -> jax.Array:
+        """One for every value that counts in the mean over a batch, zero for padding.
+
+        Args:
+          outputs: the model's outputs, or their ``ShapeDtypeStruct``.
+          targets: the targets.
+
+        Returns:
+          The ``mask`` with ``per="token"``; else whether an example has any token, ``(n,)``.
+        """
+        mask = self.mask(outputs, targets)
+        return mask if self.per == "token" else mask.reshape(mask.shape[0], -1).max(axis=1)
 
     def resample(self, key: jax.Array, outputs: jax.Array, targets: jax.Array) -> jax.Array:
         """Like ``sample``, keeping the padding of ``targets``."""

@@ -138,10 +138,7 @@ class GaussNewton(DataOperator):
 
 def _row_weights(loss, outputs, targets, weights):
     outputs = jax.ShapeDtypeStruct(*outputs)
-    mask = loss.mask(outputs, targets)
-    if loss.per == "example":
-        mask = mask.reshape(mask.shape[0], -1).max(axis=1)
-    rows = mask.astype(trees.compute_dtype(outputs.dtype))
+    rows = loss.row_weights(outputs, targets).astype(trees.compute_dtype(outputs.dtype))
     if weights is not None:
         spare = (1,) * (rows.ndim - weights.ndim)
         rows = rows.astype(weights.dtype) * weights.reshape(*weights.shape, *spare)

@@ -83,7 +83,8 @@ def hessian(
     Args:
       loss_fn: ``loss_fn(params, batch, *args)``, the mean loss (a scalar), the per-example
         losses, shape ``(n,)``, or a [`Mean`][] for another normaliser than the number of examples
-        (tokens, a mask, class weights). A sum cannot be told from a mean of one batch.
+        (tokens, a mask, class weights), as ``loss.mean(outputs, targets)`` of a library loss is. A
+        sum cannot be told from a mean of one batch.
       params: a pytree of floating arrays.
       batch: a pytree whose leaves share a leading axis of ``n`` examples; ``None`` for a loss
         without data.

@@ -167,9 +167,15 @@ def form_of(out: Any, checked: Checked, *, scalar_allowed: bool) -> str:
     if checked.n is None:
         raise ValueError(f"without a batch loss_fn must return a scalar, got shape {total.shape}.")
     if total.shape != (checked.n,):
+        fix = ""
+        if total.ndim == 1 and total.size > checked.n and total.size % checked.n == 0:
+            fix = (
+                " For the mean over tokens return loss.mean(outputs, targets) of one of flatjax's "
+                "losses, or a flatjax.Mean(total, weight)."
+            )
         raise ValueError(
             f"loss_fn must return a scalar or one value per example, shape ({checked.n},), got "
-            f"{total.shape}."
+            f"{total.shape}.{fix}"
         )
     return ROWS if isinstance(out, Mean) else LOSSES
 
