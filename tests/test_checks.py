@@ -1,5 +1,7 @@
 """A wrong type is a TypeError, a wrong value a ValueError, and the text says what is wanted."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,6 +77,10 @@ def loss(w, batch):
     return (w**2).sum()
 
 
+def operator(batch) -> Any:
+    return flatjax.hessian(loss, jnp.ones(2), batch)
+
+
 TAKE_BATCHES = {
     "fit_curve": lambda batches: flatjax.fit_curve(
         loss, flatjax.bezier([jnp.ones(2), None, -jnp.ones(2)]), batches,
@@ -83,9 +89,7 @@ TAKE_BATCHES = {
     "reestimate_batch_statistics": lambda batches: flatjax.reestimate_batch_statistics(
         lambda w, s, batch: 0.9 * s, jnp.ones(2), jnp.ones(2), batches
     ),
-    "over_batches": lambda batches: flatjax.over_batches(
-        lambda batch: flatjax.hessian(loss, jnp.ones(2), batch), batches
-    ),
+    "over_batches": lambda batches: flatjax.over_batches(operator, batches),
     "shard_batches": lambda batches: parallel.shard_batches(batches, parallel.make_mesh(1)),
     "batch_sharpness": lambda batches: flatjax.batch_sharpness(loss, jnp.ones(2), batches),
     "local_learning_coefficient": lambda batches: flatjax.local_learning_coefficient(
