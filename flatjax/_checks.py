@@ -1,7 +1,7 @@
 """Checks of what users pass: ``TypeError`` for a wrong type, ``ValueError`` for a wrong value."""
 
 import math
-from collections.abc import Collection, Hashable
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -45,6 +45,37 @@ def check_array(name: str, leaf: Any) -> None:
             "off, as of an equinox module with arrays, rest = equinox.partition(model, "
             "equinox.is_inexact_array), and join them in the loss with equinox.combine(arrays, "
             "rest)."
+        )
+
+
+def check_batches(batches: Any, user: str, *, again: bool = True) -> None:
+    """Raise unless ``batches`` can be iterated over and is not one batch.
+
+    One batch would be taken apart row by row, and its rows used as if they were batches.
+
+    Args:
+      batches: what the user gave.
+      user: what passes over them, such as ``every product``.
+      again: whether it does so more than once.
+
+    Raises:
+      TypeError: for an array, a dict, a tuple that holds an array, something without an iterator,
+        or, if ``again``, a one-shot iterator.
+    """
+    held = batches if isinstance(batches, tuple) else (batches,)
+    if isinstance(batches, Mapping) or any(hasattr(part, "shape") for part in held):
+        raise TypeError(
+            f"batches must be a re-iterable of batches, and this {type(batches).__name__} is one "
+            "batch: pass [batch], or a list, for batches that are arrays."
+        )
+    if not isinstance(batches, Iterable):
+        raise TypeError(
+            f"batches must be a re-iterable of batches, got {type(batches).__name__}: pass a list."
+        )
+    if again and iter(batches) is batches:
+        raise TypeError(
+            f"batches is a one-shot iterator, but {user} needs a pass over the data: pass a list "
+            "or another object that can be iterated again."
         )
 
 

@@ -1,11 +1,16 @@
 """A wrong type is a TypeError, a wrong value a ValueError, and the text says what is wanted."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import flatjax
 from flatjax import _checks as checks
+from flatjax import parallel
 
 INF = float("inf")
 
@@ -19,6 +24,9 @@ INF = float("inf")
     lambda: checks.check_scalar("p", INF, minimum=1.0, infinite=True),
     lambda: checks.check_scalar("rho", lambda step: step, schedule=True),
     lambda: jax.eval_shape(lambda x: checks.check_scalar("rho", x, above=1.0), 0.0),
+    lambda: checks.check_batches([np.ones(2), jnp.ones(2)], "a pass"),
+    lambda: checks.check_batches(((jnp.ones(2), None), (jnp.ones(1), None)), "a pass"),
+    lambda: checks.check_batches(iter([1]), "a pass", again=False),
     lambda: checks.check_tolerance(0),
     lambda: checks.check_tolerance(INF),
 ])  # fmt: skip
@@ -60,3 +68,46 @@ def test_an_old_key_becomes_a_typed_one():
     key = checks.check_key(jax.random.PRNGKey(3))
     assert key == jax.random.key(3)
     assert checks.check_key(key) is key
+
+
+X, Y = np.ones((4, 2)), jnp.arange(4)
+
+
+def loss(w, batch):
+    return (w**2).sum()
+
+
+def operator(batch) -> Any:
+    return flatjax.hessian(loss, jnp.ones(2), batch)
+
+
+TAKE_BATCHES = {
+    "fit_curve": lambda batches: flatjax.fit_curve(
+        loss, flatjax.bezier([jnp.ones(2), None, -jnp.ones(2)]), batches,
+        optimizer=optax.sgd(0.1), key=jax.random.key(0), num_steps=1,
+    ),
+    "reestimate_batch_statistics": lambda batches: flatjax.reestimate_batch_statistics(
+        lambda w, s, batch: 0.9 * s, jnp.ones(2), jnp.ones(2), batches
+    ),
+    "over_batches": lambda batches: flatjax.over_batches(operator, batches),
+    "shard_batches": lambda batches: parallel.shard_batches(batches, parallel.make_mesh(1)),
+    "batch_sharpness": lambda batches: flatjax.batch_sharpness(loss, jnp.ones(2), batches),
+    "local_learning_coefficient": lambda batches: flatjax.local_learning_coefficient(
+        loss, jnp.ones(2), batches, key=jax.random.key(0), num_data=4, localization=1.0,
+        step_size=0.1,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TAKE_BATCHES)
+@pytest.mark.parametrize(
+    "batch", [X, Y, (X, Y), ((X, X), Y), {"x": X, "y": Y}], ids=["X", "Y", "pair", "nested", "dict"]
+)
+def test_one_batch_is_not_taken_apart(name, batch):
+    with pytest.raises(TypeError, match=r"is one batch: pass \[batch\], or a list"):
+        TAKE_BATCHES[name](batch)
+
+
+def test_an_operator_is_wanted_for_every_batch():
+    with pytest.raises(TypeError, match="must be an operator"):
+        flatjax.trace_over_batches((X, Y), key=jax.random.key(0), structure=jnp.ones(2))

@@ -48,7 +48,7 @@ def batch_sharpness(
       batch's gradient is zero.
 
     Raises:
-      TypeError: for a one-shot iterator, or inside ``jit``.
+      TypeError: for one batch, a one-shot iterator, or inside ``jit``.
       ValueError: for fewer than two batches.
 
     Example:

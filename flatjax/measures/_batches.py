@@ -3,13 +3,13 @@
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from flatjax import _checks as checks
 from flatjax import _functions as functions
 from flatjax import _loops as loops
 from flatjax._trees import Tree
 from flatjax.measures import _objective as objective
 from flatjax.operators._hessian import Hessian
 from flatjax.operators._selection import Where, selection
-from flatjax.operators._stream import check_batches
 
 
 class Objectives:
@@ -29,7 +29,7 @@ class Objectives:
         precision: str | None,
         mask: Where | None = None,
     ):
-        check_batches(batches, name)
+        checks.check_batches(batches, name)
         self._name, self._loss_fn, self._batches = name, loss_fn, batches
         self._params, self._args, self._precision = params, args, precision
         wide = objective.widened(params)

@@ -146,7 +146,7 @@ def local_learning_coefficient(
       A [`LearningCoefficient`][].
 
     Raises:
-      TypeError: for a one-shot iterator, or inside ``jit``.
+      TypeError: for one batch, a one-shot iterator, or inside ``jit``.
       ValueError: for numbers out of range, no batch, another preconditioner, or a scalar loss that
         is no mean over its examples.
 

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from flatjax import _checks as checks
 from flatjax import _convolutions as convolutions
 from flatjax import _functions as functions
 from flatjax import _loops as loops
@@ -135,19 +136,6 @@ def _weight(op):
     return op.weight
 
 
-def check_batches(batches: Any, user: str) -> None:
-    """Raise unless ``batches`` can be iterated over again, which ``user`` does."""
-    if not isinstance(batches, Iterable):
-        raise TypeError(
-            f"batches must be a re-iterable of batches, got {type(batches).__name__}: pass a list."
-        )
-    if iter(batches) is batches:
-        raise TypeError(
-            f"batches is a one-shot iterator, but {user} needs a pass over the data: pass a list "
-            "or another object that can be iterated again."
-        )
-
-
 def over_batches(
     make_operator: Callable[[Any], DataOperator],
     batches: Iterable[Any],
@@ -192,7 +180,7 @@ def over_batches(
       An operator for eager use: estimators take it, ``jit`` does not.
 
     Raises:
-      TypeError: for a one-shot iterator, or operators of another type.
+      TypeError: for one batch, a one-shot iterator, or operators of another type.
       ValueError: if there is no batch; at a product, if no example counts, or if a scalar loss is
         no mean over its examples: return a [`Mean`][].
       RuntimeError: at a product, if the callback stops it.
@@ -209,6 +197,6 @@ def over_batches(
     """
     if not callable(make_operator):
         raise TypeError("make_operator must be a function of one batch that returns an operator.")
-    check_batches(batches, "every product")
+    checks.check_batches(batches, "every product")
     watching.watch("over_batches", progress, callback)  # checked here, made at every product
     return Stream(make_operator, batches, check=check, progress=progress, callback=callback)

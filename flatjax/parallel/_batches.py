@@ -9,6 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from flatjax import _checks as checks
 from flatjax import _reading as reading
 from flatjax._trees import Tree
 from flatjax.operators._arguments import num_examples
@@ -181,7 +182,7 @@ def shard_batches(
       A re-iterable of [`ShardedBatch`][], for [`over_batches`][].
 
     Raises:
-      TypeError: for a one-shot iterator.
+      TypeError: for one batch or a one-shot iterator.
 
     Example:
       >>> import jax.numpy as jnp
@@ -194,9 +195,5 @@ def shard_batches(
       >>> float(flatjax.over_batches(make, sharded) @ jnp.ones(()))
       3.0
     """
-    if iter(batches) is batches:
-        raise TypeError(
-            "batches is a one-shot iterator, but every product needs a pass over the data: pass a "
-            "list or another object that can be iterated again."
-        )
+    checks.check_batches(batches, "every product")
     return ShardedBatches(batches, mesh, axis_name, rows)

@@ -214,7 +214,8 @@ def fit_curve(
       A [`CurveFit`][].
 
     Raises:
-      TypeError: for a one-shot iterator, an optimiser or curve that is none, or when traced.
+      TypeError: for one batch, a one-shot iterator, an optimiser or curve that is none, or when
+        traced.
       ValueError: for a count below 1, no batch, more or fewer weights than batches, a curve of
         which nothing moves, or data that do not fit.
 
@@ -238,12 +239,12 @@ def fit_curve(
     checks.check_count("num_steps", num_steps)
     checks.check_count("num_samples", num_samples)
     like = _moving(curve)
-    for name, given in (("batches", batches), ("weights", weights)):
-        if given is not None and iter(given) is given:
-            raise TypeError(
-                f"{name} is a one-shot iterator, but training passes over them several times: pass "
-                "a list or another object that can be iterated again."
-            )
+    checks.check_batches(batches, "every epoch")
+    if weights is not None and iter(weights) is weights:
+        raise TypeError(
+            "weights is a one-shot iterator, but training passes over them several times: pass a "
+            "list or another object that can be iterated again."
+        )
     if not hasattr(optimizer, "init") or not hasattr(optimizer, "update"):
         raise TypeError(f"optimizer must be one of optax, got {type(optimizer).__name__}.")
     if loops.is_traced((curve, args, key)):

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from flatjax import _checks as checks
 from flatjax import _functions as functions
 from flatjax import _loops as loops
 from flatjax._trees import Tree
@@ -38,6 +39,7 @@ def reestimate_batch_statistics(
       The statistics: the weighted mean over batches of each batch's own.
 
     Raises:
+      TypeError: for one batch in place of several.
       ValueError: without a batch, or if ``update_fn`` is no running average (traced, that is not
         looked at).
 
@@ -49,6 +51,7 @@ def reestimate_batch_statistics(
       >>> round(float(found), 3)
       4.0
     """
+    checks.check_batches(batches, "reestimate_batch_statistics", again=False)
 
     def forward(*args):
         return _call(functions.follow(update_fn, args), args)

@@ -163,7 +163,11 @@ def _own(path, seed, train_size, label_noise, test_size, num_classes) -> SmallDa
     own = load_own(path)
     _check_classes(path, own.num_classes, num_classes)
     if train_size > len(own.targets):
-        raise BadData(f"{path} has {len(own.targets)} examples to train on, not {train_size}")
+        there = len(own.targets)
+        raise BadData(
+            f"{path} has {there} examples to train on, not {train_size}: set --train-size {there} "
+            "or less, and so any other option of a size that --help names"
+        )
     rng = np.random.RandomState(seed)
     train = rng.permutation(len(own.targets))[:train_size]
     clean = own.targets[train]

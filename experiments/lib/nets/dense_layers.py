@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,12 @@ Layers = list[tuple[str, dict[str, Any]]]
 
 
 def dense_layers(params: Any) -> Layers | None:
-    """The layers from the inputs to the outputs, by name; None if the arrays are not an MLP's.
+    """The layers from the inputs to the outputs; None if the arrays are not an MLP's.
 
     They are in the order of the numbers in their names, one without a number (`head`) last; each
-    has a kernel (inputs, outputs) and a bias, and takes what the one before hands out.
+    has a kernel (inputs, outputs) and a bias, and takes what the one before hands out. Where they
+    do not in that order, they are in the only one in which they do: flax counts nested calls,
+    `nn.Dense(10)(nn.relu(nn.Dense(20)(x)))`, from the outermost.
     """
     if not isinstance(params, dict) or not params:
         return None
@@ -32,9 +35,12 @@ def dense_layers(params: Any) -> Layers | None:
         if len(kernel) != 2 or bias != kernel[1:]:
             return None
     sizes = [np.shape(layer["kernel"]) for _, layer in layers]
-    if any(before[1] != after[0] for before, after in itertools.pairwise(sizes)):
-        return None
-    return layers
+    if all(before[1] == after[0] for before, after in itertools.pairwise(sizes)):
+        return layers
+    if len(set(sizes)) < len(sizes):
+        return None  # which of two alike comes first, no shape tells
+    orders = list(itertools.islice(_chains(layers), 2))
+    return orders[0] if len(orders) == 1 else None
 
 
 def widths(layers: Layers) -> tuple[int, ...]:
@@ -58,6 +64,17 @@ def linen_widths(params: Any) -> tuple[int, ...] | None:
         if re.fullmatch(r"Dense_\d+", name) and isinstance(layer, dict) and "bias" in layer
     ]
     return tuple(found) if "head" in params and len(set(found)) == 1 else None
+
+
+def _chains(layers: Layers, units: int | None = None) -> Iterator[Layers]:
+    """All orders in which each layer takes what the one before hands out, the first `units`."""
+    if not layers:
+        yield []
+    for i, (name, layer) in enumerate(layers):
+        inputs, outputs = np.shape(layer["kernel"])
+        if units in (None, inputs):
+            for rest in _chains(layers[:i] + layers[i + 1 :], outputs):
+                yield [(name, layer), *rest]
 
 
 def _number(name: str) -> float:

@@ -101,6 +101,8 @@ def locked(folder: Path, *, shared: bool = False) -> Iterator[None]:
 def check_config(folder: Path, config: dict[str, Any], identity: dict[str, Any]) -> None:
     """Writes `config.json`, or compares with the one there.
 
+    One of a run that failed before it left anything else, for want of data, say, gives way.
+
     Args:
       folder: the run's folder.
       config: the whole configuration.
@@ -113,13 +115,21 @@ def check_config(folder: Path, config: dict[str, Any], identity: dict[str, Any])
     whole = {"config": config, "identity": identity}
     if found is not None:
         changes = differences(found["identity"], identity)
-        if changes:
+        if changes and not _only_begun(folder):
             raise ConfigMismatch(
                 f"{folder} holds a run of another configuration ({'; '.join(changes)}); choose "
                 "another folder with --out, or delete this one"
             )
     if found is None or (found != whole and writable(folder)):
         write_json(folder / "config.json", whole)
+
+
+def _only_begun(folder: Path) -> bool:
+    """Whether a run left no more than its start; in a bucket, where no lock tells, it is not so."""
+    if is_remote(folder):
+        return False
+    start = {".lock", "config.json", "env.json"}
+    return distributed.on_primary(lambda: {path.name for path in folder.iterdir()} <= start)
 
 
 def record_environment(folder: Path) -> None:

@@ -133,7 +133,7 @@ def test_own_data_enter_an_experiment_by_their_path(npz):
     assert data.noisy.sum() == 4
     assert set(data.targets) <= {0, 1, 2}
     np.testing.assert_array_equal(data.clean_targets, (data.inputs[:, 0] * 255 / 6).round() % 3)
-    with pytest.raises(BadData, match="has 10 examples to train on, not 11"):
+    with pytest.raises(BadData, match="has 10 examples to train on, not 11: set --train-size 10"):
         small_data(path, seed=0, train_size=11)
     with pytest.raises(
         BadData, match=r"has 3 classes, the network 2 outputs: set --recipe\.classes 3"

@@ -32,6 +32,19 @@ def test_layers_are_in_the_order_of_their_numbers():
     assert widths(dense_layers({"out": layer(6, 2)})) == ()
 
 
+def test_nested_calls_are_in_the_order_of_their_shapes():
+    """Flax counts them from the outermost."""
+    nested = {"Dense_0": layer(12, 10), "Dense_1": layer(20, 12), "Dense_2": layer(20, 20),
+              "Dense_3": layer(64, 20)}  # fmt: skip
+    names = [name for name, _ in dense_layers(nested)]
+    assert names == ["Dense_3", "Dense_2", "Dense_1", "Dense_0"]
+    assert widths(dense_layers(nested)) == (20, 20, 12)
+    # Which of two alike comes first, or where a circle begins, no shape tells.
+    many = {f"a{i}": layer(20, 20) for i in range(20)}  # and this is said at once
+    assert dense_layers(nested | many) is None
+    assert dense_layers({"a0": layer(6, 5), "a1": layer(7, 6), "a2": layer(5, 7)}) is None
+
+
 @pytest.mark.parametrize(
     "params",
     [

@@ -1,11 +1,12 @@
 """What a judged run leaves, and the folder it leaves it in."""
 
+import json
 from dataclasses import dataclass
 
 import pytest
 
 from experiments.lib.runs import paths, rundir
-from experiments.lib.runs.errors import ConfigMismatch
+from experiments.lib.runs.errors import BadData, ConfigMismatch
 from experiments.lib.runs.rundir import read_json, write_json
 from experiments.lib.verdicts.claims import Claim, judge
 from experiments.lib.verdicts.figures import figure
@@ -64,10 +65,24 @@ def test_a_finished_run_that_may_not_be_written_is_shown(tmp_path, capsys, monke
 
 
 def test_a_folder_of_another_configuration_is_refused(tmp_path):
-    with run_folder(Config(out=tmp_path)):
-        pass
+    with run_folder(Config(out=tmp_path)) as out:
+        (out / "seed_0").mkdir()
     with pytest.raises(ConfigMismatch), run_folder(Config(out=tmp_path, seeds=2)):
         pass
+
+
+def test_a_run_that_left_nothing_does_not_block_the_corrected_command(tmp_path, monkeypatch):
+    with pytest.raises(BadData), run_folder(Config(out=tmp_path)):
+        raise BadData("too few examples")
+    with monkeypatch.context() as patched:
+        patched.setattr(rundir, "is_remote", lambda path: True)  # another may be at work there
+        with pytest.raises(ConfigMismatch):
+            rundir.check_config(tmp_path, {}, {})
+    for _ in range(2):
+        with run_folder(Config(out=tmp_path, seeds=2)):
+            pass
+    assert json.loads((tmp_path / "config.json").read_text())["config"]["seeds"] == 2
+    assert len(json.loads((tmp_path / "env.json").read_text())["starts"]) == 3
 
 
 def test_the_command_of_a_preset_is_short():
