@@ -77,6 +77,13 @@ def check_incoming(
     if loops.is_traced(reference):
         return
     if not adds and equal_up_to_rounding(incoming, reference, gradient, params):
+        nothing = 1e-5 * float(trees.norm(reference))  # far below what an ascent changes
+        if _distance(other, reference) <= nothing and _is_constant(gradient, params):
+            raise ValueError(
+                f"{name}: grad_fn does not depend on the params that it is given, so that nothing "
+                "is perturbed. Differentiate at its argument: "
+                "grad_fn=lambda p: jax.grad(loss_fn)(p, batch)."
+            )
         return
     if _opposed(incoming, reference):
         raise ValueError(
@@ -138,6 +145,17 @@ def _nudged(params, by):
         for k, a in zip(keys[: len(leaves)], leaves, strict=True)
     ]
     return jax.tree.unflatten(treedef, moved)
+
+
+def _is_constant(gradient, params):
+    """Whether no operation of a program reads the params; of one that cannot be traced, no."""
+    try:
+        program = jax.make_jaxpr(gradient)(params).jaxpr
+    except Exception:  # a function of the host, whatever it raises on a tracer
+        return False
+    given = {id(variable) for variable in program.invars}
+    read = [variable for equation in program.eqns for variable in equation.invars]
+    return not any(id(variable) in given for variable in (*read, *program.outvars))
 
 
 def _dtypes_inside(gradient, params) -> Iterator[Any]:

@@ -119,6 +119,17 @@ def test_clipping_before_a_whole_optimiser_is_in_effect(tx):
     jax.tree.map(np.testing.assert_array_equal, update(optax.chain(clip, tx)), expected)
 
 
+def test_a_gradient_that_forgets_its_argument_is_refused():
+    for tx in (ft.sam(), ft.gsam(), ft.looksam()):
+        with pytest.raises(ValueError, match="does not depend on the params that it is given"):
+            update(tx, grad_fn=lambda p: grad(W))
+    # A linear loss has the same gradient everywhere, and a function of the host is not looked into.
+    ones = jax.tree.map(jnp.ones_like, W)
+    linear = jax.grad(lambda p: sum(jnp.sum(a) for a in jax.tree.leaves(p)))
+    update(ft.sam(), ones, grad_fn=linear)
+    update(ft.sam(), ones, grad_fn=lambda p: jax.tree.map(lambda a: np.ones_like(np.asarray(a)), p))
+
+
 def test_one_gradient_more_at_the_first_call_alone():
     calls = []
 
