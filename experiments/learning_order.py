@@ -25,8 +25,11 @@ too, whose test accuracy is 54 ± 2 % at annealing; with half of it, on other se
 learned before. The large rate fits the patch at once, and its gain of 0.8 ± 0.8 points is as large
 where there is no patch.
 
-real: Fashion-MNIST with a patch of 7 x 7 pixels and a small convolutional network. paper: CIFAR-10
-with the patch and a wide residual network, when prepared.
+real: 5,000 images of Fashion-MNIST with a patch of 7 x 7 pixels and a small convolutional network
+with batch norm. Most runs never learn the patch there, 41 ± 29 % of it with the small rate, 33 ± 20
+with the large one once it is annealed, 14 ± 2 with noise; before annealing neither of the latter
+two knows it. The small rate ends 2.2 ± 1.2 points behind the large one, which leaves it open.
+paper: CIFAR-10 with the patch and a wide residual network, when prepared.
 """
 
 from __future__ import annotations
