@@ -19,8 +19,8 @@ def readable(cls: type[T]) -> type[T]:
 
     Fields with one entry for each of ``values`` (or ``value``), arrays or dictionaries, are a
     table. A number and its standard error are one fact. Vectors and trees are shapes, ``None`` is
-    left out. ``format``
-    of a result with a ``value`` has the standard error, too. A method ``_picture`` gives an SVG.
+    left out. ``format`` of a result with a ``value`` has the standard error, too. A method
+    ``_picture`` gives an SVG.
 
     Args:
       cls: the class; that of a number also has ``__float__ = as_float`` in its body, for the sake

@@ -190,8 +190,8 @@ def spectrum(
       resume: the ``state`` of an earlier spectrum of the same operator, or the mapping of its
         fields that a checkpoint gives back when it is loaded without types. Its Lanczos steps are
         taken over, for a product that shows that the operator is the same; its probes are drawn
-        again. A run that goes on is an uninterrupted one up to
-        rounding: its buffers may be of another size, and sums in another order.
+        again. A run that goes on is an uninterrupted one up to rounding: its buffers may be of
+        another size, and sums in another order.
       progress: whether to show a bar on standard error (by rich, if it is installed; lines where
         that is no terminal): products, worst relative residual, later the trace, time left.
       callback: ``callback(step, values, residual_norms)`` after every few products, of slow ones

@@ -251,7 +251,9 @@ class _Watching(Watch):
             if self._on_interrupt == "raise":
                 raise
             return "interrupt"
-        return "callback" if np.ndim(stop) == 0 and stop is not None and bool(stop) else None
+        # True alone: a callback may well return the loss, or what it has written.
+        is_flag = np.ndim(stop) == 0 and np.asarray(stop).dtype == bool
+        return "callback" if is_flag and bool(stop) else None
 
     def _worst(self, values, errors, text):
         if text is not None:

@@ -162,6 +162,8 @@ class TestStops:
     def test_what_is_no_boolean_does_not_stop(self, slow):
         assert count(start(callback=lambda *_: None)) == 20
         assert count(start(callback=lambda *_: np.zeros(3))) == 20
+        assert count(start(callback=lambda *_: 0.3)) == 20  # the loss, say
+        assert count(start(callback=lambda *_: np.float32(1))) == 20
 
     def test_by_the_time(self, still):
         def later(*_):

@@ -69,7 +69,8 @@ def lanczos(
         with ``resume``.
       num_steps: the number of steps m, at most the dimension; with ``resume`` in all.
       resume: the earlier result of the same operator to go on from, or the mapping of its fields
-        that a checkpoint gives back when it is loaded without types.
+        that a checkpoint gives back when it is loaded without types. That it is the same operator,
+        with the same params and batch, is taken for granted: `eigsh` and `spectrum` look.
       structure: for a callable, a tree of arrays or ``jax.ShapeDtypeStruct`` like its vectors.
 
     Returns:
