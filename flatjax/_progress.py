@@ -95,20 +95,3 @@ def display(name: str) -> Display:
         except ImportError:  # rich is not installed
             pass
     return Lines(name)
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the unit that a person would take.
-
-    Example:
-      >>> from flatjax._progress import duration
-      >>> duration(0.84), duration(75.0), duration(5400.0)
-      ('0.8 s', '75 s', '1.5 h')
-    """
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 3000:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

@@ -41,8 +41,8 @@ def readable(cls: type[T]) -> type[T]:
       >>> found = Found(1.2345678, 0.0123, {"w": np.ones((300, 2)), "b": np.ones(2)})
       >>> found
       Found(value=1.2346 ± 0.012, vector=<2 leaves, 602 numbers, float64>)
-      >>> f"{found:.3f}"
-      '1.235 ± 0.012'
+      >>> f"{found:.3f}, {found}"
+      '1.235 ± 0.012, 1.2346 ± 0.012'
     """
     methods: dict[str, Any] = {"__repr__": _shown, "_repr_html_": _html, "_readable": True}
     if "value" in _names(cls):
@@ -178,9 +178,12 @@ def _table(rows: Any) -> str:
 
 
 def _formatted(result: Any, spec: str) -> str:
-    if not spec:  # as of every object
-        return str(result)
     value, error = (texts.numbers(getattr(result, n, None)) for n in ("value", "standard_error"))
+    if not spec:
+        if value is None or value.ndim:  # as of every object
+            return str(result)
+        line = texts.text(value, "value")
+        return line if error is None else f"{line} ± {texts.text(error, 'error')}"
     if value is None:
         return texts.text(result.value)
     return _with_error(value, error, spec)

@@ -17,6 +17,14 @@ _READ = 4096  # entries of the largest array that is looked into
 _LINE = 300  # characters
 _DIGITS, _FEW = 5, 2  # of a number, and of one that says how far others can be trusted
 _TRUST = ("error", "residual", "noise", "drift", "toler")
+# The seconds below which a unit is used, and its size.
+_UNITS = (
+    (1e-3, 1e-6, "us"),
+    (1, 1e-3, "ms"),
+    (100, 1, "s"),
+    (6000, 60, "min"),
+    (math.inf, 3600, "h"),
+)
 
 
 def text(value: Any, name: str = "") -> str:
@@ -90,6 +98,18 @@ def number(value: Any, name: str = "") -> str:
     if 1 <= abs(value) < 1e6:  # an error of 377 is no 3.8e+02
         digits = max(digits, int(math.log10(abs(value))) + 1)
     return f"{value:.{digits}g}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that a person would take.
+
+    Example:
+      >>> from flatjax._texts import duration
+      >>> duration(2.5e-4), duration(0.84), duration(75.0), duration(400.0), duration(7200.0)
+      ('250 us', '840 ms', '75 s', '6.7 min', '2 h')
+    """
+    _, size, unit = next(row for row in _UNITS if seconds < row[0])
+    return f"{seconds / size:{'.2g' if seconds < 10 * size else '.0f'}} {unit}"
 
 
 def listed(parts: Sequence[str]) -> str:

@@ -237,7 +237,15 @@ class TrackCallback:
         self._records: list[tuple[int, Any]] = []
 
     def __call__(self, step: int, params: Any, *context: Any) -> TrackState | None:
-        """Update at every ``every``-th step; the last state is returned in any case."""
+        """Update at every ``every``-th step; the last state is returned in any case.
+
+        Raises:
+          TypeError: if ``step`` is not an integer.
+        """
+        if not hasattr(step, "__index__"):
+            raise TypeError(
+                f"step must be an integer, got {type(step).__name__}: call callback(step, params)."
+            )
         if step % self.every:
             return self.state
         op = self.make_operator(params, *context)

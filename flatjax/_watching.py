@@ -20,6 +20,7 @@ import numpy as np
 from flatjax import _checks as checks
 from flatjax import _loops as loops
 from flatjax import _progress as progress_of
+from flatjax import _texts as texts
 
 Callback = Callable[[int, Any, Any], Any]
 
@@ -155,7 +156,7 @@ class _Watching(Watch):
         if self._display is not None:
             text = ""
             if self._summary and exception[0] is None:
-                text = f"{self._text}, {progress_of.duration(clock() - self._began)}"
+                text = f"{self._text}, {texts.duration(clock() - self._began)}"
                 text += "" if self.stopped is None else f", stopped by {self.stopped}"
             self._display.close(text)
 
@@ -280,7 +281,7 @@ class _Watching(Watch):
         begin, then = self._first
         if left is None or step == begin:
             return ""
-        return f", about {progress_of.duration(left * (now - then) / (step - begin))} left"
+        return f", about {texts.duration(left * (now - then) / (step - begin))} left"
 
 
 def _refuse(name):

@@ -93,18 +93,3 @@ def test_of_several_processes_the_first_speaks(capsys, monkeypatch):
     shown.update(1, None, "1 products")
     shown.close("done")
     assert capsys.readouterr().err == ""
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.04, "0.0 s"),
-        (9.9, "9.9 s"),
-        (10.4, "10 s"),
-        (99, "99 s"),
-        (100, "2 min"),
-        (3000, "0.8 h"),
-    ],
-)
-def test_durations(seconds, text):
-    assert progress.duration(seconds) == text

@@ -180,16 +180,18 @@ def test_a_number_and_its_error_are_one_fact():
 def test_format_and_float():
     assert f"{ESTIMATE:.3g}" == "1.23e+03 ± 37.8"
     assert f"{ESTIMATE:.1f}" == "1234.6 ± 37.8"
-    assert f"{ESTIMATE}" == str(ESTIMATE) == repr(ESTIMATE)
+    assert f"{ESTIMATE}" == "1234.6 ± 38"
+    assert str(ESTIMATE) == repr(ESTIMATE)
     assert float(ESTIMATE) == float(ESTIMATE.value)
     several = ESTIMATE._replace(
         value=np.array([1.0, 2.0]), standard_error=np.array([0.1, 0.2]), interval=None
     )
     assert f"{several:.1f}" == "[1.0 ± 0.1, 2.0 ± 0.2]"
+    assert f"{several}" == str(several)
     lines = [line.split() for line in repr(several).splitlines()]
     assert lines[1:4] == [["value", "standard_error"], ["1", "0.1"], ["2", "0.2"]]
     barrier = flatjax.Barrier(np.float32(0.5), 0.25, None, None)
-    assert f"{barrier:.2f}" == "0.50"  # without an error
+    assert f"{barrier:.2f}, {barrier}" == "0.50, 0.5"  # without an error
     split = made(flatjax.SplitEstimate, np.float32(2))
     assert f"{split:.1f}" == "2.0 ± 2.0"
     traced = ESTIMATE._replace(value=jax.ShapeDtypeStruct((), "float32"))

@@ -82,3 +82,22 @@ def test_long_lines_are_cut():
     assert cut.startswith("'ax")
     assert cut.endswith("xz'")
     assert len(texts.text(["x" * 200] * 5)) == 302
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (2.5e-4, "250 us"),
+        (0.04, "40 ms"),
+        (1.0, "1 s"),
+        (9.9, "9.9 s"),
+        (10.4, "10 s"),
+        (99, "99 s"),
+        (100, "1.7 min"),
+        (3000, "50 min"),
+        (6000, "1.7 h"),
+        (1e5, "28 h"),
+    ],
+)
+def test_durations(seconds, text):
+    assert texts.duration(seconds) == text

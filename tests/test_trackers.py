@@ -369,3 +369,5 @@ def test_bad_use(key):
         )
     with pytest.raises(ValueError, match="every must be at least 1"):
         tracker.callback(lambda p: None, key=key, every=0)
+    with pytest.raises(TypeError, match="step must be an integer, got dict: call callback"):
+        tracker.callback(lambda p: None, key=key)({"w": jnp.ones(3)}, 1)

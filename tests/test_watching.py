@@ -319,7 +319,7 @@ class TestEstimatedTime:
 
         texts = self.shown(watch, lambda: at(1, 5.0), lambda: at(4, 8.0))
         assert texts[0] == (1, 9, "1 of 10 products, worst residual 5.0e-01")
-        assert texts[1] == (4, 6, "4 of 10 products, worst residual 5.0e-01, about 6.0 s left")
+        assert texts[1] == (4, 6, "4 of 10 products, worst residual 5.0e-01, about 6 s left")
 
     def test_of_a_residual_that_falls(self, still):
         watch = start(callback=Calls())

@@ -112,9 +112,12 @@ def _require_fit(config: Config, state: Any, data: Any, path: Path) -> None:
     ]
     if differences:
         listed = "\n".join(f"  {difference}" for difference in differences)
+        dense = dense_layers(state[0]) is not None
         hint = ""
-        if not recipe.flat and dense_layers(state[0]) is not None:
+        if dense and not recipe.flat:
             hint = "\nThese are dense layers one behind the other, which --network mlp takes."
+        elif recipe.flat and not dense:
+            hint = "\nmlp takes dense layers alone, with kernels and biases, one behind the other."
         raise CheckpointMismatch(
             f"{path} does not fit the network {recipe.network!r} on {config.data!r}:\n{listed}\n"
             "Say which network it is by --network (a name, or module:function) and "

@@ -73,9 +73,10 @@ def _cell(values: np.ndarray, error: float | None = None, sign: str = "±") -> s
 
 def _caption(runs: Runs, config: Config) -> str:
     examples = min(config.curvature.examples, config.train_size)
+    wrong = "their wrong labels included, " if config.noise else ""
     text = (
-        f"H, K and F are those of the mean loss over {examples} training examples, their wrong "
-        "labels included, with dropout off and batch norm at its running averages. r: norm of the "
+        f"H, K and F are those of the mean loss over {examples} training examples, {wrong}"
+        "with dropout off and batch norm at its running averages. r: norm of the "
         "residual |Hv - λv|, with v of length one; an eigenvalue lies within r of the number. "
         "±: one standard error, of several seeds over them."
     )

@@ -193,7 +193,7 @@ def eigsh(
     capacity = _capacity(op.size, k, max_basis, block_size)
     plain, op, given = op, flat.packed(op), v0 is not None
     if v0 is None:
-        v0, key = arguments.start(op, key, v0)
+        v0, key = arguments.start(op, key, v0, hint=_NO_STATE)
     else:
         v0, key = arguments.start(plain, key, v0)
         v0 = flat.pack(op, v0)
@@ -226,6 +226,7 @@ def eigsh(
         return _result(op, found, tol, watch)
 
 
+_NO_STATE = " (Pairs have a state to resume from where they were computed with keep_state=True.)"
 _OUTSIDE = (
     "resume and keep_state are for runs that are driven from the host: call eigsh outside jit, or "
     "use flatjax.lanczos inside, which goes on from its own result."

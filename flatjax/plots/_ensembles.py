@@ -6,7 +6,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from flatjax.ensembles._power_laws import PowerLaw, best_linear
-from flatjax.plots._axes import BLUE, axes
+from flatjax.plots._axes import BLUE, axes, check_kind
 
 
 def plot_power_law(
@@ -41,6 +41,7 @@ def plot_power_law(
 
     Raises:
       ImportError: without matplotlib.
+      TypeError: if it is another kind of result.
       ValueError: if sizes, errors and the law's residuals are of different numbers, or the span is
         not one of positive sizes.
 
@@ -54,6 +55,7 @@ def plot_power_law(
       >>> plots.plot_power_law(law, n, span=(1, 100), ax=ax).get_xscale()
       'log'
     """
+    check_kind("plot_power_law", law, PowerLaw)
     ax = axes(ax)
     n, residuals = np.asarray(sizes, float), np.asarray(law.residuals, float)
     deviations = None if errors is None else np.asarray(errors, float)

@@ -11,7 +11,7 @@ from flatjax.landscape._planes import Plane, Projection
 from flatjax.landscape._surfaces import Surface
 from flatjax.landscape._volume import LogVolume
 from flatjax.paths._path_loss import PathLoss
-from flatjax.plots._axes import BLUE, CYCLE, ORANGE, axes
+from flatjax.plots._axes import BLUE, CYCLE, ORANGE, axes, check_kind
 
 Choice = Callable[[Any], Any] | None
 
@@ -55,6 +55,7 @@ def plot_line(
 
     Raises:
       ImportError: without matplotlib.
+      TypeError: if it is another kind of result.
       ValueError: if the losses are several and none is chosen.
 
     Example:
@@ -67,6 +68,7 @@ def plot_line(
       >>> plots.plot_line(found).get_ylabel()
       'loss'
     """
+    check_kind("plot_line", line, Line, Barrier, PathLoss)
     ax = axes(ax)
     drawn = line.line if isinstance(line, Barrier) else line
     t = np.asarray(drawn.positions, float)
@@ -154,6 +156,7 @@ def plot_surface(
 
     Raises:
       ImportError: without matplotlib.
+      TypeError: if it is another kind of result.
       ValueError: if the losses are several and none is chosen, no loss is finite, or the levels do
         not rise.
 
@@ -167,6 +170,7 @@ def plot_surface(
       >>> plots.plot_surface(bowl, minima=[[0, 0]]).get_xlabel()
       'first direction'
     """
+    check_kind("plot_surface", surface, Surface)
     ax = axes(ax)
     z = np.ma.masked_invalid(_chosen(surface.losses, choose).T)
     heights, logarithmic = _log_levels(z.compressed(), levels)
@@ -219,6 +223,7 @@ def plot_surface_3d(surface: Surface, *, choose: Choice = None, ax: Any = None) 
 
     Raises:
       ImportError: without matplotlib.
+      TypeError: if it is another kind of result.
       ValueError: if the losses are several and none is chosen, or no loss is finite.
 
     Example:
@@ -231,6 +236,7 @@ def plot_surface_3d(surface: Surface, *, choose: Choice = None, ax: Any = None) 
       >>> plots.plot_surface_3d(bowl, ax=space).get_zlabel()
       'log10 loss'
     """
+    check_kind("plot_surface_3d", surface, Surface)
     ax = axes(ax, "3d")
     z = _chosen(surface.losses, choose).T
     logarithmic = _log_levels(z, 2)[1]
@@ -261,6 +267,7 @@ def plot_projection(projection: Projection, *, explained: Any = None, ax: Any = 
 
     Raises:
       ImportError: without matplotlib.
+      TypeError: if it is another kind of result.
 
     Example:
       >>> import jax.numpy as jnp, matplotlib
@@ -273,6 +280,7 @@ def plot_projection(projection: Projection, *, explained: Any = None, ax: Any = 
       >>> ax.get_xlabel()
       'first direction (94 %)'
     """
+    check_kind("plot_projection", projection, Projection)
     ax = axes(ax)
     points = np.asarray(projection.coordinates, float)[:, :2]
     ax.plot(*points.T, "-", color="black", linewidth=0.8, alpha=0.5)

@@ -7,7 +7,7 @@ import numpy as np
 
 from flatjax.linalg.probing._estimate import Estimate
 from flatjax.linalg.probing._quadrature import SpectralDensity
-from flatjax.plots._axes import BLUE, CYCLE, axes
+from flatjax.plots._axes import BLUE, CYCLE, axes, check_kind
 
 
 def plot_density(
@@ -29,6 +29,7 @@ def plot_density(
 
     Raises:
       ImportError: without matplotlib.
+      TypeError: if it is another kind of result.
 
     Example:
       >>> import jax.numpy as jnp, matplotlib
@@ -41,6 +42,7 @@ def plot_density(
       >>> plots.plot_density(d).get_xlabel()
       'eigenvalue'
     """
+    check_kind("plot_density", density, SpectralDensity)
     ax = axes(ax)
     grid, value = np.asarray(density.grid, float), np.asarray(density.density, float)
     exact = np.asarray(density.atoms, float)[: density.num_exact]

@@ -11,6 +11,7 @@ import jax
 from flatjax import _checks as checks
 from flatjax import _loops as loops
 from flatjax import _reading as reading
+from flatjax import _texts as texts
 from flatjax.linalg.vectors import _flat as flat
 from flatjax.linalg.vectors import _probes as probes
 from flatjax.operators import _chunks as chunks
@@ -64,16 +65,16 @@ class Plan(NamedTuple):
         lines = ["; ".join(head)]
         if self.product_seconds is not None:
             lines.append(
-                f"a product takes {_duration(self.product_seconds)}, before the first one "
-                f"{_duration(self.compile_seconds)}"
+                f"a product takes {texts.duration(self.product_seconds)}, before the first one "
+                f"{texts.duration(self.compile_seconds)}"
             )
         for name, cost in self.calls.items():
             at_most = cost.max_products > cost.num_products
-            counts = f"{cost.num_products} products" + at_most * f" (at most {cost.max_products})"
-            line = f"{name:<21} {counts:<28}"
+            counts = f"{cost.num_products} products" + at_most * f", at most {cost.max_products}"
+            line = f"{name:<21} {at_most * 'usually ' + counts:<34}"
             if cost.seconds is not None:
-                line += f" {_duration(cost.seconds)}"
-                line += at_most * f" (at most {_duration(cost.max_seconds)})"
+                line += f" {texts.duration(cost.seconds)}"
+                line += at_most * f", at most {texts.duration(cost.max_seconds)}"
             lines.append(line.rstrip())
         return "\n".join(lines)
 
@@ -206,14 +207,6 @@ def _timed(prepare: Callable[[Operator], Operator], op: Operator) -> tuple[float
         seconds.append(perf_counter() - start)
     mean = sum(seconds) / len(seconds)
     return mean, max(first - began - mean, 0.0)
-
-
-def _duration(seconds: float | None) -> str:
-    """Seconds as people say them."""
-    for unit, limit in (("s", 1.0), ("ms", 1e-3), ("us", 0.0)):
-        if seconds is not None and limit <= seconds < 120:
-            return f"{seconds / (limit or 1e-6):.3g} {unit}"
-    return "?" if seconds is None else f"{seconds / 60:.3g} min"
 
 
 def _bytes_of_products(op: Any, count: int, size: int | None = None) -> int:

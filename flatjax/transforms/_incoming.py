@@ -64,12 +64,17 @@ def check_incoming(
     """Raise ``ValueError`` if the first incoming updates are not the gradient at the params.
 
     Seen only where the values are there to look at: at the first call, if it is eager. ``other`` is
-    what the transform made of the updates; a tracer in it means a traced call.
+    what the transform made of the updates; a tracer in it means a traced call. There only a
+    ``gradient`` that reads nothing of its argument is seen, by tracing it once more.
 
     With ``adds``, of a transform that adds to what comes in, they must only not be a descent step.
     ``other`` is then a gradient nearby: another is spent only where it points the opposite way.
     """
-    if loops.is_traced(incoming, other, params, count) or int(count) != 0:
+    if loops.is_traced(incoming, other, params, count):
+        if not adds:
+            _check_reads(name, gradient, params)
+        return
+    if int(count) != 0:
         return
     if adds and not _opposed(incoming, other):
         return
@@ -78,12 +83,8 @@ def check_incoming(
         return
     if not adds and equal_up_to_rounding(incoming, reference, gradient, params):
         nothing = 1e-5 * float(trees.norm(reference))  # far below what an ascent changes
-        if _distance(other, reference) <= nothing and _is_constant(gradient, params):
-            raise ValueError(
-                f"{name}: grad_fn does not depend on the params that it is given, so that nothing "
-                "is perturbed. Differentiate at its argument: "
-                "grad_fn=lambda p: jax.grad(loss_fn)(p, batch)."
-            )
+        if _distance(other, reference) <= nothing:
+            _check_reads(name, gradient, params)
         return
     if _opposed(incoming, reference):
         raise ValueError(
@@ -100,6 +101,15 @@ def check_incoming(
         f"batch of its own), give it the key and the batch of the incoming gradient, or pass "
         f"flatjax.{name}(..., check=False)."
     )
+
+
+def _check_reads(name, gradient, params):
+    if _is_constant(gradient, params):
+        raise ValueError(
+            f"{name}: grad_fn does not depend on the params that it is given, so that nothing "
+            "is perturbed. Differentiate at its argument: "
+            "grad_fn=lambda p: jax.grad(loss_fn)(p, batch)."
+        )
 
 
 def _opposed(a, b):

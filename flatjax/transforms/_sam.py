@@ -82,7 +82,8 @@ def sam(
         two forward passes.
       check: at the first call, if it is eager, spend one more gradient to compare the incoming
         updates with ``grad_fn(params)``, up to rounding: clipping or weight decay before SAM would
-        be lost. ``False`` for a ``grad_fn`` with a dropout key or a batch of its own.
+        be lost. Under ``jit`` only trace it once more, to see that it reads its argument. ``False``
+        for a ``grad_fn`` with a dropout key or a batch of its own.
 
     Returns:
       An ``optax.GradientTransformationExtraArgs`` with state [`SAMState`][].

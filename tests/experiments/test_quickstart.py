@@ -273,6 +273,9 @@ def test_an_mlp_is_told_of_where_another_network_is_named(options, tmp_path, cap
         path = saved(tmp_path, params)
         assert main([*options, "--checkpoint", path, "--out", str(tmp_path)]) == 1
         assert ("which --network mlp takes" in capsys.readouterr().err) is told
+    mlp_options = ["--network", "mlp", "--checkpoint", path, "--out", str(tmp_path)]
+    assert main([*options, *mlp_options]) == 1
+    assert "mlp takes dense layers alone" in capsys.readouterr().err
 
 
 def test_data_of_another_width_are_named(options, tmp_path, capsys):

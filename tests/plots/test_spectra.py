@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 import pytest
 
+import flatjax
 from flatjax import linalg, plots
 from flatjax._spectrum import LayerSpectrum
 from flatjax.linalg.probing._quadrature import density_from_quadrature
@@ -107,3 +108,12 @@ def test_without_matplotlib_a_clear_error():
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "flatjax[plots]" in out.stdout
+
+
+def test_another_result_is_refused_and_its_part_named():
+    parts = dict.fromkeys(flatjax.Spectrum._fields) | {"density": density()}
+    spectrum = flatjax.Spectrum(**parts)
+    with pytest.raises(TypeError, match=r"got Spectrum: draw its \.density"):
+        plots.plot_density(spectrum)
+    with pytest.raises(TypeError, match="draws a Line or Barrier or PathLoss, got ndarray"):
+        plots.plot_line(np.ones(3))

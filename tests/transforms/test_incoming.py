@@ -123,6 +123,9 @@ def test_a_gradient_that_forgets_its_argument_is_refused():
     for tx in (ft.sam(), ft.gsam(), ft.looksam()):
         with pytest.raises(ValueError, match="does not depend on the params that it is given"):
             update(tx, grad_fn=lambda p: grad(W))
+        step = jax.jit(lambda w, tx=tx: update(tx, grad(w), grad_fn=lambda p: grad(w)))
+        with pytest.raises(ValueError, match="does not depend on the params that it is given"):
+            step(W)
     # A linear loss has the same gradient everywhere, and a function of the host is not looked into.
     ones = jax.tree.map(jnp.ones_like, W)
     linear = jax.grad(lambda p: sum(jnp.sum(a) for a in jax.tree.leaves(p)))

@@ -24,12 +24,17 @@ def check_outside_jit(what: str, *trees_: Any) -> None:
         )
 
 
-def start(op: Operator, key: jax.Array | None, v0: Tree) -> tuple[Tree, jax.Array]:
-    """The start vector, given or drawn, and the key for everything else that is random."""
+def start(
+    op: Operator, key: jax.Array | None, v0: Tree, *, hint: str = ""
+) -> tuple[Tree, jax.Array]:
+    """The start vector, given or drawn, and the key for everything else that is random.
+
+    Where there is neither, ``hint`` ends the error.
+    """
     if (key is None) == (v0 is None):
-        given = "both" if key is not None else "neither"
+        given = "both." if key is not None else f"neither.{hint}"
         raise ValueError(
-            f"give exactly one of key= (a random start) and v0= (a start vector), got {given}."
+            f"give exactly one of key= (a random start) and v0= (a start vector), got {given}"
         )
     if v0 is None:
         key = checks.check_key(key)
