@@ -16,6 +16,7 @@ subclass [`OutputLoss`][].
 """
 
 from flatjax.losses._base import OutputLoss as OutputLoss
+from flatjax.losses._linear_head import LinearHead as LinearHead
 from flatjax.losses._mean import Mean as Mean
 from flatjax.losses._standard import SigmoidBinaryCrossEntropy as SigmoidBinaryCrossEntropy
 from flatjax.losses._standard import SoftmaxCrossEntropy as SoftmaxCrossEntropy

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 
 from flatjax import _checks as checks
 from flatjax import _trees as trees
+from flatjax.losses import _blockwise as blockwise
+from flatjax.losses._linear_head import LinearHead
 from flatjax.losses._mean import Mean
 
 Per = Literal["example", "token"]
@@ -94,7 +96,8 @@ class OutputLoss:
         """The loss of every example, zero for padding: the mean over a batch is that of ``mean``.
 
         Args:
-          outputs: the model's outputs, leading axis ``n``.
+          outputs: the model's outputs, leading axis ``n``: an array, or a [`LinearHead`][] in place
+            of it.
           targets: the targets.
           per: overrides the attribute. With ``per`` alone, a copy of the loss that has it:
             ``softmax_cross_entropy(per="token")``.
@@ -105,11 +108,8 @@ class OutputLoss:
         if per is not None:
             loss = dataclasses.replace(self, per=per)
             return loss if outputs is None else loss(outputs, targets)
-        self.check(outputs, targets)
-        outputs, there = self._cleaned(outputs, targets, outputs)
-        values = self.values(outputs, targets)
-        if there is not None:
-            values = jnp.where(there, values, jnp.zeros_like(values))
+        self._check(outputs, targets)
+        values = self._position_values(outputs, targets)
         values = values * self.position_weights(outputs, targets)
         if self.per == "token":
             return values.reshape(-1)
@@ -162,12 +162,15 @@ class OutputLoss:
         Args:
           outputs: the model's outputs.
           targets: the targets.
-          tangents: an array like ``outputs``.
+          tangents: an array like ``outputs``, or a head like it.
 
         Returns:
-          An array like ``tangents``.
+          An array like ``tangents``; of a head, whose kernel all examples share, the sum of their
+          products, in at least float32.
         """
-        self.check(outputs, targets)
+        self._check(outputs, targets)
+        if isinstance(outputs, LinearHead):
+            return self._summed("hessian_product", outputs, targets, tangents)
         tangents, _ = self._cleaned(outputs, targets, tangents)
         outputs, there = self._cleaned(outputs, targets, outputs)
         product = self.hessian_values(outputs, targets, tangents)
@@ -177,6 +180,8 @@ class OutputLoss:
         self, outputs: jax.Array, targets: jax.Array, tangents: jax.Array
     ) -> jax.Array:
         r"""Like ``hessian_product``, with $r r^\top$, $r = \partial \ell_i / \partial z_i$."""
+        if isinstance(outputs, LinearHead):
+            return self._summed("gradient_product", outputs, _draw(targets), tangents)
         tangents, _ = self._cleaned(outputs, targets, tangents)
         r = jax.grad(lambda z: self(z, targets).sum())(outputs)
         r, u = (a.reshape(a.shape[0], -1) for a in (r, tangents.astype(r.dtype)))
@@ -192,6 +197,8 @@ class OutputLoss:
         sequence are drawn independently, so the products of two different positions, which have
         mean zero, are left out.
         """
+        if isinstance(outputs, LinearHead):
+            return self._summed("score_product", outputs, _draw(targets), tangents)
         tangents, _ = self._cleaned(outputs, targets, tangents)
         outputs, there = self._cleaned(outputs, targets, outputs)
         scores = jax.grad(lambda z: self.values(z, targets).sum())(outputs)
@@ -199,6 +206,24 @@ class OutputLoss:
         if outputs.ndim > 1:
             inner = inner.sum(axis=-1, keepdims=True)
         return self._weighted(outputs, targets, scores * inner, there).astype(tangents.dtype)
+
+    def _check(self, outputs, targets):
+        if isinstance(outputs, LinearHead):
+            outputs.check()
+        self.check(outputs, targets)
+
+    def _position_values(self, outputs, targets):
+        """The loss of every position, zero at the padding."""
+        if isinstance(outputs, LinearHead):
+            there = self.mask(outputs, targets) != 0
+            return blockwise.values(self, outputs, targets, there)
+        outputs, there = self._cleaned(outputs, targets, outputs)
+        values = self.values(outputs, targets)
+        return values if there is None else jnp.where(there, values, jnp.zeros_like(values))
+
+    def _summed(self, kind, head, targets, tangents):
+        ones = jnp.ones(head.shape[:1], trees.compute_dtype(head.dtype))
+        return blockwise.product(self, kind, head, targets, tangents, ones)
 
     def _cleaned(self, outputs, targets, array):
         """``array`` with zeros at the padding, whatever it holds there; and where it is none."""
@@ -244,10 +269,15 @@ class OutputLoss:
         """The loss for targets from ``resample``, which mark padding in the loss's own way."""
         return self
 
-    def rows(self, array: jax.Array, positions: tuple[int, ...]) -> jax.Array:
-        """``array`` with one leading row an example: the positions flattened if ``per="token"``."""
+    def rows(self, array: Any, positions: tuple[int, ...]) -> Any:
+        """``array`` with one leading row an example: the positions flattened if ``per="token"``.
+
+        Of a head it is the features.
+        """
         if self.per == "example":
             return array
+        if isinstance(array, LinearHead):
+            return dataclasses.replace(array, features=self.rows(array.features, positions))
         return array.reshape(math.prod(positions), *array.shape[len(positions) :])
 
 
@@ -261,6 +291,10 @@ def positions_shape(outputs: Any) -> tuple[int, ...]:
       (2, 5)
     """
     return outputs.shape if outputs.ndim == 1 else outputs.shape[:-1]
+
+
+def _draw(targets):
+    return jax.tree.map(lambda a: a[None], targets)
 
 
 def _over(positions, array):

@@ -29,6 +29,9 @@ class SoftmaxCrossEntropy(OutputLoss):
     Attributes:
       ignore_index: a class id that masks a position, such as 255 for void pixels; negative ids do
         in any case.
+      label_smoothing: the share $a$ of every target that is spread over all classes evenly,
+        $(1 - a) t + a \sum_c t_c / C$ (Szegedy et al. 2016, CVPR). The output Hessian and the
+        exact Fisher do not depend on it, and drawn targets are not smoothed.
 
     Example:
       >>> import jax.numpy as jnp
@@ -44,6 +47,7 @@ class SoftmaxCrossEntropy(OutputLoss):
     """
 
     ignore_index: int | None = None
+    label_smoothing: float = 0.0
 
     _name = "softmax_cross_entropy"
 
@@ -52,6 +56,8 @@ class SoftmaxCrossEntropy(OutputLoss):
         index = self.ignore_index
         if index is not None and (isinstance(index, bool) or not isinstance(index, int)):
             raise TypeError(f"ignore_index must be a class id, an integer, got {index!r}.")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing must lie in [0, 1), got {self.label_smoothing!r}.")
 
     def __call__(
         self,
@@ -60,11 +66,14 @@ class SoftmaxCrossEntropy(OutputLoss):
         *,
         per: Per | None = None,
         ignore_index: int | None = None,
+        label_smoothing: float | None = None,
     ) -> Any:
         """The loss of every example; without outputs, a copy of the loss with these options."""
-        if ignore_index is None:
-            return super().__call__(outputs, targets, per=per)
-        loss = dataclasses.replace(self, per=per or self.per, ignore_index=ignore_index)
+        options = {"per": per, "ignore_index": ignore_index, "label_smoothing": label_smoothing}
+        changes = {name: value for name, value in options.items() if value is not None}
+        if not changes:
+            return super().__call__(outputs, targets)
+        loss = dataclasses.replace(self, **changes)
         return loss if outputs is None else loss(outputs, targets)
 
     def check(self, outputs, targets):
@@ -89,10 +98,16 @@ class SoftmaxCrossEntropy(OutputLoss):
     def values(self, outputs, targets):
         logits = outputs.astype(trees.compute_dtype(outputs.dtype))
         log_p = jax.nn.log_softmax(logits)
+        a = self.label_smoothing
         if not _are_ids(targets):
-            return -_times(targets.astype(logits.dtype), log_p).sum(axis=-1)
+            t = targets.astype(logits.dtype)
+            if a:
+                t = (1 - a) * t + a * t.mean(axis=-1, keepdims=True)
+            return -_times(t, log_p).sum(axis=-1)
         ids, nan = self._ids(outputs, targets)
         picked = jnp.take_along_axis(log_p, ids[..., None], axis=-1)[..., 0]
+        if a:
+            picked = (1 - a) * picked + a * log_p.mean(axis=-1)
         return -picked * nan.astype(logits.dtype)
 
     def hessian_values(self, outputs, targets, tangents):
@@ -133,8 +148,9 @@ class SoftmaxCrossEntropy(OutputLoss):
         return jnp.where(padding, jnp.full_like(drawn, -1), drawn)
 
     def of_draws(self):
-        # A drawn id that happens to be `ignore_index` is a class like any other.
-        return dataclasses.replace(self, ignore_index=None)
+        # A drawn id that happens to be `ignore_index` is a class like any other, and the score is
+        # that of the distribution it was drawn from.
+        return dataclasses.replace(self, ignore_index=None, label_smoothing=0.0)
 
 
 class SquaredError(OutputLoss):

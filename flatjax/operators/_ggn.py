@@ -18,6 +18,7 @@ from flatjax import _collectives as collectives
 from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax import losses
+from flatjax.losses import _blockwise as blockwise
 from flatjax.losses._base import positions_shape
 from flatjax.losses._own import FunctionLoss, as_loss, follow_loss
 from flatjax.operators import _derivatives as derivatives
@@ -70,7 +71,8 @@ class GaussNewton(DataOperator):
 
     def rows(self, tree):
         """A tree of outputs or targets with one leading row an example."""
-        return jax.tree.map(lambda a: self.loss.rows(a, self.positions), tree)
+        one = lambda a: self.loss.rows(a, self.positions)  # noqa: E731
+        return jax.tree.map(one, tree, is_leaf=lambda a: isinstance(a, losses.LinearHead))
 
     @property
     def example_weights(self):
@@ -179,7 +181,8 @@ def ggn(
     lengths differ: ``softmax_cross_entropy(per="token")``.
 
     Args:
-      model_fn: ``model_fn(params, inputs, *args)``, the outputs, leading axis ``n``.
+      model_fn: ``model_fn(params, inputs, *args)``, the outputs, leading axis ``n``; for many
+        classes a [`LinearHead`][] in place of logits.
       loss: an output loss from ``flatjax.losses``, or a function ``(outputs, targets) -> (n,)``.
       params: a pytree of floating arrays.
       batch: a pair ``(inputs, targets)``.
@@ -323,6 +326,16 @@ def _draws(op, index, key, num_samples):
     with matmul_precision(op.precision):
         outputs = op.model(op.params)
 
+    if isinstance(outputs, losses.LinearHead):
+        keys = jax.vmap(
+            lambda i: jax.random.split(jax.random.fold_in(key, i), num_samples), out_axes=1
+        )(index)
+
+        def draw(done, keys):
+            return done, blockwise.resample(op.loss, keys, outputs, op.targets)
+
+        return jax.vmap(op.rows)(loops.scan(draw, (), keys)[1])
+
     def example(i, output, target):
         keys = jax.random.split(jax.random.fold_in(key, i), num_samples)
         target = jax.tree.map(lambda a: a[None], target)
@@ -355,6 +368,13 @@ def _gauss_newton(model_fn, loss, params, batch, args, weights, axis_name, preci
         axis_name=axis_name, precision=precision, whole=batch,
     )  # fmt: skip
     outputs = model_fn.out
+    if isinstance(outputs, losses.LinearHead):
+        outputs.check()
+        if isinstance(loss, FunctionLoss):
+            raise TypeError(
+                "a function is no loss of a LinearHead, which has no logits: use one of flatjax's "
+                "losses, or return head.logits()."
+            )
     check_output("model_fn", outputs)
     if outputs.shape[:1] != (checked.n,):
         raise ValueError(

@@ -4,10 +4,12 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from flatjax import _functions as functions
 from flatjax import _trees as trees
 from flatjax import losses
+from flatjax.losses import _blockwise as blockwise
 from flatjax.operators import _weighting as weighting
 from flatjax.operators._base import operator, static
 
@@ -33,6 +35,10 @@ class OutputProduct:
         outputs, targets, weights, scale = aux
         factors, counted = weighting.shares(weights, scale), weights != 0
         tangents = linear(v)
+        if isinstance(outputs, losses.LinearHead):
+            factors = jnp.where(counted, factors, jnp.zeros_like(factors))
+            product = blockwise.product(loss, self.kind, outputs, targets, tangents, factors)
+            return linear.transpose(v, trees.cast(product, tangents))
         product = getattr(loss, self.kind)
         if self.kind == "hessian_product":
             product = product(outputs, targets, tangents)

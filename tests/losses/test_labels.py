@@ -107,6 +107,9 @@ class TestIgnoreIndex:
     def test_no_id(self, index):
         with pytest.raises(TypeError, match="ignore_index must be a class id, an integer, got"):
             LOSS(ignore_index=index)
+        for share in (-0.1, 1.0):
+            with pytest.raises(ValueError, match=r"label_smoothing must lie in \[0, 1\), got"):
+                LOSS(label_smoothing=share)
 
     def test_probabilities(self):
         with pytest.raises(ValueError, match="ignore_index= is for class ids: mask probab"):

@@ -28,7 +28,7 @@ def log_softmax(z):
 
 
 def cases(shape: tuple[int, ...] = (5,), classes: int = 4) -> dict[str, Case]:
-    """The three losses, softmax with both kinds of targets, on positions of this shape."""
+    """The three losses, softmax with all kinds of targets, on positions of this shape."""
     rng = np.random.default_rng(1)
     z = rng.normal(size=(*shape, classes))
     ids = rng.integers(0, classes, shape)
@@ -37,8 +37,17 @@ def cases(shape: tuple[int, ...] = (5,), classes: int = 4) -> dict[str, Case]:
     labels = rng.integers(0, 2, z.shape).astype(float)
     p = 1 / (1 + np.exp(-z))
     picked = np.take_along_axis(log_softmax(z), ids[..., None], axis=-1)[..., 0]
+    spread = -log_softmax(z).mean(axis=-1)
+    smoothed = flatjax.softmax_cross_entropy(label_smoothing=0.3)
     return {
         "softmax_ids": Case(flatjax.softmax_cross_entropy, z, ids, -picked),
+        "smoothed_ids": Case(smoothed, z, ids, -0.7 * picked + 0.3 * spread),
+        "smoothed_probabilities": Case(
+            smoothed,
+            z,
+            2 * probabilities,
+            -1.4 * (probabilities * log_softmax(z)).sum(axis=-1) + 0.6 * spread,
+        ),
         "softmax_probabilities": Case(
             flatjax.softmax_cross_entropy,
             z,
