@@ -381,7 +381,9 @@ def _gauss_newton(model_fn, loss, params, batch, args, weights, axis_name, preci
             f"model_fn must return one row an example, leading axis {checked.n}, got shape "
             f"{outputs.shape}."
         )
-    values = jax.eval_shape(loss, outputs, targets)
+    # Shapes alone: JAX takes none that vary over some of the axes of a mesh.
+    bare = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (outputs, targets))
+    values = jax.eval_shape(loss, *bare)
     if loss.per == "example" and values.shape != (checked.n,):
         raise ValueError(
             f"the loss must return one value per example, shape ({checked.n},), got {values.shape}."

@@ -230,6 +230,13 @@ def test_memory_does_not_grow_with_tokens_and_classes(matrix):
     assert compiled.memory_analysis().temp_size_in_bytes < logits / 2
 
 
+@pytest.mark.parametrize(("classes", "size"), [(50_304, 128), (8192, 1024), (2, 3000), (10**7, 16)])
+def test_a_block_has_32_megabytes(classes, size):
+    shapes = (1000, 3, 8), (8, classes)
+    found = LinearHead(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes))
+    assert found.positions_per_block == size
+
+
 class TestDoors:
     def test_shapes(self):
         layer, y = head(), jnp.asarray(IDS)

@@ -187,6 +187,64 @@ def test_per_token_losses_count_tokens(x64):
     references.assert_close(found, np.asarray(alone), TOLERANCE)
 
 
+class TestLinearHead:
+    """Two of the four devices share the sequences, and two the classes."""
+
+    mesh = staticmethod(lambda: auto_mesh(2, 2, names=("data", "model")))
+    split = property(lambda _: {"hidden": P(), "out": P(None, "model")})
+
+    def problem(self):
+        key = jax.random.split(jax.random.key(0), 3)
+        params = {
+            "hidden": jax.random.normal(key[0], (5, 4)),
+            "out": jax.random.normal(key[1], (4, 6)),
+        }
+        x, ids = jax.random.normal(key[2], (4, 3, 5)), jnp.arange(12).reshape(4, 3) % 6
+        return params, (x, ids.at[3, 1:].set(-1))
+
+    def product(self, params, batch, axis_name=None):
+        def model(p, x):
+            return flatjax.losses.LinearHead(jnp.tanh(x @ p["hidden"]), p["out"], None, 2)
+
+        loss = flatjax.softmax_cross_entropy(per="token")
+        mean = lambda p, b: loss.mean(model(p, b[0]), b[1])  # noqa: E731
+        given = {"axis_name": axis_name}
+        return [
+            flatjax.ggn(model, loss, params, batch, **given).mv(params),
+            flatjax.hessian(mean, params, batch, **given).mv(params),
+        ]
+
+    @pytest.mark.parametrize("split", ["jit", "classes", "sequences"])
+    def test_the_product_of_one_device(self, split, x64):
+        params, batch = self.problem()
+        wanted, mesh = jax.jit(self.product)(params, batch), self.mesh()
+        if split != "sequences":
+            params = {
+                k: jax.device_put(a, NamedSharding(mesh, self.split[k])) for k, a in params.items()
+            }
+        if split == "jit":
+            found = jax.jit(self.product)(
+                params, jax.device_put(batch, NamedSharding(mesh, P("data")))
+            )
+        else:
+            body = functools.partial(self.product, axis_name="data")
+            mapped = jax.shard_map(
+                body, mesh=mesh, in_specs=(P(), P("data")), out_specs=P(), axis_names={"data"}
+            )
+            found = jax.jit(mapped)(params, batch)
+        references.assert_close(
+            ravel_pytree(jax.device_get(found))[0], ravel_pytree(wanted)[0], TOLERANCE
+        )
+
+    def test_classes_split_by_hand_are_an_error(self):
+        params, batch = self.problem()
+        body = functools.partial(self.product, axis_name="data")
+        specs = (self.split, P("data"))
+        mapped = jax.shard_map(body, mesh=self.mesh(), in_specs=specs, out_specs=[self.split] * 2)
+        with pytest.raises(ValueError, match=r"split over the mesh axes \['model'\] of shard_map"):
+            jax.jit(mapped)(params, batch)
+
+
 class TestExplicitMesh:
     """``jax.make_mesh`` makes Explicit axes unless told otherwise."""
 
