@@ -109,15 +109,16 @@ def _is_number(value: Any) -> bool:
 def _columns(fields: dict[str, Any]) -> dict[str, list[str]]:
     """The fields with one entry for each of the values, written out."""
     entries = {name: _entries(value) for name, value in fields.items()}
-    lead = entries.get("values") or entries.get("value")
+    name = "values" if entries.get("values") else "value"
+    lead = entries.get(name)
     if lead is None:
         return {}
     keys, values = lead
     found = {n: e[1] for n, e in entries.items() if e is not None and e[0] == keys}
     columns = {n: [texts.number(x, n) for x in e[:_ROWS]] for n, e in found.items()}
     for row, known in enumerate(found.get("resolved", [])[:_ROWS]):
-        if not known and not np.isnan(found["values"][row]):  # not even the sign says anything
-            columns["values"][row] = "< floor"
+        if not known and not np.isnan(found[name][row]):  # not even the sign says anything
+            columns[name][row] = "< floor"
     if isinstance(keys, tuple):
         columns = {"": [texts.shortened(str(key), 40) for key in keys[:_ROWS]], **columns}
     if len(values) > _ROWS:

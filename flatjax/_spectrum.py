@@ -10,6 +10,7 @@ import numpy as np
 
 from flatjax import _checks as checks
 from flatjax import _reading as reading
+from flatjax import _trees as trees
 from flatjax import _watching as watching
 from flatjax._trees import Tree
 from flatjax.linalg.krylov import _extremes as extremes
@@ -251,6 +252,10 @@ def spectrum(
         if resume is None:
             least = max(k + num_bottom, ALONE) if num_steps is None else num_steps
             dense = exact.matrix(op, least + num_probes * (probe_steps or BESIDE), watch)
+        looked, seen_noise = 0, 0.0
+        if dense is not None and (each := exact.noise(dense, trees.dtype(op.structure))) > 0:
+            # Of a product with a unit vector; a Krylov space of all dimensions shows none.
+            dense, looked, seen_noise = None, op.size, op.size**0.5 * each
         if dense is not None:
             op, num_steps, trace_rtol = exact.dense_operator(op, dense), op.size, None
         # Of a matrix that is known there is nothing left to wait for.
@@ -275,10 +280,11 @@ def spectrum(
         pairs, complete, products = accumulate.completed(
             given, sums, probe_steps, tol, budget, seen, spent
         )
-        spent = spent + products if dense is None else op.size
+        spent = looked + spent + products if dense is None else op.size
         floor, noise = accumulate.noise(given, sums)
         # It was measured for the run's own vectors; for others the largest stands.
-        noise = noise if pairs is found else noise.max()
+        noise = np.maximum(noise if pairs is found else noise.max(), seen_noise)
+        floor = max(floor, 2 * seen_noise)
         keep = SpectrumState(
             state, jnp.asarray(np.int32(steps_spent)), jnp.asarray(floor, state.scale.dtype)
         )

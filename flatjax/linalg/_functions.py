@@ -294,7 +294,10 @@ def frobenius_norm(
     )  # fmt: skip
     with watch:
         if (dense := exact.matrix(op, num_products, watch)) is not None:
-            return exact.estimate(exact.norm(dense), op.size, scalar)
+            norm, each = exact.norm(dense), exact.noise(dense, scalar)
+            # Its derivative, and what the squares of the errors add.
+            error = np.hypot(each, (op.size * each) ** 2 / (2 * norm)) if each > 0 else 0.0
+            return exact.estimate(norm, op.size, scalar, error=error, rtol=rtol)
         op = flat.packed(op)
         rest = num_products - num_products // 2
         run, spent = relations.of_run(op, key, num_products // 2, watch, rest)

@@ -148,7 +148,8 @@ class Eigenpairs(NamedTuple):
         of a combination of all vectors, has shown that relation to be wrong by; of a pair that the
         search for missed ones has found, and of `power_iteration`, by a product of its own.
       converged: ``(k,)`` booleans: the residual is at most ``tol`` times the value's magnitude, or
-        below the noise floor.
+        no more products can make it so: it is below the noise floor, and so is the value, or below
+        a tenth of the value.
       resolved: ``(k,)`` booleans: the value's magnitude is above the noise floor. Print the others
         as "< floor": their sign means nothing.
       num_products: the number of products spent, those of the certificate included.
@@ -180,10 +181,26 @@ class Eigenpairs(NamedTuple):
     stopped: str | None = None
 
 
+def allowed(size: Any, floor: Any, tol: Any, xp: Any = np) -> Any:
+    """The residuals of pairs that have converged: by the tolerance, or by the noise.
+
+    Where the noise is beyond a tenth of a value that is above it, nothing has: the noise of a
+    product is that of derivatives that are no derivatives, or of data that change.
+
+    Args:
+      size: the magnitudes of the values.
+      floor: their noise floor.
+      tol: the tolerance.
+      xp: NumPy, or ``jax.numpy``.
+    """
+    noise = xp.where(size > floor, xp.minimum(floor, size / 10), floor)
+    return xp.maximum(tol * size, noise)
+
+
 @jax.jit
 def _judge(values, residuals, floor, tol, whole):
     size = jnp.abs(values)
-    return whole & (residuals <= jnp.maximum(tol * size, floor)), size > floor
+    return whole & (residuals <= allowed(size, floor, tol, jnp)), size > floor
 
 
 def judged(

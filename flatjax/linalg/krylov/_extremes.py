@@ -243,7 +243,7 @@ def certified(
     """
     # The Lanczos estimate of the residual does not know the noise of the products.
     residuals = np.hypot(found.residuals, noise)
-    good = residuals <= np.maximum(tol * np.abs(found.values), floor)
+    good = residuals <= certificates.allowed(np.abs(found.values), floor, tol)
     resolved, dtype = np.abs(found.values) > floor, trees.dtype(found.vectors)
     placed = jax.device_put  # a conversion on the device would be a program to compile
 

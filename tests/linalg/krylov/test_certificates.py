@@ -95,3 +95,10 @@ def test_the_gap_of_an_asymmetric_product():
     assert float(residual) == 0.5
     # 0.5 z of a standard normal z: the mean square over 200 has an error of 10 %.
     assert np.mean(np.square(gaps)) == pytest.approx(0.25, rel=0.3)
+
+
+def test_the_residual_that_is_allowed():
+    size = np.array([10.0, 10.0, 1.0, 0.1])
+    # The tolerance; the noise; a tenth of a value above the noise; what lies below it.
+    for floor, wanted in ((0.001, [0.1, 0.1, 0.01, 0.001]), (0.5, [0.5, 0.5, 0.1, 0.5])):
+        np.testing.assert_allclose(certificates.allowed(size, floor, 0.01), wanted, rtol=1e-12)
