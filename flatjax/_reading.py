@@ -47,9 +47,16 @@ def readable(cls: type[T]) -> type[T]:
     methods: dict[str, Any] = {"__repr__": _shown, "_repr_html_": _html, "_readable": True}
     if "value" in _names(cls):
         methods["__format__"] = _formatted
+        if hasattr(cls, "_fields"):  # of which Python would make a longer tuple
+            methods |= dict.fromkeys(("__add__", "__mul__", "__rmul__"), _no_arithmetic)
     for name, method in methods.items():
         setattr(cls, name, method)
     return cls
+
+
+def _no_arithmetic(result: Any, other: Any) -> Any:
+    del other
+    raise TypeError(f"{type(result).__name__} is no number: calculate with its .value.")
 
 
 def as_float(result: Any) -> float:

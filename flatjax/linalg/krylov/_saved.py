@@ -186,7 +186,7 @@ def restored(kind: type[State], given: Any, structure: Tree) -> State:
         return given
     if not isinstance(given, Mapping):
         raise TypeError(
-            f"resume must be a {kind.__name__} (the state of an earlier call) or the mapping of "
+            f"resume must be of type {kind.__name__} (the state of an earlier call) or the mapping of "
             f"its fields that a checkpoint gives back, got {type(given).__name__}."
         )
     found = _named(given)
