@@ -288,6 +288,7 @@ def page(found: dict[str, Record]) -> str:
         ("transforms", "## The transforms\n", _texts.TRANSFORMS, _sections.transforms),
         ("landscape", "## Pictures of the loss surface\n", _texts.LANDSCAPE, _sections.landscape),
         ("convolutions", "## Convolutions on a CPU\n", _texts.CONVOLUTIONS, _sections.convolutions),
+        ("user_size", "## A ResNet-18\n", _texts.USER_SIZE, _sections.user_sizes),
         (
             "large_vocabulary",
             "## A large vocabulary\n",
