@@ -18,6 +18,7 @@ from flatjax.linalg.krylov import _saved as saved
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.krylov import _thick_restart as thick_restart
 from flatjax.linalg.krylov._certificates import Eigenpairs
+from flatjax.linalg.krylov._restarts import Run
 from flatjax.linalg.krylov._saved import EigshState
 from flatjax.linalg.vectors import _arguments as arguments
 from flatjax.linalg.vectors import _basis as bases
@@ -219,10 +220,11 @@ def eigsh(
             found = block.solve(op, k, which, v0, key, block_size, capacity, tol, budget, watch)
             found = found._replace(num_products=found.num_products + 1)
         else:
-            state = krylov.start(v0, capacity, restarts)
+            run = Run(op, krylov.start(v0, capacity, restarts), w, k)
+            del v0, w  # two vectors that would be held to the end
             found = thick_restart.solve(
-                op, k, which, state, w, tol, budget, verify, given, watch, keep_state=keep_state
-            )  # fmt: skip
+                run, k, which, tol, budget, verify, given, watch, keep_state=keep_state
+            )
         return _result(op, found, tol, watch)
 
 
@@ -255,9 +257,9 @@ def _resumed(op, k, which, v0, tol, max_products, max_basis, verify, resume, kee
             f"resume has spent {spent} products already, and max_products={max_products} counts "
             f"them: raise it by those to come, at least to {spent + 1}."
         )
-    state = krylov.copied(run)  # a run consumes its buffers, and these are the caller's
+    # A run consumes its buffers, and these are the caller's.
     return thick_restart.solve(
-        op, k, which, state, None, tol, max_products, verify,
+        Run(op, krylov.copied(run), None, k), k, which, tol, max_products, verify,
         watch=watch, resume=(host, spent, floor), keep_state=keep_state,
     )  # fmt: skip
 

@@ -59,7 +59,9 @@ def test_a_restart_needs_the_kept_vectors():
 
 def test_a_random_vector_is_injected_in_place():
     # Its other program is that of a step, which is above.
-    compiled = krylov._before_injection.lower(state_of(STRUCTURE, M), np.int32(3)).compile()
+    state = state_of(STRUCTURE, M)
+    arguments = state.basis, state.vector, state.betas, np.int32(3)
+    compiled = krylov._before_injection.lower(*arguments).compile()
     assert vectors_beside(compiled) <= 0.15 * M
 
 

@@ -11,7 +11,6 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-from flatjax._trees import Tree
 from flatjax._watching import SILENT, Watch
 from flatjax.linalg.krylov import _certificates as certificates
 from flatjax.linalg.krylov import _ritz as ritz
@@ -19,7 +18,6 @@ from flatjax.linalg.krylov import _saved as saved
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.krylov._restarts import Run
 from flatjax.linalg.krylov._search import Search, least_steps, skipped, thresholds
-from flatjax.operators._base import Operator
 
 # Taken for the rate before there is one: two powers of ten per step.
 _FASTEST = 2 * math.log(10)
@@ -61,11 +59,9 @@ class _Pace:
 
 
 def solve(
-    op: Operator,
+    run: Run,
     k: int,
     which: str,
-    state: krylov.Krylov,
-    w: Tree,
     tol: float,
     budget: int,
     verify: bool,
@@ -76,8 +72,7 @@ def solve(
 ) -> ritz.RitzPairs:
     """The ``k`` wanted Ritz pairs and their certificate.
 
-    From a fresh state, whose capacity is the memory bound, and its first product ``w``. The
-    ``budget`` of products has one for the certificate. A start that was ``given`` may by a symmetry
+    From a fresh run, whose capacity is the memory bound, and its first product. The ``budget`` of products has one for the certificate. A start that was ``given`` may by a symmetry
     be blind to any value, which a random one is not. Stopped by its ``watch``, the run ends as it
     does where the products are spent.
 
@@ -85,7 +80,7 @@ def solve(
     goes on with the very next step. Only the run before its first sweep is kept (``keep_state``): a
     sweep is taken anew, from the same random vector, as what it has frozen improves no more.
     """
-    run, size = Run(op, state, w, k), op.size
+    size, dtype = run.op.size, run.state.alphas.dtype
     first = krylov.CHECK_EVERY if run.on_device else k + 1  # there every number is a program
     pace, looked, before, kept = _Pace(first, run.on_device), 0, 0, None
     if resume is not None:
@@ -113,7 +108,7 @@ def solve(
         limit = limit if watch.stopped is None else min(limit, run.products)
         if not np.isfinite(run.norm):
             return _not_finite(run, k, before)
-        small = ritz.rounding(run.norm, state.alphas.dtype)
+        small = ritz.rounding(run.norm, dtype)
         bound = np.maximum(tol * np.abs(values), small)
         index = ritz.best(values, k, which)
         if run.filled >= size:

@@ -17,7 +17,7 @@ whole 0.10 s.
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,8 @@ from flatjax import _trees as trees
 from flatjax._trees import Tree
 
 _HIGHEST = lax.Precision.HIGHEST
+# Entries of vectors that are rotated at once: so many of 64 rows are 4 MB.
+BLOCK = 1 << 14
 NEXT_SEED = np.uint32(0x9E3779B9)  # 2^32 over the golden ratio: a sequence of period 2^32
 
 
@@ -103,11 +105,16 @@ def set_row(basis: Tree, index: ArrayLike, v: Tree) -> Tree:
         at = jnp.clip(index - first, 0, rows - 1)
         inside = at == index - first
 
-        def leaf(b, x, at=at, inside=inside):
-            old = lax.dynamic_index_in_dim(b, at, keepdims=False)
-            return lax.dynamic_update_index_in_dim(b, jnp.where(inside, x, old), at, 0)
+        def leaf(b, x, at=at):
+            return lax.dynamic_update_index_in_dim(b, x, at, 0)
 
-        parts.append(jax.tree.map(leaf, part, v))
+        if isinstance(basis, Basis):  # the old rows of all parts would be held at once
+            put = functools.partial(jax.tree.map, leaf)
+            parts.append(lax.cond(inside, put, lambda part, _: part, part, v))
+        else:
+            old = row(part, at)
+            kept = jax.tree.map(lambda x, y, inside=inside: jnp.where(inside, x, y), v, old)
+            parts.append(jax.tree.map(leaf, part, kept))
         first += rows
     return _like(basis, parts)
 
@@ -175,17 +182,103 @@ def combine(basis: Tree, c: jax.Array) -> Tree:
       >>> basis.combine(jnp.eye(2), jnp.array([3.0, 4.0])).tolist()
       [3.0, 4.0]
     """
-    cuts = cut(basis, c)
+    first, *others = zip(parts_of(basis), cut(basis, c), strict=True)
+    total = _combination(*first)
+    for part, own in others:
+
+        def more(total, part=part, own=own):
+            return jax.tree.map(jnp.add, total, _combination(part, own))
+
+        # A conditional, from which the compiler takes nothing out: otherwise the combinations of
+        # all parts are there at once.
+        total = lax.cond(jnp.any(own != 0), more, lambda total: total, total)
+    return total
+
+
+def _combination(part: Tree, c: jax.Array) -> Tree:
+    contract = (((0,), (0,)), ((), ()))
+    return jax.tree.map(
+        lambda b: lax.dot_general(c.astype(b.dtype), b, contract, _HIGHEST), part
+    )
+
+
+def rotated(basis: Tree, c: jax.Array, first: jax.Array, *, whole: bool = False) -> Tree:
+    """The rows before ``first``, then combinations of all rows, then zeros; in place if donated.
+
+    Args:
+      basis: a tree with leading axis ``m`` that does not grow.
+      c: coefficients ``(m, l)``; ``first + l`` is at most m.
+      first: the row of the first combination.
+      whole: not in blocks of entries, which would be moved about between devices that share the
+        vectors; ``l`` vectors are then held beside the basis.
+    """
+    m = size(basis)
+    before = jnp.arange(m, dtype=first.dtype) < first
+
+    def rows(b):
+        new = combine(b, c)
+        kept = jnp.where(before.reshape(-1, *(1,) * (b.ndim - 1)), b, jnp.zeros_like(b))
+        return lax.dynamic_update_slice_in_dim(kept, new, first, 0)
+
+    def leaf(b):
+        flat = b.reshape(m, math.prod(b.shape[1:]))
+        if whole or flat.shape[1] <= BLOCK:
+            return rows(b)
+        return _by_blocks(lambda start, n, b: _write(b, rows(_read(b, start, n)), start), flat, flat)
+
+    return jax.tree.map(lambda b: leaf(b).reshape(b.shape), basis)
+
+
+def combine_in_parts(
+    basis: Tree, c: jax.Array, sizes: tuple[int, ...], *, whole: bool = False
+) -> tuple[Tree, ...]:
+    """`combine` of ``(m, l)`` coefficients, the combinations cut into several trees.
+
+    Args:
+      basis: a basis.
+      c: the coefficients.
+      sizes: how many combinations each tree has, of sum ``l``.
+      whole: as of `rotated`; twice as many vectors are held for a time.
+    """
+    columns = np.cumsum(sizes)[:-1]
 
     def leaf(*bs):
-        contract = (((0,), (0,)), ((), ()))
-        terms = (
-            lax.dot_general(own.astype(b.dtype), b, contract, _HIGHEST)
-            for own, b in zip(cuts, bs, strict=True)
-        )
-        return functools.reduce(jnp.add, terms)
+        shape = bs[0].shape[1:]
+        flats = [b.reshape(b.shape[0], math.prod(shape)) for b in bs]
+        if whole or flats[0].shape[1] <= BLOCK:
+            return jnp.split(combine(_like(basis, bs), c), columns)
 
-    return jax.tree.map(leaf, *parts_of(basis))
+        def block(start, n, found):
+            each = jnp.split(combine(_like(basis, [_read(b, start, n) for b in flats]), c), columns)
+            return [_write(a, new, start) for a, new in zip(found, each, strict=True)]
+
+        empty = [jnp.zeros((n, flats[0].shape[1]), bs[0].dtype) for n in sizes]
+        found = _by_blocks(block, empty, flats[0])
+        return [a.reshape(-1, *shape) for a in found]
+
+    leaves, treedef = jax.tree.flatten(parts_of(basis)[0])
+    parts = [leaf(*bs) for bs in _leaves(*parts_of(basis))]
+    return tuple(jax.tree.unflatten(treedef, list(found)) for found in zip(*parts, strict=True))
+
+
+def is_shared(basis: Tree) -> bool:
+    """Whether several devices share the vectors: what `rotated` takes as ``whole``."""
+    return any(trees.sharding_of(a) is not None for a in jax.tree.leaves(basis))
+
+
+def _read(flat, start, n):
+    return lax.dynamic_slice_in_dim(flat, start, n, 1)
+
+
+def _write(flat, block, start):
+    return lax.dynamic_update_slice_in_dim(flat, block, start, 1)
+
+
+def _by_blocks(body: Any, carry: Any, flat: jax.Array) -> Any:
+    """``carry = body(start, n, carry)`` over blocks of n entries, the last of what is left."""
+    count, rest = divmod(flat.shape[1], BLOCK)
+    carry = lax.fori_loop(0, count, lambda i, c: body(i * BLOCK, BLOCK, c), carry)
+    return body(jnp.int32(count * BLOCK), rest, carry) if rest else carry
 
 
 def gram(a: Tree, b: Tree) -> jax.Array:
@@ -208,12 +301,25 @@ def subtract(w: Tree, v: Tree) -> Tree:
     return jax.tree.map(jnp.subtract, w, v)
 
 
+def less(basis: Tree, w: Tree, c: jax.Array) -> Tree:
+    r"""A vector less a combination of the rows, $w - \sum_i c_i q_i$, in place where it can be."""
+    first, *others = zip(parts_of(basis), cut(basis, c), strict=True)
+    w = subtract(w, _combination(*first))
+    for part, own in others:
+
+        def without(w, part=part, own=own):
+            return subtract(w, _combination(part, own))
+
+        w = lax.cond(jnp.any(own != 0), without, lambda w: w, w)  # see `combine`
+    return w
+
+
 def project_out(basis: Tree, w: Tree) -> Tree:
     r"""A vector less its part along orthonormal or zero rows, $w - Q Q^\top w$.
 
     One pass of classical Gram-Schmidt: where little is left, rounding along Q is left as well.
     """
-    return subtract(w, combine(basis, coefficients(basis, w)[0]))
+    return less(basis, w, coefficients(basis, w)[0])
 
 
 def seed_of(key: jax.Array) -> jax.Array:
