@@ -197,9 +197,7 @@ def combine(basis: Tree, c: jax.Array) -> Tree:
 
 def _combination(part: Tree, c: jax.Array) -> Tree:
     contract = (((0,), (0,)), ((), ()))
-    return jax.tree.map(
-        lambda b: lax.dot_general(c.astype(b.dtype), b, contract, _HIGHEST), part
-    )
+    return jax.tree.map(lambda b: lax.dot_general(c.astype(b.dtype), b, contract, _HIGHEST), part)
 
 
 def rotated(basis: Tree, c: jax.Array, first: jax.Array, *, whole: bool = False) -> Tree:
@@ -224,7 +222,9 @@ def rotated(basis: Tree, c: jax.Array, first: jax.Array, *, whole: bool = False)
         flat = b.reshape(m, math.prod(b.shape[1:]))
         if whole or flat.shape[1] <= BLOCK:
             return rows(b)
-        return _by_blocks(lambda start, n, b: _write(b, rows(_read(b, start, n)), start), flat, flat)
+        return _by_blocks(
+            lambda start, n, b: _write(b, rows(_read(b, start, n)), start), flat, flat
+        )
 
     return jax.tree.map(lambda b: leaf(b).reshape(b.shape), basis)
 
