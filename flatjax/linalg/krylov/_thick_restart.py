@@ -72,9 +72,10 @@ def solve(
 ) -> ritz.RitzPairs:
     """The ``k`` wanted Ritz pairs and their certificate.
 
-    From a fresh run, whose capacity is the memory bound, and its first product. The ``budget`` of products has one for the certificate. A start that was ``given`` may by a symmetry
-    be blind to any value, which a random one is not. Stopped by its ``watch``, the run ends as it
-    does where the products are spent.
+    From a fresh run, whose capacity is the memory bound, and its first product. The ``budget`` of
+    products has one for the certificate. A start that was ``given`` may by a symmetry be blind to
+    any value, which a random one is not. Stopped by its ``watch``, the run ends as it does where
+    the products are spent.
 
     With ``resume``, what the host knew of the run, the products spent by then and their noise, it
     goes on with the very next step. Only the run before its first sweep is kept (``keep_state``): a

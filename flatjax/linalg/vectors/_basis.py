@@ -246,7 +246,7 @@ def combine_in_parts(
         shape = bs[0].shape[1:]
         flats = [b.reshape(b.shape[0], math.prod(shape)) for b in bs]
         if whole or flats[0].shape[1] <= BLOCK:
-            return jnp.split(combine(_like(basis, bs), c), columns)
+            return jnp.split(combine(_like(basis, list(bs)), c), columns)
 
         def block(start, n, found):
             each = jnp.split(combine(_like(basis, [_read(b, start, n) for b in flats]), c), columns)
@@ -256,7 +256,7 @@ def combine_in_parts(
         found = _by_blocks(block, empty, flats[0])
         return [a.reshape(-1, *shape) for a in found]
 
-    leaves, treedef = jax.tree.flatten(parts_of(basis)[0])
+    treedef = jax.tree.structure(parts_of(basis)[0])
     parts = [leaf(*bs) for bs in _leaves(*parts_of(basis))]
     return tuple(jax.tree.unflatten(treedef, list(found)) for found in zip(*parts, strict=True))
 
