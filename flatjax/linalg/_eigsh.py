@@ -38,6 +38,7 @@ def eigsh(
     tol: float = 1e-3,
     max_products: int | None = None,
     max_basis: int | None = None,
+    basis_dtype: Any = None,
     verify: bool = True,
     block_size: int = 1,
     resume: EigshState | None = None,
@@ -89,8 +90,15 @@ def eigsh(
     first run is kept, a look for missed pairs is taken anew. Another operator than before, such as
     that of other params, is told by the certificate, and an error.
 
+    With ``basis_dtype="bfloat16"`` a vector of the basis takes half of its bytes. Every vector is
+    rounded before it is multiplied, sums are float32, and the residuals are computed from the final
+    vectors, by k + 1 products in place of one: 5e-4 to 2e-3 of the largest value (``"float16"``:
+    6e-5 to 2e-4), and a ``tol`` that asks for less of a small one is not reached. The values, by
+    Rayleigh and Ritz, are off by the square of that. There is no look for missed pairs.
+
     Costs products (well separated eigenvalues: some 10 for one, 20 to 35 for ten), ``max_basis``
-    vectors of memory, and a read of those twice per step.
+    vectors of memory and four beside, at the end k + 1 (of vectors sharded over devices those that
+    a restart keeps, k + ``max_basis`` / 7), and a read of the basis twice per step.
 
     Args:
       op: a flatjax operator, or a traceable callable ``v -> A v``, symmetric.
@@ -107,6 +115,10 @@ def eigsh(
       max_basis: the most vectors to hold, at least k + 2; with blocks of b at least k + 2 b + 2.
         Default: 2k + 16 and at least 32, rounded up to a multiple of 8; with blocks 4 b more. With
         ``resume`` as many as before.
+      basis_dtype: ``"bfloat16"`` or ``"float16"`` to hold the basis in; default: that of vectors.
+        float16 has 8 times the resolution, and loses it in more than some 1e8 numbers, where those
+        of a unit vector are below 6e-5. Not of sharded vectors, in blocks, traced, or with
+        ``resume`` or ``keep_state``.
       verify: whether to look for skipped and missed eigenvalues. Every look takes at most as many
         products as the run before it, or 8 (k + 1) if that is more, and `Eigenpairs.complete` says
         what came of it.
@@ -134,8 +146,8 @@ def eigsh(
 
     Raises:
       TypeError: if ``op`` is not callable, ``v0`` has another tree structure, ``resume`` is no
-        state of this operator, or blocks, ``resume``, ``keep_state`` or what is to be watched
-        (``progress`` and the three after it) are traced.
+        state of this operator, or blocks, ``basis_dtype``, ``resume``, ``keep_state`` or what is
+        to be watched (``progress`` and the three after it) are traced.
       ValueError: on arguments out of range, both or neither of ``key`` and ``v0``, a callable
         without structure, or a ``resume`` of other shapes or dtypes, or of another operator
         (other params, another batch), which its products show.
@@ -174,13 +186,21 @@ def eigsh(
     checks.check_count("block_size", block_size)
     if block_size > 1 and (resume is not None or keep_state):
         raise ValueError("resume and keep_state know no blocks: leave block_size at 1.")
+    low = arguments.basis_dtype(basis_dtype, op.structure)
+    if low is not None and (block_size > 1 or resume is not None or keep_state):
+        raise ValueError(
+            "basis_dtype is for a run of single vectors from its beginning to its end: leave "
+            "block_size at 1 and resume and keep_state out."
+        )
     if max_products is not None:
         checks.check_count("max_products", max_products)
-        least = min(op.size, k + 1) + 1
+        certificate = 1 if low is None else k + 1
+        least = min(op.size, k + 1) + certificate
         if max_products < least:
             raise ValueError(
                 f"max_products={max_products} is too small: {k} pairs need at least "
-                f"{least - 1} products and one for their certificate, {least} in all."
+                f"{least - certificate} products and {'one' if low is None else certificate} for "
+                f"their certificate, {least} in all."
             )
     watch = watching.watch(
         "eigsh", progress, callback, max_seconds, on_interrupt, traced=(op, v0, resume)
@@ -198,7 +218,7 @@ def eigsh(
     else:
         v0, key = arguments.start(plain, key, v0)
         v0 = flat.pack(op, v0)
-    v0 = trees.normalized(v0)[0]
+    v0 = bases.rounded_to(trees.normalized(v0)[0], low)
     with watch:
         w = arguments.first_product(op, v0)
         watch.check(w)
@@ -206,6 +226,11 @@ def eigsh(
         if keep_state and loops.is_traced(w):
             raise TypeError(_OUTSIDE)
         if loops.is_traced(w):
+            if low is not None:
+                raise TypeError(
+                    "basis_dtype is for runs that are driven from the host and cannot be traced: "
+                    "call eigsh outside jit, or leave it out."
+                )
             if block_size > 1:
                 raise TypeError(
                     f"block_size={block_size} is driven from the host and cannot be traced: call "
@@ -220,11 +245,14 @@ def eigsh(
             found = block.solve(op, k, which, v0, key, block_size, capacity, tol, budget, watch)
             found = found._replace(num_products=found.num_products + 1)
         else:
-            run = Run(op, krylov.start(v0, capacity, restarts), w, k)
-            del v0, w  # two vectors that would be held to the end
+            state = krylov.start(v0, capacity, restarts, low)
+            run = Run(op, state, w, k)
+            del v0, w, state  # vectors that would be held to the end
+            refine = None if low is None else jax.random.fold_in(key, 4)
             found = thick_restart.solve(
-                run, k, which, tol, budget, verify, given, watch, keep_state=keep_state
-            )
+                run, k, which, tol, budget, verify and low is None, given, watch,
+                keep_state=keep_state, refine=refine,
+            )  # fmt: skip
         return _result(op, found, tol, watch)
 
 

@@ -138,3 +138,13 @@ def test_the_basis_is_sharded_as_the_params_and_a_pass_is_one_reduction():
     started = [line for line in lines if " all-reduce(" in line or " all-reduce-start(" in line]
     assert len(started) == 1
     assert not any(" all-gather(" in line or " all-to-all(" in line for line in lines)
+
+
+def test_a_basis_of_half_the_bytes_is_never_there_in_float32():
+    state = jax.eval_shape(lambda: krylov.start(jnp.zeros(LONG), 48, jax.random.key(0), "bfloat16"))
+    assert state.basis.dtype.itemsize == 2
+    compiled = krylov._compiled_step.lower(state, shapes(1)[0].update(shape=(LONG,))).compile()
+    assert vectors_beside(compiled) * SIZE / LONG < 2 + 2
+    numbers = jnp.zeros((48, 12)), np.int32(3), np.int32(15), np.bool_(True)
+    compiled = restarts._rotate.lower(state, *numbers).compile()
+    assert vectors_beside(compiled) * SIZE / LONG < 4

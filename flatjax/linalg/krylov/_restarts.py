@@ -127,6 +127,10 @@ class Run:
                 self.matrix[i, i + 1] = self.matrix[i + 1, i] = betas[i] * scale
         self.beta = betas[self.filled - 1] * scale
 
+    def forget(self) -> None:
+        """Hold no vector any more."""
+        self.state = self.state._replace(basis=None, vector=None)
+
     def _taken(self) -> Tree:
         """The product of the next step, which is not held here any more."""
         w, self.w = self.w, None

@@ -71,15 +71,21 @@ class Krylov(NamedTuple):
     seed: jax.Array
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def start(v0: Tree, capacity: int, key: jax.Array) -> Krylov:
-    """The state before the first step, from a unit vector."""
+@functools.partial(jax.jit, static_argnums=(1, 3))
+def start(v0: Tree, capacity: int, key: jax.Array, basis_dtype: Any = None) -> Krylov:
+    """The state before the first step, from a unit vector.
+
+    With a ``basis_dtype`` every vector of the run is rounded to it, not only where it is stored:
+    what is multiplied is the row itself. So rounding enters the Lanczos relation in units of the
+    couplings, which behind the first few steps are those of the bulk, and not of the norm.
+    """
     scalar = trees.dtype(v0)
-    empty = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), v0)
+    stored = None if basis_dtype is None else bases.stored_in(basis_dtype)
+    empty = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), stored or x.dtype), v0)
     return Krylov(
         basis=bases.set_row(empty, 0, v0),
         # A copy: the run consumes its buffers, and these are not its own.
-        vector=jax.tree.map(jnp.copy, v0),
+        vector=bases.rounded(empty, jax.tree.map(jnp.copy, v0)),
         alphas=jnp.zeros(capacity, scalar),
         betas=jnp.zeros(capacity, scalar),
         breakdown=jnp.zeros(capacity, bool),
@@ -208,6 +214,7 @@ def _step(state: Krylov, w: Tree) -> Krylov:
     good = carry.clean & (carry.squared > 0)
     length = jnp.sqrt(jnp.where(good, carry.squared, 1))
     q = trees.scale(jnp.where(good, 1 / length, 0), carry.w)
+    q = bases.rounded(state.basis, q)
     beta = jnp.where(carry.broken, 0, length)
     # Always so: the row that is replaced is read after the passes, not held during them.
     following = jnp.where(carry.count >= 0, j + 1, 0)
@@ -250,7 +257,7 @@ def _before_injection(
     basis: Tree, replaced: Tree, betas: jax.Array, before: jax.Array
 ) -> tuple[dict[str, Any], Tree]:
     """What differs in a state whose next step writes the row after ``before``; and zeros."""
-    vector = bases.row(basis, before)
+    vector = trees.cast(bases.row(basis, before), replaced)
     cut = betas.at[jnp.maximum(before - 1, 0)].set(0)
     return {"vector": vector, "betas": cut, "step": before}, trees.zeros(vector)
 

@@ -8,6 +8,7 @@ and another sweep follows.
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -69,6 +70,7 @@ def solve(
     watch: Watch = SILENT,
     resume: tuple[saved.Host, int, float] | None = None,
     keep_state: bool = False,
+    refine: jax.Array | None = None,
 ) -> ritz.RitzPairs:
     """The ``k`` wanted Ritz pairs and their certificate.
 
@@ -76,6 +78,9 @@ def solve(
     products has one for the certificate. A start that was ``given`` may by a symmetry be blind to
     any value, which a random one is not. Stopped by its ``watch``, the run ends as it does where
     the products are spent.
+
+    Where vectors are rounded to less than the working dtype, ``refine`` is a key for the
+    certificate, from the vectors themselves, which takes ``k + 1`` products.
 
     With ``resume``, what the host knew of the run, the products spent by then and their noise, it
     goes on with the very next step. Only the run before its first sweep is kept (``keep_state``): a
@@ -93,7 +98,7 @@ def solve(
         # A restart has dropped what the start vector weighs on pairs that were not wanted then.
         given = given or bool(host.given) or (host.restarted and (other or k > host.k))
     budget -= before
-    limit, alone = budget - 1, 0
+    limit, alone = budget - (1 if refine is None else k + 1), 0
     held, sweeps, noise, complete = np.zeros(0, int), 0, None, None
     while True:
         room = min(run.capacity, size) - run.filled
@@ -168,6 +173,8 @@ def solve(
             run.restart(_keep(run, k, which))
     if keep_state and kept is None:
         kept = run.kept(_setting(run, pace, looked, given, k, which, tol), goes_on=False)
+    if refine is not None:
+        return _refined(run, index, refine)
     noise = _noise(run, index, resume) if noise is None else noise
     found = _certified(run, ritz.descending(values, index), noise, complete)
     spent = before + found.num_products
@@ -242,6 +249,17 @@ def _certified(run: Run, index: np.ndarray, noise: float, complete: bool | None)
         residuals[i] = certificates.residual(run.op, np.asarray(values[i], dtype), vector)
         run.products += 1
     return ritz.RitzPairs(values, vectors, residuals, run.norm, noise, run.products, complete)
+
+
+def _refined(run: Run, index: np.ndarray, key: jax.Array) -> ritz.RitzPairs:
+    """The pairs of a run whose vectors are rounded, from their vectors alone."""
+    columns = run.pairs.columns[:, index].astype(run.state.alphas.dtype)
+    vectors = ritz.combine(run.state.basis, columns)
+    run.forget()
+    values, vectors, residuals, noise = certificates.refined(run.op, vectors, key)
+    norm = np.maximum(run.norm, np.abs(values).max())
+    spent = run.products + len(index) + 1
+    return ritz.RitzPairs(values, vectors, residuals, norm, noise, spent)
 
 
 def _not_finite(run: Run, k: int, before: int) -> ritz.RitzPairs:

@@ -30,8 +30,9 @@ from flatjax import _trees as trees
 from flatjax._trees import Tree
 
 _HIGHEST = lax.Precision.HIGHEST
-# Entries of vectors that are rotated at once: so many of 64 rows are 4 MB.
-BLOCK = 1 << 14
+# Entries of vectors that are rotated at once: so many of 64 rows are 4 MB. Of long vectors a
+# GPU would wait for the host between so small ones.
+BLOCK, MOST_BLOCKS = 1 << 14, 256
 NEXT_SEED = np.uint32(0x9E3779B9)  # 2^32 over the golden ratio: a sequence of period 2^32
 
 
@@ -81,10 +82,16 @@ def _opened(vector: Tree, rows: int) -> Tree:
 def row(basis: Tree, index: ArrayLike) -> Tree:
     """The vector at ``index``, which may be traced."""
     parts = parts_of(basis)
+
+    def leaf(b):
+        held = lax.dynamic_index_in_dim(b, index, keepdims=False)
+        return _read_as(held, trees.compute_dtype(b.dtype))
+
     if len(parts) == 1:
-        return jax.tree.map(lambda b: lax.dynamic_index_in_dim(b, index, keepdims=False), parts[0])
+        return jax.tree.map(leaf, parts[0])
     # Adding up one row of each part: only that of the right part is not zeroed.
-    found, first = trees.zeros(jax.tree.map(lambda b: b[0], parts[0])), 0
+    like = jax.tree.map(lambda b: jax.ShapeDtypeStruct(b.shape[1:], b.dtype), parts[0])
+    found, first = trees.zeros(trees.structure_of(like)), 0
     for part, rows in zip(parts, _sizes(basis), strict=True):
         at = jnp.clip(index - first, 0, rows - 1)
         inside = at == index - first
@@ -106,7 +113,7 @@ def set_row(basis: Tree, index: ArrayLike, v: Tree) -> Tree:
         inside = at == index - first
 
         def leaf(b, x, at=at):
-            return lax.dynamic_update_index_in_dim(b, x, at, 0)
+            return lax.dynamic_update_index_in_dim(b, _held(x, b.dtype), at, 0)
 
         if isinstance(basis, Basis):  # the old rows of all parts would be held at once
             put = functools.partial(jax.tree.map, leaf)
@@ -117,6 +124,21 @@ def set_row(basis: Tree, index: ArrayLike, v: Tree) -> Tree:
             parts.append(jax.tree.map(leaf, part, kept))
         first += rows
     return _like(basis, parts)
+
+
+def rounded(basis: Tree, v: Tree) -> Tree:
+    """A vector as a row of the basis has it, in its own dtypes."""
+    return jax.tree.map(lambda b, x: _read_as(_held(x, b.dtype), x.dtype), parts_of(basis)[0], v)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _rounded_to(v: Tree, dtype: Any) -> Tree:
+    return jax.tree.map(lambda x: _read_as(_held(x, stored_in(dtype)), x.dtype), v)
+
+
+def rounded_to(v: Tree, dtype: Any) -> Tree:
+    """A vector as a basis of this dtype has it; of ``None``, the vector itself."""
+    return v if dtype is None else _rounded_to(v, dtype)
 
 
 def stack(vectors: list[Tree]) -> Tree:
@@ -155,11 +177,51 @@ def coefficients(basis: Tree, w: Tree) -> tuple[jax.Array, jax.Array]:
     total = jnp.zeros(m + 1, scalar)
     for *bs, x in _leaves(*parts_of(basis), w):
         axes, x = tuple(range(x.ndim)), x.astype(scalar)
-        contract = ((tuple(a + 1 for a in axes), axes), ((), ()))
-        h = [lax.dot_general(b.astype(scalar), x, contract, _HIGHEST) for b in bs]
+        h = [_inner(b, x) for b in bs]
         squared = lax.dot_general(x, x, ((axes, axes), ((), ())), _HIGHEST)
         total = total + jnp.concatenate([*h, squared[None]])
     return total[:m], total[m]
+
+
+def _is_low(b: jax.Array) -> bool:
+    """Whether rows are held in 16 bits: computed with in blocks, or all would be in float32."""
+    return b.dtype in (jnp.uint16, jnp.float16)
+
+
+def stored_in(name: Any) -> Any:
+    """The dtype of the arrays of a basis of ``"bfloat16"`` or ``"float16"``."""
+    # XLA's CPU backend slices and updates no bfloat16: it makes a float32 copy of the whole array.
+    return jnp.uint16 if jnp.dtype(name) == jnp.bfloat16 else jnp.dtype(name)
+
+
+def _held(x: jax.Array, dtype: Any) -> jax.Array:
+    """Numbers as a basis of this dtype holds them; uint16 for the bits of bfloat16."""
+    if dtype == jnp.uint16:
+        return lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
+    return x.astype(dtype)
+
+
+def _read_as(b: jax.Array, dtype: Any) -> jax.Array:
+    """What a basis holds, as numbers of this dtype."""
+    if b.dtype == jnp.uint16:
+        b = lax.bitcast_convert_type(b.astype(jnp.uint32) << 16, jnp.float32)
+    return b.astype(dtype)
+
+
+def _inner(b, x):
+    """The inner products of stacked vectors (of one leaf) with one or with stacked ones."""
+    axes, stacked = tuple(range(1, b.ndim)), x.ndim == b.ndim
+    if not _is_low(b):
+        contract = ((axes, tuple(a - 1 + stacked for a in axes)), ((), ()))
+        return lax.dot_general(b.astype(x.dtype), x, contract, _HIGHEST)
+    b, x = b.reshape(b.shape[0], -1), x.reshape(*x.shape[: int(stacked)], -1)
+
+    def block(start, n, total):
+        rows, part = (lax.dynamic_slice_in_dim(a, start, n, -1) for a in (b, x))
+        contract = (((1,), (int(stacked),)), ((), ()))
+        return total + lax.dot_general(_read_as(rows, x.dtype), part, contract, _HIGHEST)
+
+    return _by_blocks(block, jnp.zeros((b.shape[0], *x.shape[:-1]), x.dtype), b)
 
 
 def _leaves(*trees_):
@@ -197,7 +259,22 @@ def combine(basis: Tree, c: jax.Array) -> Tree:
 
 def _combination(part: Tree, c: jax.Array) -> Tree:
     contract = (((0,), (0,)), ((), ()))
-    return jax.tree.map(lambda b: lax.dot_general(c.astype(b.dtype), b, contract, _HIGHEST), part)
+
+    def leaf(b):
+        dtype = trees.compute_dtype(b.dtype)
+        if not _is_low(b):
+            return lax.dot_general(c.astype(dtype), b, contract, _HIGHEST)
+        flat = b.reshape(b.shape[0], -1)
+
+        def block(start, n, found):
+            rows = _read_as(_read(flat, start, n), dtype)
+            new = lax.dot_general(c.astype(dtype), rows, contract, _HIGHEST)
+            return lax.dynamic_update_slice_in_dim(found, new, start, -1)
+
+        empty = jnp.zeros((*c.shape[1:], flat.shape[1]), dtype)
+        return _by_blocks(block, empty, flat).reshape(*c.shape[1:], *b.shape[1:])
+
+    return jax.tree.map(leaf, part)
 
 
 def rotated(basis: Tree, c: jax.Array, first: jax.Array, *, whole: bool = False) -> Tree:
@@ -214,7 +291,7 @@ def rotated(basis: Tree, c: jax.Array, first: jax.Array, *, whole: bool = False)
     before = jnp.arange(m, dtype=first.dtype) < first
 
     def rows(b):
-        new = combine(b, c)
+        new = _held(combine(b, c), b.dtype)
         kept = jnp.where(before.reshape(-1, *(1,) * (b.ndim - 1)), b, jnp.zeros_like(b))
         return lax.dynamic_update_slice_in_dim(kept, new, first, 0)
 
@@ -252,7 +329,8 @@ def combine_in_parts(
             each = jnp.split(combine(_like(basis, [_read(b, start, n) for b in flats]), c), columns)
             return [_write(a, new, start) for a, new in zip(found, each, strict=True)]
 
-        empty = [jnp.zeros((n, flats[0].shape[1]), bs[0].dtype) for n in sizes]
+        dtype = trees.compute_dtype(bs[0].dtype)
+        empty = [jnp.zeros((n, flats[0].shape[1]), dtype) for n in sizes]
         found = _by_blocks(block, empty, flats[0])
         return [a.reshape(-1, *shape) for a in found]
 
@@ -276,9 +354,12 @@ def _write(flat, block, start):
 
 def _by_blocks(body: Any, carry: Any, flat: jax.Array) -> Any:
     """``carry = body(start, n, carry)`` over blocks of n entries, the last of what is left."""
-    count, rest = divmod(flat.shape[1], BLOCK)
-    carry = lax.fori_loop(0, count, lambda i, c: body(i * BLOCK, BLOCK, c), carry)
-    return body(jnp.int32(count * BLOCK), rest, carry) if rest else carry
+    size = flat.shape[1]
+    n = max(BLOCK, -(-size // MOST_BLOCKS))
+    count, rest = divmod(size, n)
+    if count:
+        carry = lax.fori_loop(0, count, lambda i, c: body(i * n, n, c), carry)
+    return body(jnp.int32(count * n), rest, carry) if rest else carry
 
 
 def gram(a: Tree, b: Tree) -> jax.Array:
@@ -289,10 +370,7 @@ def gram(a: Tree, b: Tree) -> jax.Array:
     scalar = trees.dtype((a, b))
     total = jnp.zeros((size(a), size(b)), scalar)
     for *xs, y in _leaves(*parts_of(a), b):
-        axes, y = tuple(range(1, y.ndim)), y.astype(scalar)
-        contract = ((axes, axes), ((), ()))
-        rows = [lax.dot_general(x.astype(scalar), y, contract, _HIGHEST) for x in xs]
-        total = total + jnp.concatenate(rows)
+        total = total + jnp.concatenate([_inner(x, y.astype(scalar)) for x in xs])
     return total
 
 
