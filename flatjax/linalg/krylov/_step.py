@@ -299,20 +299,21 @@ def run(op: Operator, state: Krylov, num_steps: int, w: Tree = None) -> Krylov:
 
 def watched(
     op: Operator,
-    state: Krylov,
+    state: Any,
     num_steps: int,
     watch: Watch,
-    report: Callable[[Krylov, int], None],
+    report: Callable[[Any, int], None],
     w: Tree = None,
-) -> tuple[Krylov, int]:
-    """`run` in the chunks of a watch, each followed by ``report(state, steps)``.
+    advance: Callable[..., Any] = run,
+) -> tuple[Any, int]:
+    """`run`, or another one, in the chunks of a watch, each followed by ``report(state, steps)``.
 
     Returns:
       The state, and the steps taken: fewer where the watch has stopped them.
     """
     done = 0
     for first, done in watch.chunks(num_steps, whole=loops.on_device() and not op.host_driven):
-        state, w = run(op, state, done - first, w), None
+        state, w = advance(op, state, done - first, w), None
         if watch.wants():
             report(state, done)
     return state, done
