@@ -148,3 +148,30 @@ def test_what_needs_the_relation_is_refused():
         pairs_of(np.eye(9), 2, basis_dtype="bfloat16", max_products=5)
     with pytest.raises(TypeError, match="outside jit"):
         jax.jit(lambda: pairs_of(np.eye(9), 1, basis_dtype="bfloat16"))()
+
+
+@pytest.mark.parametrize("options", [{}, {"basis_dtype": "bfloat16"}, {"which": "SA"}])
+def test_products_in_bfloat16_do_not_overclaim(options):
+    # The operator is symmetric in truth, and its products are rounded on the way in and out.
+    matrix = dense(np.concatenate([[10.0, 9, 7, 5, 4], np.linspace(-0.01, 0.1, N - 5)]))
+    held = jnp.asarray(matrix, jnp.float32)
+
+    def rounded(v):
+        image = jnp.dot(held, v.astype(jnp.bfloat16).astype(jnp.float32), precision="highest")
+        return image.astype(jnp.bfloat16).astype(jnp.float32)
+
+    true = np.linalg.eigvalsh(matrix)
+    wanted = true[:5][::-1] if options.get("which") else true[::-1][:5]
+    for seed in range(3):
+        pairs = flatjax.eigsh(
+            rounded, 5, key=jax.random.key(seed), structure=jnp.zeros(N), max_products=60, **options
+        )
+        values, vectors = (np.asarray(a, np.float64) for a in (pairs.values, pairs.vectors))
+        floor, bounds = float(pairs.noise_floor), np.asarray(pairs.residual_norms, np.float64)
+        # Of some roundings to half of 2**-8, and far above those of float32.
+        assert 1e-4 < floor < 4 * 2**-8 * 10
+        residuals = np.linalg.norm(vectors @ matrix - values[:, None] * vectors, axis=1)
+        assert (residuals < 1.5 * bounds).all()
+        assert (np.abs(values - wanted)[np.asarray(pairs.converged)] < floor).all()
+        resolved = np.asarray(pairs.resolved)
+        assert (np.sign(values) == np.sign(wanted))[resolved].all()

@@ -160,7 +160,9 @@ def refined(
         _residual(ritz.row(images, i), np.asarray(value, c.dtype), ritz.row(vectors, i))
         for i, value in zip(np.arange(k, dtype=np.int32), values, strict=True)
     ]
-    return values, vectors, np.asarray(jax.device_get(residuals), np.float64), noise
+    # A product is taken for exact by the residual that it gives.
+    residuals = np.hypot(np.asarray(jax.device_get(residuals), np.float64), noise)
+    return values, vectors, residuals, noise
 
 
 @functools.partial(jax.jit, static_argnums=2)
