@@ -22,6 +22,7 @@ from flatjax.linalg.krylov._restarts import Run
 from flatjax.linalg.krylov._saved import EigshState
 from flatjax.linalg.vectors import _arguments as arguments
 from flatjax.linalg.vectors import _basis as bases
+from flatjax.linalg.vectors import _budget as budget
 from flatjax.linalg.vectors import _flat as flat
 from flatjax.operators._base import Operator, as_operator
 
@@ -38,6 +39,7 @@ def eigsh(
     tol: float = 1e-3,
     max_products: int | None = None,
     max_basis: int | None = None,
+    basis_bytes: int | None = None,
     basis_dtype: Any = None,
     verify: bool = True,
     block_size: int = 1,
@@ -115,6 +117,10 @@ def eigsh(
       max_basis: the most vectors to hold, at least k + 2; with blocks of b at least k + 2 b + 2.
         Default: 2k + 16 and at least 32, rounded up to a multiple of 8; with blocks 4 b more. With
         ``resume`` as many as before.
+      basis_bytes: in place of ``max_basis``: the memory, of one device, for the basis and the
+        vectors beside it. Where it holds fewer vectors than the default the run restarts more
+        often, and takes more products. What ``keep_state`` keeps is not counted.
+        `Plan.basis_bytes` is what a product leaves.
       basis_dtype: ``"bfloat16"`` or ``"float16"`` to hold the basis in; default: that of vectors.
         float16 has 8 times the resolution, and loses it in more than some 1e8 numbers, where those
         of a unit vector are below 6e-5. Not of sharded vectors, in blocks, traced, or with
@@ -206,12 +212,21 @@ def eigsh(
         "eigsh", progress, callback, max_seconds, on_interrupt, traced=(op, v0, resume)
     )  # fmt: skip
     if resume is not None:
+        if basis_bytes is not None:
+            raise ValueError("resume holds as many vectors as before: leave basis_bytes out.")
         with watch:
             found = _resumed(
                 op, k, which, v0, tol, max_products, max_basis, verify, resume, keep_state, watch
             )
             return _result(flat.packed(op), found, tol, watch)
     capacity = _capacity(op.size, k, max_basis, block_size)
+    if basis_bytes is not None:
+        if max_basis is not None or block_size > 1:
+            raise ValueError(
+                "basis_bytes takes the place of max_basis, for single vectors: give one of the two "
+                "and leave block_size at 1."
+            )
+        capacity = _within(basis_bytes, op, k, low, capacity)
     plain, op, given = op, flat.packed(op), v0 is not None
     if v0 is None:
         v0, key = arguments.start(op, key, v0, hint=_NO_STATE)
@@ -238,11 +253,11 @@ def eigsh(
                 )
             steps = min(op.size, capacity if max_basis or not max_products else max_products - 1)
             return _traced(op, k, which, krylov.start(v0, steps, restarts), tol)
-        budget = _CYCLES * capacity + 1 if max_products is None else max_products
+        spend = _CYCLES * capacity + 1 if max_products is None else max_products
         if block_size > 1:
             # The product above has served to ask whether we are traced.
-            key, budget = jax.random.fold_in(key, 2), budget - 1
-            found = block.solve(op, k, which, v0, key, block_size, capacity, tol, budget, watch)
+            key, spend = jax.random.fold_in(key, 2), spend - 1
+            found = block.solve(op, k, which, v0, key, block_size, capacity, tol, spend, watch)
             found = found._replace(num_products=found.num_products + 1)
         else:
             state = krylov.start(v0, capacity, restarts, low)
@@ -250,7 +265,7 @@ def eigsh(
             del v0, w, state  # vectors that would be held to the end
             refine = None if low is None else jax.random.fold_in(key, 4)
             found = thick_restart.solve(
-                run, k, which, tol, budget, verify and low is None, given, watch,
+                run, k, which, tol, spend, verify and low is None, given, watch,
                 keep_state=keep_state, refine=refine,
             )  # fmt: skip
         return _result(op, found, tol, watch)
@@ -319,6 +334,26 @@ def _capacity(size: int, k: int, max_basis: int | None, block_size: int) -> int:
     if max_basis < least:
         raise ValueError(f"max_basis={max_basis} is too small: {k} pairs need at least {least}.")
     return max_basis if blocks else min(size, max_basis)
+
+
+def _within(basis_bytes: int, op: Operator, k: int, low: Any, most: int) -> int:
+    """At most so many rows, as fit into the bytes."""
+    checks.check_scalar("basis_bytes", basis_bytes, above=0)
+    # At the end the pairs' vectors are there beside the basis and its next vector.
+    beside, least = max(budget.BESIDE, k + 1), min(op.size, k + 2)
+    rows = budget.rows_within(basis_bytes, op.structure, beside, low)
+    if bases.is_shared(op.structure):  # a restart holds those that it keeps twice
+        rows = int((rows - k) / 1.15)
+    if rows < least:
+        extra = beside * budget.vector_bytes(op.structure)
+        need = extra + least * budget.vector_bytes(op.structure, low)
+        half = ', set basis_dtype="bfloat16"' if low is None else ""
+        raise ValueError(
+            f"basis_bytes={basis_bytes:,} is too little: {k} pairs need a basis of at least "
+            f"{least} vectors and {beside} vectors beside it, some {need:,} bytes. Raise it{half}, "
+            "ask for fewer pairs, or shard the params over more devices."
+        )
+    return min(most, rows)
 
 
 def _traced(op: Operator, k: int, which: str, state: krylov.Krylov, tol: float) -> Eigenpairs:

@@ -9,6 +9,7 @@ import flatjax
 from flatjax import _trees as trees
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.vectors import _basis as bases
+from flatjax.linalg.vectors import _blocks as blocks
 from flatjax.operators._base import as_operator
 
 N = 120
@@ -105,12 +106,12 @@ def test_what_is_multiplied_is_the_row_itself():
 @pytest.mark.parametrize("shape", [(7,), (3, 5)])
 @pytest.mark.parametrize(("block", "dtype"), [(4, "bfloat16"), (1 << 14, "float16")])
 def test_the_algebra_of_rows_of_16_bits(monkeypatch, shape, block, dtype):
-    monkeypatch.setattr(bases, "BLOCK", block)
-    monkeypatch.setattr(bases, "MOST_BLOCKS", 10)
+    monkeypatch.setattr(blocks, "BLOCK", block)
+    monkeypatch.setattr(blocks, "MOST_BLOCKS", 10)
     rng = np.random.default_rng(0)
     rows = jnp.asarray(rng.standard_normal((4, *shape)), dtype)
     matrix = np.asarray(rows.astype(jnp.float32), np.float64).reshape(4, -1)
-    basis = jnp.zeros(rows.shape, bases.stored_in(dtype))
+    basis = jnp.zeros(rows.shape, blocks.stored_in(dtype))
     for i in range(4):
         basis = bases.set_row(basis, i, rows[i].astype(jnp.float32))
         np.testing.assert_array_equal(bases.row(basis, i), rows[i].astype(jnp.float32))

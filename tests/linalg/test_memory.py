@@ -11,6 +11,7 @@ from flatjax.linalg import eigsh, lanczos
 from flatjax.linalg.krylov import _restarts as restarts
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.vectors import _basis as bases
+from flatjax.linalg.vectors import _blocks as blocks
 
 M = 80
 STRUCTURE = {
@@ -48,7 +49,7 @@ def test_a_traced_run_holds_its_basis_once(m):
     assert vectors_beside(compiled) <= m + max(0.3 * m, 8)
 
 
-LONG = 64 * bases.BLOCK + 5
+LONG = 64 * blocks.BLOCK + 5
 
 
 def shapes(*rows):

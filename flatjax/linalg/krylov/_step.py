@@ -23,6 +23,7 @@ from flatjax._trees import Tree
 from flatjax._watching import Watch
 from flatjax.linalg.vectors import _arguments as arguments
 from flatjax.linalg.vectors import _basis as bases
+from flatjax.linalg.vectors import _blocks as blocks
 from flatjax.operators._base import Operator
 
 # The Krylov space is exhausted where beta <= 64 eps |T|. A larger constant (sqrt(eps) is common)
@@ -80,7 +81,7 @@ def start(v0: Tree, capacity: int, key: jax.Array, basis_dtype: Any = None) -> K
     couplings, which behind the first few steps are those of the bulk, and not of the norm.
     """
     scalar = trees.dtype(v0)
-    stored = None if basis_dtype is None else bases.stored_in(basis_dtype)
+    stored = None if basis_dtype is None else blocks.stored_in(basis_dtype)
     empty = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), stored or x.dtype), v0)
     return Krylov(
         basis=bases.set_row(empty, 0, v0),

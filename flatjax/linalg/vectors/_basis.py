@@ -28,11 +28,9 @@ from jax.typing import ArrayLike
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax._trees import Tree
+from flatjax.linalg.vectors import _blocks as blocks
 
 _HIGHEST = lax.Precision.HIGHEST
-# Entries of vectors that are rotated at once: so many of 64 rows are 4 MB. Of long vectors a
-# GPU would wait for the host between so small ones.
-BLOCK, MOST_BLOCKS = 1 << 14, 256
 NEXT_SEED = np.uint32(0x9E3779B9)  # 2^32 over the golden ratio: a sequence of period 2^32
 
 
@@ -85,7 +83,7 @@ def row(basis: Tree, index: ArrayLike) -> Tree:
 
     def leaf(b):
         held = lax.dynamic_index_in_dim(b, index, keepdims=False)
-        return _read_as(held, trees.compute_dtype(b.dtype))
+        return blocks.read_as(held, trees.compute_dtype(b.dtype))
 
     if len(parts) == 1:
         return jax.tree.map(leaf, parts[0])
@@ -113,7 +111,7 @@ def set_row(basis: Tree, index: ArrayLike, v: Tree) -> Tree:
         inside = at == index - first
 
         def leaf(b, x, at=at):
-            return lax.dynamic_update_index_in_dim(b, _held(x, b.dtype), at, 0)
+            return lax.dynamic_update_index_in_dim(b, blocks.held(x, b.dtype), at, 0)
 
         if isinstance(basis, Basis):  # the old rows of all parts would be held at once
             put = functools.partial(jax.tree.map, leaf)
@@ -128,12 +126,16 @@ def set_row(basis: Tree, index: ArrayLike, v: Tree) -> Tree:
 
 def rounded(basis: Tree, v: Tree) -> Tree:
     """A vector as a row of the basis has it, in its own dtypes."""
-    return jax.tree.map(lambda b, x: _read_as(_held(x, b.dtype), x.dtype), parts_of(basis)[0], v)
+    return jax.tree.map(
+        lambda b, x: blocks.read_as(blocks.held(x, b.dtype), x.dtype), parts_of(basis)[0], v
+    )
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def _rounded_to(v: Tree, dtype: Any) -> Tree:
-    return jax.tree.map(lambda x: _read_as(_held(x, stored_in(dtype)), x.dtype), v)
+    return jax.tree.map(
+        lambda x: blocks.read_as(blocks.held(x, blocks.stored_in(dtype)), x.dtype), v
+    )
 
 
 def rounded_to(v: Tree, dtype: Any) -> Tree:
@@ -183,35 +185,10 @@ def coefficients(basis: Tree, w: Tree) -> tuple[jax.Array, jax.Array]:
     return total[:m], total[m]
 
 
-def _is_low(b: jax.Array) -> bool:
-    """Whether rows are held in 16 bits: computed with in blocks, or all would be in float32."""
-    return b.dtype in (jnp.uint16, jnp.float16)
-
-
-def stored_in(name: Any) -> Any:
-    """The dtype of the arrays of a basis of ``"bfloat16"`` or ``"float16"``."""
-    # XLA's CPU backend slices and updates no bfloat16: it makes a float32 copy of the whole array.
-    return jnp.uint16 if jnp.dtype(name) == jnp.bfloat16 else jnp.dtype(name)
-
-
-def _held(x: jax.Array, dtype: Any) -> jax.Array:
-    """Numbers as a basis of this dtype holds them; uint16 for the bits of bfloat16."""
-    if dtype == jnp.uint16:
-        return lax.bitcast_convert_type(x.astype(jnp.bfloat16), jnp.uint16)
-    return x.astype(dtype)
-
-
-def _read_as(b: jax.Array, dtype: Any) -> jax.Array:
-    """What a basis holds, as numbers of this dtype."""
-    if b.dtype == jnp.uint16:
-        b = lax.bitcast_convert_type(b.astype(jnp.uint32) << 16, jnp.float32)
-    return b.astype(dtype)
-
-
 def _inner(b, x):
     """The inner products of stacked vectors (of one leaf) with one or with stacked ones."""
     axes, stacked = tuple(range(1, b.ndim)), x.ndim == b.ndim
-    if not _is_low(b):
+    if not blocks.is_low(b):
         contract = ((axes, tuple(a - 1 + stacked for a in axes)), ((), ()))
         return lax.dot_general(b.astype(x.dtype), x, contract, _HIGHEST)
     b, x = b.reshape(b.shape[0], -1), x.reshape(*x.shape[: int(stacked)], -1)
@@ -219,9 +196,9 @@ def _inner(b, x):
     def block(start, n, total):
         rows, part = (lax.dynamic_slice_in_dim(a, start, n, -1) for a in (b, x))
         contract = (((1,), (int(stacked),)), ((), ()))
-        return total + lax.dot_general(_read_as(rows, x.dtype), part, contract, _HIGHEST)
+        return total + lax.dot_general(blocks.read_as(rows, x.dtype), part, contract, _HIGHEST)
 
-    return _by_blocks(block, jnp.zeros((b.shape[0], *x.shape[:-1]), x.dtype), b)
+    return blocks.by_blocks(block, jnp.zeros((b.shape[0], *x.shape[:-1]), x.dtype), b)
 
 
 def _leaves(*trees_):
@@ -262,17 +239,17 @@ def _combination(part: Tree, c: jax.Array) -> Tree:
 
     def leaf(b):
         dtype = trees.compute_dtype(b.dtype)
-        if not _is_low(b):
+        if not blocks.is_low(b):
             return lax.dot_general(c.astype(dtype), b, contract, _HIGHEST)
         flat = b.reshape(b.shape[0], -1)
 
         def block(start, n, found):
-            rows = _read_as(_read(flat, start, n), dtype)
+            rows = blocks.read_as(blocks.read(flat, start, n), dtype)
             new = lax.dot_general(c.astype(dtype), rows, contract, _HIGHEST)
             return lax.dynamic_update_slice_in_dim(found, new, start, -1)
 
         empty = jnp.zeros((*c.shape[1:], flat.shape[1]), dtype)
-        return _by_blocks(block, empty, flat).reshape(*c.shape[1:], *b.shape[1:])
+        return blocks.by_blocks(block, empty, flat).reshape(*c.shape[1:], *b.shape[1:])
 
     return jax.tree.map(leaf, part)
 
@@ -291,16 +268,16 @@ def rotated(basis: Tree, c: jax.Array, first: jax.Array, *, whole: bool = False)
     before = jnp.arange(m, dtype=first.dtype) < first
 
     def rows(b):
-        new = _held(combine(b, c), b.dtype)
+        new = blocks.held(combine(b, c), b.dtype)
         kept = jnp.where(before.reshape(-1, *(1,) * (b.ndim - 1)), b, jnp.zeros_like(b))
         return lax.dynamic_update_slice_in_dim(kept, new, first, 0)
 
     def leaf(b):
         flat = b.reshape(m, math.prod(b.shape[1:]))
-        if whole or flat.shape[1] <= BLOCK:
+        if whole or flat.shape[1] <= blocks.BLOCK:
             return rows(b)
-        return _by_blocks(
-            lambda start, n, b: _write(b, rows(_read(b, start, n)), start), flat, flat
+        return blocks.by_blocks(
+            lambda start, n, b: blocks.write(b, rows(blocks.read(b, start, n)), start), flat, flat
         )
 
     return jax.tree.map(lambda b: leaf(b).reshape(b.shape), basis)
@@ -322,16 +299,18 @@ def combine_in_parts(
     def leaf(*bs):
         shape = bs[0].shape[1:]
         flats = [b.reshape(b.shape[0], math.prod(shape)) for b in bs]
-        if whole or flats[0].shape[1] <= BLOCK:
+        if whole or flats[0].shape[1] <= blocks.BLOCK:
             return jnp.split(combine(_like(basis, list(bs)), c), columns)
 
         def block(start, n, found):
-            each = jnp.split(combine(_like(basis, [_read(b, start, n) for b in flats]), c), columns)
-            return [_write(a, new, start) for a, new in zip(found, each, strict=True)]
+            each = jnp.split(
+                combine(_like(basis, [blocks.read(b, start, n) for b in flats]), c), columns
+            )
+            return [blocks.write(a, new, start) for a, new in zip(found, each, strict=True)]
 
         dtype = trees.compute_dtype(bs[0].dtype)
         empty = [jnp.zeros((n, flats[0].shape[1]), dtype) for n in sizes]
-        found = _by_blocks(block, empty, flats[0])
+        found = blocks.by_blocks(block, empty, flats[0])
         return [a.reshape(-1, *shape) for a in found]
 
     treedef = jax.tree.structure(parts_of(basis)[0])
@@ -342,24 +321,6 @@ def combine_in_parts(
 def is_shared(basis: Tree) -> bool:
     """Whether several devices share the vectors: what `rotated` takes as ``whole``."""
     return any(trees.sharding_of(a) is not None for a in jax.tree.leaves(basis))
-
-
-def _read(flat, start, n):
-    return lax.dynamic_slice_in_dim(flat, start, n, 1)
-
-
-def _write(flat, block, start):
-    return lax.dynamic_update_slice_in_dim(flat, block, start, 1)
-
-
-def _by_blocks(body: Any, carry: Any, flat: jax.Array) -> Any:
-    """``carry = body(start, n, carry)`` over blocks of n entries, the last of what is left."""
-    size = flat.shape[1]
-    n = max(BLOCK, -(-size // MOST_BLOCKS))
-    count, rest = divmod(size, n)
-    if count:
-        carry = lax.fori_loop(0, count, lambda i, c: body(i * n, n, c), carry)
-    return body(jnp.int32(count * n), rest, carry) if rest else carry
 
 
 def gram(a: Tree, b: Tree) -> jax.Array:

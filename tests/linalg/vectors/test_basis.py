@@ -7,6 +7,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from flatjax.linalg.vectors import _basis as bases
+from flatjax.linalg.vectors import _blocks as blocks
 from tests.problems import structure_of
 
 M = 5
@@ -194,7 +195,7 @@ def in_parts(basis, at):
 
 @pytest.mark.parametrize("whole", [False, True])
 def test_a_rotation_in_blocks_of_entries(tree, monkeypatch, whole):
-    monkeypatch.setattr(bases, "BLOCK", 4)  # of leaves with more entries, with and without a rest
+    monkeypatch.setattr(blocks, "BLOCK", 4)  # of leaves with more entries, with and without a rest
     basis, matrix = tree
     c = np.random.default_rng(2).standard_normal((M, 2)).astype(np.float32)
     got = bases.rotated(basis, jnp.asarray(c), jnp.int32(1), whole=whole)
@@ -206,7 +207,7 @@ def test_a_rotation_in_blocks_of_entries(tree, monkeypatch, whole):
 
 @pytest.mark.parametrize("block", [4, 1 << 14])
 def test_combinations_in_several_trees(tree, monkeypatch, block):
-    monkeypatch.setattr(bases, "BLOCK", block)
+    monkeypatch.setattr(blocks, "BLOCK", block)
     basis, matrix = tree
     c = np.random.default_rng(2).standard_normal((M, 3)).astype(np.float32)
     c[2:, 1] = 0  # the second part has nothing of one, the first nothing of another
