@@ -24,6 +24,7 @@ from flatjax.linalg.vectors import _arguments as arguments
 from flatjax.linalg.vectors import _basis as bases
 from flatjax.linalg.vectors import _budget as budget
 from flatjax.linalg.vectors import _flat as flat
+from flatjax.linalg.vectors import _rotations as rotations
 from flatjax.operators._base import Operator, as_operator
 
 _CYCLES = 10  # restarts' worth of products spent by default before giving up
@@ -342,7 +343,7 @@ def _within(basis_bytes: int, op: Operator, k: int, low: Any, most: int) -> int:
     # At the end the pairs' vectors are there beside the basis and its next vector.
     beside, least = max(budget.BESIDE, k + 1), min(op.size, k + 2)
     rows = budget.rows_within(basis_bytes, op.structure, beside, low)
-    if bases.is_shared(op.structure):  # a restart holds those that it keeps twice
+    if rotations.is_shared(op.structure):  # a restart holds those that it keeps twice
         rows = int((rows - k) / 1.15)
     if rows < least:
         extra = beside * budget.vector_bytes(op.structure)

@@ -10,6 +10,7 @@ from flatjax import _trees as trees
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.vectors import _basis as bases
 from flatjax.linalg.vectors import _blocks as blocks
+from flatjax.linalg.vectors import _rotations as rotations
 from flatjax.operators._base import as_operator
 
 N = 120
@@ -127,7 +128,7 @@ def test_the_algebra_of_rows_of_16_bits(monkeypatch, shape, block, dtype):
     block = jnp.asarray(rng.standard_normal((2, *shape)), jnp.float32)
     expected = matrix @ np.asarray(block).reshape(2, -1).T
     np.testing.assert_allclose(bases.gram(basis, block), expected, atol=1e-5)
-    turned = bases.rotated(basis, jnp.asarray(c), jnp.int32(1))
+    turned = rotations.rotated(basis, jnp.asarray(c), jnp.int32(1))
     assert turned.dtype == basis.dtype
     np.testing.assert_array_equal(bases.row(turned, 0), bases.row(basis, 0))
     rows = np.asarray(bases.combine(turned, jnp.eye(4))).reshape(4, -1)

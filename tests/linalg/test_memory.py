@@ -12,6 +12,7 @@ from flatjax.linalg.krylov import _restarts as restarts
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.vectors import _basis as bases
 from flatjax.linalg.vectors import _blocks as blocks
+from flatjax.linalg.vectors import _rotations as rotations
 
 M = 80
 STRUCTURE = {
@@ -78,7 +79,7 @@ def test_a_restart_is_in_place():
 
 def test_combinations_of_parts_need_blocks_beside_themselves():
     basis, c = bases.Basis(shapes(16, 16, 32)), jnp.zeros((64, 10))
-    combined = jax.jit(lambda basis, c: bases.combine_in_parts(basis, c, (4, 6)))
+    combined = jax.jit(lambda basis, c: rotations.combine_in_parts(basis, c, (4, 6)))
     assert vectors_beside(combined.lower(basis, c).compile()) * SIZE / LONG < 10 + 3
 
 

@@ -15,6 +15,7 @@ from flatjax._trees import Tree
 from flatjax.linalg.krylov import _ritz as ritz
 from flatjax.linalg.vectors import _basis as bases
 from flatjax.linalg.vectors import _probes as probes
+from flatjax.linalg.vectors import _rotations as rotations
 from flatjax.operators._base import Operator
 
 
@@ -123,7 +124,7 @@ def _projected(vectors, images, probe, probe_product):
 
 @functools.partial(jax.jit, donate_argnums=0)
 def _turned(vectors, c):
-    return bases.rotated(vectors, c, jnp.int32(0))
+    return rotations.rotated(vectors, c, jnp.int32(0))
 
 
 def refined(

@@ -18,6 +18,7 @@ from flatjax.linalg.vectors import _arguments as arguments
 from flatjax.linalg.vectors import _basis as bases
 from flatjax.linalg.vectors import _flat as flat
 from flatjax.linalg.vectors import _probes as probes
+from flatjax.linalg.vectors import _rotations as rotations
 from flatjax.operators._base import Operator
 
 # The relative residual up to which a Ritz value is taken for one eigenvalue. A looser one stands
@@ -185,7 +186,7 @@ def found(state: krylov.Krylov, k: int, num_bottom: int, tol: float, size: int) 
     columns[: len(s), : len(index)] = s[:, index]
     columns[: len(s), len(index) : len(index) + len(exact)] = s[:, exact]
     sizes = (len(index), columns.shape[1] - len(index))
-    whole = bases.is_shared(state.basis)
+    whole = rotations.is_shared(state.basis)
     vectors, exact_vectors = _combined(state.basis, columns.astype(dtype), sizes, whole)
     return Extremes(
         num_top=k,
@@ -204,7 +205,7 @@ def found(state: krylov.Krylov, k: int, num_bottom: int, tol: float, size: int) 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _combined(basis, coefficients, sizes, whole):
     """The first combinations and the others; ``None`` for no others."""
-    first, rest = bases.combine_in_parts(basis, coefficients, sizes, whole=whole)
+    first, rest = rotations.combine_in_parts(basis, coefficients, sizes, whole=whole)
     return first, rest if sizes[1] else None
 
 

@@ -21,6 +21,7 @@ from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.krylov._search import Search
 from flatjax.linalg.vectors import _arguments as arguments
 from flatjax.linalg.vectors import _basis as bases
+from flatjax.linalg.vectors import _rotations as rotations
 from flatjax.operators._base import Operator
 
 
@@ -40,7 +41,7 @@ def _rotate(
     columns of coefficients that reach beyond are zero: one compiled program serves every restart.
     Rows beyond are zero too, or they would enter the next Gram-Schmidt pass.
     """
-    basis = bases.rotated(state.basis, coefficients, first, whole=whole)
+    basis = rotations.rotated(state.basis, coefficients, first, whole=whole)
     vector = jax.tree.map(lambda x: jnp.where(goes_on, x, jnp.zeros_like(x)), state.vector)
     return state._replace(
         basis=bases.set_row(basis, filled, vector),
@@ -174,7 +175,7 @@ class Run:
             np.int32(first),
             np.int32(self.filled),
             np.bool_(goes_on),
-            whole=bases.is_shared(self.state.basis),
+            whole=rotations.is_shared(self.state.basis),
         )
         self.matrix[:] = 0
         self.start = np.eye(self.capacity, self.filled)[:, first:] @ (columns.T @ self.start)

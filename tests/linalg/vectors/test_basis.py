@@ -8,6 +8,7 @@ from jax.flatten_util import ravel_pytree
 
 from flatjax.linalg.vectors import _basis as bases
 from flatjax.linalg.vectors import _blocks as blocks
+from flatjax.linalg.vectors import _rotations as rotations
 from tests.problems import structure_of
 
 M = 5
@@ -198,7 +199,7 @@ def test_a_rotation_in_blocks_of_entries(tree, monkeypatch, whole):
     monkeypatch.setattr(blocks, "BLOCK", 4)  # of leaves with more entries, with and without a rest
     basis, matrix = tree
     c = np.random.default_rng(2).standard_normal((M, 2)).astype(np.float32)
-    got = bases.rotated(basis, jnp.asarray(c), jnp.int32(1), whole=whole)
+    got = rotations.rotated(basis, jnp.asarray(c), jnp.int32(1), whole=whole)
     expected = np.concatenate([matrix[:1], c.T @ matrix, np.zeros_like(matrix[:2])])
     rows = jax.vmap(lambda v: ravel_pytree(v)[0])(got)
     np.testing.assert_allclose(rows, expected, atol=1e-5)
@@ -212,7 +213,7 @@ def test_combinations_in_several_trees(tree, monkeypatch, block):
     c = np.random.default_rng(2).standard_normal((M, 3)).astype(np.float32)
     c[2:, 1] = 0  # the second part has nothing of one, the first nothing of another
     c[:2, 2] = 0
-    found = bases.combine_in_parts(in_parts(basis, 2), jnp.asarray(c), (1, 2))
+    found = rotations.combine_in_parts(in_parts(basis, 2), jnp.asarray(c), (1, 2))
     for got, columns in zip(found, (c[:, :1], c[:, 1:]), strict=True):
         rows = jax.vmap(lambda v: ravel_pytree(v)[0])(got)
         np.testing.assert_allclose(rows, columns.T @ matrix, atol=1e-5)
