@@ -20,7 +20,6 @@ from flatjax._watching import SILENT, Watch
 from flatjax.linalg.krylov import _certificates as certificates
 from flatjax.linalg.krylov import _ritz as ritz
 from flatjax.linalg.vectors import _arguments as arguments
-from flatjax.linalg.vectors import _basis as bases
 from flatjax.linalg.vectors import _orthonormal as orthonormal
 from flatjax.linalg.vectors import _probes as probes
 from flatjax.linalg.vectors import _rotations as rotations
