@@ -44,6 +44,13 @@ def test_an_exhausted_space_leaves_steps_without_weight():
     np.testing.assert_allclose(np.square(s[0]), weights, atol=1e-5)
 
 
+def test_a_large_multiple_of_the_identity_leaves_nothing_of_itself():
+    # Rounding of the product, 1e4 units of it, beside couplings of about one half.
+    op = operator(1e4 + np.linspace(-1, 1, 60))
+    run = three_terms.run(op, three_terms.start(V0, 4), 1)
+    assert abs(float(trees.vdot(run.vector, run.previous))) < 1e-5
+
+
 def test_three_vectors_and_a_temporary_one():
     n = 1 << 16
     v = jax.ShapeDtypeStruct((n,), jnp.float32)

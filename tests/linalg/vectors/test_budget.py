@@ -60,6 +60,8 @@ def test_what_is_to_be_done_where_too_few_fit():
     options = {"key": jax.random.key(0), "structure": D}
     with pytest.raises(ValueError, match=r'some 6,400 bytes. Raise it, set basis_dtype="bfloat16"'):
         flatjax.eigsh(lambda v: D * v, 2, basis_bytes=4 * N * 8 - 1, **options)
+    with pytest.raises(ValueError, match="at least 8 vectors and 7 vectors beside it"):
+        flatjax.eigsh(lambda v: D * v, 6, basis_bytes=4 * N * 14, **options)
     pairs = flatjax.eigsh(lambda v: D * v, 2, basis_bytes=4 * N * 8, max_products=9, **options)
     assert pairs.num_products <= 9
     for more in ({"max_basis": 8}, {"block_size": 2}):
