@@ -72,7 +72,6 @@ class Krylov(NamedTuple):
     seed: jax.Array
 
 
-@functools.partial(jax.jit, static_argnums=(1, 3))
 def start(v0: Tree, capacity: int, key: jax.Array, basis_dtype: Any = None) -> Krylov:
     """The state before the first step, from a unit vector.
 
@@ -80,6 +79,11 @@ def start(v0: Tree, capacity: int, key: jax.Array, basis_dtype: Any = None) -> K
     what is multiplied is the row itself. So rounding enters the Lanczos relation in units of the
     couplings, which behind the first few steps are those of the bulk, and not of the norm.
     """
+    return _start(v0, capacity, key, basis_dtype)  # one program, whether or not a dtype is given
+
+
+@functools.partial(jax.jit, static_argnums=(1, 3))
+def _start(v0, capacity, key, basis_dtype):
     scalar = trees.dtype(v0)
     stored = None if basis_dtype is None else blocks.stored_in(basis_dtype)
     empty = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), stored or x.dtype), v0)
