@@ -1,5 +1,6 @@
 """Extreme eigenpairs with certificates."""
 
+import math
 from typing import Any
 
 import jax
@@ -343,12 +344,14 @@ def _within(basis_bytes: int, op: Operator, k: int, low: Any, most: int) -> int:
     # At the end the pairs' vectors are there beside the basis and its next vector.
     beside, least = max(budget.BESIDE, k + 1), min(op.size, k + 2)
     rows = budget.rows_within(basis_bytes, op.structure, beside, low)
-    if rotations.is_shared(op.structure):  # a restart holds those that it keeps twice
+    shared = rotations.is_shared(op.structure)
+    if shared:  # a restart holds those that it keeps twice
         rows = int((rows - k) / 1.15)
     if rows < least:
-        extra = beside * budget.vector_bytes(op.structure)
-        need = extra + least * budget.vector_bytes(op.structure, low)
-        half = ', set basis_dtype="bfloat16"' if low is None else ""
+        held = math.ceil(1.15 * least) + k if shared else least
+        need = beside * budget.vector_bytes(op.structure)
+        need += held * budget.vector_bytes(op.structure, low)
+        half = ', set basis_dtype="bfloat16"' if low is None and not shared else ""
         raise ValueError(
             f"basis_bytes={basis_bytes:,} is too little: {k} pairs need a basis of at least "
             f"{least} vectors and {beside} vectors beside it, some {need:,} bytes. Raise it{half}, "
