@@ -157,9 +157,11 @@ def spectrum(
     3. One more product per probe until the trace has reached ``trace_rtol``.
 
     Costs some 100 to 300 products, two programs that contain the model or fewer, memory for the
-    vectors of the run (up to twice its steps; ``max_steps`` at once where that is at most 4 MB),
-    of a probe's run and of a few probes at once, and two reads of them per step. Driven from the
-    host: not for use inside ``jit``.
+    vectors of the run (up to twice its steps; of more than 2^24 numbers at most 15 more than
+    steps; ``max_steps`` at once where that is at most 4 MB) and four beside it, two reads of them
+    per step, and after the run memory for the pairs, for those that have converged (a multiple of
+    16), for a probe's run, and for a few vectors a probe. Driven from the host: not for use inside
+    ``jit``.
 
     One start vector sees one copy of a multiple eigenvalue, and may skip a single one along which
     it has little. The probes see what is missing: their extreme Ritz vectors are joined to Q, at no
