@@ -42,47 +42,6 @@ def ours(params: Any, x: jax.Array, y: jax.Array, v: Any) -> dict[str, Callable[
     }
 
 
-def theirs(params: Any, x: jax.Array, y: jax.Array, v: Any) -> dict[str, Callable[[], Any]]:
-    """The same of PyTorch."""
-    import torch
-
-    net = resnet.twin(params)
-    weights = list(net.parameters())
-    images = torch.from_numpy(np.transpose(np.array(x), (0, 3, 1, 2)).copy())
-    labels = torch.from_numpy(np.array(y)).long()
-    along = [a.detach() for a in resnet.twin(v).parameters()]
-    grad = torch.autograd.grad
-
-    def loss():
-        return torch.nn.functional.cross_entropy(net(images), labels)
-
-    graph = grad(loss(), weights, create_graph=True)
-
-    def hessian():
-        return grad(grad(loss(), weights, create_graph=True), weights, along)
-
-    def pair():
-        outputs = net(images)
-        u = torch.zeros_like(outputs, requires_grad=True)
-        return outputs, u, grad(outputs, weights, u, create_graph=True)
-
-    def ggn(parts=None):
-        outputs, u, transposed = parts or pair()
-        jv = grad(transposed, u, along, retain_graph=True)[0]
-        p = outputs.detach().softmax(1)
-        hv = (p * jv - p * (p * jv).sum(1, keepdim=True)) / len(labels)
-        return grad(outputs, weights, hv, retain_graph=True)
-
-    held = pair()
-    return {
-        "gradient": lambda: grad(loss(), weights),
-        "hessian": hessian,
-        "hessian, kept": lambda: grad(graph, weights, along, retain_graph=True),
-        "ggn": ggn,
-        "ggn, kept": lambda: ggn(held),
-    }
-
-
 def size_of(found: Any) -> float:
     """The norm of a gradient or product of either."""
     leaves = jax.tree.leaves(found)
@@ -101,7 +60,7 @@ def main(short: bool = False) -> dict[str, dict[str, Any]]:
     )
     systems = {"flatjax": ours(params, x, y, v)}
     if importlib.util.find_spec("torch") is not None:
-        systems["PyTorch"] = theirs(params, x, y, v)
+        systems["PyTorch"] = resnet.calls(params, x, y, v)
     out: dict[str, dict[str, Any]] = {}
     for name in systems["flatjax"]:
         seconds = dict.fromkeys(systems, float("inf"))

@@ -1,5 +1,6 @@
 """ResNet-18 for images of 32 x 32, with group norm: 11.2 million parameters, in JAX and PyTorch."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,7 +21,7 @@ def params(seed: int = 0) -> dict[str, Any]:
     def norm(width):
         return {"scale": jnp.ones(width), "bias": jnp.zeros(width)}
 
-    found = {"stem": kernel(3, 3, 64), "norm": norm(64)}
+    found: dict[str, Any] = {"stem": kernel(3, 3, 64), "norm": norm(64)}
     before = 64
     for i, width in enumerate(WIDTHS):
         for j in range(2):
@@ -93,7 +94,7 @@ def twin(params: dict[str, Any]) -> Any:
             self.first, self.second = conv(p["first"], stride), conv(p["second"])
             self.norm1, self.norm2 = norm(p["norm1"]), norm(p["norm2"])
             self.skip = conv(p["skip"], stride) if "skip" in p else None
-            self.norm0 = norm(p["norm0"]) if "skip" in p else None
+            self.norm0 = norm(p["norm0"]) if "skip" in p else nn.Identity()
 
         def forward(self, x):
             y = functional.relu(self.norm1(padded(self.first, x)))
@@ -119,3 +120,44 @@ def twin(params: dict[str, Any]) -> Any:
             return x.mean((2, 3)) @ self.out
 
     return Net()
+
+
+def calls(params: Any, x: jax.Array, y: jax.Array, v: Any) -> dict[str, Callable[[], Any]]:
+    """What is timed of PyTorch, by name: products along `v` with the matrices at `params`."""
+    import torch
+
+    net = twin(params)
+    weights = list(net.parameters())
+    images = torch.from_numpy(np.transpose(np.array(x), (0, 3, 1, 2)).copy())
+    labels = torch.from_numpy(np.array(y)).long()
+    along = [a.detach() for a in twin(v).parameters()]
+    grad = torch.autograd.grad
+
+    def loss():
+        return torch.nn.functional.cross_entropy(net(images), labels)
+
+    graph = grad(loss(), weights, create_graph=True)
+
+    def hessian():
+        return grad(grad(loss(), weights, create_graph=True), weights, along)
+
+    def pair():
+        outputs = net(images)
+        u = torch.zeros_like(outputs, requires_grad=True)
+        return outputs, u, grad(outputs, weights, u, create_graph=True)
+
+    def ggn(parts=None):
+        outputs, u, transposed = parts or pair()
+        jv = grad(transposed, u, along, retain_graph=True)[0]
+        p = outputs.detach().softmax(1)
+        hv = (p * jv - p * (p * jv).sum(1, keepdim=True)) / len(labels)
+        return grad(outputs, weights, hv, retain_graph=True)
+
+    held = pair()
+    return {
+        "gradient": lambda: grad(loss(), weights),
+        "hessian": hessian,
+        "hessian, kept": lambda: grad(graph, weights, along, retain_graph=True),
+        "ggn": ggn,
+        "ggn, kept": lambda: ggn(held),
+    }

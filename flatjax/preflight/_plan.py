@@ -70,7 +70,7 @@ class Plan(NamedTuple):
             + ("" if self.fits else ": does not fit"),
         ]
         lines = ["; ".join(head)]
-        if self.product_seconds is not None:
+        if self.product_seconds is not None and self.compile_seconds is not None:
             lines.append(
                 f"a product takes {texts.duration(self.product_seconds)}, before the first one "
                 f"{texts.duration(self.compile_seconds)}"
@@ -79,7 +79,7 @@ class Plan(NamedTuple):
             at_most = cost.max_products > cost.num_products
             counts = f"{cost.num_products} products" + at_most * f", at most {cost.max_products}"
             line = f"{name:<21} {at_most * 'usually ' + counts:<34}"
-            if cost.seconds is not None:
+            if cost.seconds is not None and cost.max_seconds is not None:
                 line += f" {texts.duration(cost.seconds)}"
                 line += at_most * f", at most {texts.duration(cost.max_seconds)}"
             lines.append(line.rstrip())

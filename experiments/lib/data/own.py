@@ -88,7 +88,8 @@ def load_own(
     smallest = min(targets.min(), test_targets.min())
     if smallest > 0:
         raise BadData(
-            f"{path}: targets must be classes counted from 0, the smallest is {smallest}: subtract it"
+            f"{path}: targets must be classes counted from 0, the smallest is {smallest}: "
+            "subtract it"
         )
     num_classes = int(max(targets.max(), test_targets.max())) + 1
     return Examples(inputs, targets, test_inputs, test_targets, num_classes, pixels)
