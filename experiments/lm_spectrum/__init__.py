@@ -22,7 +22,7 @@ parameters and the vocabulary of 256 bytes, most of which are seldom: an embeddi
 of which each is seldom, is another thing.
 
 real: 7 million parameters; give it more text than that. paper: the shape of GPT-2 (124 million
-parameters, 50,304 tokens, tied) on token ids from elsewhere, on one GPU of 80 GB; neither has been
+parameters, 50,304 tokens, tied) on token ids from elsewhere, on one GPU of 140 GB; neither has been
 run:
 
     python -m experiments lm_spectrum --preset paper --data tokens.npy
@@ -75,7 +75,8 @@ class Config(Options):
     full_updates: int = 600  # on the measured windows alone
     every: int = 75  # updates between two measurements along training
     measured: int = 16  # windows of the training text, of which the loss is measured
-    chunk_size: int | None = None  # of these at once; None: all
+    chunk_size: int | None = None  # of these at once in products of the Hessian; None: all
+    remat: bool = False  # whether gradients compute blocks twice rather than keep them
     tol: float = 1e-2  # residual of an eigenvalue over its size
     max_steps: int = 160  # of Lanczos, each a vector of memory
     trace_products: int = 150  # at most, for the last digits of the trace
@@ -102,7 +103,8 @@ lab = Lab(
     paper={"seeds": 1, "data": "tokens.npy", "vocabulary": 50_304, "context": 1024, "width": 768,
            "layers": 12, "heads": 12, "tied": True, "learning_rate": 6e-4, "full_rate": 6e-4,
            "b2": 0.95, "weight_decay": 0.1, "warm_up": 500, "batch_size": 32, "updates": 6000,
-           "full_updates": 1500, "every": 500, "measured": 64, "chunk_size": 8, "max_steps": 60},
+           "full_updates": 1500, "every": 500, "measured": 64, "chunk_size": 8, "remat": True,
+           "max_steps": 60},
 )
 # fmt: on
 EXPERIMENT = lab.experiment

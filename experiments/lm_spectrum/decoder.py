@@ -26,10 +26,18 @@ _STYLE = Style("gelu", "layer", 0.5, 0.5, dropout=0.0, noise=0.0, skip=True)
 _LOSS = flatjax.softmax_cross_entropy(per="token")
 
 
+class Block(TransformerBlock):
+    """One of its blocks, as a function of its input alone, so that it can be computed twice."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return super().__call__(x, train=False)
+
+
 class Decoder(nn.Module):
     """A causal transformer over token ids (n, length) with learned positions.
 
-    It answers with a `flatjax.losses.LinearHead`: no logits are kept.
+    It answers with a `flatjax.losses.LinearHead`: no logits are kept. With `remat`
+    gradients compute every block twice, and keep of it no more than its input.
     """
 
     vocabulary: int
@@ -38,14 +46,16 @@ class Decoder(nn.Module):
     layers: int
     heads: int
     tied: bool
+    remat: bool = False
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> flatjax.losses.LinearHead:
         init = nn.initializers.normal(0.02)
         embed = nn.Embed(self.vocabulary, self.width, embedding_init=init, name="embed")
         x = embed(tokens) + self.param("position", init, (self.context, self.width))
-        for _ in range(self.layers):
-            x = TransformerBlock(_STYLE, self.heads, causal=True)(x, train=False)
+        block = nn.remat(Block) if self.remat else Block
+        for i in range(self.layers):
+            x = block(_STYLE, self.heads, causal=True, name=f"block_{i}")(x)
         x = nn.LayerNorm()(x)
         if self.tied:
             return flatjax.losses.LinearHead(x, embed.embedding.T)

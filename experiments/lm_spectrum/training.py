@@ -47,14 +47,14 @@ def load(config: Config) -> Data:
     found = text.load(config.data, vocabulary=config.vocabulary, context=config.context)
     measured = text.spread(found.train, config.measured, config.context)
     most = (len(found.test) - 1) // config.context
-    test = text.spread(found.test, min(4 * config.measured, most), config.context)
+    test = text.spread(found.test, min(config.measured, most), config.context)
     return Data(*jax.tree.map(jnp.asarray, (found.train, tuple(measured), tuple(test))))
 
 
 def decoder(config: Config) -> Decoder:
     """The network."""
     size = config.vocabulary, config.context, config.width
-    return Decoder(*size, config.layers, config.heads, config.tied)
+    return Decoder(*size, config.layers, config.heads, config.tied, config.remat)
 
 
 def rate(config: Config, arm: str) -> float:
