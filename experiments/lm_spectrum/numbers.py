@@ -72,14 +72,9 @@ def of_end(first: str, second: str) -> Any:
     return lambda runs, config: runs["end"][first] / runs["end"][second]
 
 
-def total(leave_out: int) -> Any:
-    """The measure of a claim: the traces of all blocks but the last ones over that of the whole."""
-
-    def measure(runs: Runs, config: Any) -> np.ndarray:
-        traces = runs["end"]["traces"]
-        return traces[:, : traces.shape[1] - leave_out].sum(1) / runs["end"]["trace"]
-
-    return measure
+def total(blocks: slice) -> Any:
+    """The measure of a claim: the traces of some types of blocks over that of the whole."""
+    return lambda runs, config: runs["end"]["traces"][:, blocks].sum(1) / runs["end"]["trace"]
 
 
 def decades(nodes: np.ndarray, unit: float) -> np.ndarray:
