@@ -36,11 +36,10 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.lib.lab import Lab, Options, Runs, Table, shared
+from experiments.lib.lab import Lab, Options, Runs, shared
 from experiments.lib.runs.kept import kept_arrays
 from experiments.lib.runs.progress import say
-from experiments.lib.verdicts.statistics import with_error
-from experiments.lm_spectrum import figures, measuring, training
+from experiments.lm_spectrum import figures, measuring, numbers, training
 from experiments.lm_spectrum.numbers import (
     above,
     critical_share,
@@ -49,7 +48,6 @@ from experiments.lm_spectrum.numbers import (
     homogeneous,
     last_half,
     of_end,
-    per_parameter,
     total,
 )
 
@@ -196,27 +194,5 @@ lab.figure(
     "of block, every seed. Right: of the first seed, the share of the eigenvalues of every type's "
     "block that lie below.", columns=2,
 )(figures.blocks)  # fmt: skip
-
-
-@lab.table
-def types(runs: Runs, config: Config) -> Table:
-    """The types of blocks, and the whole."""
-    end, kinds = runs["end"], measuring.types(config.tied)
-    rows = [
-        [kind, f"{end['sizes'][0, i]:,}", with_error(per_parameter(runs)[:, i]),
-         with_error(end["traces"][:, i] / end["trace"]), with_error(end["tops"][:, i])]
-        for i, kind in enumerate(kinds)
-    ]  # fmt: skip
-    size = end["sizes"].sum(1)
-    rows.append(["all", f"{size[0]:,}", with_error(end["trace"] / size), "1",
-                 with_error(end["top"][:, 0])])  # fmt: skip
-    columns = ("block", "parameters", "tr H per parameter", "share of tr H", "largest eigenvalue")
-    return Table(columns, rows, "Where training on the whole text ends; means, standard errors.")
-
-
-@lab.extra
-def spectrum(runs: Runs, config: Config) -> Runs:
-    """What is kept beside the claims."""
-    left_out = ("nodes", "weights")
-    end = {name: values for name, values in runs["end"].items() if name not in left_out}
-    return {arm: runs[arm] for arm in training.ARMS} | {"end": end}
+lab.table(figures.types)
+lab.extra(numbers.kept)

@@ -1,4 +1,4 @@
-"""The figures: curvature along training, and the blocks where it ends."""
+"""Figures and table: curvature along training, and the blocks where it ends."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import numpy as np
 
 from experiments.lib.verdicts.curves import curve
 from experiments.lib.verdicts.figures import reference, style
+from experiments.lib.verdicts.report import Table
+from experiments.lib.verdicts.statistics import with_error
 from experiments.lm_spectrum import measuring
 from experiments.lm_spectrum.numbers import per_parameter
 from experiments.lm_spectrum.training import ARMS
@@ -60,3 +62,18 @@ def blocks(axes: Any, runs: Runs, config: Config) -> None:
         right.set_xscale("symlog", linthresh=unit)
     right.set(xlabel="eigenvalue of the block", ylabel="share below")
     right.legend(fontsize=7)
+
+
+def types(runs: Runs, config: Config) -> Table:
+    """The types of blocks, and the whole."""
+    end, kinds = runs["end"], measuring.types(config.tied)
+    rows = [
+        [kind, f"{end['sizes'][0, i]:,}", with_error(per_parameter(runs)[:, i]),
+         with_error(end["traces"][:, i] / end["trace"]), with_error(end["tops"][:, i])]
+        for i, kind in enumerate(kinds)
+    ]  # fmt: skip
+    size = end["sizes"].sum(1)
+    rows.append(["all", f"{size[0]:,}", with_error(end["trace"] / size), "1",
+                 with_error(end["top"][:, 0])])  # fmt: skip
+    columns = ("block", "parameters", "tr H per parameter", "share of tr H", "largest eigenvalue")
+    return Table(columns, rows, "Where training on the whole text ends; means, standard errors.")

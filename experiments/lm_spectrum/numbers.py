@@ -126,3 +126,9 @@ def between_seeds(runs: Runs, step: int) -> np.ndarray:
         [np.mean([distance(runs, (s, k), ((s + step) % count, k)) for k in kinds])
          for s in range(count)]
     )  # fmt: skip
+
+
+def kept(runs: Runs, config: Any) -> Runs:
+    """What is kept beside the claims: all but the densities."""
+    end = {n: values for n, values in runs["end"].items() if n not in ("nodes", "weights")}
+    return runs | {"end": end}

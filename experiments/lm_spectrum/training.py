@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 B1, EPS = 0.9, 1e-8
 ARMS = ("batches", "full batch")
 """On windows drawn from the whole text, and on those alone that are measured."""
+MEASURED = ("sharpness", "plain_ratio", "preconditioned", "critical", "residual")
+"""Of the curvature; see `curvature`."""
 
 
 class State(NamedTuple):
@@ -93,8 +95,13 @@ def _updated(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _value_and_grad(model: Decoder, params: Any, batch: Any) -> tuple[jax.Array, Any]:
-    return jax.value_and_grad(loss_of(model))(params, batch)
+def _loss(model: Decoder, params: Any, batch: Any) -> jax.Array:
+    return loss_of(model)(params, batch)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _gradient(model: Decoder, params: Any, batch: Any) -> Any:
+    return jax.grad(loss_of(model))(params, batch)
 
 
 def hessian(config: Config, params: Any, batch: Any) -> flatjax.Operator:
@@ -121,28 +128,29 @@ def curvature(config: Config, arm: str, state: State, data: Data) -> dict[str, j
       preconditioner, and `plain_ratio`, the Hessian's own eigenvalue.
     """
     model, batch = decoder(config), data.measured
-    loss_fn = loss_of(model)
-    loss, gradient = _value_and_grad(model, state.params, batch)
+    losses = {
+        "loss": _loss(model, state.params, batch),
+        "test_loss": _loss(model, state.params, data.test),
+    }
+    if not np.isfinite(losses["loss"]):  # it diverged, and has no preconditioner
+        return losses | dict.fromkeys(MEASURED, jnp.full((), jnp.nan))
     edge = flatjax.stability_threshold(
         "adamw", rate(config, arm), b1=B1, weight_decay=config.weight_decay
     )
     diagonal = flatjax.preconditioner(state.opt_state, b1=B1, b2=config.b2, eps=EPS)
     op = hessian(config, state.params, batch)
     plain, seen = largest(op), largest(flatjax.preconditioned(op, diagonal))
+    gradient = _gradient(model, state.params, batch)
     update = jax.tree.map(lambda g, d: -g / d, gradient, diagonal)
     critical = flatjax.critical_sharpness(
-        loss_fn, state.params, batch, update=update, initial_step=2 / edge
+        loss_of(model), state.params, batch, update=update, initial_step=2 / edge
     )
     residuals = [abs(pairs.residual_norms[0] / pairs.values[0]) for pairs in (plain, seen)]
-    return {
-        "loss": loss,
-        "test_loss": _value_and_grad(model, state.params, data.test)[0],
-        "sharpness": plain.values[0],
-        "preconditioned": seen.values[0] / edge,
-        "plain_ratio": plain.values[0] / edge,
-        "critical": critical.value / edge,
-        "residual": jnp.maximum(*residuals),
-    }
+    found = (
+        plain.values[0], plain.values[0] / edge, seen.values[0] / edge, critical.value / edge,
+        jnp.maximum(*residuals),
+    )  # fmt: skip
+    return losses | dict(zip(MEASURED, found, strict=True))
 
 
 def train(

@@ -137,6 +137,9 @@ def test_curvature_of_a_known_quadratic(monkeypatch):
     np.testing.assert_allclose(found["critical"], critical / edge, rtol=0.01)
     other = training.curvature(config, "batches", state, data)  # a tenth of the rate
     np.testing.assert_allclose(other["preconditioned"], found["preconditioned"] / 10, rtol=1e-4)
+    diverged = training.curvature(config, "batches", state._replace(params=point * jnp.nan), data)
+    assert set(diverged) == set(found)
+    assert np.isnan(list(diverged.values())).all()
 
 
 def test_the_spectrum_of_a_known_matrix(monkeypatch):
