@@ -1,5 +1,7 @@
 """The text, the types of blocks and the measured numbers are what they are said to be."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,29 +92,54 @@ def test_every_parameter_belongs_to_one_type(small):
 
 
 def test_the_network_does_not_look_ahead(small):
-    params = decoder.start(small, 0)
+    params = jax.jit(lambda: decoder.start(small, 0))()
     tokens = jnp.array([[1, 2, 3, 4, 5], [1, 2, 3, 6, 5]])
-    one, other = small.apply({"params": params}, tokens).logits()
+    one, other = jax.jit(lambda p: small.apply({"params": p}, tokens).logits())(params)
     np.testing.assert_allclose(one[:3], other[:3], atol=1e-6)
     assert abs(one[3:] - other[3:]).max(1).min() > 1e-3
-    loss = decoder.loss_of(small)(params, (tokens, tokens))
-    expected = -jax.nn.log_softmax(jnp.stack([one, other]))
-    expected = jnp.take_along_axis(expected, tokens[..., None], -1).mean()
-    np.testing.assert_allclose(loss, expected, rtol=1e-5)
-    kept, twice = (
-        jax.grad(decoder.loss_of(small.clone(remat=remat)))(params, (tokens, tokens))
+    (loss, kept), (_, twice) = (
+        jax.jit(jax.value_and_grad(decoder.loss_of(small.clone(remat=remat))))(
+            params, (tokens, tokens)
+        )
         for remat in (False, True)
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), kept, twice)
+    expected = -jax.nn.log_softmax(jnp.stack([one, other]))
+    expected = jnp.take_along_axis(expected, tokens[..., None], -1).mean()
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
     tied = small.clone(tied=True)
-    params = decoder.start(tied, 0)
+    params = jax.jit(lambda: decoder.start(tied, 0))()
     assert "head" not in params
-    kernel = tied.apply({"params": params}, tokens).kernel
+    kernel = jax.jit(lambda p: tied.apply({"params": p}, tokens).kernel)(params)
     np.testing.assert_array_equal(kernel, params["embed"]["embedding"].T)
 
 
+def test_training(monkeypatch, tmp_path):
+    """The rate is 0 at the first update; of full batches the second is of the same gradient."""
+    monkeypatch.setattr(training, "curvature", lambda *given: {})
+    smoke = experiment.lab.presets["smoke"]
+    config = dataclasses.replace(smoke, updates=2, full_updates=2, every=2, full_rate=3e-3,
+                                 learning_rate=1e-3)  # fmt: skip
+    data, model = training.load(config), training.decoder(config)
+    assert data.measured[0].shape == data.test[0].shape == (2, 8)
+    params = decoder.start(model, 7)
+    loss = decoder.loss_of(model)(params, data.measured)
+    for arm in training.ARMS:
+        records, last = training.train(tmp_path / arm, config, arm, 7, data)
+        moved = max(jax.tree.leaves(jax.tree.map(lambda a, b: abs(a - b).max(), params, last)))
+        assert records["update"].tolist() == [2]
+        assert (abs(records["mean_loss"][0] - loss) < 1e-5) == (arm == "full batch")
+        if arm == "full batch":
+            np.testing.assert_allclose(moved, 3e-3, rtol=1e-2)
+        else:
+            assert 0 < moved < 1.5e-3
+        # Finished, so that nothing is computed again.
+        again, _ = training.train(tmp_path / arm, config, arm, 7, data)
+        np.testing.assert_array_equal(again["mean_loss"], records["mean_loss"])
+
+
 def test_curvature_of_a_known_quadratic(monkeypatch):
-    """Two gradients seen by Adam, then the eigenvalues of h / D, and critical sharpness by hand."""
+    """One gradient seen by Adam, then the eigenvalues of h / D, and critical sharpness by hand."""
     h = jnp.array([3.0, 40.0, 5.0])
     monkeypatch.setattr(training, "loss_of", lambda model: lambda p, _: (h * p**2).sum() / 2)
     monkeypatch.setattr(training, "decoder", lambda config: "a quadratic")
