@@ -8,22 +8,26 @@ trace per parameter: embedding < query and key < MLP < value and output < norm; 
 (NeurIPS 2024, arXiv:2402.16788, "Why transformers need Adam") find their spectra heterogeneous, for
 which the measure here is a Wasserstein distance in decades in place of theirs (Jensen-Shannon).
 Along training: the largest eigenvalue, that in Adam's geometry against 38 / eta (Cohen et al. 2022,
-arXiv:2207.14484), and the critical sharpness (Kalra et al. 2026, arXiv:2601.16979), from forward
-passes alone, here along the gradient over Adam's preconditioner. A second arm trains on nothing
-but the windows that are measured, all of them in every batch: theory's setting of that edge.
+arXiv:2207.14484), and the critical sharpness (Kalra et al. 2026, arXiv:2601.16979), here along the
+gradient over Adam's preconditioner. A second arm trains on the measured windows alone, all of them
+in every batch: theory's setting of that edge.
 
-    python -m experiments lm_spectrum
-    python -m experiments lm_spectrum --data book.txt
+    python -m experiments lm_spectrum                 # or --data book.txt, as bytes
     python -m experiments lm_spectrum --data tokens.npy --vocabulary 4096
 
-The text is what every machine has: CPython's own reference manual, as `pydoc` shows it, 470 kB in
-79 documents; it changes a little with the version of Python. So the network is of 137,000
-parameters and the vocabulary of 256 bytes, most of which are seldom: an embedding of 50,000 tokens,
-of which each is seldom, is another thing.
+Found: on bytes the order of the types is another one: MLP < query and key < norm < value and output
+< embedding; of the paper's only MLP < value and output is reproduced. The embedding has 0.71 of the
+trace: a byte is in use at most places, where one token of 50,000 is not. Spectra of two types are
+1.24 ± 0.05 times as far apart as those of a type at two seeds, less than the accepted 2; two probes
+leave much to chance near zero, so this says little of the paper. Adam on full batches stands at
+0.85 ± 0.08 of 38 / eta: between 0.8 and 1.2, but for two seeds just after a jump of the loss, so it
+is left open; on batches at 0.21 ± 0.01, and the critical sharpness below both. The top ten and
+bottom two are all certified, the trace to 0.95 % after some 200 products.
 
-real: 7 million parameters; give it more text than that. paper: the shape of GPT-2 (124 million
-parameters, 50,304 tokens, tied) on token ids from elsewhere, on one GPU of 140 GB; neither has been
-run:
+The text is on every machine: CPython's reference manual as `pydoc` shows it, 470 kB, a little other
+in each version. So the network has 137,000 parameters only, and learns it to 1.7 nats per byte.
+real, for more text than that: 7 million parameters. paper: the shape of GPT-2 (124 million, 50,304
+tokens, tied) on token ids from elsewhere, on one GPU of 140 GB. Neither was run:
 
     python -m experiments lm_spectrum --preset paper --data tokens.npy
 """

@@ -40,7 +40,9 @@ def training(axes: Any, runs: Runs, config: Config) -> None:
     for panel in axes:
         panel.set_xlabel("updates")
     loss.legend(fontsize=7)
-    edge.legend(fontsize=7)
+    if edge.get_ylim()[0] > 0:  # room for the legend
+        edge.set_ylim(bottom=edge.get_ylim()[0] / 10)
+    edge.legend(fontsize=7, loc="lower left", ncols=2)
 
 
 def blocks(axes: Any, runs: Runs, config: Config) -> None:
@@ -57,9 +59,12 @@ def blocks(axes: Any, runs: Runs, config: Config) -> None:
         right.step(nodes[order], np.cumsum(weights[order]), where="post", label=kind, **look)
     left.set_xticks(range(len(kinds)), kinds, rotation=30)
     left.set(yscale="log", ylabel="tr $H$ per parameter")
-    unit = abs(end["trace"][0]) / end["sizes"][0].sum() / 100
+    unit = abs(end["trace"][0]) / end["sizes"][0].sum() / 10
     if np.isfinite(unit) and unit > 0:
         right.set_xscale("symlog", linthresh=unit)
+        powers = 10.0 ** np.arange(-12, 12, 2)
+        powers = powers[(powers > unit) & (powers < abs(end["nodes"][0]).max())]
+        right.set_xticks([*-powers[::-1], 0, *powers])
     right.set(xlabel="eigenvalue of the block", ylabel="share below")
     right.legend(fontsize=7)
 
