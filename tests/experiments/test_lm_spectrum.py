@@ -1,6 +1,7 @@
 """The text, the types of blocks and the measured numbers are what they are said to be."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -120,7 +121,8 @@ def test_training(monkeypatch, tmp_path):
     smoke = experiment.lab.presets["smoke"]
     config = dataclasses.replace(smoke, updates=2, full_updates=2, every=2, full_rate=3e-3,
                                  learning_rate=1e-3)  # fmt: skip
-    data, model = training.load(config), training.decoder(config)
+    data = training.load(config)
+    model: Any = training.decoder(config)
     assert data.measured[0].shape == data.test[0].shape == (2, 8)
     params = decoder.start(model, 7)
     loss = decoder.loss_of(model)(params, data.measured)
@@ -176,12 +178,13 @@ def test_the_spectrum_of_a_known_matrix(monkeypatch):
         "LayerNorm_0": jnp.array([10.0, 3]),
     }  # fmt: skip
     op = flatjax.hessian(
-        lambda p, _: sum((d * p[name] ** 2).sum() for name, d in diagonal.items()) / 2,
+        lambda p, _: jnp.stack([(d * p[k] ** 2).sum() for k, d in diagonal.items()]).sum() / 2,
         jax.tree.map(jnp.zeros_like, diagonal), None,
     )  # fmt: skip
     monkeypatch.setattr(measuring, "hessian", lambda *given: op)
-    config, data = experiment.Config(tied=True), training.Data(*[jnp.zeros(1)] * 3)
-    found = measuring.spectrum(config, 0, None, data)
+    nothing: Any = None
+    data = training.Data(nothing, nothing, nothing)
+    found = measuring.spectrum(experiment.Config(tied=True), 0, nothing, data)
     traces = [9, 0.75, 15.125, 15, 13]
     for name, expected in {
         "top": [10, 9, 8, 7, 6, 5, 4, 3, 1, 1], "bottom": [0, -2], "trace": sum(traces),
