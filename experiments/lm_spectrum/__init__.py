@@ -14,22 +14,20 @@ in every batch: theory's setting of that edge.
 
     python -m experiments lm_spectrum                 # or --data book.txt, as bytes
     python -m experiments lm_spectrum --data tokens.npy --vocabulary 4096
+    python -m experiments lm_spectrum --preset paper --data tokens.npy       # one GPU
 
 Found: on bytes the order of the types is another one: MLP < query and key < norm < value and output
 < embedding; of the paper's only MLP < value and output is reproduced. The embedding has 0.71 of the
-trace: a byte is in use at most places, where one token of 50,000 is not. Spectra of two types are
+trace, perhaps as a byte is used far more often than one of 50,000 tokens. Spectra of two types are
 1.24 ± 0.05 times as far apart as those of a type at two seeds, less than the accepted 2; two probes
 leave much to chance near zero, so this says little of the paper. Adam on full batches stands at
-0.85 ± 0.08 of 38 / eta: between 0.8 and 1.2, but for two seeds just after a jump of the loss, so it
-is left open; on batches at 0.21 ± 0.01, and the critical sharpness below both. The top ten and
-bottom two are all certified, the trace to 0.95 % after some 200 products.
+0.85 ± 0.08 of 38 / eta: left open, at 0.8 to 1.2 but for two seeds just after a jump of the loss;
+on batches at 0.21 ± 0.01. The top ten and bottom two are certified, the trace to 0.95 %.
 
 The text is on every machine: CPython's reference manual as `pydoc` shows it, 470 kB, a little other
 in each version. So the network has 137,000 parameters only, and learns it to 1.7 nats per byte.
-real, for more text than that: 7 million parameters. paper: the shape of GPT-2 (124 million, 50,304
-tokens, tied) on token ids from elsewhere, on one GPU of 140 GB. Neither was run:
-
-    python -m experiments lm_spectrum --preset paper --data tokens.npy
+real, for more text than that: 6.5 million of them. paper: the shape of GPT-2 (124 million, 50,304
+tokens, tied) on token ids from elsewhere, on one GPU of 140 GB. Neither was run.
 """
 
 from __future__ import annotations
