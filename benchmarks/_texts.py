@@ -103,3 +103,18 @@ FIGURE = "![{text}](_static/{name}.png)\n"
 ALL_ROUND_FIGURE = FIGURE.format(
     name="benchmarks_all_round", text="Seconds of one all-round answer"
 )
+
+LARGE_VOCABULARY = """\
+A layer of 256, a vocabulary of 50,304 and 4 sequences of 512 tokens: the logits formed, and
+`flatjax.losses.LinearHead` in their place, in blocks of 128 tokens. Temporary memory by the
+compiler's account; the processor's seconds, the least of three runs taken in turn. In matrix
+products of the head a gradient takes 3 either way, a value with its gradient 3 and 4, a product
+with the Gauss-Newton matrix 5 either way, a linearised one 4 and 5.
+"""
+
+USER_SIZE = """\
+ResNet-18 with group norm, 11.2 million parameters, 32 images of 32 x 32, beside the same network in
+PyTorch; the processor's seconds, the least of the repetitions taken in turn. "Kept": with the
+residuals of the primal pass, or PyTorch's graph. Two thirds of a gradient are the convolutions of
+XLA, each timed alone, which reach 70 to 100 GFLOP/s of one thread.
+"""

@@ -72,7 +72,7 @@ def main(short: bool = False) -> dict[str, dict[str, Any]]:
     out: dict[str, dict[str, Any]] = {}
     for name in forms["logits"]:
         row: dict[str, Any] = {"seconds": {form: float("inf") for form in forms}, "temporary": {}}
-        compiled = {}
+        compiled: dict[str, Any] = {}
         for form, found in forms.items():
             fn, given = found[name]
             compiled[form] = jax.jit(fn).lower(*given).compile()

@@ -74,8 +74,8 @@ MACHINES = {
     "H200": Machine(989e12, 4.8e12, 141e9, 450e9, 8, 50e9, 5e-6),
 }
 EFFICIENCY = 0.4  # of the peak: an assumption
-DEVICES = (1, 8, 64, 512, 4096)
-SIZES = (1e8, 1e10)
+DEVICES = (1, 8, 64, 512, 4096)  # of the last table; the others have the first four
+SIZES = {"124M": 1.24e8, "1B": 1e9, "8B": 8e9}
 TOKENS = 2**20  # a fixed batch: what is to be measured does not grow with the machine
 
 
@@ -286,12 +286,12 @@ _HOW = ("replicated", "sharded")
 
 def _rows(machine: Machine, flops: float, *, sharded: bool) -> list[str]:
     lines = []
-    for size in SIZES:
-        for devices in DEVICES:
+    for name, size in SIZES.items():
+        for devices in DEVICES[:-1]:
             cost = product(machine, size, devices, flops=flops, sharded=sharded)
             held = _amount(cost.held, "B")
             cells = [
-                f"{size:.0e}".replace("e+0", "e").replace("e+", "e"),
+                name,
                 f"{devices}",
                 _amount(cost.compute, "s"),
                 _amount(cost.sent, "B") if cost.sent else "0",

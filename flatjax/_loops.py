@@ -132,6 +132,9 @@ def product(op: Any) -> Callable[[Any], Any]:
     Returns:
       A function of ``v``.
 
+    Raises:
+      TypeError: for an operator that is no pytree.
+
     Example:
       >>> import jax.numpy as jnp
       >>> import flatjax
@@ -142,6 +145,12 @@ def product(op: Any) -> Callable[[Any], Any]:
     """
     if getattr(op, "host_driven", False):
         return op.mv
+    if jax.tree_util.all_leaves([op]):
+        raise TypeError(
+            f"{type(op).__name__} is no pytree, so that its product cannot be compiled: make it a "
+            "dataclass(frozen=True) under @jax.tree_util.register_dataclass, its functions and "
+            "flags as static fields; or, where mv runs on the host, set host_driven = True."
+        )
     return lambda v: _product(op, v, _shardings(v))
 
 

@@ -47,9 +47,16 @@ def readable(cls: type[T]) -> type[T]:
     methods: dict[str, Any] = {"__repr__": _shown, "_repr_html_": _html, "_readable": True}
     if "value" in _names(cls):
         methods["__format__"] = _formatted
+        if hasattr(cls, "_fields"):  # of which Python would make a longer tuple
+            methods |= dict.fromkeys(("__add__", "__mul__", "__rmul__"), _no_arithmetic)
     for name, method in methods.items():
         setattr(cls, name, method)
     return cls
+
+
+def _no_arithmetic(result: Any, other: Any) -> Any:
+    del other
+    raise TypeError(f"{type(result).__name__} is no number: calculate with its .value.")
 
 
 def as_float(result: Any) -> float:
@@ -109,15 +116,16 @@ def _is_number(value: Any) -> bool:
 def _columns(fields: dict[str, Any]) -> dict[str, list[str]]:
     """The fields with one entry for each of the values, written out."""
     entries = {name: _entries(value) for name, value in fields.items()}
-    lead = entries.get("values") or entries.get("value")
+    name = "values" if entries.get("values") else "value"
+    lead = entries.get(name)
     if lead is None:
         return {}
     keys, values = lead
     found = {n: e[1] for n, e in entries.items() if e is not None and e[0] == keys}
     columns = {n: [texts.number(x, n) for x in e[:_ROWS]] for n, e in found.items()}
     for row, known in enumerate(found.get("resolved", [])[:_ROWS]):
-        if not known and not np.isnan(found["values"][row]):  # not even the sign says anything
-            columns["values"][row] = "< floor"
+        if not known and not np.isnan(found[name][row]):  # not even the sign says anything
+            columns[name][row] = "< floor"
     if isinstance(keys, tuple):
         columns = {"": [texts.shortened(str(key), 40) for key in keys[:_ROWS]], **columns}
     if len(values) > _ROWS:

@@ -10,6 +10,7 @@ import numpy as np
 
 from flatjax import _checks as checks
 from flatjax import _reading as reading
+from flatjax import _trees as trees
 from flatjax import _watching as watching
 from flatjax._trees import Tree
 from flatjax.linalg.krylov import _extremes as extremes
@@ -156,9 +157,11 @@ def spectrum(
     3. One more product per probe until the trace has reached ``trace_rtol``.
 
     Costs some 100 to 300 products, two programs that contain the model or fewer, memory for the
-    vectors of the run (up to twice its steps; ``max_steps`` at once where that is at most 4 MB),
-    of a probe's run and of a few probes at once, and two reads of them per step. Driven from the
-    host: not for use inside ``jit``.
+    vectors of the run (up to twice its steps; of more than 2^24 numbers at most 15 more than
+    steps; ``max_steps`` at once where that is at most 4 MB) and four beside it, two reads of them
+    per step, and after the run memory for the pairs, for those that have converged (a multiple of
+    16), for a probe's run, and for a few vectors a probe. Driven from the host: not for use inside
+    ``jit``.
 
     One start vector sees one copy of a multiple eigenvalue, and may skip a single one along which
     it has little. The probes see what is missing: their extreme Ritz vectors are joined to Q, at no
@@ -251,6 +254,10 @@ def spectrum(
         if resume is None:
             least = max(k + num_bottom, ALONE) if num_steps is None else num_steps
             dense = exact.matrix(op, least + num_probes * (probe_steps or BESIDE), watch)
+        looked, seen_noise = 0, 0.0
+        if dense is not None and (each := exact.noise(dense, trees.dtype(op.structure))) > 0:
+            # Of a product with a unit vector; a Krylov space of all dimensions shows none.
+            dense, looked, seen_noise = None, op.size, op.size**0.5 * each
         if dense is not None:
             op, num_steps, trace_rtol = exact.dense_operator(op, dense), op.size, None
         # Of a matrix that is known there is nothing left to wait for.
@@ -275,10 +282,11 @@ def spectrum(
         pairs, complete, products = accumulate.completed(
             given, sums, probe_steps, tol, budget, seen, spent
         )
-        spent = spent + products if dense is None else op.size
+        spent = looked + spent + products if dense is None else op.size
         floor, noise = accumulate.noise(given, sums)
         # It was measured for the run's own vectors; for others the largest stands.
-        noise = noise if pairs is found else noise.max()
+        noise = np.maximum(noise if pairs is found else noise.max(), seen_noise)
+        floor = max(floor, 2 * seen_noise)
         keep = SpectrumState(
             state, jnp.asarray(np.int32(steps_spent)), jnp.asarray(floor, state.scale.dtype)
         )

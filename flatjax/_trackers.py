@@ -216,9 +216,15 @@ class Tracker:
           ``callback(step, params, *context)``, which records and returns the state.
 
         Raises:
+          TypeError: for an operator in place of a function that makes one.
           ValueError: if ``every`` is below 1.
         """
         checks.check_count("every", every)
+        if isinstance(make_operator, Operator):
+            raise TypeError(
+                "make_operator must be a function of the params that makes an operator, got an "
+                "operator: lambda params: flatjax.hessian(loss_fn, params, batch)."
+            )
         return TrackCallback(self, make_operator, key, every)
 
 

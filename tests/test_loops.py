@@ -219,3 +219,13 @@ class TestProduct:
 
         v = jnp.ones(2)
         assert loops.product(Host())(v) is v
+
+    def test_an_operator_that_is_no_pytree(self):
+        class Own(flatjax.Operator):
+            structure = jnp.ones(2)
+
+            def mv(self, v):
+                return v
+
+        with pytest.raises(TypeError, match="Own is no pytree, so that its product cannot"):
+            flatjax.eigsh(Own(), 1, key=jax.random.key(0))

@@ -196,6 +196,9 @@ def test_format_and_float():
     assert f"{split:.1f}" == "2.0 ± 2.0"
     traced = ESTIMATE._replace(value=jax.ShapeDtypeStruct((), "float32"))
     assert f"{traced:.3g}" == "float32[]"
+    for combine in (lambda a: a + a, lambda a: 2 * a, lambda a: a * 2):
+        with pytest.raises(TypeError, match=r"Estimate is no number: calculate with its \.value"):
+            combine(ESTIMATE)
     with pytest.raises(ValueError, match="format"):
         f"{ESTIMATE:nonsense}"
     with pytest.raises(TypeError):

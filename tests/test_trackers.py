@@ -369,5 +369,8 @@ def test_bad_use(key):
         )
     with pytest.raises(ValueError, match="every must be at least 1"):
         tracker.callback(lambda p: None, key=key, every=0)
+    op = flatjax.hessian(quadratic, {"w": jnp.ones(3)}, jnp.ones((2, 3)))
+    with pytest.raises(TypeError, match="a function of the params that makes an operator, got an"):
+        tracker.callback(op, key=key)
     with pytest.raises(TypeError, match="step must be an integer, got dict: call callback"):
         tracker.callback(lambda p: None, key=key)({"w": jnp.ones(3)}, 1)

@@ -10,6 +10,7 @@ import jax
 from experiments.lib.lab import Runs, changed, with_network
 from experiments.lib.nets import named
 from experiments.lib.nets.dense_layers import (
+    all_dense,
     dense_layers,
     linen_widths,
     renamed,
@@ -116,6 +117,11 @@ def _require_fit(config: Config, state: Any, data: Any, path: Path) -> None:
         hint = ""
         if dense and not recipe.flat:
             hint = "\nThese are dense layers one behind the other, which --network mlp takes."
+        elif recipe.flat and not dense and all_dense(state[0]):
+            hint = (
+                f"\nIn which order its layers {', '.join(state[0])} stand, neither their names nor "
+                "their shapes tell: call them layer_0, layer_1, ..."
+            )
         elif recipe.flat and not dense:
             hint = "\nmlp takes dense layers alone, with kernels and biases, one behind the other."
         raise CheckpointMismatch(

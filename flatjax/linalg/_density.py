@@ -21,6 +21,7 @@ def spectral_density(
     num_steps: int = 40,
     deflation_steps: int | None = None,
     tol: float = 1e-3,
+    reorthogonalize: str = "full",
     scale: str = "linear",
     num_points: int = 1024,
     linear_width: float | None = None,
@@ -40,6 +41,14 @@ def spectral_density(
     density depends on a bandwidth, the distribution function does not. Every run reorthogonalises
     in full: no copies of an eigenvalue appear.
 
+    With ``reorthogonalize="none"`` a probe's run holds three vectors (and a temporary one) in place
+    of ``num_steps``. Copies of outliers then appear, which share their weights, and take nodes from
+    the bulk. By default there is no first run either. On a spectrum with 20 outliers the
+    Wasserstein distance to the truth was 4 times that of the default, at 30 steps and at 100;
+    with ``deflation_steps=20``, for which that many vectors are held, 1.6 and 2 times. The bands
+    are then at least as wide as the law of random probes says, and count twice the change between
+    three quarters of the steps and all of them.
+
     Costs ``deflation_steps + num_probes * num_steps`` products (where the dimension is no more than
     that, one for every dimension, and all atoms are exact) and as many vectors of memory as the
     longest run has steps, twice while both are held. Driven from the host: not for use inside
@@ -50,8 +59,10 @@ def spectral_density(
       key: a PRNG key.
       num_probes: the probes; their spread makes the band.
       num_steps: Lanczos steps per probe.
-      deflation_steps: steps of the first run; default ``2 * num_steps``, 0 for none.
+      deflation_steps: steps of the first run; default ``2 * num_steps``, or 0, for none, with
+        ``reorthogonalize="none"``.
       tol: the relative residual at which a pair counts as converged; above 1 % it is 1 %.
+      reorthogonalize: ``"full"`` or ``"none"``, the runs of the probes; the first run always is.
       scale: ``"linear"``, or ``"log"`` for a grid that is logarithmic on both sides of zero.
       num_points: the size of the grid.
       linear_width: where the logarithmic grid becomes linear; default 1e-4 of the largest node.
@@ -93,11 +104,16 @@ def spectral_density(
     )  # fmt: skip
     with watch:
         found = quadratures(
-            "spectral_density", op, key, num_probes, num_steps, deflation_steps, tol, watch
-        )
+            "spectral_density", op, key, num_probes, num_steps, deflation_steps, tol, watch,
+            reorthogonalize=reorthogonalize,
+        )  # fmt: skip
     n, count = op.size, found.exact.shape[0]
     left = (n - count) / n
     rows = extremes.with_start(found.start, found.nodes, found.weights, left)
+    coarser = None
+    if reorthogonalize == "none" and left:
+        nodes, weights = found.coarser()
+        coarser = nodes, left * weights
     density = density_from_quadrature(
         found.exact,
         np.full(count, 1 / n),
@@ -107,5 +123,7 @@ def spectral_density(
         scale=scale,
         linear_width=linear_width,
         sigma=sigma,
+        coarser=coarser,
+        size=n,
     )
     return watching.marked(density, watch)

@@ -85,7 +85,7 @@ def diagonal(
     if method != "hutchinson":
         arguments.check_outside_jit(f"diagonal(method={method!r})", op, key)
     if (dense := exact.matrix(op, num_products)) is not None:
-        return _exact(op, dense)
+        return _exact(op, dense, rtol)
     checks.check_count("num_products", num_products, _LEAST[method])
     run = {"hutchinson": _hutchinson, "deflated": _deflated, "xdiag": _xdiag}[method]
     mean, spread, count, spent = run(op, key, num_products)
@@ -95,12 +95,18 @@ def diagonal(
     return found._replace(converged=found.converged & sound)
 
 
-def _exact(op, dense):
+def _exact(op, dense, rtol):
     value = exact.vector(dense.diagonal(), op.structure)
-    interval = jax.tree.map(lambda a: jnp.stack([a, a]), value)
-    errors = jax.tree.map(lambda a: jnp.where(jnp.isfinite(a), jnp.zeros_like(a), jnp.inf), value)
-    finite = jnp.isfinite(trees.norm(value))
-    return Estimate(value, errors, interval, op.size, finite)
+    each = exact.noise(dense, trees.dtype(op.structure))
+
+    def error(a):
+        return jnp.where(jnp.isfinite(a), jnp.full_like(a, each), jnp.full_like(a, jnp.inf))
+
+    errors = jax.tree.map(error, value)
+    interval = jax.tree.map(lambda a: jnp.stack([a - 2 * each, a + 2 * each]), value)
+    size = trees.norm(value)
+    good = trees.norm(errors) <= (DEFAULT_RTOL if rtol is None else rtol) * size
+    return Estimate(value, errors, interval, op.size, jnp.isfinite(size) & good)
 
 
 @functools.partial(jax.jit, static_argnums=3)

@@ -1,5 +1,6 @@
 """Extreme eigenpairs with certificates."""
 
+import math
 from typing import Any
 
 import jax
@@ -18,10 +19,13 @@ from flatjax.linalg.krylov import _saved as saved
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.krylov import _thick_restart as thick_restart
 from flatjax.linalg.krylov._certificates import Eigenpairs
+from flatjax.linalg.krylov._restarts import Run
 from flatjax.linalg.krylov._saved import EigshState
 from flatjax.linalg.vectors import _arguments as arguments
 from flatjax.linalg.vectors import _basis as bases
+from flatjax.linalg.vectors import _budget as budget
 from flatjax.linalg.vectors import _flat as flat
+from flatjax.linalg.vectors import _rotations as rotations
 from flatjax.operators._base import Operator, as_operator
 
 _CYCLES = 10  # restarts' worth of products spent by default before giving up
@@ -37,6 +41,8 @@ def eigsh(
     tol: float = 1e-3,
     max_products: int | None = None,
     max_basis: int | None = None,
+    basis_bytes: int | None = None,
+    basis_dtype: Any = None,
     verify: bool = True,
     block_size: int = 1,
     resume: EigshState | None = None,
@@ -88,8 +94,15 @@ def eigsh(
     first run is kept, a look for missed pairs is taken anew. Another operator than before, such as
     that of other params, is told by the certificate, and an error.
 
+    With ``basis_dtype="bfloat16"`` a vector of the basis takes half of its bytes. Every vector is
+    rounded before it is multiplied, sums are float32, and the residuals are computed from the final
+    vectors, by k + 1 products in place of one: 5e-4 to 2e-3 of the largest value (``"float16"``:
+    6e-5 to 2e-4), and a ``tol`` that asks for less of a small one is not reached. The values, by
+    Rayleigh and Ritz, are off by the square of that. There is no look for missed pairs.
+
     Costs products (well separated eigenvalues: some 10 for one, 20 to 35 for ten), ``max_basis``
-    vectors of memory, and a read of those twice per step.
+    vectors of memory and four beside, at the end k + 1 (of vectors sharded over devices those that
+    a restart keeps, k + ``max_basis`` / 7), and a read of the basis twice per step.
 
     Args:
       op: a flatjax operator, or a traceable callable ``v -> A v``, symmetric.
@@ -106,6 +119,14 @@ def eigsh(
       max_basis: the most vectors to hold, at least k + 2; with blocks of b at least k + 2 b + 2.
         Default: 2k + 16 and at least 32, rounded up to a multiple of 8; with blocks 4 b more. With
         ``resume`` as many as before.
+      basis_bytes: in place of ``max_basis``: the memory, of one device, for the basis and the
+        vectors beside it. Where it holds fewer vectors than the default the run restarts more
+        often, and takes more products. What ``keep_state`` keeps is not counted.
+        `Plan.basis_bytes` is what a product leaves.
+      basis_dtype: ``"bfloat16"`` or ``"float16"`` to hold the basis in; default: that of vectors.
+        float16 has 8 times the resolution, and loses it in more than some 1e8 numbers, where those
+        of a unit vector are below 6e-5. Not of sharded vectors, in blocks, traced, or with
+        ``resume`` or ``keep_state``.
       verify: whether to look for skipped and missed eigenvalues. Every look takes at most as many
         products as the run before it, or 8 (k + 1) if that is more, and `Eigenpairs.complete` says
         what came of it.
@@ -133,8 +154,8 @@ def eigsh(
 
     Raises:
       TypeError: if ``op`` is not callable, ``v0`` has another tree structure, ``resume`` is no
-        state of this operator, or blocks, ``resume``, ``keep_state`` or what is to be watched
-        (``progress`` and the three after it) are traced.
+        state of this operator, or blocks, ``basis_dtype``, ``resume``, ``keep_state`` or what is
+        to be watched (``progress`` and the three after it) are traced.
       ValueError: on arguments out of range, both or neither of ``key`` and ``v0``, a callable
         without structure, or a ``resume`` of other shapes or dtypes, or of another operator
         (other params, another batch), which its products show.
@@ -173,31 +194,48 @@ def eigsh(
     checks.check_count("block_size", block_size)
     if block_size > 1 and (resume is not None or keep_state):
         raise ValueError("resume and keep_state know no blocks: leave block_size at 1.")
+    low = arguments.basis_dtype(basis_dtype, op.structure)
+    if low is not None and (block_size > 1 or resume is not None or keep_state):
+        raise ValueError(
+            "basis_dtype is for a run of single vectors from its beginning to its end: leave "
+            "block_size at 1 and resume and keep_state out."
+        )
     if max_products is not None:
         checks.check_count("max_products", max_products)
-        least = min(op.size, k + 1) + 1
+        certificate = 1 if low is None else k + 1
+        least = min(op.size, k + 1) + certificate
         if max_products < least:
             raise ValueError(
                 f"max_products={max_products} is too small: {k} pairs need at least "
-                f"{least - 1} products and one for their certificate, {least} in all."
+                f"{least - certificate} products and {'one' if low is None else certificate} for "
+                f"their certificate, {least} in all."
             )
     watch = watching.watch(
         "eigsh", progress, callback, max_seconds, on_interrupt, traced=(op, v0, resume)
     )  # fmt: skip
     if resume is not None:
+        if basis_bytes is not None:
+            raise ValueError("resume holds as many vectors as before: leave basis_bytes out.")
         with watch:
             found = _resumed(
                 op, k, which, v0, tol, max_products, max_basis, verify, resume, keep_state, watch
             )
             return _result(flat.packed(op), found, tol, watch)
     capacity = _capacity(op.size, k, max_basis, block_size)
+    if basis_bytes is not None:
+        if max_basis is not None or block_size > 1:
+            raise ValueError(
+                "basis_bytes takes the place of max_basis, for single vectors: give one of the two "
+                "and leave block_size at 1."
+            )
+        capacity = _within(basis_bytes, op, k, low, capacity)
     plain, op, given = op, flat.packed(op), v0 is not None
     if v0 is None:
         v0, key = arguments.start(op, key, v0, hint=_NO_STATE)
     else:
         v0, key = arguments.start(plain, key, v0)
         v0 = flat.pack(op, v0)
-    v0 = trees.normalized(v0)[0]
+    v0 = bases.rounded_to(trees.normalized(v0)[0], low)
     with watch:
         w = arguments.first_product(op, v0)
         watch.check(w)
@@ -205,6 +243,11 @@ def eigsh(
         if keep_state and loops.is_traced(w):
             raise TypeError(_OUTSIDE)
         if loops.is_traced(w):
+            if low is not None:
+                raise TypeError(
+                    "basis_dtype is for runs that are driven from the host and cannot be traced: "
+                    "call eigsh outside jit, or leave it out."
+                )
             if block_size > 1:
                 raise TypeError(
                     f"block_size={block_size} is driven from the host and cannot be traced: call "
@@ -212,16 +255,20 @@ def eigsh(
                 )
             steps = min(op.size, capacity if max_basis or not max_products else max_products - 1)
             return _traced(op, k, which, krylov.start(v0, steps, restarts), tol)
-        budget = _CYCLES * capacity + 1 if max_products is None else max_products
+        spend = _CYCLES * capacity + 1 if max_products is None else max_products
         if block_size > 1:
             # The product above has served to ask whether we are traced.
-            key, budget = jax.random.fold_in(key, 2), budget - 1
-            found = block.solve(op, k, which, v0, key, block_size, capacity, tol, budget, watch)
+            key, spend = jax.random.fold_in(key, 2), spend - 1
+            found = block.solve(op, k, which, v0, key, block_size, capacity, tol, spend, watch)
             found = found._replace(num_products=found.num_products + 1)
         else:
-            state = krylov.start(v0, capacity, restarts)
+            state = krylov.start(v0, capacity, restarts, low)
+            run = Run(op, state, w, k)
+            del v0, w, state  # vectors that would be held to the end
+            refine = None if low is None else jax.random.fold_in(key, 4)
             found = thick_restart.solve(
-                op, k, which, state, w, tol, budget, verify, given, watch, keep_state=keep_state
+                run, k, which, tol, spend, verify and low is None, given, watch,
+                keep_state=keep_state, refine=refine,
             )  # fmt: skip
         return _result(op, found, tol, watch)
 
@@ -255,9 +302,9 @@ def _resumed(op, k, which, v0, tol, max_products, max_basis, verify, resume, kee
             f"resume has spent {spent} products already, and max_products={max_products} counts "
             f"them: raise it by those to come, at least to {spent + 1}."
         )
-    state = krylov.copied(run)  # a run consumes its buffers, and these are the caller's
+    # A run consumes its buffers, and these are the caller's.
     return thick_restart.solve(
-        op, k, which, state, None, tol, max_products, verify,
+        Run(op, krylov.copied(run), None, k), k, which, tol, max_products, verify,
         watch=watch, resume=(host, spent, floor), keep_state=keep_state,
     )  # fmt: skip
 
@@ -289,6 +336,28 @@ def _capacity(size: int, k: int, max_basis: int | None, block_size: int) -> int:
     if max_basis < least:
         raise ValueError(f"max_basis={max_basis} is too small: {k} pairs need at least {least}.")
     return max_basis if blocks else min(size, max_basis)
+
+
+def _within(basis_bytes: int, op: Operator, k: int, low: Any, most: int) -> int:
+    """At most so many rows, as fit into the bytes."""
+    checks.check_scalar("basis_bytes", basis_bytes, above=0)
+    # At the end the pairs' vectors are there beside the basis and its next vector.
+    beside, least = max(budget.BESIDE, k + 1), min(op.size, k + 2)
+    rows = budget.rows_within(basis_bytes, op.structure, beside, low)
+    shared = rotations.is_shared(op.structure)
+    if shared:  # a restart holds those that it keeps twice
+        rows = int((rows - k) / 1.15)
+    if rows < least:
+        held = math.ceil(1.15 * least) + k if shared else least
+        need = beside * budget.vector_bytes(op.structure)
+        need += held * budget.vector_bytes(op.structure, low)
+        half = ', set basis_dtype="bfloat16"' if low is None and not shared else ""
+        raise ValueError(
+            f"basis_bytes={basis_bytes:,} is too little: {k} pairs need a basis of at least "
+            f"{least} vectors and {beside} vectors beside it, some {need:,} bytes. Raise it{half}, "
+            "ask for fewer pairs, or shard the params over more devices."
+        )
+    return min(most, rows)
 
 
 def _traced(op: Operator, k: int, which: str, state: krylov.Krylov, tol: float) -> Eigenpairs:

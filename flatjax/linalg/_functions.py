@@ -13,9 +13,7 @@ from flatjax import _trees as trees
 from flatjax import _watching as watching
 from flatjax._trees import Tree
 from flatjax.linalg.krylov import _relations as relations
-from flatjax.linalg.krylov import _ritz as ritz
 from flatjax.linalg.krylov._certificates import underflow
-from flatjax.linalg.krylov._ritz import masses
 from flatjax.linalg.probing import _complement as complement
 from flatjax.linalg.probing import _exact as exact
 from flatjax.linalg.probing._estimate import (
@@ -43,6 +41,7 @@ def trace_of_function(
     num_probes: int = 8,
     num_steps: int = 30,
     deflation_steps: int | None = None,
+    reorthogonalize: str = "full",
     rtol: float | None = None,
     progress: bool = False,
     callback: watching.Callback | None = None,
@@ -65,6 +64,8 @@ def trace_of_function(
       num_probes: the probes, at least 2.
       num_steps: Lanczos steps per probe.
       deflation_steps: steps of the first run; default ``2 * num_steps``, 0 for none.
+      reorthogonalize: ``"full"``, or ``"none"`` for runs of probes that hold three vectors and no
+        basis, by default without a first run: see [`spectral_density`][].
       rtol: the standard error that counts as converged, relative to the value; default 5 %.
       progress: whether to show a bar on standard error, as in [`spectral_density`][].
       callback: ``callback(step, values, residual_norms)``, as in [`spectral_density`][].
@@ -106,8 +107,9 @@ def trace_of_function(
     )  # fmt: skip
     with watch:
         found = quadratures(
-            "trace_of_function", op, key, num_probes, num_steps, deflation_steps, 1e-3, watch, 2
-        )
+            "trace_of_function", op, key, num_probes, num_steps, deflation_steps, 1e-3, watch, 2,
+            reorthogonalize,
+        )  # fmt: skip
     scalar = trees.dtype(op.structure)
     noise = _noise(found, op.size, scalar)
     at = functools.partial(evaluated, f, dtype=scalar, noise=noise)
@@ -120,7 +122,8 @@ def trace_of_function(
     values, spreads = at(found.nodes)
     samples = rest * products(found.weights, values).sum(axis=1)
     uncertainty = uncertainty + rest * products(found.weights, spreads).sum(axis=1).mean()
-    coarse = rest * _coarser(found, at)
+    nodes, weights = found.coarser()
+    coarse = rest * products(weights, at(nodes)[0]).sum(axis=1).mean()
     size = abs(known) + abs(samples).mean()
     value = from_samples(samples, known, size, found.num_products, rtol, scalar)
     with np.errstate(invalid="ignore"):  # infinite, both of them
@@ -152,16 +155,6 @@ def _widened(value: Estimate, quadrature: Any, t: float, rtol: float | None) -> 
     return value._replace(standard_error=error, interval=ends, converged=small)
 
 
-def _coarser(found, at):
-    """The mean of ``f`` by the first three quarters of the steps of every probe."""
-    steps = found.nodes.shape[1]
-    fewer = max(1, 3 * steps // 4)
-    transposed = np.swapaxes(found.vectors, 1, 2)
-    matrices = (found.vectors * found.nodes[:, None, :]) @ transposed
-    nodes, s = ritz.eigh(matrices[:, :fewer, :fewer])
-    return products(masses(s, found.dtype), at(nodes)[0]).sum(axis=1).mean()
-
-
 def logdet(
     op: Any,
     *,
@@ -169,6 +162,7 @@ def logdet(
     num_probes: int = 8,
     num_steps: int = 30,
     deflation_steps: int | None = None,
+    reorthogonalize: str = "full",
     rtol: float | None = None,
     progress: bool = False,
     callback: watching.Callback | None = None,
@@ -188,6 +182,8 @@ def logdet(
       num_probes: the probes, at least 2.
       num_steps: Lanczos steps per probe.
       deflation_steps: steps of the first run; default ``2 * num_steps``, 0 for none.
+      reorthogonalize: ``"full"``, or ``"none"`` for runs of probes that hold three vectors and no
+        basis, by default without a first run: see [`spectral_density`][].
       rtol: the standard error that counts as converged, relative to the value; default 5 %.
       progress: whether to show a bar on standard error, as in [`spectral_density`][].
       callback: ``callback(step, values, residual_norms)``, as in [`spectral_density`][].
@@ -218,6 +214,7 @@ def logdet(
         num_probes=num_probes,
         num_steps=num_steps,
         deflation_steps=deflation_steps,
+        reorthogonalize=reorthogonalize,
         rtol=rtol,
         progress=progress,
         callback=callback,
@@ -294,7 +291,10 @@ def frobenius_norm(
     )  # fmt: skip
     with watch:
         if (dense := exact.matrix(op, num_products, watch)) is not None:
-            return exact.estimate(exact.norm(dense), op.size, scalar)
+            norm, each = exact.norm(dense), exact.noise(dense, scalar)
+            # Its derivative, and what the squares of the errors add.
+            error = np.hypot(each, (op.size * each) ** 2 / (2 * norm)) if each > 0 else 0.0
+            return exact.estimate(norm, op.size, scalar, error=error, rtol=rtol)
         op = flat.packed(op)
         rest = num_products - num_products // 2
         run, spent = relations.of_run(op, key, num_products // 2, watch, rest)

@@ -162,7 +162,9 @@ def trace(
         )
     with watch, quiet():
         if (dense := exact.matrix(op, budget, watch)) is not None:
-            return exact.estimate(dense.trace(), op.size, trees.dtype(op.structure))
+            scalar = trees.dtype(op.structure)
+            error = op.size**0.5 * exact.noise(dense, scalar)
+            return exact.estimate(dense.trace(), op.size, scalar, error=error, rtol=rtol)
         op = flat.packed(op)
         if method == "hutchinson":
             found = _probed(op, key, most, rtol, probe_block, watch=watch)

@@ -75,11 +75,12 @@ class OutputLoss:
             f"{type(self).__name__} cannot sample targets: implement `sample(key, outputs)`."
         )
 
-    def mask(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    def mask(self, outputs: Any, targets: jax.Array) -> jax.Array:
         """One where a position counts, zero where it is padding.
 
         Args:
-          outputs: the model's outputs, or their ``ShapeDtypeStruct``: only the shape may matter.
+          outputs: the model's outputs, their ``ShapeDtypeStruct``, or a [`LinearHead`][]: only the
+            shape may matter.
           targets: the targets.
 
         Returns:
@@ -115,7 +116,7 @@ class OutputLoss:
             return values.reshape(-1)
         return values.reshape(values.shape[0], -1).sum(axis=1)
 
-    def mean(self, outputs: jax.Array, targets: jax.Array) -> Mean:
+    def mean(self, outputs: Any, targets: jax.Array) -> Mean:
         """The mean loss over a batch, in which padding does not count: for a ``loss_fn``.
 
         It is the mean whose Gauss-Newton matrix is that of [`ggn`][]: over the examples that are
@@ -154,9 +155,7 @@ class OutputLoss:
         total, weight = (a.reshape(outputs.shape[0], -1).sum(axis=1) for a in (values, weights))
         return Mean(total, weight)
 
-    def hessian_product(
-        self, outputs: jax.Array, targets: jax.Array, tangents: jax.Array
-    ) -> jax.Array:
+    def hessian_product(self, outputs: Any, targets: jax.Array, tangents: Any) -> Any:
         """The product with the Hessian of every example's loss with respect to its outputs.
 
         Args:
@@ -176,9 +175,7 @@ class OutputLoss:
         product = self.hessian_values(outputs, targets, tangents)
         return self._weighted(outputs, targets, product, there).astype(tangents.dtype)
 
-    def gradient_product(
-        self, outputs: jax.Array, targets: jax.Array, tangents: jax.Array
-    ) -> jax.Array:
+    def gradient_product(self, outputs: Any, targets: jax.Array, tangents: Any) -> Any:
         r"""Like ``hessian_product``, with $r r^\top$, $r = \partial \ell_i / \partial z_i$."""
         if isinstance(outputs, LinearHead):
             return self._summed("gradient_product", outputs, _draw(targets), tangents)
@@ -188,9 +185,7 @@ class OutputLoss:
         product = r * (r * u).sum(axis=1, keepdims=True)
         return product.reshape(tangents.shape).astype(tangents.dtype)
 
-    def score_product(
-        self, outputs: jax.Array, targets: jax.Array, tangents: jax.Array
-    ) -> jax.Array:
+    def score_product(self, outputs: Any, targets: jax.Array, tangents: Any) -> Any:
         r"""Like ``gradient_product``, with the gradient of every position by itself.
 
         Its expectation over targets from ``sample`` is ``hessian_product``. The positions of a

@@ -20,10 +20,12 @@ class Sharpness(NamedTuple):
       vector: its eigenvector, a unit vector like the params.
       residual_norms: $\lVert A u - \lambda u \rVert$, a scalar: some eigenvalue lies within this
         distance.
-      converged: whether the residual is below the tolerance.
+      converged: whether the residual is below the tolerance, as in [`Eigenpairs`][].
       ratio: ``value / threshold``: above 1 the optimiser is unstable along ``vector``. NaN without
         a threshold.
       num_products: products spent.
+      noise_floor: the size below which an eigenvalue is noise.
+      resolved: whether the value is above it.
     """
 
     value: jax.Array
@@ -32,6 +34,8 @@ class Sharpness(NamedTuple):
     converged: jax.Array
     ratio: jax.Array
     num_products: int
+    noise_floor: jax.Array
+    resolved: jax.Array
 
     __float__ = reading.as_float
 
@@ -118,6 +122,8 @@ def sharpness(
         converged=jnp.asarray(pairs.converged[0]),
         ratio=value / level.astype(value.dtype),
         num_products=pairs.num_products,
+        noise_floor=pairs.noise_floor,
+        resolved=jnp.asarray(pairs.resolved[0]),
     )
 
 

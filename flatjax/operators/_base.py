@@ -48,6 +48,32 @@ class Operator(LinearMap):
     """A symmetric linear operator on pytrees with the structure of the params.
 
     ``op @ v``, or ``op(v)``, is a product. ``op.T`` is the operator itself.
+
+    One of your own is a subclass with ``structure``, a tree of ``jax.ShapeDtypeStruct``, and
+    ``mv(v)``, that is registered as a pytree: products are compiled once, with the arrays of the
+    operator as arguments. Where ``mv`` works on the host it has ``host_driven = True`` instead.
+    For a product that is a mere function see ``structure=`` of [`eigsh`][] and the other methods.
+
+    Example:
+      >>> import dataclasses
+      >>> import jax, jax.numpy as jnp
+      >>> import flatjax
+      >>> @jax.tree_util.register_dataclass
+      ... @dataclasses.dataclass(frozen=True)
+      ... class Diagonal(flatjax.Operator):
+      ...     entries: jax.Array
+      ...
+      ...     @property
+      ...     def structure(self):
+      ...         return jax.ShapeDtypeStruct(self.entries.shape, self.entries.dtype)
+      ...
+      ...     def mv(self, v):
+      ...         return self.entries * v
+      >>> D = Diagonal(jnp.array([3.0, 1.0]))
+      >>> (2 * D @ jnp.ones(2)).tolist()
+      [6.0, 2.0]
+      >>> flatjax.eigsh(D, 1, key=jax.random.key(0)).values.round(4).tolist()
+      [3.0]
     """
 
     @property

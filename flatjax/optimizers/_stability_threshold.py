@@ -73,7 +73,8 @@ def stability_threshold(
     known = sorted({"gd", "adagrad"} | _MOMENTUM | _EMA | set(_ALIASES))
     checks.check_choice("kind", kind, known)
     if momentum is not None and kind not in _MOMENTUM:
-        raise ValueError(f"{kind} has no momentum=" + (": pass b1=." if kind in _EMA else "."))
+        of_gd = ': with momentum it is "heavy_ball".' if kind == "gd" else "."
+        raise ValueError(f"{kind} has no momentum=" + (": pass b1=." if kind in _EMA else of_gd))
     if b1 is not None and kind not in _EMA:
         raise ValueError(f"{kind} has no b1=: pass momentum=, if it has momentum.")
     injected = _injected(opt_state)

@@ -14,6 +14,7 @@ from flatjax import _reading as reading
 from flatjax import _texts as texts
 from flatjax.linalg.vectors import _flat as flat
 from flatjax.linalg.vectors import _probes as probes
+from flatjax.linalg.vectors._budget import rows_within
 from flatjax.operators import _chunks as chunks
 from flatjax.operators._base import Operator
 from flatjax.operators._chunks import Chunked
@@ -42,6 +43,10 @@ class Plan(NamedTuple):
       product_seconds: one product of the planned operator, or ``None`` where none was timed.
       compile_seconds: what came on top until the first one was there: compilation (little where the
         program was compiled before) and, with ``linearize``, the primal pass.
+      basis_bytes: what one product at a time leaves of the budget for a Krylov run: pass it to
+        ``eigsh(..., basis_bytes=...)``.
+      max_basis: how many vectors of a basis that holds, beside four others; with
+        ``basis_dtype="bfloat16"`` it is about twice as many.
     """
 
     linearize: bool
@@ -53,6 +58,8 @@ class Plan(NamedTuple):
     calls: dict[str, CallCost]
     product_seconds: float | None = None
     compile_seconds: float | None = None
+    basis_bytes: int = 0
+    max_basis: int = 0
 
     def __str__(self) -> str:
         size = "the whole batch" if self.chunk_size is None else f"chunks of {self.chunk_size}"
@@ -63,7 +70,7 @@ class Plan(NamedTuple):
             + ("" if self.fits else ": does not fit"),
         ]
         lines = ["; ".join(head)]
-        if self.product_seconds is not None:
+        if self.product_seconds is not None and self.compile_seconds is not None:
             lines.append(
                 f"a product takes {texts.duration(self.product_seconds)}, before the first one "
                 f"{texts.duration(self.compile_seconds)}"
@@ -72,7 +79,7 @@ class Plan(NamedTuple):
             at_most = cost.max_products > cost.num_products
             counts = f"{cost.num_products} products" + at_most * f", at most {cost.max_products}"
             line = f"{name:<21} {at_most * 'usually ' + counts:<34}"
-            if cost.seconds is not None:
+            if cost.seconds is not None and cost.max_seconds is not None:
                 line += f" {texts.duration(cost.seconds)}"
                 line += at_most * f", at most {texts.duration(cost.max_seconds)}"
             lines.append(line.rstrip())
@@ -172,8 +179,12 @@ def plan(
         chunk_size, need = _largest_chunk(op, left, need(1))
     block = _largest_block(need, left - held, max_probes)
     peak = max(peak, held + need(block))
-    costs = calls(op.size, None)
-    found = Plan(linearize, chunk_size, block, peak <= left, peak, budget, costs)
+    room = max(0, int(left - held - need(1)))
+    rows = min(op.size, rows_within(room, op.structure))
+    found = Plan(
+        linearize, chunk_size, block, peak <= left, peak, budget, calls(op.size, None),
+        basis_bytes=room, max_basis=rows,
+    )  # fmt: skip
     if not time:
         return found
     product, before = _timed(found.prepare, op)

@@ -97,14 +97,26 @@ def require_params(name: str, params: Tree) -> None:
         )
 
 
-def require_batch(name: str, batch: Tree) -> int:
-    """The number of examples of the ``batch`` given to ``update``."""
+def require_batch(
+    name: str,
+    batch: Tree,
+    params: Tree = None,
+    args: tuple = (),
+    axis_name: collectives.AxisName = None,
+) -> int:
+    """The number of examples of the ``batch`` given to ``update``.
+
+    With ``params``, by which a loss on it is differentiated, no mesh axis of the batch and of
+    ``args`` may be unnamed.
+    """
     if batch is None:
         raise ValueError(
             f"{name} evaluates the model on the batch: call "
             "update(updates, state, params, batch=(inputs, targets))."
         )
     check_not_explicit(name, batch)
+    if params is not None:
+        collectives.check_named(params, (batch, args), axis_name)
     leaves = jax.tree.leaves(batch)
     sizes = {leaf.shape[0] for leaf in leaves if leaf.ndim}
     if len(sizes) != 1 or any(leaf.ndim == 0 for leaf in leaves):
@@ -115,14 +127,14 @@ def require_batch(name: str, batch: Tree) -> int:
     return sizes.pop()
 
 
-def require_pair(name: str, batch: Tree) -> int:
-    """The number of examples of a ``batch`` of inputs and targets."""
+def require_pair(name: str, batch: Tree, *differentiated: Any) -> int:
+    """As [`require_batch`][], of a ``batch`` of inputs and targets."""
     if batch is not None and not (isinstance(batch, tuple | list) and len(batch) == 2):
         raise TypeError(
             f"{name} takes batch=(inputs, targets), got a {type(batch).__name__}: write "
             'batch=(batch["inputs"], batch["targets"]), or whatever yours are called.'
         )
-    return require_batch(name, batch)
+    return require_batch(name, batch, *differentiated)
 
 
 def check_not_explicit(name: str, batch: Tree) -> None:

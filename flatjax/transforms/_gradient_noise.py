@@ -120,7 +120,7 @@ def gradient_noise(
     def draw(key, updates, params, count, batch, args):
         if needs_loss:
             check_trees("gradient_noise", updates, params)
-            base.require_batch("gradient_noise", batch)
+            base.require_batch("gradient_noise", batch, params, args, axis_name)
         if kind == "gradient":
             noise = _from_gradients(key, each, params, batch, args, axis_name)
         else:

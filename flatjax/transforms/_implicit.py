@@ -93,7 +93,7 @@ def implicit_gradient_regularization(
     mean = callables.mean_loss(loss_fn)
 
     def term(at):
-        base.require_batch(name, at.batch)
+        base.require_batch(name, at.batch, at.params, at.args, axis_name)
         halves = split(at.batch, 2, "halves")
 
         def of_half(index):
@@ -192,7 +192,7 @@ def stochastic_implicit_gradient_regularization(
     parts, mean = base.static_int("micro_batches", micro_batches), callables.mean_loss(loss_fn)
 
     def term(at):
-        base.require_batch(name, at.batch)
+        base.require_batch(name, at.batch, at.params, at.args, axis_name)
 
         def one(index, part, within):
             args = at.args if parts == 1 else prng.fold(at.args, index)

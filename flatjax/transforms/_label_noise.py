@@ -106,7 +106,7 @@ def label_noise(
 
     def draw(key, updates, params, count, batch, args):
         check_trees("label_noise", updates, params)
-        n = base.require_pair("label_noise", batch)
+        n = base.require_pair("label_noise", batch, params, args, axis_name)
         inputs, targets = batch
         keys = base.keys_of_examples(key, n, axis_name)
         here = collectives.varying(params, axis_name)

@@ -37,7 +37,7 @@ def model_penalty(
     size = None if sub_batch is None else base.static_int("sub_batch", sub_batch)
 
     def on_sub_batch(at):
-        base.require_pair(name, at.batch)
+        base.require_pair(name, at.batch, at.params, at.args, axis_name)
         offset_key, key = jax.random.split(at.key)
         inputs, targets = sub_sample(at.batch, size, offset_key, axis_name)
 

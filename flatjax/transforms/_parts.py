@@ -113,6 +113,7 @@ class LossOverParts:
             if not args and (self.groups > 1 or self.accumulate > 1):
                 raise TypeError("groups and accumulate cut the batch: pass it by position.")
             callables.check_params("loss_fn", params)
+            collectives.check_named(params, (args, kwargs), self.axis_name)
             (value, extra), grads = self.run(group, params, args, kwargs)
             self.check_normaliser(value, params, args, kwargs)
             return ((value, extra), grads) if self.has_aux else (value, grads)

@@ -121,6 +121,8 @@ def sam(
 
         def problem(params, radius, /, batch=None, args=(), grad_fn=None, value_fn=None, **extra):
             del extra
+            if loss_fn is not None:
+                base.require_batch("sam(groups=...)", batch, params, args, axis_name)
             value, local = losses(batch, args, grad_fn, value_fn)
 
             def perturbed(incoming):
@@ -159,7 +161,6 @@ def _group_losses(
     Both come with the weight of that part.
     """
     if loss_fn is not None:
-        base.require_batch("sam(groups=...)", batch)
         mean = callables.mean_loss(loss_fn)
 
         def value(params, part, index):

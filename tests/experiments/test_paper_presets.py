@@ -31,7 +31,7 @@ FEW = {"measured": 2, "batch_size": 10, "every": 4, "parts": 2}
 FEWER: dict[str, dict[str, Any]] = {
     "ensembles": {"members": 16},
     "fast_ensembling": {"members": 2, "train_size": 20, "test_size": 10},
-    "grokking": {"modulus": 97},
+    "grokking": {"modulus": 97, "fraction": 0.05, "other_fractions": (0.1,), "small_batch": 64},
     "lm_spectrum": {"data": "pydoc"},  # with all tokens, in a decoder that is smaller than GPT-2
     "mode_connectivity": {"train_size": 20, "test_size": 10},
     "scale_invariance": {"regimes": (1e-3, 0.03, 1.0)},

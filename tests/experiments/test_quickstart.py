@@ -275,6 +275,10 @@ def test_an_mlp_is_told_of_where_another_network_is_named(options, tmp_path, cap
         assert ("which --network mlp takes" in capsys.readouterr().err) is told
     mlp_options = ["--network", "mlp", "--checkpoint", path, "--out", str(tmp_path)]
     assert main([*options, *mlp_options]) == 1
+    assert "In which order its layers a0, b0 stand" in capsys.readouterr().err
+    params["a0"]["scale"] = params["a0"].pop("bias")
+    mlp_options[3] = saved(tmp_path, params)
+    assert main([*options, *mlp_options]) == 1
     assert "mlp takes dense layers alone" in capsys.readouterr().err
 
 

@@ -185,3 +185,53 @@ def test_intervals_cover_the_truth(estimator):
 def test_bad_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def without_a_basis(seed, **options):
+    return linalg.spectral_density(
+        OP, key=jax.random.key(seed), structure=STRUCTURE, reorthogonalize="none", **options
+    )
+
+
+def test_copies_share_the_weight_of_their_eigenvalue():
+    options = {"num_probes": 2, "num_steps": 60, "deflation_steps": 0}
+    full = linalg.spectral_density(OP, **options, **OPTIONS)
+    none = without_a_basis(1, num_probes=2, num_steps=60)
+    assert none.num_exact == 0
+    for found, several in ((full, False), (none, True)):
+        near = np.abs(np.asarray(found.nodes) - 20.0) < 1e-3
+        assert (near.sum(axis=1) > 1).all() == several
+        np.testing.assert_allclose(found.weights.sum(), 1, rtol=1e-5)
+    mass = [
+        np.where(np.abs(d.nodes - 20) < 1e-3, d.node_weights, 0).sum(axis=1) for d in (full, none)
+    ]
+    np.testing.assert_allclose(*mass, atol=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"deflation_steps": 12}])
+def test_bands_without_a_basis_cover_the_truth(options):
+    inside, distances = [], []
+    for seed in range(8):
+        found = without_a_basis(seed, num_probes=4, num_steps=20, **options)
+        truth = np.searchsorted(VALUES, found.grid) / N
+        low, high = np.asarray(found.cdf_band, np.float64)
+        inside.append((truth >= low - 1e-6) & (truth <= high + 1e-6))
+        assert low[-1] > 0.99  # beyond all nodes only the law of probes is left
+        distances.append(wasserstein_distance(VALUES, found.atoms, None, found.weights))
+    # Nearly all of the grid lies between some five outliers: some forty trials.
+    assert np.mean(inside) > 0.95
+    assert np.mean(distances) < 0.15
+
+
+def test_a_function_without_a_basis():
+    f = lambda x: jnp.exp(-jnp.square(x))  # noqa: E731
+    options = {"num_steps": 16, "reorthogonalize": "none", **OPTIONS}
+    found = linalg.trace_of_function(OP, f, **options)
+    assert int(found.num_products) == 8 * 16
+    low, high = found.interval
+    assert low < np.exp(-(VALUES**2)).sum() < high
+    op = jax.tree_util.Partial(matvec, jnp.asarray(rotated(np.abs(VALUES)), jnp.float32))
+    low, high = linalg.logdet(op, **options).interval
+    assert low < np.log(np.abs(VALUES)).sum() < high
+    with pytest.raises(ValueError, match="reorthogonalize"):
+        linalg.logdet(op, **{**options, "reorthogonalize": "twice"})

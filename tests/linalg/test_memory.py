@@ -7,10 +7,12 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from flatjax import _trees as trees
-from flatjax.linalg import lanczos
+from flatjax.linalg import eigsh, lanczos
 from flatjax.linalg.krylov import _restarts as restarts
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.vectors import _basis as bases
+from flatjax.linalg.vectors import _blocks as blocks
+from flatjax.linalg.vectors import _rotations as rotations
 
 M = 80
 STRUCTURE = {
@@ -48,18 +50,66 @@ def test_a_traced_run_holds_its_basis_once(m):
     assert vectors_beside(compiled) <= m + max(0.3 * m, 8)
 
 
-def test_a_restart_needs_the_kept_vectors():
-    keep = 12
-    coefficients = jnp.zeros((M, keep))
-    numbers = np.int32(3), np.int32(keep + 1), np.bool_(True)
-    arguments = state_of(STRUCTURE, M), coefficients, *numbers
-    compiled = restarts._rotate.lower(*arguments).compile()
-    assert vectors_beside(compiled) <= keep + 0.15 * M
+LONG = 64 * blocks.BLOCK + 5
+
+
+def shapes(*rows):
+    return tuple(jax.ShapeDtypeStruct((m, LONG), jnp.float32) for m in rows)
+
+
+def long_state(*rows):
+    """The shapes of a run on one flat vector, its basis of one part or several."""
+    state = jax.eval_shape(lambda: state_of(jnp.zeros(LONG), sum(rows)))
+    return state if len(rows) == 1 else state._replace(basis=bases.Basis(shapes(*rows)))
+
+
+@pytest.mark.parametrize("rows", [(48,), (16, 16, 32)])
+def test_a_step_needs_two_vectors_beside_basis_vector_and_product(rows):
+    # So a run holds four beside its basis.
+    compiled = krylov._compiled_step.lower(long_state(*rows), shapes(1)[0].update(shape=(LONG,)))
+    assert vectors_beside(compiled.compile()) * SIZE / LONG < 2.1
+
+
+def test_a_restart_is_in_place():
+    numbers = jnp.zeros((48, 12)), np.int32(3), np.int32(15), np.bool_(True)
+    compiled = restarts._rotate.lower(long_state(48), *numbers).compile()
+    # The row that the next vector takes the place of, a vector; and blocks.
+    assert vectors_beside(compiled) * SIZE / LONG < 3
+
+
+def test_combinations_of_parts_need_blocks_beside_themselves():
+    basis, c = bases.Basis(shapes(16, 16, 32)), jnp.zeros((64, 10))
+    combined = jax.jit(lambda basis, c: rotations.combine_in_parts(basis, c, (4, 6)))
+    assert vectors_beside(combined.lower(basis, c).compile()) * SIZE / LONG < 10 + 3
+
+
+def test_a_run_holds_a_vector_and_a_product_beside_its_basis(monkeypatch):
+    n, held, step = 4099, [], krylov._compiled_step
+
+    def counted(state, w):
+        found = [a.size // n for a in jax.live_arrays() if a.ndim and a.shape[-1] == n]
+        held.append(sum(found))
+        return step(state, w)
+
+    monkeypatch.setattr(krylov, "_compiled_step", counted)
+    like = jax.ShapeDtypeStruct((n,), jnp.float32)
+    eigsh(
+        lambda v: jnp.linspace(0.0, 1.0, n) * v,
+        2,
+        key=jax.random.key(0),
+        max_basis=8,
+        structure=like,
+        max_products=30,
+    )
+    assert len(held) > 20
+    assert max(held[1:]) == 8 + 2
 
 
 def test_a_random_vector_is_injected_in_place():
     # Its other program is that of a step, which is above.
-    compiled = krylov._before_injection.lower(state_of(STRUCTURE, M), np.int32(3)).compile()
+    state = state_of(STRUCTURE, M)
+    arguments = state.basis, state.vector, state.betas, np.int32(3)
+    compiled = krylov._before_injection.lower(*arguments).compile()
     assert vectors_beside(compiled) <= 0.15 * M
 
 
@@ -90,3 +140,13 @@ def test_the_basis_is_sharded_as_the_params_and_a_pass_is_one_reduction():
     started = [line for line in lines if " all-reduce(" in line or " all-reduce-start(" in line]
     assert len(started) == 1
     assert not any(" all-gather(" in line or " all-to-all(" in line for line in lines)
+
+
+def test_a_basis_of_half_the_bytes_is_never_there_in_float32():
+    state = jax.eval_shape(lambda: krylov.start(jnp.zeros(LONG), 48, jax.random.key(0), "bfloat16"))
+    assert state.basis.dtype.itemsize == 2
+    compiled = krylov._compiled_step.lower(state, shapes(1)[0].update(shape=(LONG,))).compile()
+    assert vectors_beside(compiled) * SIZE / LONG < 2 + 2
+    numbers = jnp.zeros((48, 12)), np.int32(3), np.int32(15), np.bool_(True)
+    compiled = restarts._rotate.lower(state, *numbers).compile()
+    assert vectors_beside(compiled) * SIZE / LONG < 4

@@ -51,6 +51,19 @@ def _first_order_bwd(x, g):
 first_order.defvjp(lambda x: (jnp.tanh(x), x), _first_order_bwd)
 
 
+@jax.custom_jvp
+def both_rules(x):
+    """tanh with a forward and a reverse rule, as a kernel has them: each is opaque itself."""
+    return jnp.tanh(x)
+
+
+@both_rules.defjvp
+def _both_rules_jvp(primals, tangents):
+    slope = lambda x, t: t * (1 - jnp.square(jnp.tanh(x)))  # noqa: E731
+    rule = jax.custom_derivatives.linear_call(slope, slope, *primals, *tangents)
+    return both_rules(*primals), rule
+
+
 def model(activation):
     def apply(params, x):
         return affine(params["out"], activation(affine(params["hidden"], x)))
@@ -58,11 +71,12 @@ def model(activation):
     return apply
 
 
-MODELS = {f.__name__: model(f) for f in (reverse_only, twice_reverse, first_order)}
+MODELS = {f.__name__: model(f) for f in (reverse_only, twice_reverse, first_order, both_rules)}
 EXPECTED = {
     "reverse_only": ("forward-over-reverse", "double-vjp"),
     "twice_reverse": ("reverse-over-reverse", "double-vjp"),
     "first_order": ("central-difference", None),
+    "both_rules": ("central-difference", "jvp"),
 }
 
 

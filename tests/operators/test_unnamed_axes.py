@@ -110,6 +110,46 @@ def test_the_batch(name):
         inside(body, W, (X, Y), specs=(P(), P("data")))
 
 
+def mean_loss(w, batch):
+    return losses_fn(w, batch).mean()
+
+
+def of_oracle(make, w, batch):
+    return make(mean_loss)(w, batch)
+
+
+def of_update(tx, w, batch):
+    return tx.update(w, tx.init(w), w, batch=batch)
+
+
+UPDATES = {
+    "fisher_penalty": flatjax.fisher_penalty(model, LOSS, coef=0.1),
+    "halves": flatjax.implicit_gradient_regularization(0.1, loss_fn=mean_loss, estimator="halves"),
+    "micro_batches": flatjax.stochastic_implicit_gradient_regularization(
+        0.1, loss_fn=mean_loss, micro_batches=2
+    ),
+    "gradient_noise": flatjax.gradient_noise(0.1, covariance="gradient", loss_fn=losses_fn),
+    "label_noise": flatjax.label_noise(model, LOSS, scale=0.1),
+    "groups": flatjax.sam(groups=2, loss_fn=mean_loss, check=False),
+}
+ENTRIES_OF_TRANSFORMS = {
+    "sam_value_and_grad": functools.partial(
+        of_oracle, lambda f: flatjax.sam_value_and_grad(f, rho=0.1)
+    ),
+    "penalty_value_and_grad": functools.partial(
+        of_oracle, lambda f: flatjax.penalty_value_and_grad(f, coef=0.1)
+    ),
+    **{name: functools.partial(of_update, tx) for name, tx in UPDATES.items()},
+}
+
+
+@pytest.mark.parametrize("name", ENTRIES_OF_TRANSFORMS)
+def test_the_batch_of_a_transform(name):
+    body = functools.partial(zero, ENTRIES_OF_TRANSFORMS[name])
+    with pytest.raises(ValueError, match=r"vary over the mesh axes 'data'.*axis_name='data'"):
+        inside(body, W, (X, Y), specs=(P(), P("data")))
+
+
 @pytest.mark.parametrize("name", ["hessian", "ggn", "sampled", "gradient_covariance", "loss_along"])
 def test_arguments_and_weights(name):
     entry, text = ENTRIES[name], r"vary over the mesh axes 'data'"

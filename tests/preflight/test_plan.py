@@ -241,3 +241,14 @@ def test_what_cannot_be_timed_is_refused():
         plan(shapes, budget_bytes=10**9, max_probes=1, time=True)
     with pytest.raises(TypeError, match="call plan outside jit"):
         jax.jit(lambda: plan(HESSIAN, budget_bytes=10**9, max_probes=1, time=True))()
+
+
+def test_what_a_product_leaves_for_a_basis(sizes):
+    product, residuals, linear = sizes
+    ample = plan(HESSIAN, budget_bytes=10**7, max_probes=1)
+    assert ample.basis_bytes == 10**7 - residuals - linear
+    assert ample.max_basis == min(HESSIAN.size, ample.basis_bytes // VECTOR - 4)
+    reserved = plan(HESSIAN, budget_bytes=10**7, max_probes=1, reserve_vectors=3)
+    assert reserved.basis_bytes == ample.basis_bytes - 3 * VECTOR
+    none = plan(HESSIAN, budget_bytes=product // 100, max_probes=1)
+    assert (none.basis_bytes, none.max_basis) == (0, 0)

@@ -85,6 +85,12 @@ def load_own(
         train, test = split_rows(len(targets), test_fraction, seed, str(path))
         inputs, test_inputs = inputs[train], inputs[test]
         targets, test_targets = targets[train], targets[test]
+    smallest = min(targets.min(), test_targets.min())
+    if smallest > 0:
+        raise BadData(
+            f"{path}: targets must be classes counted from 0, the smallest is {smallest}: "
+            "subtract it"
+        )
     num_classes = int(max(targets.max(), test_targets.max())) + 1
     return Examples(inputs, targets, test_inputs, test_targets, num_classes, pixels)
 

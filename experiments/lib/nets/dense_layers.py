@@ -25,15 +25,9 @@ def dense_layers(params: Any) -> Layers | None:
     do not in that order, they are in the only one in which they do: flax counts nested calls,
     `nn.Dense(10)(nn.relu(nn.Dense(20)(x)))`, from the outermost.
     """
-    if not isinstance(params, dict) or not params:
+    if not all_dense(params):
         return None
     layers = sorted(params.items(), key=lambda item: _number(item[0]))
-    for _, layer in layers:
-        if not isinstance(layer, dict) or set(layer) != {"kernel", "bias"}:
-            return None
-        kernel, bias = np.shape(layer["kernel"]), np.shape(layer["bias"])
-        if len(kernel) != 2 or bias != kernel[1:]:
-            return None
     sizes = [np.shape(layer["kernel"]) for _, layer in layers]
     if all(before[1] == after[0] for before, after in itertools.pairwise(sizes)):
         return layers
@@ -41,6 +35,19 @@ def dense_layers(params: Any) -> Layers | None:
         return None  # which of two alike comes first, no shape tells
     orders = list(itertools.islice(_chains(layers), 2))
     return orders[0] if len(orders) == 1 else None
+
+
+def all_dense(params: Any) -> bool:
+    """Whether there is nothing but dense layers, in whatever order."""
+    if not isinstance(params, dict) or not params:
+        return False
+    for layer in params.values():
+        if not isinstance(layer, dict) or set(layer) != {"kernel", "bias"}:
+            return False
+        kernel, bias = np.shape(layer["kernel"]), np.shape(layer["bias"])
+        if len(kernel) != 2 or bias != kernel[1:]:
+            return False
+    return True
 
 
 def widths(layers: Layers) -> tuple[int, ...]:

@@ -20,9 +20,9 @@ from flatjax._watching import SILENT, Watch
 from flatjax.linalg.krylov import _certificates as certificates
 from flatjax.linalg.krylov import _ritz as ritz
 from flatjax.linalg.vectors import _arguments as arguments
-from flatjax.linalg.vectors import _basis as bases
 from flatjax.linalg.vectors import _orthonormal as orthonormal
 from flatjax.linalg.vectors import _probes as probes
+from flatjax.linalg.vectors import _rotations as rotations
 from flatjax.operators._base import Operator
 
 
@@ -31,12 +31,9 @@ def _rows(basis: Tree, start: jax.Array, count: int) -> Tree:
     return jax.tree.map(lambda b: jax.lax.dynamic_slice_in_dim(b, start, count, 0), basis)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _rotate(basis: Tree, coefficients: jax.Array) -> Tree:
-    def leaf(b, new):
-        return jax.lax.dynamic_update_slice_in_dim(jnp.zeros_like(b), new, 0, 0)
-
-    return jax.tree.map(leaf, basis, bases.combine(basis, coefficients))
+@functools.partial(jax.jit, donate_argnums=0, static_argnums=2)
+def _rotate(basis: Tree, coefficients: jax.Array, whole: bool) -> Tree:
+    return rotations.rotated(basis, coefficients, jnp.int32(0), whole=whole)
 
 
 def _products(op: Operator, basis: Tree, start: Any, count: int) -> list[Tree]:
@@ -128,7 +125,8 @@ class _Run:
         columns = np.zeros((self.capacity, kept + self.block))
         columns[:, :kept] = chosen
         columns[self.tail, kept:] = np.eye(self.block)
-        self.basis = _rotate(self.basis, jnp.asarray(columns, trees.dtype(self.op.structure)))
+        columns = jnp.asarray(columns, trees.dtype(self.op.structure))
+        self.basis = _rotate(self.basis, columns, rotations.is_shared(self.basis))
         coupling, valid = self.h[self.tail] @ chosen, self.valid[self.tail].copy()
         self.h[:] = 0
         self.h[np.arange(kept), np.arange(kept)] = self.values[keep]

@@ -15,6 +15,7 @@ from flatjax._trees import Tree
 from flatjax.linalg.krylov import _ritz as ritz
 from flatjax.linalg.vectors import _basis as bases
 from flatjax.linalg.vectors import _probes as probes
+from flatjax.linalg.vectors import _rotations as rotations
 from flatjax.operators._base import Operator
 
 
@@ -109,6 +110,62 @@ def certify(
     return _gaps(product(vector), value, vector, probe, product(probe))
 
 
+@functools.partial(jax.jit, donate_argnums=0)
+def _put(images, i, w):
+    return bases.set_row(images, i, w)
+
+
+@jax.jit
+def _projected(vectors, images, probe, probe_product):
+    """Gram matrix, projected operator and, for every vector, the symmetry gap with a probe."""
+    gap = bases.coefficients(images, probe)[0] - bases.coefficients(vectors, probe_product)[0]
+    return bases.gram(vectors, vectors), bases.gram(vectors, images), gap
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _turned(vectors, c):
+    return rotations.rotated(vectors, c, jnp.int32(0))
+
+
+def refined(
+    op: Operator, vectors: Tree, key: jax.Array
+) -> tuple[np.ndarray, Tree, np.ndarray, float]:
+    r"""The pairs of the operator on the span of some vectors, by Rayleigh and Ritz.
+
+    For vectors that no Krylov relation stands behind, or only one with roundings of its own.
+
+    Args:
+      op: the operator.
+      vectors: k independent vectors, a tree with a leading axis, which is consumed.
+      key: a PRNG key for the vector with which the noise of a product is measured.
+
+    Returns:
+      The values, descending, orthonormal vectors, the norms of their residuals and the noise of a
+      product. Costs ``k + 1`` products and k vectors of memory.
+    """
+    product, k = loops.product(op), bases.size(vectors)
+    images = trees.zeros(op.structure, (k,))
+    for i in range(k):
+        images = _put(images, np.int32(i), product(ritz.row(vectors, np.int32(i))))
+    probe = probes.probe(key, op.structure, "normal")
+    numbers = jax.device_get(_projected(vectors, images, probe, product(probe)))
+    gram, projected, gaps = (np.asarray(a, np.float64) for a in numbers)
+    noise = float(np.sqrt(np.square(gaps).mean()))
+    if not all(np.isfinite(a).all() for a in (gram, projected, gaps)):
+        return np.full(k, np.nan), vectors, np.full(k, np.nan), np.nan
+    inverse = np.linalg.inv(np.linalg.cholesky(gram))
+    values, inner = ritz.eigh(inverse @ ((projected + projected.T) / 2) @ inverse.T)
+    c = (inverse.T @ inner)[:, ::-1].astype(trees.dtype(op.structure))
+    values, vectors, images = values[::-1], _turned(vectors, c), _turned(images, c)
+    residuals = [
+        _residual(ritz.row(images, i), np.asarray(value, c.dtype), ritz.row(vectors, i))
+        for i, value in zip(np.arange(k, dtype=np.int32), values, strict=True)
+    ]
+    # A product is taken for exact by the residual that it gives.
+    residuals = np.hypot(np.asarray(jax.device_get(residuals), np.float64), noise)
+    return values, vectors, residuals, noise
+
+
 @functools.partial(jax.jit, static_argnums=2)
 def noise_floor(norm: Any, noise: Any, lost: float) -> jax.Array:
     """The size below which an eigenvalue is noise: twice a product's, at least 8 rounding errors.
@@ -148,7 +205,8 @@ class Eigenpairs(NamedTuple):
         of a combination of all vectors, has shown that relation to be wrong by; of a pair that the
         search for missed ones has found, and of `power_iteration`, by a product of its own.
       converged: ``(k,)`` booleans: the residual is at most ``tol`` times the value's magnitude, or
-        below the noise floor.
+        no more products can make it so: it is below the noise floor, and so is the value, or below
+        a tenth of the value.
       resolved: ``(k,)`` booleans: the value's magnitude is above the noise floor. Print the others
         as "< floor": their sign means nothing.
       num_products: the number of products spent, those of the certificate included.
@@ -180,10 +238,26 @@ class Eigenpairs(NamedTuple):
     stopped: str | None = None
 
 
+def allowed(size: Any, floor: Any, tol: Any, xp: Any = np) -> Any:
+    """The residuals of pairs that have converged: by the tolerance, or by the noise.
+
+    Where the noise is beyond a tenth of a value that is above it, nothing has: the noise of a
+    product is that of derivatives that are no derivatives, or of data that change.
+
+    Args:
+      size: the magnitudes of the values.
+      floor: their noise floor.
+      tol: the tolerance.
+      xp: NumPy, or ``jax.numpy``.
+    """
+    noise = xp.where(size > floor, xp.minimum(floor, size / 10), floor)
+    return xp.maximum(tol * size, noise)
+
+
 @jax.jit
 def _judge(values, residuals, floor, tol, whole):
     size = jnp.abs(values)
-    return whole & (residuals <= jnp.maximum(tol * size, floor)), size > floor
+    return whole & (residuals <= allowed(size, floor, tol, jnp)), size > floor
 
 
 def judged(

@@ -18,6 +18,7 @@ from flatjax.linalg.vectors import _arguments as arguments
 from flatjax.linalg.vectors import _basis as bases
 from flatjax.linalg.vectors import _flat as flat
 from flatjax.linalg.vectors import _probes as probes
+from flatjax.linalg.vectors import _rotations as rotations
 from flatjax.operators._base import Operator
 
 # The relative residual up to which a Ritz value is taken for one eigenvalue. A looser one stands
@@ -91,10 +92,7 @@ def converged(
     """
     last = min(op.size, max_steps if num_steps is None else num_steps)
     if resume is None:
-        v0 = probes.probe(key, op.structure, "normal")
-        image = arguments.first_product(op, v0)
-        state, image, _ = krylov.begin(v0, image, krylov.first_rows(op.size, last), key)
-        state, spent = krylov.run(op, state, 1, image), 1
+        state, spent = _begun(op, key, last), 1
     else:
         saved.check_run(resume.run, op.structure)
         saved.check_operator(2 * _departure(op, resume.run), float(resume.noise_floor))
@@ -129,6 +127,14 @@ def converged(
         state, chunk = krylov.watched(op, state, chunk, watch, report)
         spent += chunk
     return state, spent
+
+
+def _begun(op: Operator, key: jax.Array, last: int) -> krylov.Krylov:
+    """A run after its first step. In a frame of its own, with which its vectors go."""
+    v0 = probes.probe(key, op.structure, "normal")
+    image = arguments.first_product(op, v0)
+    state, image, _ = krylov.begin(v0, image, krylov.first_rows(op.size, last), key)
+    return krylov.run(op, state, 1, image)
 
 
 def _departure(op: Operator, run: krylov.Krylov) -> float:
@@ -179,7 +185,9 @@ def found(state: krylov.Krylov, k: int, num_bottom: int, tol: float, size: int) 
     )  # few programs
     columns[: len(s), : len(index)] = s[:, index]
     columns[: len(s), len(index) : len(index) + len(exact)] = s[:, exact]
-    vectors, exact_vectors = _combined(state.basis, columns.astype(dtype), len(index))
+    sizes = (len(index), columns.shape[1] - len(index))
+    whole = rotations.is_shared(state.basis)
+    vectors, exact_vectors = _combined(state.basis, columns.astype(dtype), sizes, whole)
     return Extremes(
         num_top=k,
         values=values[index],
@@ -194,14 +202,11 @@ def found(state: krylov.Krylov, k: int, num_bottom: int, tol: float, size: int) 
     )
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _combined(basis, coefficients, count):
-    """The first combinations and the others, in one pass over the basis; ``None`` for no others."""
-    vectors = bases.combine(basis, coefficients)
-    first, rest = (
-        jax.tree.map(lambda a, s=s: a[s], vectors) for s in (slice(count), slice(count, None))
-    )
-    return first, rest if coefficients.shape[1] > count else None
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _combined(basis, coefficients, sizes, whole):
+    """The first combinations and the others; ``None`` for no others."""
+    first, rest = rotations.combine_in_parts(basis, coefficients, sizes, whole=whole)
+    return first, rest if sizes[1] else None
 
 
 def _start(values, weights, exact, size):
@@ -243,7 +248,7 @@ def certified(
     """
     # The Lanczos estimate of the residual does not know the noise of the products.
     residuals = np.hypot(found.residuals, noise)
-    good = residuals <= np.maximum(tol * np.abs(found.values), floor)
+    good = residuals <= certificates.allowed(np.abs(found.values), floor, tol)
     resolved, dtype = np.abs(found.values) > floor, trees.dtype(found.vectors)
     placed = jax.device_put  # a conversion on the device would be a program to compile
 

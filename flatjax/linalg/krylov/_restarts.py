@@ -21,32 +21,27 @@ from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.krylov._search import Search
 from flatjax.linalg.vectors import _arguments as arguments
 from flatjax.linalg.vectors import _basis as bases
+from flatjax.linalg.vectors import _rotations as rotations
 from flatjax.operators._base import Operator
 
 
-@functools.partial(jax.jit, donate_argnums=0)
+@functools.partial(jax.jit, donate_argnums=0, static_argnames="whole")
 def _rotate(
     state: krylov.Krylov,
     coefficients: jax.Array,
     first: jax.Array,
     filled: jax.Array,
     goes_on: jax.Array,
+    *,
+    whole: bool = False,
 ) -> krylov.Krylov:
     """Replace the rows from ``first`` on by combinations of all, followed by ``state.vector``.
 
     Where the run does not go on from that vector, it is zero. The vector is put at row ``filled``;
     columns of coefficients that reach beyond are zero: one compiled program serves every restart.
+    Rows beyond are zero too, or they would enter the next Gram-Schmidt pass.
     """
-    rows = bases.combine(state.basis, coefficients)
-
-    def leaf(b, new):
-        # Rows beyond must be zero, or they would enter the next Gram-Schmidt pass.
-        before = jnp.arange(b.shape[0], dtype=first.dtype) < first
-        before = before.reshape(-1, *(1,) * (b.ndim - 1))
-        b = jnp.where(before, b, jnp.zeros_like(b))
-        return jax.lax.dynamic_update_slice_in_dim(b, new, first, 0)
-
-    basis = jax.tree.map(leaf, state.basis, rows)
+    basis = rotations.rotated(state.basis, coefficients, first, whole=whole)
     vector = jax.tree.map(lambda x: jnp.where(goes_on, x, jnp.zeros_like(x)), state.vector)
     return state._replace(
         basis=bases.set_row(basis, filled, vector),
@@ -121,9 +116,9 @@ class Run:
     def advance(self, steps: int) -> None:
         first = self.filled
         # Without the first product `run` checks its structure: as long as a short product.
-        w = self.w if self.w is not None or self.on_device else self.product(self.state.vector)
-        self.state = krylov.run(self.op, self.state, steps, w)
-        self.w = None
+        if self.w is None and not self.on_device:
+            self.w = self.product(self.state.vector)
+        self.state = krylov.run(self.op, self.state, steps, self._taken())
         self.products += steps
         self.filled += steps
         alphas, betas, scale = ritz.to_host((self.state.alphas, self.state.betas, self.state.scale))
@@ -132,6 +127,15 @@ class Run:
             if i + 1 < self.capacity:
                 self.matrix[i, i + 1] = self.matrix[i + 1, i] = betas[i] * scale
         self.beta = betas[self.filled - 1] * scale
+
+    def forget(self) -> None:
+        """Hold no vector any more."""
+        self.state = self.state._replace(basis=None, vector=None)
+
+    def _taken(self) -> Tree:
+        """The product of the next step, which is not held here any more."""
+        w, self.w = self.w, None
+        return w
 
     def solve(self) -> Pairs:
         """All pairs, the frozen ones first."""
@@ -171,6 +175,7 @@ class Run:
             np.int32(first),
             np.int32(self.filled),
             np.bool_(goes_on),
+            whole=rotations.is_shared(self.state.basis),
         )
         self.matrix[:] = 0
         self.start = np.eye(self.capacity, self.filled)[:, first:] @ (columns.T @ self.start)

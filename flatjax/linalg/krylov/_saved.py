@@ -186,8 +186,8 @@ def restored(kind: type[State], given: Any, structure: Tree) -> State:
         return given
     if not isinstance(given, Mapping):
         raise TypeError(
-            f"resume must be a {kind.__name__} (the state of an earlier call) or the mapping of "
-            f"its fields that a checkpoint gives back, got {type(given).__name__}."
+            f"resume must be of type {kind.__name__} (the state of an earlier call) or the mapping "
+            f"of its fields that a checkpoint gives back, got {type(given).__name__}."
         )
     found = _named(given)
     parts = len({part for name in found for part in re.findall(r"\bbasis/parts/(\d+)", name)})

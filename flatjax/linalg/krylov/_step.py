@@ -23,6 +23,7 @@ from flatjax._trees import Tree
 from flatjax._watching import Watch
 from flatjax.linalg.vectors import _arguments as arguments
 from flatjax.linalg.vectors import _basis as bases
+from flatjax.linalg.vectors import _blocks as blocks
 from flatjax.operators._base import Operator
 
 # The Krylov space is exhausted where beta <= 64 eps |T|. A larger constant (sqrt(eps) is common)
@@ -39,6 +40,8 @@ _MAX_PASSES = 4
 FIRST = 32
 # Up to so many numbers it begins with all rows that it may need: 4 MB stay in a CPU's cache.
 SMALL = 1 << 20
+# Vectors above so many numbers (64 MB) are more dear than programs: so many rows more each time.
+_LARGE, _FEW = 1 << 24, 16
 CHECK_EVERY = 8  # steps between two looks of the host at the coefficients
 
 
@@ -69,15 +72,25 @@ class Krylov(NamedTuple):
     seed: jax.Array
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def start(v0: Tree, capacity: int, key: jax.Array) -> Krylov:
-    """The state before the first step, from a unit vector."""
+def start(v0: Tree, capacity: int, key: jax.Array, basis_dtype: Any = None) -> Krylov:
+    """The state before the first step, from a unit vector.
+
+    With a ``basis_dtype`` every vector of the run is rounded to it, not only where it is stored:
+    what is multiplied is the row itself. So rounding enters the Lanczos relation in units of the
+    couplings, which behind the first few steps are those of the bulk, and not of the norm.
+    """
+    return _start(v0, capacity, key, basis_dtype)  # one program, whether or not a dtype is given
+
+
+@functools.partial(jax.jit, static_argnums=(1, 3))
+def _start(v0, capacity, key, basis_dtype):
     scalar = trees.dtype(v0)
-    empty = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), x.dtype), v0)
+    stored = None if basis_dtype is None else blocks.stored_in(basis_dtype)
+    empty = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), stored or x.dtype), v0)
     return Krylov(
         basis=bases.set_row(empty, 0, v0),
         # A copy: the run consumes its buffers, and these are not its own.
-        vector=jax.tree.map(jnp.copy, v0),
+        vector=bases.rounded(empty, jax.tree.map(jnp.copy, v0)),
         alphas=jnp.zeros(capacity, scalar),
         betas=jnp.zeros(capacity, scalar),
         breakdown=jnp.zeros(capacity, bool),
@@ -108,7 +121,9 @@ def begin(v0: Tree, w: Tree, capacity: int, key: jax.Array) -> tuple[Krylov, Tre
 
 def first_rows(size: int, last: int) -> int:
     """The rows to begin a run of at most ``last`` steps with: see `FIRST`."""
-    return last if size * last <= SMALL else min(last, FIRST)
+    if size * last <= SMALL:
+        return last
+    return min(last, FIRST if size <= _LARGE else _FEW)
 
 
 def with_room(state: Krylov, last: int) -> Krylov:
@@ -116,7 +131,8 @@ def with_room(state: Krylov, last: int) -> Krylov:
     rows = state.alphas.shape[0]
     if int(state.step) < rows:
         return state
-    more = min(max(rows, FIRST), last - rows)
+    more = max(rows, FIRST) if trees.size(state.vector) <= _LARGE else _FEW
+    more = min(more, last - rows)
     longer: dict[str, Any] = {  # on the host: no program to compile
         name: np.pad(jax.device_get(getattr(state, name)), (0, more))
         for name in ("alphas", "betas", "breakdown")
@@ -172,7 +188,10 @@ def _step(state: Krylov, w: Tree) -> Krylov:
         # The overlap with the last vector is the one with the largest terms to cancel, and the
         # CPU's matrix-vector product is poor at that: 4e-6 in 5e4 dimensions, 3e-5 in 4e6.
         h = h.at[j].set(trees.vdot(q, carry.w))
-        rest = bases.subtract(carry.w, bases.combine(state.basis, h))
+        # Always so, or not a number: what depends on the norm waits for it, and only where nothing
+        # reads the vector any more does the compiler subtract in place.
+        h = jnp.where(before >= 0, h, before)
+        rest = bases.less(state.basis, carry.w, h)
         after = jnp.maximum(before - jnp.sum(h * h), 0)
         # What is taken from a random vector is none of the operator's.
         alpha = jnp.where(carry.broken, carry.alpha, carry.alpha + h[j])
@@ -200,9 +219,12 @@ def _step(state: Krylov, w: Tree) -> Krylov:
     good = carry.clean & (carry.squared > 0)
     length = jnp.sqrt(jnp.where(good, carry.squared, 1))
     q = trees.scale(jnp.where(good, 1 / length, 0), carry.w)
+    q = bases.rounded(state.basis, q)
     beta = jnp.where(carry.broken, 0, length)
+    # Always so: the row that is replaced is read after the passes, not held during them.
+    following = jnp.where(carry.count >= 0, j + 1, 0)
     return Krylov(
-        basis=bases.set_row(state.basis, j + 1, q),
+        basis=bases.set_row(state.basis, following, q),
         vector=q,
         alphas=lax.dynamic_update_index_in_dim(state.alphas, carry.alpha, j, 0),
         betas=lax.dynamic_update_index_in_dim(state.betas, beta, j, 0),
@@ -235,13 +257,14 @@ _compiled_step = jax.jit(_step, donate_argnums=0)
 copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))
 
 
-@jax.jit
-def _before_injection(state: Krylov, before: jax.Array) -> tuple[Krylov, Tree]:
-    """The state, less its basis, whose next step writes the row after ``before``; and zeros."""
-    betas = state.betas.at[jnp.maximum(before - 1, 0)].set(0)
-    vector = bases.row(state.basis, before)
-    cleared = state._replace(basis=None, vector=vector, betas=betas, step=before)
-    return cleared, trees.zeros(vector)
+@functools.partial(jax.jit, donate_argnums=1, keep_unused=True)
+def _before_injection(
+    basis: Tree, replaced: Tree, betas: jax.Array, before: jax.Array
+) -> tuple[dict[str, Any], Tree]:
+    """What differs in a state whose next step writes the row after ``before``; and zeros."""
+    vector = trees.cast(bases.row(basis, before), replaced)
+    cut = betas.at[jnp.maximum(before - 1, 0)].set(0)
+    return {"vector": vector, "betas": cut, "step": before}, trees.zeros(vector)
 
 
 def inject(state: Krylov, index: ArrayLike) -> Krylov:
@@ -250,8 +273,8 @@ def inject(state: Krylov, index: ArrayLike) -> Krylov:
     It is the step after a product of the row before that is zero. The rows from ``index`` on must
     be zero, and so are the coefficients of the rows before and at ``index - 1`` from here on.
     """
-    cleared, zero = _before_injection(state, index - 1)
-    return _compiled_step(cleared._replace(basis=state.basis), zero)
+    changed, zero = _before_injection(state.basis, state.vector, state.betas, index - 1)
+    return _compiled_step(state._replace(**changed), zero)
 
 
 def run(op: Operator, state: Krylov, num_steps: int, w: Tree = None) -> Krylov:
@@ -281,20 +304,21 @@ def run(op: Operator, state: Krylov, num_steps: int, w: Tree = None) -> Krylov:
 
 def watched(
     op: Operator,
-    state: Krylov,
+    state: Any,
     num_steps: int,
     watch: Watch,
-    report: Callable[[Krylov, int], None],
+    report: Callable[[Any, int], None],
     w: Tree = None,
-) -> tuple[Krylov, int]:
-    """`run` in the chunks of a watch, each followed by ``report(state, steps)``.
+    advance: Callable[..., Any] = run,
+) -> tuple[Any, int]:
+    """`run`, or another one, in the chunks of a watch, each followed by ``report(state, steps)``.
 
     Returns:
       The state, and the steps taken: fewer where the watch has stopped them.
     """
     done = 0
     for first, done in watch.chunks(num_steps, whole=loops.on_device() and not op.host_driven):
-        state, w = run(op, state, done - first, w), None
+        state, w = advance(op, state, done - first, w), None
         if watch.wants():
             report(state, done)
     return state, done

@@ -8,10 +8,10 @@ and another sweep follows.
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from flatjax._trees import Tree
 from flatjax._watching import SILENT, Watch
 from flatjax.linalg.krylov import _certificates as certificates
 from flatjax.linalg.krylov import _ritz as ritz
@@ -19,7 +19,6 @@ from flatjax.linalg.krylov import _saved as saved
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.krylov._restarts import Run
 from flatjax.linalg.krylov._search import Search, least_steps, skipped, thresholds
-from flatjax.operators._base import Operator
 
 # Taken for the rate before there is one: two powers of ten per step.
 _FASTEST = 2 * math.log(10)
@@ -61,11 +60,9 @@ class _Pace:
 
 
 def solve(
-    op: Operator,
+    run: Run,
     k: int,
     which: str,
-    state: krylov.Krylov,
-    w: Tree,
     tol: float,
     budget: int,
     verify: bool,
@@ -73,19 +70,23 @@ def solve(
     watch: Watch = SILENT,
     resume: tuple[saved.Host, int, float] | None = None,
     keep_state: bool = False,
+    refine: jax.Array | None = None,
 ) -> ritz.RitzPairs:
     """The ``k`` wanted Ritz pairs and their certificate.
 
-    From a fresh state, whose capacity is the memory bound, and its first product ``w``. The
-    ``budget`` of products has one for the certificate. A start that was ``given`` may by a symmetry
-    be blind to any value, which a random one is not. Stopped by its ``watch``, the run ends as it
-    does where the products are spent.
+    From a fresh run, whose capacity is the memory bound, and its first product. The ``budget`` of
+    products has one for the certificate. A start that was ``given`` may by a symmetry be blind to
+    any value, which a random one is not. Stopped by its ``watch``, the run ends as it does where
+    the products are spent.
+
+    Where vectors are rounded to less than the working dtype, ``refine`` is a key for the
+    certificate, from the vectors themselves, which takes ``k + 1`` products.
 
     With ``resume``, what the host knew of the run, the products spent by then and their noise, it
     goes on with the very next step. Only the run before its first sweep is kept (``keep_state``): a
     sweep is taken anew, from the same random vector, as what it has frozen improves no more.
     """
-    run, size = Run(op, state, w, k), op.size
+    size, dtype = run.op.size, run.state.alphas.dtype
     first = krylov.CHECK_EVERY if run.on_device else k + 1  # there every number is a program
     pace, looked, before, kept = _Pace(first, run.on_device), 0, 0, None
     if resume is not None:
@@ -97,7 +98,7 @@ def solve(
         # A restart has dropped what the start vector weighs on pairs that were not wanted then.
         given = given or bool(host.given) or (host.restarted and (other or k > host.k))
     budget -= before
-    limit, alone = budget - 1, 0
+    limit, alone = budget - (1 if refine is None else k + 1), 0
     held, sweeps, noise, complete = np.zeros(0, int), 0, None, None
     while True:
         room = min(run.capacity, size) - run.filled
@@ -113,7 +114,7 @@ def solve(
         limit = limit if watch.stopped is None else min(limit, run.products)
         if not np.isfinite(run.norm):
             return _not_finite(run, k, before)
-        small = ritz.rounding(run.norm, state.alphas.dtype)
+        small = ritz.rounding(run.norm, dtype)
         bound = np.maximum(tol * np.abs(values), small)
         index = ritz.best(values, k, which)
         if run.filled >= size:
@@ -172,6 +173,8 @@ def solve(
             run.restart(_keep(run, k, which))
     if keep_state and kept is None:
         kept = run.kept(_setting(run, pace, looked, given, k, which, tol), goes_on=False)
+    if refine is not None:
+        return _refined(run, index, refine)
     noise = _noise(run, index, resume) if noise is None else noise
     found = _certified(run, ritz.descending(values, index), noise, complete)
     spent = before + found.num_products
@@ -246,6 +249,17 @@ def _certified(run: Run, index: np.ndarray, noise: float, complete: bool | None)
         residuals[i] = certificates.residual(run.op, np.asarray(values[i], dtype), vector)
         run.products += 1
     return ritz.RitzPairs(values, vectors, residuals, run.norm, noise, run.products, complete)
+
+
+def _refined(run: Run, index: np.ndarray, key: jax.Array) -> ritz.RitzPairs:
+    """The pairs of a run whose vectors are rounded, from their vectors alone."""
+    columns = run.pairs.columns[:, index].astype(run.state.alphas.dtype)
+    vectors = ritz.combine(run.state.basis, columns)
+    run.forget()
+    values, vectors, residuals, noise = certificates.refined(run.op, vectors, key)
+    norm = np.maximum(run.norm, np.abs(values).max())
+    spent = run.products + len(index) + 1
+    return ritz.RitzPairs(values, vectors, residuals, norm, noise, spent)
 
 
 def _not_finite(run: Run, k: int, before: int) -> ritz.RitzPairs:

@@ -146,6 +146,7 @@ def _with_block(given, sums, numbers, count, num_runs, steps, told):
     images += (len(y) - count) * images[-1:]
     unit = np.asarray(given.known[2], given.run.alphas.dtype)
     moments, rest = _moments(given.run, y, images, given.found.vectors, given.coupled, unit)
+    rest = rest if whole else None  # a vector a probe, that would be held during the runs
     first = max(0, min(count, num_runs))
     runs = probe_runs.runs(given, steps, y[:first], images[:first], told, bool(sums.quadratures))
     total, parts = sums.diagonal, []

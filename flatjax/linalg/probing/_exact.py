@@ -3,6 +3,10 @@
 One rule for every estimator of traces, diagonals, norms, functions and densities: where the
 dimension is at most the number of products that the call would spend, the operator is multiplied
 with every unit vector, and the answer is exact: standard error 0, as many products as dimensions.
+
+Unless the matrix is not symmetric: then a product differs from one time to the next (a loader that
+draws, a low precision), or a derivative is wrong. Traces, diagonals and norms then have an error by
+what the two halves differ; eigenvalues are left to the estimators, which measure their noise.
 """
 
 from typing import Any
@@ -15,7 +19,7 @@ from flatjax import _loops as loops
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 from flatjax._watching import SILENT, Watch
-from flatjax.linalg.probing._estimate import Estimate, cast
+from flatjax.linalg.probing._estimate import DEFAULT_RTOL, Estimate, cast
 from flatjax.linalg.vectors import _arguments as arguments
 from flatjax.linalg.vectors import _basis as bases
 from flatjax.linalg.vectors import _probes as probes
@@ -67,6 +71,23 @@ def matrix(op: Operator, budget: int, watch: Watch = SILENT) -> Any:
     return np.stack([np.asarray(a, np.float64) for a in flat], axis=1)
 
 
+def noise(dense: Any, dtype: Any) -> Any:
+    """The error of an entry by which the matrix is not symmetric; 0 where that is rounding.
+
+    Args:
+      dense: the matrix, of NumPy or traced.
+      dtype: of the operator's vectors.
+    """
+    xp = jnp if loops.is_traced(dense) else np
+    if xp is np and not np.isfinite(dense).all():
+        return 0.0  # nothing is known, as the estimate says
+    size = norm(dense, xp)
+    gap = norm(dense - dense.T, xp)
+    each = gap / (2**0.5 * len(dense))  # of independent errors: each difference has two
+    # Gaps of network Hessians were at most a tenth of that in their own precision.
+    return xp.where(gap > 1000 * jnp.finfo(dtype).eps * size, each, xp.zeros_like(each))
+
+
 @operator
 class Dense(Operator):
     """A dense matrix as an operator on trees: its products cost none of the operator it stands for.
@@ -100,10 +121,10 @@ def eigenvalues(dense: np.ndarray) -> np.ndarray:
     return np.linalg.eigvalsh(symmetric) if finite else np.full(len(dense), np.nan)
 
 
-def norm(dense: np.ndarray) -> float:
+def norm(dense: Any, xp: Any = np) -> Any:
     """The Frobenius norm, of entries of any size."""
-    largest = np.abs(dense).max()
-    return largest * np.linalg.norm(dense / np.where(largest > 0, largest, 1))
+    largest = xp.abs(dense).max()
+    return largest * xp.linalg.norm(dense / xp.where(largest > 0, largest, xp.ones_like(largest)))
 
 
 def vector(flat: np.ndarray, structure: Tree) -> Tree:
@@ -111,7 +132,10 @@ def vector(flat: np.ndarray, structure: Tree) -> Tree:
     return probes.unflatten(cast(flat, trees.dtype(structure)), structure)
 
 
-def estimate(value: Any, num_products: int, dtype: Any, blur: Any = 0.0) -> Estimate:
+def estimate(
+    value: Any, num_products: int, dtype: Any, blur: Any = 0.0, error: Any = 0.0,
+    rtol: float | None = None,
+) -> Estimate:  # fmt: skip
     """An `Estimate` without an error of sampling.
 
     Args:
@@ -119,12 +143,16 @@ def estimate(value: Any, num_products: int, dtype: Any, blur: Any = 0.0) -> Esti
       num_products: the products spent.
       dtype: that of the result.
       blur: how uncertain rounding makes the value; infinite where it says nothing.
+      error: by the `noise` of the matrix.
+      rtol: the relative error that counts as converged; ``None`` for that of every estimate.
 
     Returns:
       The estimate: not converged where the value is not finite in its dtype, or the blur is not.
     """
-    value, blur = cast(value, dtype), cast(blur, dtype)
+    value, blur, error = (cast(a, dtype) for a in (value, blur, error))
     finite = jnp.isfinite(value) & jnp.isfinite(blur)
-    error = jnp.where(finite, jnp.zeros((), dtype), jnp.inf)
-    low, high = (jnp.where(finite, value, end) for end in (-jnp.inf, jnp.inf))
-    return Estimate(value, error, jnp.stack([low, high]), num_products, finite)
+    error = jnp.where(finite, error, jnp.inf)
+    interval = jnp.stack([value - 2 * error, value + 2 * error])
+    interval = jnp.where(finite, interval, jnp.asarray([-jnp.inf, jnp.inf], dtype))
+    good = finite & (error <= (DEFAULT_RTOL if rtol is None else rtol) * jnp.abs(value))
+    return Estimate(value, error, interval, num_products, good)

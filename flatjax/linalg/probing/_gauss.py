@@ -12,6 +12,7 @@ from flatjax._watching import SILENT, Watch
 from flatjax.linalg.krylov import _extremes as extremes
 from flatjax.linalg.krylov import _ritz as ritz
 from flatjax.linalg.krylov import _step as krylov
+from flatjax.linalg.krylov import _three_terms as three_terms
 from flatjax.linalg.krylov._ritz import masses
 from flatjax.linalg.probing import _complement as complement
 from flatjax.linalg.probing import _exact as exact
@@ -49,6 +50,13 @@ class Quadratures:
         """``(p, s)``, of sum 1 in every row."""
         return masses(self.vectors, self.dtype)
 
+    def coarser(self) -> tuple[np.ndarray, np.ndarray]:
+        """Nodes and weights by the first three quarters of the steps of every probe."""
+        fewer = max(1, 3 * self.nodes.shape[1] // 4)
+        matrices = (self.vectors * self.nodes[:, None, :]) @ np.swapaxes(self.vectors, 1, 2)
+        nodes, s = ritz.eigh(matrices[:, :fewer, :fewer])
+        return nodes, masses(s, self.dtype)
+
 
 def quadratures(
     what: str,
@@ -60,33 +68,39 @@ def quadratures(
     tol: float,
     watch: Watch = SILENT,
     least: int = 1,
+    reorthogonalize: str = "full",
 ) -> Quadratures:
     """The quadratures behind a density or the trace of a function; see `spectral_density`.
 
     ``what`` asks for them, by its name. Stopped by its watch, which is told the largest Ritz value
     of the run in progress, it gives the finished probes, and at least so many, of fewer steps.
+    Without ``reorthogonalize="full"`` the runs of probes hold no basis.
     """
     key = checks.check_key(key)
     arguments.check_outside_jit(what, op, key)
     checks.check_count("num_probes", num_probes)
     checks.check_count("num_steps", num_steps)
     checks.check_tolerance(tol)
-    depth = 2 * num_steps if deflation_steps is None else deflation_steps
+    checks.check_choice("reorthogonalize", reorthogonalize, ("full", "none"))
+    full = reorthogonalize == "full"
+    depth = (2 * num_steps if full else 0) if deflation_steps is None else deflation_steps
     if depth:
         checks.check_count("deflation_steps", depth)
     scalar = trees.dtype(op.structure)
     dense = exact.matrix(op, depth + num_probes * num_steps, watch)
-    if dense is not None:
+    if dense is not None and exact.noise(dense, scalar) == 0:
         values = exact.eigenvalues(dense)
         return Quadratures(values, np.zeros((1, 1)), np.zeros((1, 1, 1)), op.size, scalar)
     op = flat.packed(op)
     steps = min(num_steps, op.size)
-    known, vectors, spent, own, middle = np.zeros(0), None, 0, None, 0.0
-    if depth:
+    looked = 0 if dense is None else op.size  # for nothing: no eigenvalue is known exactly then
+    known, vectors, spent, own, middle = np.zeros(0), None, looked, None, 0.0
+    if depth and not looked:
         start_key, _ = jax.random.split(jax.random.fold_in(key, 0))
-        state, spent = extremes.converged(
+        state, taken = extremes.converged(
             op, start_key, 1, 0, tol, depth, depth, None, watch, num_probes * steps
         )
+        spent += taken
         found = extremes.found(state, 1, 0, tol, op.size)
         known, vectors, own = found.exact_values, found.exact_vectors, found.start
         middle = found.middle
@@ -113,9 +127,12 @@ def quadratures(
             )
 
         # In buffers that few programs serve. What a stop has left to do, nobody watches.
-        run = krylov.start(unit, max(krylov.FIRST, steps), restart_key)
+        rows = max(krylov.FIRST, steps)
+        run = krylov.start(unit, rows, restart_key) if full else three_terms.start(unit, rows)
+        del y, unit
         seen = SILENT if watch.stopped is not None else watch
-        run, taken = krylov.watched(deflated, run, steps, seen, report)
+        advance = krylov.run if full else three_terms.run
+        run, taken = krylov.watched(deflated, run, steps, seen, report, advance=advance)
         spent += taken
         if taken < steps and len(runs) >= least:
             break

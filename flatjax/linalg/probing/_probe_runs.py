@@ -69,7 +69,7 @@ class Run(NamedTuple):
       num_products: the products spent, the first one included.
       quadrature: the numbers that `solved` takes.
       candidates: those of `missing.seen`.
-      basis: that of the run, where there is one.
+      basis: that of the run, where there are groups, which need it.
     """
 
     num_products: int
@@ -131,7 +131,7 @@ def one(given: Setting, steps: int, y: Tree, image: Tree, told: Told, spent: int
     state, steps = krylov.watched(deflated, state, steps, watch, report, first)
     candidates = missing.seen(state, steps, len(found.values) > found.num_top)
     numbers = (state.alphas, state.betas, state.scale, length, steps)
-    return Run(steps, numbers, candidates, state.basis)
+    return Run(steps, numbers, candidates, None if given.groups is None else state.basis)
 
 
 @jax.jit

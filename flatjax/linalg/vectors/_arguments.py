@@ -64,6 +64,29 @@ def first_product(op: Operator, v: Tree) -> Tree:
     return w
 
 
+LOW = ("bfloat16", "float16")
+
+
+def basis_dtype(given: Any, structure: Tree) -> Any:
+    """The dtype in which a basis is stored, or ``None`` for that of the vectors, checked."""
+    if given is None:
+        return None
+    try:
+        name = jnp.dtype(given).name
+    except TypeError:
+        name = repr(given)
+    if name not in LOW:
+        raise ValueError(
+            f'basis_dtype must be "bfloat16", "float16" or None (that of the vectors), got {name}.'
+        )
+    if any(trees.sharding_of(a) is not None for a in jax.tree.leaves(structure)):
+        raise ValueError(
+            f"basis_dtype={name} is for vectors on one device, and these are sharded over several, "
+            "each of which holds a part of the basis only: leave basis_dtype out."
+        )
+    return jnp.dtype(name)
+
+
 @jax.jit
 def block_product(op: Operator, block: Tree) -> Tree:
     """The products with vectors stacked along a leading axis."""

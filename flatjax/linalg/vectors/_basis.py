@@ -17,7 +17,7 @@ whole 0.10 s.
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,7 @@ from jax.typing import ArrayLike
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax._trees import Tree
+from flatjax.linalg.vectors import _blocks as blocks
 
 _HIGHEST = lax.Precision.HIGHEST
 NEXT_SEED = np.uint32(0x9E3779B9)  # 2^32 over the golden ratio: a sequence of period 2^32
@@ -79,10 +80,16 @@ def _opened(vector: Tree, rows: int) -> Tree:
 def row(basis: Tree, index: ArrayLike) -> Tree:
     """The vector at ``index``, which may be traced."""
     parts = parts_of(basis)
+
+    def leaf(b):
+        held = lax.dynamic_index_in_dim(b, index, keepdims=False)
+        return blocks.read_as(held, trees.compute_dtype(b.dtype))
+
     if len(parts) == 1:
-        return jax.tree.map(lambda b: lax.dynamic_index_in_dim(b, index, keepdims=False), parts[0])
+        return jax.tree.map(leaf, parts[0])
     # Adding up one row of each part: only that of the right part is not zeroed.
-    found, first = trees.zeros(jax.tree.map(lambda b: b[0], parts[0])), 0
+    like = jax.tree.map(lambda b: jax.ShapeDtypeStruct(b.shape[1:], b.dtype), parts[0])
+    found, first = trees.zeros(trees.structure_of(like)), 0
     for part, rows in zip(parts, _sizes(basis), strict=True):
         at = jnp.clip(index - first, 0, rows - 1)
         inside = at == index - first
@@ -103,13 +110,37 @@ def set_row(basis: Tree, index: ArrayLike, v: Tree) -> Tree:
         at = jnp.clip(index - first, 0, rows - 1)
         inside = at == index - first
 
-        def leaf(b, x, at=at, inside=inside):
-            old = lax.dynamic_index_in_dim(b, at, keepdims=False)
-            return lax.dynamic_update_index_in_dim(b, jnp.where(inside, x, old), at, 0)
+        def leaf(b, x, at=at):
+            return lax.dynamic_update_index_in_dim(b, blocks.held(x, b.dtype), at, 0)
 
-        parts.append(jax.tree.map(leaf, part, v))
+        if isinstance(basis, Basis):  # the old rows of all parts would be held at once
+            put = functools.partial(jax.tree.map, leaf)
+            parts.append(lax.cond(inside, put, lambda part, _: part, part, v))
+        else:
+            old = row(part, at)
+            kept = jax.tree.map(lambda x, y, inside=inside: jnp.where(inside, x, y), v, old)
+            parts.append(jax.tree.map(leaf, part, kept))
         first += rows
     return _like(basis, parts)
+
+
+def rounded(basis: Tree, v: Tree) -> Tree:
+    """A vector as a row of the basis has it, in its own dtypes."""
+    return jax.tree.map(
+        lambda b, x: blocks.read_as(blocks.held(x, b.dtype), x.dtype), parts_of(basis)[0], v
+    )
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _rounded_to(v: Tree, dtype: Any) -> Tree:
+    return jax.tree.map(
+        lambda x: blocks.read_as(blocks.held(x, blocks.stored_in(dtype)), x.dtype), v
+    )
+
+
+def rounded_to(v: Tree, dtype: Any) -> Tree:
+    """A vector as a basis of this dtype has it; of ``None``, the vector itself."""
+    return v if dtype is None else _rounded_to(v, dtype)
 
 
 def stack(vectors: list[Tree]) -> Tree:
@@ -148,11 +179,26 @@ def coefficients(basis: Tree, w: Tree) -> tuple[jax.Array, jax.Array]:
     total = jnp.zeros(m + 1, scalar)
     for *bs, x in _leaves(*parts_of(basis), w):
         axes, x = tuple(range(x.ndim)), x.astype(scalar)
-        contract = ((tuple(a + 1 for a in axes), axes), ((), ()))
-        h = [lax.dot_general(b.astype(scalar), x, contract, _HIGHEST) for b in bs]
+        h = [_inner(b, x) for b in bs]
         squared = lax.dot_general(x, x, ((axes, axes), ((), ())), _HIGHEST)
         total = total + jnp.concatenate([*h, squared[None]])
     return total[:m], total[m]
+
+
+def _inner(b, x):
+    """The inner products of stacked vectors (of one leaf) with one or with stacked ones."""
+    axes, stacked = tuple(range(1, b.ndim)), x.ndim == b.ndim
+    if not blocks.is_low(b):
+        contract = ((axes, tuple(a - 1 + stacked for a in axes)), ((), ()))
+        return lax.dot_general(b.astype(x.dtype), x, contract, _HIGHEST)
+    b, x = b.reshape(b.shape[0], -1), x.reshape(*x.shape[: int(stacked)], -1)
+
+    def block(start, n, total):
+        rows, part = (lax.dynamic_slice_in_dim(a, start, n, -1) for a in (b, x))
+        contract = (((1,), (int(stacked),)), ((), ()))
+        return total + lax.dot_general(blocks.read_as(rows, x.dtype), part, contract, _HIGHEST)
+
+    return blocks.by_blocks(block, jnp.zeros((b.shape[0], *x.shape[:-1]), x.dtype), b)
 
 
 def _leaves(*trees_):
@@ -175,17 +221,37 @@ def combine(basis: Tree, c: jax.Array) -> Tree:
       >>> basis.combine(jnp.eye(2), jnp.array([3.0, 4.0])).tolist()
       [3.0, 4.0]
     """
-    cuts = cut(basis, c)
+    first, *others = zip(parts_of(basis), cut(basis, c), strict=True)
+    total = _combination(*first)
+    for part, own in others:
 
-    def leaf(*bs):
-        contract = (((0,), (0,)), ((), ()))
-        terms = (
-            lax.dot_general(own.astype(b.dtype), b, contract, _HIGHEST)
-            for own, b in zip(cuts, bs, strict=True)
-        )
-        return functools.reduce(jnp.add, terms)
+        def more(total, part=part, own=own):
+            return jax.tree.map(jnp.add, total, _combination(part, own))
 
-    return jax.tree.map(leaf, *parts_of(basis))
+        # A conditional, from which the compiler takes nothing out: otherwise the combinations of
+        # all parts are there at once.
+        total = lax.cond(jnp.any(own != 0), more, lambda total: total, total)
+    return total
+
+
+def _combination(part: Tree, c: jax.Array) -> Tree:
+    contract = (((0,), (0,)), ((), ()))
+
+    def leaf(b):
+        dtype = trees.compute_dtype(b.dtype)
+        if not blocks.is_low(b):
+            return lax.dot_general(c.astype(dtype), b, contract, _HIGHEST)
+        flat = b.reshape(b.shape[0], -1)
+
+        def block(start, n, found):
+            rows = blocks.read_as(blocks.read(flat, start, n), dtype)
+            new = lax.dot_general(c.astype(dtype), rows, contract, _HIGHEST)
+            return lax.dynamic_update_slice_in_dim(found, new, start, -1)
+
+        empty = jnp.zeros((*c.shape[1:], flat.shape[1]), dtype)
+        return blocks.by_blocks(block, empty, flat).reshape(*c.shape[1:], *b.shape[1:])
+
+    return jax.tree.map(leaf, part)
 
 
 def gram(a: Tree, b: Tree) -> jax.Array:
@@ -196,10 +262,7 @@ def gram(a: Tree, b: Tree) -> jax.Array:
     scalar = trees.dtype((a, b))
     total = jnp.zeros((size(a), size(b)), scalar)
     for *xs, y in _leaves(*parts_of(a), b):
-        axes, y = tuple(range(1, y.ndim)), y.astype(scalar)
-        contract = ((axes, axes), ((), ()))
-        rows = [lax.dot_general(x.astype(scalar), y, contract, _HIGHEST) for x in xs]
-        total = total + jnp.concatenate(rows)
+        total = total + jnp.concatenate([_inner(x, y.astype(scalar)) for x in xs])
     return total
 
 
@@ -208,12 +271,25 @@ def subtract(w: Tree, v: Tree) -> Tree:
     return jax.tree.map(jnp.subtract, w, v)
 
 
+def less(basis: Tree, w: Tree, c: jax.Array) -> Tree:
+    r"""A vector less a combination of the rows, $w - \sum_i c_i q_i$, in place where it can be."""
+    first, *others = zip(parts_of(basis), cut(basis, c), strict=True)
+    w = subtract(w, _combination(*first))
+    for part, own in others:
+
+        def without(w, part=part, own=own):
+            return subtract(w, _combination(part, own))
+
+        w = lax.cond(jnp.any(own != 0), without, lambda w: w, w)  # see `combine`
+    return w
+
+
 def project_out(basis: Tree, w: Tree) -> Tree:
     r"""A vector less its part along orthonormal or zero rows, $w - Q Q^\top w$.
 
     One pass of classical Gram-Schmidt: where little is left, rounding along Q is left as well.
     """
-    return subtract(w, combine(basis, coefficients(basis, w)[0]))
+    return less(basis, w, coefficients(basis, w)[0])
 
 
 def seed_of(key: jax.Array) -> jax.Array:

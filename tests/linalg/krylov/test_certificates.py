@@ -33,6 +33,30 @@ def relation(matrix, scale):
     return np.array(rows), t / scale, h / scale
 
 
+def test_pairs_of_the_span_of_skewed_vectors():
+    # Within an invariant subspace, so that they are eigenpairs whatever the vectors.
+    values = np.concatenate([[5.0, -4.0, 3.0], np.linspace(-1, 1, N - 3)])
+    d = jnp.asarray(values, jnp.float32)
+    op = as_operator(jax.tree_util.Partial(jnp.multiply, d), d)
+    skewed = np.zeros((3, N), np.float32)
+    skewed[:, :3] = [[1.0, 0.5, 0.2], [0.0, 2.0, 1.0], [0.3, 0.0, 1.0]]
+    found, vectors, residuals, noise = certificates.refined(
+        op, jnp.asarray(skewed), jax.random.key(0)
+    )
+    np.testing.assert_allclose(found, [5, 3, -4], atol=1e-5)
+    np.testing.assert_allclose(np.abs(vectors[:, :3]), np.eye(3)[[0, 2, 1]], atol=1e-5)
+    assert (residuals < 1e-5).all()
+    assert noise < 1e-5
+    # An asymmetric part is noise, and it is in every residual.
+    matrix = np.diag(values)
+    matrix[3:, 0] = 0.1
+    op = as_operator(jax.tree_util.Partial(jnp.matmul, jnp.asarray(matrix, jnp.float32)), d)
+    first = jnp.asarray(np.eye(N)[:1], jnp.float32)
+    _, _, residuals, noise = certificates.refined(op, first, jax.random.key(0))
+    assert noise > 0.05
+    np.testing.assert_allclose(residuals, np.hypot(0.1 * (N - 3) ** 0.5, noise), rtol=1e-4)
+
+
 def depart(matrix, scale, change=0.0):
     rows, t, h = relation(matrix, scale)
     c = np.array([0.6, -1.2])
@@ -95,3 +119,10 @@ def test_the_gap_of_an_asymmetric_product():
     assert float(residual) == 0.5
     # 0.5 z of a standard normal z: the mean square over 200 has an error of 10 %.
     assert np.mean(np.square(gaps)) == pytest.approx(0.25, rel=0.3)
+
+
+def test_the_residual_that_is_allowed():
+    size = np.array([10.0, 10.0, 1.0, 0.1])
+    # The tolerance; the noise; a tenth of a value above the noise; what lies below it.
+    for floor, wanted in ((0.001, [0.1, 0.1, 0.01, 0.001]), (0.5, [0.5, 0.5, 0.1, 0.5])):
+        np.testing.assert_allclose(certificates.allowed(size, floor, 0.01), wanted, rtol=1e-12)

@@ -138,3 +138,67 @@ def test_products_that_are_not_finite():
         found = flatjax.spectrum(op, k=1, num_bottom=1, **few)
         assert not bool(found.trace.converged)
         assert not np.asarray(found.top.converged).any()
+
+
+class Drawing(flatjax.Operator):
+    """A matrix of whose entries every product sees another error, as of a loader that draws."""
+
+    host_driven = True
+
+    def __init__(self, a, error):
+        self.a, self.error, self.rng = np.asarray(a, np.float64), error, np.random.default_rng(0)
+
+    @property
+    def structure(self):
+        return jax.ShapeDtypeStruct(self.a.shape[:1], jnp.float32)
+
+    def mv(self, v):
+        drawn = self.a + self.error * self.rng.standard_normal(self.a.shape)
+        return jnp.asarray(drawn @ np.asarray(v, np.float64), jnp.float32)
+
+
+def test_products_that_differ_have_an_error():
+    """As many standard deviations off as an error says; 30 dimensions, 100 draws."""
+    a, error = np.asarray(matrix(30)), 0.5
+    op, scores = Drawing(a, error), {"trace": [], "norm": [], "diagonal": []}
+    for _ in range(100):
+        trace = flatjax.trace(op, num_products=30, key=KEY)
+        norm = flatjax.frobenius_norm(op, num_products=30, key=KEY)
+        diagonal = flatjax.diagonal(op, num_products=30, key=KEY)
+        assert trace.num_products == norm.num_products == diagonal.num_products == 30
+        scores["trace"].append((trace.value - a.trace()) / trace.standard_error)
+        scores["norm"].append((norm.value - np.linalg.norm(a)) / norm.standard_error)
+        scores["diagonal"].append((diagonal.value - a.diagonal()) / diagonal.standard_error)
+        half = trace.interval[1] - trace.value
+        np.testing.assert_allclose(half, 2 * trace.standard_error, rtol=1e-3)  # float32
+    # The spread of 100 standard scores is 1 +- 0.07; of the norm the error is at least that, for
+    # the squares of the errors add up.
+    for name in ("trace", "diagonal"):
+        assert 0.75 < np.std(scores[name]) < 1.3, name
+    assert np.std(scores["norm"]) < 1.3
+    assert np.abs(scores["norm"]).mean() < 1.5
+
+
+def test_eigenvalues_of_products_that_differ_are_not_exact():
+    a = np.asarray(matrix(30)) / 30
+    op = Drawing(a, 0.05)
+    found = flatjax.spectrum(op, k=1, num_bottom=1, key=KEY)
+    assert found.num_products > 30
+    off = np.abs(np.linalg.eigvalsh(a)[-1] - float(found.top.values[0]))
+    assert off < float(found.top.residual_norms[0])
+    assert float(found.noise_floor) > 0.01
+    assert float(found.trace.standard_error) > 0
+    assert flatjax.spectral_density(op, key=KEY).num_exact == 0
+
+
+def test_what_is_not_symmetric_is_said():
+    a = jnp.triu(jnp.ones((20, 20)))
+    few = {"key": KEY, "structure": a[0]}
+    found = flatjax.spectrum(lambda v: a @ v, k=1, num_bottom=1, **few)
+    assert not bool(found.top.converged[0])
+    trace = flatjax.trace(lambda v: a @ v, **few)
+    # |A - A'| is sqrt(20 * 19), of 20 errors of an entry it makes sqrt(19 / 2).
+    assert float(trace.value) == 20
+    np.testing.assert_allclose(trace.standard_error, 9.5**0.5, rtol=1e-6)
+    assert not bool(trace.converged)
+    assert not bool(jax.jit(lambda a: flatjax.trace(lambda v: a @ v, **few))(a).converged)

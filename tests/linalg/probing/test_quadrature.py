@@ -93,3 +93,34 @@ def test_nothing_is_added_for_what_has_no_weight():
     assert quadrature.products(weights, values).sum() == 1.5
     weights = np.array([0.5, 0.1])
     assert np.isnan(quadrature.products(weights, values[:2]).sum())
+
+
+def test_bands_count_the_change_of_the_quadrature_and_the_law_of_probes():
+    nodes, weights = np.array([[0.0, 1.0]] * 3), np.full((3, 2), 0.5)
+    fewer = np.array([[0.5]] * 3), np.ones((3, 1))
+    none = np.zeros(0)
+    options = {"dtype": np.float32, "sigma": 0.1, "num_points": 9, "margin": 0.2}
+
+    def of(coarser, size):
+        return density_from_quadrature(
+            none, none, nodes, weights, coarser=coarser, size=size, **options
+        )
+
+    # Probes that agree, of so many dimensions that chance has no part.
+    grid = np.linspace(-0.2, 1.2, 9)
+    peak = lambda x: np.exp(-np.square((grid - x) / 0.1) / 2) / (0.1 * np.sqrt(2 * np.pi))  # noqa: E731
+    found = of(fewer, 10**16)
+    change = np.abs((peak(0.0) + peak(1.0)) / 2 - peak(0.5))
+    np.testing.assert_allclose(found.band[1] - found.density, 2 * change, atol=1e-5)
+    below = (np.sign(grid) + np.sign(grid - 1) + 2) / 4
+    change = np.abs(below - (np.sign(grid - 0.5) + 1) / 2)
+    high = np.clip(below + 2 * change, 0, 1)
+    np.testing.assert_allclose(found.cdf_band[1], high, atol=1e-6)
+    # Quadratures that agree too, of 50: chance alone, of one eigenvalue more than was seen.
+    found = of((nodes, weights), 50)
+    squares = (np.square(np.sign(grid) + 1) + np.square(np.sign(grid - 1) + 1)) / 8
+    half = 1.96 * np.sqrt(2 * (squares + 1 / 50 - below**2) / (50 * 3))
+    np.testing.assert_allclose(found.cdf_band[0], np.clip(below - half, 0, 1), atol=1e-6)
+    mean, square = (peak(0.0) + peak(1.0)) / 2, (peak(0.0) ** 2 + peak(1.0) ** 2) / 2
+    half = 1.96 * np.sqrt(2 * (square - mean**2) / (50 * 3))
+    np.testing.assert_allclose(found.band[1] - found.density, half, atol=1e-5)

@@ -7,6 +7,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from flatjax.linalg.vectors import _basis as bases
+from flatjax.linalg.vectors import _blocks as blocks
+from flatjax.linalg.vectors import _rotations as rotations
 from tests.problems import structure_of
 
 M = 5
@@ -184,3 +186,51 @@ def test_rows_scaled_measured_and_joined(tree):
     expected = np.concatenate([factors[:, None] * matrix, matrix])
     np.testing.assert_allclose(rows, expected, rtol=1e-7)  # one rounding in float32
     np.testing.assert_allclose(bases.row_norms(both), np.linalg.norm(rows, axis=1), rtol=1e-6)
+
+
+def in_parts(basis, at):
+    """The same rows as a basis that has grown."""
+    parts = (slice(0, at), slice(at, None))
+    return bases.Basis(tuple(jax.tree.map(lambda a, s=s: a[s], basis) for s in parts))
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_rotation_in_blocks_of_entries(tree, monkeypatch, whole):
+    monkeypatch.setattr(blocks, "BLOCK", 4)  # of leaves with more entries, with and without a rest
+    basis, matrix = tree
+    c = np.random.default_rng(2).standard_normal((M, 2)).astype(np.float32)
+    got = rotations.rotated(basis, jnp.asarray(c), jnp.int32(1), whole=whole)
+    expected = np.concatenate([matrix[:1], c.T @ matrix, np.zeros_like(matrix[:2])])
+    rows = jax.vmap(lambda v: ravel_pytree(v)[0])(got)
+    np.testing.assert_allclose(rows, expected, atol=1e-5)
+    assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, basis)
+
+
+@pytest.mark.parametrize("block", [4, 1 << 14])
+def test_combinations_in_several_trees(tree, monkeypatch, block):
+    monkeypatch.setattr(blocks, "BLOCK", block)
+    basis, matrix = tree
+    c = np.random.default_rng(2).standard_normal((M, 3)).astype(np.float32)
+    c[2:, 1] = 0  # the second part has nothing of one, the first nothing of another
+    c[:2, 2] = 0
+    found = rotations.combine_in_parts(in_parts(basis, 2), jnp.asarray(c), (1, 2))
+    for got, columns in zip(found, (c[:, :1], c[:, 1:]), strict=True):
+        rows = jax.vmap(lambda v: ravel_pytree(v)[0])(got)
+        np.testing.assert_allclose(rows, columns.T @ matrix, atol=1e-5)
+
+
+def test_a_basis_in_parts_is_combined_taken_from_and_written_like_one(tree):
+    basis, matrix = tree
+    parts, w = in_parts(basis, 2), bases.row(basis, 0)
+    some = ([1.0, -2.0, 3.0, 0.0, 1.0], [1.0, 2.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, -2.0, -1.0])
+    for c in some:
+        combination = np.asarray(c) @ matrix
+        np.testing.assert_allclose(flat(bases.combine(parts, jnp.asarray(c))), combination, 1e-5)
+        left = bases.less(parts, w, jnp.asarray(c))
+        np.testing.assert_allclose(flat(left), flat(w) - combination, atol=1e-5)
+    for index in range(M + 1):
+        v = jax.tree.map(jnp.ones_like, w)
+        written = bases.set_row(parts, jnp.int32(index), v)
+        for i in range(M):
+            expected = np.ones_like(matrix[0]) if i == index else matrix[i]
+            np.testing.assert_array_equal(flat(bases.row(written, i)), expected)

@@ -58,6 +58,7 @@ def test_without_test_arrays_a_part_is_held_back_by_the_seed(npz):
         ({"inputs": X, "targets": Y[:9]}, r"must have shape \(10,\), .* has \(9,\)"),
         ({"inputs": X, "targets": Y[:, None]}, r"has \(10, 1\)"),
         ({"inputs": X, "targets": Y - 1}, "counted from 0, has -1"),
+        ({"inputs": X, "targets": Y + 1}, "counted from 0, the smallest is 1: subtract it"),
         ({"inputs": X * [[np.nan]] * 10, "targets": Y}, "not finite .* in 10 examples, the first"),
         ({"inputs": X * 1e300, "targets": Y}, "not finite"),
         ({"inputs": X.astype(object), "targets": Y}, "cannot be read"),
