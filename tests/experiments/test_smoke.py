@@ -17,8 +17,8 @@ NAMES = [
 # Programs of many networks; other experiments take the same paths, and `make test-slow` has these.
 DEAR = {
     "fisher_explosion", "fisher_noisy_labels", "flat_optimisers", "flatness_and_gap", "grokking",
-    "hessian_outliers", "implicit_regularization", "landscape", "noise_shape", "sam_vs_sgd",
-    "scale_invariance", "simple_first",
+    "hessian_outliers", "implicit_regularization", "landscape", "lm_spectrum", "noise_shape",
+    "sam_vs_sgd", "scale_invariance", "simple_first",
 }  # fmt: skip
 OF_NO_PAPER = {"quickstart", "flat_optimisers"}
 EXACT = {"langevin", "typical_sample"}  # theory knows the number: there is no larger setting
