@@ -257,7 +257,7 @@ def test_a_state_that_does_not_fit_is_refused(states, kind):
         call(_other(jnp.float32, SIZE + 8), kept)
     with jax.enable_x64(True), pytest.raises(ValueError, match="resume was computed in float32"):
         call(_other(jnp.float64, SIZE), kept)
-    with pytest.raises(TypeError, match=r"resume must be (of type .*State|a Lanczos)"):
+    with pytest.raises(TypeError, match=r"resume must be of type (.*State|Lanczos) "):
         call(zoo("network"), kept[0])
     fields = kept._asdict()
     with pytest.raises(TypeError, match=r"it lacks .*num_products"):
