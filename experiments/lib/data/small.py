@@ -18,6 +18,7 @@ import numpy as np
 
 from experiments.lib.data.own import is_own, load_own
 from experiments.lib.runs.errors import BadData
+from experiments.lib.runs.progress import say
 
 IN_MEMORY_GIB = 2.0
 """A prepared set with more pixels than this stays on disk, see `experiments.lib.data.stored`."""
@@ -162,6 +163,7 @@ def _prepared(name, seed, train_size, label_noise, test_size, num_classes) -> Sm
 def _own(path, seed, train_size, label_noise, test_size, num_classes) -> SmallData:
     own = load_own(path)
     _check_classes(path, own.num_classes, num_classes)
+    _tell_of_more(path, own.num_classes, num_classes)
     if train_size > len(own.targets):
         there = len(own.targets)
         raise BadData(
@@ -192,6 +194,13 @@ def _check_classes(name, there, outputs):
             f"{name} has {there} classes, the network {outputs} outputs: set --recipe.classes "
             f"{there}, or --architecture.classes {there}"
         )
+
+
+@functools.cache
+def _tell_of_more(path, there, outputs):
+    """Once, not for every seed."""
+    if there < outputs:
+        say(f"{path} has {there} classes, the network {outputs} outputs: --recipe.classes {there}")
 
 
 def stack_seeds(each: Sequence[SmallData]) -> SmallData:

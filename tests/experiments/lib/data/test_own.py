@@ -126,10 +126,13 @@ def test_own_bytes_are_standardised_and_own_floats_taken_as_they_are(npz):
     np.testing.assert_array_equal(data.test_inputs, floats[:4].astype(np.float32))
 
 
-def test_own_data_enter_an_experiment_by_their_path(npz):
+def test_own_data_enter_an_experiment_by_their_path(npz, capsys):
     images = X.reshape(10, 1, 2, 3) / 255
     path = str(npz(inputs=images, targets=Y, test_inputs=images, test_targets=Y))
     data = small_data(path, seed=1, train_size=8, label_noise=0.5, test_size=4)
+    assert "has 3 classes, the network 10 outputs: --recipe.classes 3" in capsys.readouterr().err
+    small_data(path, seed=2, train_size=8, num_classes=3)
+    assert capsys.readouterr().err == ""
     assert (data.inputs.shape, data.test_inputs.shape) == ((8, 6), (4, 6))
     assert data.noisy.sum() == 4
     assert set(data.targets) <= {0, 1, 2}
