@@ -197,10 +197,13 @@ class OutputLoss:
         tangents, _ = self._cleaned(outputs, targets, tangents)
         outputs, there = self._cleaned(outputs, targets, outputs)
         scores = jax.grad(lambda z: self.values(z, targets).sum())(outputs)
+        # The padding goes here, not after the product: XLA of jaxlib 0.10 adds up a mapped product
+        # that is selected over the draws wrongly, at every level of optimisation.
+        scores = scores if there is None else jnp.where(_over(there, scores), scores, 0)
         inner = scores * tangents.astype(scores.dtype)
         if outputs.ndim > 1:
             inner = inner.sum(axis=-1, keepdims=True)
-        return self._weighted(outputs, targets, scores * inner, there).astype(tangents.dtype)
+        return self._weighted(outputs, targets, scores * inner, None).astype(tangents.dtype)
 
     def _check(self, outputs, targets):
         if isinstance(outputs, LinearHead):

@@ -250,3 +250,21 @@ class TestErrors:
     def test_per_token_of_a_function(self):
         with pytest.raises(ValueError, match="`per` needs one of flatjax's losses"):
             as_loss(lambda z, t: z)(per="token")
+
+
+@pytest.mark.parametrize("chunk_size", [None, 4])
+def test_many_draws_give_one_matrix_however_it_is_multiplied(chunk_size):
+    """Mapped over vectors and compiled, XLA had added up 60 draws and more wrongly."""
+    k = jax.random.split(jax.random.key(0), 3)
+    w, x = jax.random.normal(k[0], (4, 5)), jax.random.normal(k[1], (6, 4))
+    F = flatjax.fisher(
+        lambda w, x: x @ w, flatjax.softmax_cross_entropy, w, (x, jnp.arange(6) % 5),
+        kind="sampled", key=k[2], num_samples=300, chunk_size=chunk_size,
+    )  # fmt: skip
+    rows = jnp.eye(20).reshape(20, 4, 5)
+    wanted = np.stack([np.asarray(F @ row).ravel() for row in rows])
+    mapped = jax.jit(jax.vmap(lambda op, v: op.mv(v), (None, 0)))(F, rows)
+    # Sums of 300 terms of order one in float32, in another order.
+    np.testing.assert_allclose(F.to_dense(), wanted, atol=1e-6)
+    np.testing.assert_allclose(mapped.reshape(20, 20), wanted, atol=1e-6)
+    np.testing.assert_allclose(wanted, wanted.T, atol=1e-6)
