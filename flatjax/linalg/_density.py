@@ -41,6 +41,10 @@ def spectral_density(
     density depends on a bandwidth, the distribution function does not. Every run reorthogonalises
     in full: no copies of an eigenvalue appear.
 
+    The bands are those of the probes: noise and asymmetry of the products are not looked for. Where
+    products may differ from one time to the next (a loader that draws, low precision) ask
+    [`check_deterministic`][] or the noise floor of [`eigsh`][] or [`spectrum`][].
+
     With ``reorthogonalize="none"`` a probe's run holds three vectors (and a temporary one) in place
     of ``num_steps``. Copies of outliers then appear, which share their weights, and take nodes from
     the bulk. By default there is no first run either. On a spectrum with 20 outliers the

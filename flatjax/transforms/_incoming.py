@@ -71,8 +71,8 @@ def check_incoming(
     ``other`` is then a gradient nearby: another is spent only where it points the opposite way.
     """
     if loops.is_traced(incoming, other, params, count):
-        if not adds:
-            _check_reads(name, gradient, params)
+        if not adds and _is_constant(gradient, params):
+            _refuse_constant(name)
         return
     if int(count) != 0:
         return
@@ -83,8 +83,8 @@ def check_incoming(
         return
     if not adds and equal_up_to_rounding(incoming, reference, gradient, params):
         nothing = 1e-5 * float(trees.norm(reference))  # far below what an ascent changes
-        if _distance(other, reference) <= nothing:
-            _check_reads(name, gradient, params)
+        if _distance(other, reference) <= nothing and _is_constant(gradient, params, True):
+            _refuse_constant(name)
         return
     if _opposed(incoming, reference):
         raise ValueError(
@@ -103,13 +103,12 @@ def check_incoming(
     )
 
 
-def _check_reads(name, gradient, params):
-    if _is_constant(gradient, params):
-        raise ValueError(
-            f"{name}: grad_fn does not depend on the params that it is given, so that nothing "
-            "is perturbed. Differentiate at its argument: "
-            "grad_fn=lambda p: jax.grad(loss_fn)(p, batch)."
-        )
+def _refuse_constant(name):
+    raise ValueError(
+        f"{name}: grad_fn does not depend on the params that it is given, so that nothing is "
+        "perturbed. Differentiate at its argument: "
+        "grad_fn=lambda p: jax.grad(loss_fn)(p, batch)."
+    )
 
 
 def _opposed(a, b):
@@ -157,12 +156,16 @@ def _nudged(params, by):
     return jax.tree.unflatten(treedef, moved)
 
 
-def _is_constant(gradient, params):
-    """Whether no operation of a program reads the params; of one that cannot be traced, no."""
+def _is_constant(gradient, params, in_flax=False):
+    """Whether no operation of a program reads the params; of one that cannot be traced, no.
+
+    ``in_flax`` is the answer where a flax module is what cannot be traced: the gradient of an nnx
+    model from outside is taken by changing it, which is refused inside of another trace.
+    """
     try:
         program = jax.make_jaxpr(gradient)(params).jaxpr
-    except Exception:  # a function of the host, whatever it raises on a tracer
-        return False
+    except Exception as error:  # a function of the host, whatever it raises on a tracer
+        return in_flax and "different trace level" in str(error)
     given = {id(variable) for variable in program.invars}
     read = [variable for equation in program.eqns for variable in equation.invars]
     return not any(id(variable) in given for variable in (*read, *program.outvars))

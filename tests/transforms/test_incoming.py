@@ -261,3 +261,19 @@ def test_a_function_of_the_host_is_compared_too():
     w = jnp.array([1.0, 2.0])
     assert equal_up_to_rounding(host(w), host(w), host, w)
     assert not equal_up_to_rounding(0.999 * host(w), host(w), host, w)
+
+
+def test_an_nnx_model_from_outside_is_no_function_of_the_params():
+    nnx = pytest.importorskip("flax.nnx")
+    model = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+
+    def of(model):
+        return losses.softmax_cross_entropy(model(X), Y).mean()
+
+    graph, params, rest = nnx.split(model, nnx.Param, ...)
+    g = nnx.grad(of)(model)
+    tx = ft.sam()
+    right = lambda p: nnx.grad(of)(nnx.merge(graph, p, rest))  # noqa: E731
+    tx.update(g, tx.init(params), params, grad_fn=right)
+    with pytest.raises(ValueError, match="does not depend on the params that it is given"):
+        tx.update(g, tx.init(params), params, grad_fn=lambda p: nnx.grad(of)(model))
