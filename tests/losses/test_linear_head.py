@@ -175,6 +175,8 @@ def test_the_sampled_fisher():
     found, wanted = (flatjax.fisher(m, *given, **options) for m in (model_fn, logits_fn))
     wanted = dataclasses.replace(wanted, draws=found.draws)
     close(found.to_dense(), wanted.to_dense())
+    smoothed = SOFTMAX(per="token", label_smoothing=0.3)  # what is drawn is not smoothed
+    close(flatjax.fisher(model_fn, smoothed, *given[1:], **options).to_dense(), wanted.to_dense())
     drawn = np.asarray(found.draws).reshape(3, N, T)
     np.testing.assert_array_equal(drawn >= 0, np.broadcast_to(PADDED >= 0, drawn.shape))
     # A key for every position: neither blocks nor chunks change what is drawn.
@@ -197,6 +199,10 @@ def test_targets_are_drawn_from_the_softmax():
     # Of 105 standard scores the largest exceeds 4.5 once in a thousand keys.
     assert np.abs(scores).max() < 4.5
     assert 0.8 < scores.std() < 1.2  # 105 of them, of which 90 are free: 1 +- 0.075
+    # Two positions of a sequence are drawn independently of each other.
+    alike = (np.asarray(op.draws)[:, :, 0] == np.asarray(op.draws)[:, :, 1]).mean(axis=0)
+    chance = (p[:, 0] * p[:, 1]).sum(axis=-1)
+    assert (np.abs(alike - chance) < 4.5 * np.sqrt(chance * (1 - chance) / count)).all()
 
 
 @pytest.mark.parametrize("matrix", ["ggn", "hessian", "covariance", "linearized ggn"])
