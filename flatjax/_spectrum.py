@@ -24,6 +24,7 @@ from flatjax.linalg.probing._estimate import Estimate, from_spread, quiet
 from flatjax.linalg.probing._layers import LayerSpectrum
 from flatjax.linalg.probing._quadrature import SpectralDensity, evaluated, products, weighted
 from flatjax.linalg.vectors import _arguments as arguments
+from flatjax.linalg.vectors import _budget as budget
 from flatjax.linalg.vectors import _flat as flat
 from flatjax.operators._base import Operator, as_operator
 from flatjax.operators._selection import group_names
@@ -130,6 +131,7 @@ def spectrum(
     tol: float = 1e-3,
     num_steps: int | None = None,
     max_steps: int = 160,
+    basis_bytes: int | None = None,
     num_probes: int = 4,
     probe_steps: int | None = None,
     trace_rtol: float | None = 1e-2,
@@ -157,16 +159,23 @@ def spectrum(
     3. One more product per probe until the trace has reached ``trace_rtol``.
 
     Costs some 100 to 300 products, two programs that contain the model or fewer, memory for the
-    vectors of the run (up to twice its steps; of more than 2^24 numbers at most 15 more than
-    steps; ``max_steps`` at once where that is at most 4 MB) and four beside it, two reads of them
-    per step, and after the run memory for the pairs, for those that have converged (a multiple of
-    16), for a probe's run, and for a few vectors a probe. Driven from the host: not for use inside
-    ``jit``.
+    vectors of the run (up to twice its steps; ``max_steps`` at once where that is at most 4 MB) and
+    four beside it, two reads of them per step, and after the run memory for the pairs, for those
+    that have converged (a multiple of 16), for a probe's run, and for four vectors a probe. Driven
+    from the host: not for use inside ``jit``.
+
+    Of more than 2^24 numbers, or within ``basis_bytes``, there are at most 15 rows more than steps,
+    and beside them some 40 vectors by default: the larger of ``probe_steps + 4 num_probes + 4``
+    (with ``diagonal`` or ``by`` 16) and ``2 k + num_bottom + 4 num_probes``, and two for every
+    product that completes the lists. The pairs that probes are cleared of stay combinations of the
+    run's vectors, of which a probe's step then reads all. The result holds the run in
+    `Spectrum.state`; ``result._replace(state=None)`` lets it go.
 
     One start vector sees one copy of a multiple eigenvalue, and may skip a single one along which
     it has little. The probes see what is missing: their extreme Ritz vectors are joined to Q, at no
     product more. Where that finds a pair, up to 64 products make the lists complete and converged,
-    unless ``num_steps`` is given; where they do not suffice, ``complete`` says so.
+    unless ``num_steps`` or ``basis_bytes`` is given; where they do not suffice, ``complete`` says
+    so.
 
     Where the dimension is no more than the fewest products that the call would spend, some 70 by
     default, the operator is multiplied with every unit vector, and everything is exact.
@@ -179,6 +188,10 @@ def spectrum(
       tol: the residual norm relative to the value's magnitude at which a pair has converged.
       num_steps: exactly so many Lanczos steps in all; default: until converged.
       max_steps: the most Lanczos steps without ``num_steps``.
+      basis_bytes: the memory, of one device, for the vectors of the run and those beside it:
+        ``max_steps`` is no more than fits, and no product completes the lists. What has not
+        converged by then says so. `Plan.basis_bytes` is what a product leaves. Without
+        ``num_steps``.
       num_probes: the probes that carry the density; at least 2.
       probe_steps: the Lanczos steps of each of them. Default: 10 beside the first run's own
         quadrature; 30 where that has fewer nodes than this, or says nothing: with ``by``, after
@@ -246,6 +259,12 @@ def spectrum(
     arguments.check_outside_jit("spectrum", op, key)
     start_key, probe_key = _keys(key)
     groups = None if by is None else tuple(group_names(op.structure, by))
+    lean = op.size > krylov.LARGE or basis_bytes is not None
+    if basis_bytes is not None:
+        beside = budget.beside_spectrum(
+            k, num_bottom, num_probes, probe_steps or ALONE, diagonal or groups is not None
+        )
+        max_steps = _within(basis_bytes, op, k + num_bottom, beside, num_steps, max_steps)
     watch = watching.watch(
         "spectrum", progress, callback, max_seconds, on_interrupt, traced=(op, key)
     )  # fmt: skip
@@ -268,9 +287,9 @@ def spectrum(
         state, spent = extremes.converged(
             packed, start_key, k, num_bottom, tol, num_steps, max_steps, resume, seen
         )
-        found = extremes.found(state, k, num_bottom, tol, op.size)
+        found = extremes.found(state, k, num_bottom, tol, op.size, form=not lean)
         steps_spent = op.size if dense is not None else spent
-        given = accumulate.setting(packed, state, found, probe_key, groups)
+        given = accumulate.setting(packed, state, found, probe_key, groups, lean)
         if probe_steps is None:
             deep = groups is None and found.start is not None and len(found.start[0]) >= ALONE
             probe_steps = BESIDE if deep else ALONE
@@ -278,9 +297,9 @@ def spectrum(
             given, num_probes, probe_steps, trace_rtol, max_trace_products, diagonal, seen, spent
         )
         spent += products
-        budget = missing.MOST if num_steps is None else 0
+        most = missing.MOST if num_steps is None and basis_bytes is None else 0
         pairs, complete, products = accumulate.completed(
-            given, sums, probe_steps, tol, budget, seen, spent
+            given, sums, probe_steps, tol, most, seen, spent
         )
         spent = looked + spent + products if dense is None else op.size
         floor, noise = accumulate.noise(given, sums)
@@ -352,6 +371,22 @@ def _exact(found: Spectrum, op: Operator, dense: np.ndarray, groups: tuple | Non
 def _both(complete: tuple[bool | None, bool | None]) -> bool | None:
     """Whether both lists are complete; ``None`` where that is not known."""
     return None if None in complete and False not in complete else all(complete)
+
+
+def _within(basis_bytes, op, wanted, beside, num_steps, max_steps):
+    """At most so many steps, as fit into the bytes."""
+    checks.check_scalar("basis_bytes", basis_bytes, above=0)
+    if num_steps is not None:
+        raise ValueError("basis_bytes bounds the steps: leave num_steps out, or basis_bytes.")
+    rows, least = budget.rows_within(basis_bytes, op.structure, beside), min(wanted, op.size)
+    if rows < least:
+        need = (least + beside) * budget.vector_bytes(op.structure)
+        raise ValueError(
+            f"basis_bytes={basis_bytes:,} is too little: {wanted} pairs need a run of at least "
+            f"{least} vectors and {beside} vectors beside it, {need:,} bytes. Raise it, ask for "
+            "fewer pairs, probes or probe_steps, or shard the params over more devices."
+        )
+    return min(max_steps, rows)
 
 
 def _check(op, k, num_bottom, tol, num_steps, max_steps, num_probes, probe_steps, trace_rtol):

@@ -335,3 +335,30 @@ def test_inside_jit_is_an_error():
                 lambda v: m @ v, key=jax.random.key(0), k=1, structure=jnp.zeros(20)
             )
         )(jnp.eye(20))
+
+
+def test_within_bytes_it_is_the_same(result):
+    # The vectors stay combinations of the run's: up to rounding everything is the same.
+    named = {"key": jax.random.key(0), "k": 6, "num_bottom": 3, "structure": STRUCTURE}
+    room = 4 * N * (result.state.run.alphas.shape[0] + 64)
+    found = flatjax.spectrum(operator(DENSE), by="leaf", diagonal=True, basis_bytes=room, **named)
+    assert found.num_products == result.num_products
+    for name in ("top", "bottom"):
+        new, old = getattr(found, name), getattr(result, name)
+        np.testing.assert_allclose(new.values, old.values, atol=5e-5)  # eps * 50, some times
+        np.testing.assert_array_equal(new.converged, old.converged)
+        overlaps = np.sum(flat_rows(new.vectors) * flat_rows(old.vectors), axis=1)
+        np.testing.assert_allclose(np.abs(overlaps), 1, atol=1e-4)  # relative residuals of 1e-3
+    np.testing.assert_allclose(found.trace.value, result.trace.value, rtol=1e-5)
+    np.testing.assert_allclose(found.trace.standard_error, result.trace.standard_error, rtol=1e-3)
+    np.testing.assert_allclose(found.density.atoms, result.density.atoms, atol=1e-3)
+    np.testing.assert_allclose(flat(found.diagonal), flat(result.diagonal), atol=1e-3)
+    with pytest.raises(ValueError, match=r"9 pairs need a run of at least 9 vectors and 50"):
+        flatjax.spectrum(operator(DENSE), basis_bytes=4 * N * 58, **named)
+    with pytest.raises(ValueError, match="leave num_steps out"):
+        flatjax.spectrum(operator(DENSE), basis_bytes=room, num_steps=20, **named)
+
+
+def flat_rows(tree):
+    leaves = jax.tree.leaves(tree)
+    return np.concatenate([np.asarray(a, float).reshape(len(a), -1) for a in leaves], axis=1)

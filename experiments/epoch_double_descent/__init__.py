@@ -16,7 +16,8 @@ Found: with the noise the test loss falls to 0.71 of its first minimum, its erro
 Double the noise drifts 6.0 ± 0.3 times as fast, not 4. At the best epoch 92 % of the wrong labels
 are fitted already: there is no phase that generalises before it memorises. The test error of the
 plain run rises by 5.5 ± 0.7 points and stays there, while tr F goes to zero with the loss. On
-Fashion-MNIST tr F and the sharpness fall to 0.17 and 0.13, the test loss only to 0.93.
+Fashion-MNIST tr F and the sharpness fall to 0.17 and 0.13, the test loss only to 0.93; the plain
+run's error rises by 8.3 ± 0.3 points and stays, and tr F peaks while wrong labels are memorised.
 
 tr F is that of squared error, so the mean squared norm of the outputs' Jacobian; of the plain run
 it is that of cross-entropy.

@@ -44,7 +44,7 @@ class Plan(NamedTuple):
       compile_seconds: what came on top until the first one was there: compilation (little where the
         program was compiled before) and, with ``linearize``, the primal pass.
       basis_bytes: what one product at a time leaves of the budget for a Krylov run: pass it to
-        ``eigsh(..., basis_bytes=...)``.
+        ``eigsh`` or ``spectrum`` as ``basis_bytes=``.
       max_basis: how many vectors of a basis that holds, beside four others; with
         ``basis_dtype="bfloat16"`` it is about twice as many.
     """

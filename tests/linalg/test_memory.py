@@ -6,13 +6,20 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+import flatjax
 from flatjax import _trees as trees
 from flatjax.linalg import eigsh, lanczos
+from flatjax.linalg.krylov import _relations as relations
 from flatjax.linalg.krylov import _restarts as restarts
 from flatjax.linalg.krylov import _step as krylov
+from flatjax.linalg.probing import _complement as complement
+from flatjax.linalg.probing import _missing as missing
 from flatjax.linalg.vectors import _basis as bases
 from flatjax.linalg.vectors import _blocks as blocks
+from flatjax.linalg.vectors import _budget as budget
 from flatjax.linalg.vectors import _rotations as rotations
+from flatjax.linalg.vectors import _span as spans
+from flatjax.linalg.vectors._span import Span
 
 M = 80
 STRUCTURE = {
@@ -150,3 +157,68 @@ def test_a_basis_of_half_the_bytes_is_never_there_in_float32():
     numbers = jnp.zeros((48, 12)), np.int32(3), np.int32(15), np.bool_(True)
     compiled = restarts._rotate.lower(state, *numbers).compile()
     assert vectors_beside(compiled) * SIZE / LONG < 4
+
+
+PARTS = bases.Basis(shapes(16, 16, 32))
+NUMBER = jax.ShapeDtypeStruct((), jnp.float32)
+ROW, TWO = (shapes(*rows)[0] for rows in ((1,), (2,)))
+ONE = jax.ShapeDtypeStruct((LONG,), jnp.float32)
+SPAN = Span(PARTS, jnp.zeros((64, 16)))
+RELATION = relations.Relation(PARTS, jnp.zeros(64), jnp.zeros(64), ONE, np.int32(64))
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "most"),
+    [
+        # Sums and differences of vectors; what is asked for, an output, is counted.
+        (spans.project, (SPAN, ONE), 2),
+        (complement._moved, (SPAN, NUMBER, ONE, ONE), 3),
+        (complement.moments, (RELATION, ROW, ROW), 5),
+        (missing.outside, (RELATION, TWO, TWO), 6),
+        (missing._residual, (RELATION, missing.Candidates(*shapes(8, 8)), NUMBER, jnp.zeros(8)), 2),
+    ],
+    ids=["project", "moved", "moments", "outside", "residual"],
+)
+def test_a_probe_needs_a_few_vectors_beside_the_basis(program, arguments, most):
+    compiled = program.lower(*arguments).compile()
+    assert vectors_beside(compiled) * SIZE / LONG < most + 0.5
+
+
+def test_candidates_are_rotated_in_place():
+    found = missing.Candidates(*shapes(8, 8))
+    compiled = missing._transformed.lower(found, jnp.zeros((8, 8)), whole=False).compile()
+    assert vectors_beside(compiled) * SIZE / LONG < 1
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"num_bottom": 0, "k": 6}, {"diagonal": True, "by": "leaf"}]
+)
+def test_a_lean_spectrum_holds_no_more_than_it_says(monkeypatch, options):
+    n, held = 4099, []
+    d = jnp.concatenate([jnp.array([9.0, 7.0, 5.0]), jnp.linspace(-1.0, 1.0, n - 3)])
+
+    def count():
+        return sum(a.size // n for a in jax.live_arrays() if a.ndim and a.shape[-1] == n)
+
+    before, step, outside = count(), krylov._compiled_step, missing.outside
+
+    def noted(name, program):
+        def run(*args):
+            held.append((name, count() - before))
+            return program(*args)
+
+        return run
+
+    asked = {"k": 3, "num_bottom": 1, "num_probes": 3, "probe_steps": 12, "tol": 1e-6} | options
+    needs = {"step": 2, "outside": 6 if asked["num_bottom"] else 3}
+    monkeypatch.setattr(krylov, "_compiled_step", noted("step", step))
+    monkeypatch.setattr(missing, "outside", noted("outside", outside))
+    beside = budget.beside_spectrum(asked["k"], asked["num_bottom"], 3, 12, "by" in options)
+    room = (20 + beside) * 4 * n
+    found = flatjax.spectrum(
+        lambda v: d * v, key=jax.random.key(0), structure=d, basis_bytes=room, **asked
+    )
+    assert int(found.state.run.step) == 20
+    # And what a program needs beside what it is given, by the compiler's account above.
+    most = max(count + needs[name] for name, count in held)
+    assert 20 + beside - 5 <= most <= 20 + beside

@@ -7,7 +7,6 @@ import jax
 import numpy as np
 
 from flatjax import _trees as trees
-from flatjax._trees import Tree
 from flatjax._watching import SILENT, Watch
 from flatjax.linalg.krylov import _certificates as certificates
 from flatjax.linalg.krylov import _ritz as ritz
@@ -19,6 +18,7 @@ from flatjax.linalg.vectors import _basis as bases
 from flatjax.linalg.vectors import _flat as flat
 from flatjax.linalg.vectors import _probes as probes
 from flatjax.linalg.vectors import _rotations as rotations
+from flatjax.linalg.vectors._span import Span
 from flatjax.operators._base import Operator
 
 # The relative residual up to which a Ritz value is taken for one eigenvalue. A looser one stands
@@ -34,13 +34,13 @@ class Extremes(NamedTuple):
       num_top: how many of the largest are wanted.
       values: those wanted, the largest and then the smallest, each descending.
       residuals: the estimates of their residual norms.
-      vectors: theirs, a tree with a leading axis.
+      vectors: theirs, in memory of their own or as combinations of the run's basis: see `found`.
       coefficients: theirs over the steps of the run, in columns.
       matrix: the projected matrix.
       norm: the largest Ritz value in magnitude.
       exact_values: all values that have converged to ``tol`` and to 1 %, wanted or not.
-      exact_vectors: their vectors, a tree with a leading axis; zero rows fill it up to a multiple
-        of 16. ``None`` without any.
+      exact_vectors: their vectors, alike; zero ones fill them up to a multiple of 16. ``None``
+        without any.
       start: nodes and weights (of sum 1) of the quadrature of the start vector in the complement of
         the converged pairs, or ``None`` where it says nothing of it.
     """
@@ -48,12 +48,12 @@ class Extremes(NamedTuple):
     num_top: int
     values: np.ndarray
     residuals: np.ndarray
-    vectors: Tree
+    vectors: Span
     coefficients: np.ndarray
     matrix: np.ndarray
     norm: float
     exact_values: np.ndarray
-    exact_vectors: Tree | None
+    exact_vectors: Span | None
     start: tuple[np.ndarray, np.ndarray] | None
 
     @property
@@ -171,8 +171,13 @@ def ritz_values(state):
     return values * scale, np.abs(betas[m - 1] * s[-1]) * scale, s
 
 
-def found(state: krylov.Krylov, k: int, num_bottom: int, tol: float, size: int) -> Extremes:
-    """What a finished run shows; a relative residual of ``tol``, at most `EXACT`, is exact."""
+def found(
+    state: krylov.Krylov, k: int, num_bottom: int, tol: float, size: int, *, form: bool = True
+) -> Extremes:
+    """What a finished run shows; a relative residual of ``tol``, at most `EXACT`, is exact.
+
+    Its vectors are formed, or else stay combinations of the basis, in no memory of their own.
+    """
     dtype = state.alphas.dtype
     values, residuals, s = ritz_values(state)
     index = wanted(len(values), k, num_bottom)
@@ -185,9 +190,15 @@ def found(state: krylov.Krylov, k: int, num_bottom: int, tol: float, size: int) 
     )  # few programs
     columns[: len(s), : len(index)] = s[:, index]
     columns[: len(s), len(index) : len(index) + len(exact)] = s[:, exact]
-    sizes = (len(index), columns.shape[1] - len(index))
-    whole = rotations.is_shared(state.basis)
-    vectors, exact_vectors = _combined(state.basis, columns.astype(dtype), sizes, whole)
+    columns = columns.astype(dtype)
+    placed = jax.device_put  # a conversion on the device would be a program to compile
+    if form:
+        sizes = (len(index), columns.shape[1] - len(index))
+        vectors, exact_vectors = map(Span, _formed(state.basis, columns, sizes))
+    else:
+        vectors, exact_vectors = (
+            Span(state.basis, placed(c)) for c in np.split(columns, [len(index)], axis=1)
+        )
     return Extremes(
         num_top=k,
         values=values[index],
@@ -197,16 +208,17 @@ def found(state: krylov.Krylov, k: int, num_bottom: int, tol: float, size: int) 
         matrix=(s * values) @ s.T,
         norm=norm,
         exact_values=values[exact],
-        exact_vectors=exact_vectors,
+        exact_vectors=exact_vectors if len(exact) else None,
         start=None if broken else _start(values, ritz.masses(s, dtype), exact, size),
     )
 
 
-@functools.partial(jax.jit, static_argnums=(2, 3))
-def _combined(basis, coefficients, sizes, whole):
-    """The first combinations and the others; ``None`` for no others."""
-    first, rest = rotations.combine_in_parts(basis, coefficients, sizes, whole=whole)
-    return first, rest if sizes[1] else None
+def _formed(basis, columns, sizes):
+    """The first combinations and the others."""
+    return _combined(basis, columns, sizes, whole=rotations.is_shared(basis))
+
+
+_combined = jax.jit(rotations.combine_in_parts, static_argnums=2, static_argnames="whole")
 
 
 def _start(values, weights, exact, size):
@@ -249,7 +261,7 @@ def certified(
     # The Lanczos estimate of the residual does not know the noise of the products.
     residuals = np.hypot(found.residuals, noise)
     good = residuals <= certificates.allowed(np.abs(found.values), floor, tol)
-    resolved, dtype = np.abs(found.values) > floor, trees.dtype(found.vectors)
+    resolved, dtype = np.abs(found.values) > floor, trees.dtype(found.vectors.basis)
     placed = jax.device_put  # a conversion on the device would be a program to compile
 
     def part(rows, vectors, whole):
@@ -265,10 +277,18 @@ def certified(
             complete=whole,
         )
 
-    vectors = _halves(layout, found.vectors, found.num_top)
+    vectors = _ends(layout, found.vectors, found.num_top)
     ends = zip(found.ends, vectors, complete, strict=True)
     top, bottom = (part(*end) for end in ends)
     return top, bottom
+
+
+def _ends(layout, span, k):
+    """The first k vectors and the others, as the caller knows them."""
+    if span.columns is None:
+        return _halves(layout, span.basis, k)
+    formed = _formed(span.basis, span.columns, (k, span.columns.shape[1] - k))
+    return [flat.unpack(layout, vectors) for vectors in formed]
 
 
 @functools.partial(jax.jit, static_argnums=2)

@@ -41,7 +41,7 @@ FIRST = 32
 # Up to so many numbers it begins with all rows that it may need: 4 MB stay in a CPU's cache.
 SMALL = 1 << 20
 # Vectors above so many numbers (64 MB) are more dear than programs: so many rows more each time.
-_LARGE, _FEW = 1 << 24, 16
+LARGE, _FEW = 1 << 24, 16
 CHECK_EVERY = 8  # steps between two looks of the host at the coefficients
 
 
@@ -123,7 +123,7 @@ def first_rows(size: int, last: int) -> int:
     """The rows to begin a run of at most ``last`` steps with: see `FIRST`."""
     if size * last <= SMALL:
         return last
-    return min(last, FIRST if size <= _LARGE else _FEW)
+    return min(last, FIRST if size <= LARGE else _FEW)
 
 
 def with_room(state: Krylov, last: int) -> Krylov:
@@ -131,7 +131,7 @@ def with_room(state: Krylov, last: int) -> Krylov:
     rows = state.alphas.shape[0]
     if int(state.step) < rows:
         return state
-    more = max(rows, FIRST) if trees.size(state.vector) <= _LARGE else _FEW
+    more = max(rows, FIRST) if trees.size(state.vector) <= LARGE else _FEW
     more = min(more, last - rows)
     longer: dict[str, Any] = {  # on the host: no program to compile
         name: np.pad(jax.device_get(getattr(state, name)), (0, more))

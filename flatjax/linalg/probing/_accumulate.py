@@ -29,6 +29,7 @@ from flatjax.linalg.probing._quadrature import SpectralDensity, density_from_qua
 from flatjax.linalg.vectors import _basis as bases
 from flatjax.linalg.vectors import _flat as flat
 from flatjax.linalg.vectors import _probes as probes
+from flatjax.linalg.vectors import _span as spans
 from flatjax.operators._base import Operator
 
 
@@ -40,7 +41,8 @@ class Sums(NamedTuple):
       squares: ``(p,)``, alike.
       gaps: ``(p, k)``, ``v . A y - y . A v`` for every wanted vector v.
       quadratures: of the runs of the first probes, as `solved` takes them.
-      candidates: the extreme Ritz vectors of these and their products, for `missing.filled`.
+      candidates: what is outside the basis of the extreme Ritz vectors of these, for
+        `missing.filled`, which empties the list.
       by_group: what `layers.moments` gives for every probe, if there are groups.
       diagonal: the sum over the probes of the diagonal's rest, a vector, or ``None``.
     """
@@ -49,13 +51,18 @@ class Sums(NamedTuple):
     squares: np.ndarray
     gaps: np.ndarray
     quadratures: tuple
-    candidates: tuple
+    candidates: list
     by_group: tuple
     diagonal: Tree | None
 
 
 def setting(
-    op: Operator, state: krylov.Krylov, found: Extremes, key: jax.Array, groups: tuple | None
+    op: Operator,
+    state: krylov.Krylov,
+    found: Extremes,
+    key: jax.Array,
+    groups: tuple | None,
+    lean: bool,
 ) -> Setting:
     """What a finished run leaves to its probes."""
     steps, dtype = len(found.matrix), state.alphas.dtype
@@ -66,7 +73,7 @@ def setting(
     # |A Q|^2 is that of T and of the residual.
     known = (np.trace(found.matrix), np.square(entries / unit).sum(), unit)
     coupled = (found.values.astype(dtype), (last * found.coefficients[-1]).astype(dtype))
-    return Setting(op, run, found, coupled, known, key, groups)
+    return Setting(op, run, found, coupled, known, key, groups, lean)
 
 
 def _unit(largest, dtype):
@@ -109,18 +116,20 @@ def probe(
     if watch.stopped is not None:  # the least that there must be
         num_runs, steps, limit, watch = 2, 1, 2, SILENT
     # One size of block for all probes: one set of programs.
-    together = min(probe_products.probe_block(op.size), limit)
+    together = 1 if given.lean else min(probe_products.probe_block(op.size), limit)
     total = trees.zeros(op.structure) if diagonal else None
-    sums = Sums(nothing, nothing, np.zeros((0, len(given.found.values))), (), (), (), total)
+    sums = Sums(nothing, nothing, np.zeros((0, len(given.found.values))), (), [], (), total)
     spent = 0
     while (done := len(sums.traces)) < limit and watch.stopped is None:
-        enough = done >= max(num_runs, probe_products.LEAST)
-        if enough and bool(trace(given, sums, 0, rtol).converged):
+        # Looks as far apart as elsewhere, whatever the blocks.
+        looks = done >= max(num_runs, probe_products.LEAST)
+        looks = looks and done % probe_products.CHECK_EVERY == 0
+        if looks and bool(trace(given, sums, 0, rtol).converged):
             break
         count = min(together, limit - done)
         numbers = np.arange(done, done + together, dtype=np.int32)
         runs = num_runs - done
-        told = probe_runs.Told(watch, given, sums.traces, before + spent)
+        told = probe_runs.Told(watch, given, sums.traces, before + spent, count)
         sums, products = _with_block(given, sums, numbers, count, runs, steps, told)
         spent += products
     return sums, spent
@@ -166,7 +175,7 @@ def _with_block(given, sums, numbers, count, num_runs, steps, told):
         squares=np.append(sums.squares, squares),
         gaps=np.concatenate([sums.gaps, gaps]),
         quadratures=(*sums.quadratures, *(run.quadrature for run in ran)),
-        candidates=(*sums.candidates, *(run.candidates for run in ran)),
+        candidates=[*sums.candidates, *(run.candidates for run in ran)],
         by_group=(*sums.by_group, *parts),
         diagonal=total,
     )
@@ -178,8 +187,7 @@ def _drawn(key, numbers, static, vectors, keep):
     """Probes less their parts along some vectors, in a list; and as they were, stacked, to keep."""
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
     z = probes.block(keys, jax.tree.unflatten(static[1], static[0]))
-    y = z if vectors is None else probe_products.project_block(vectors, z)
-    return bases.unstack(y), z if keep else None
+    return bases.unstack(spans.project_block(vectors, z)), z if keep else None
 
 
 @jax.jit
@@ -193,8 +201,8 @@ def _moments(run, y, images, vectors, coupled, unit):
     found = complement.moments(run, y, images, unit)
     values, last = coupled
     along = bases.gram(y, jax.tree.map(lambda a: a[None], run.residual))
-    known = values[None, :] * bases.gram(y, vectors) + last[None, :] * along
-    return (found.trace, found.square, bases.gram(images, vectors) - known), found.image
+    known = values[None, :] * spans.gram(vectors, y).T + last[None, :] * along
+    return (found.trace, found.square, spans.gram(vectors, images).T - known), found.image
 
 
 @jax.jit
@@ -219,7 +227,7 @@ def completed(
         numbers = np.asarray([missing.FIRST_KEY + seen + number], np.int32)
         static = probes.static(given.op.structure)
         (y,), _ = _drawn(given.key, numbers, static, given.found.exact_vectors, False)
-        silent = probe_runs.Told(SILENT, given, sums.traces, before)
+        silent = probe_runs.Told(SILENT, given, sums.traces, before, 1)
         found = probe_runs.one(given, steps, y, loops.product(given.op)(y), silent, 0)
         return found.candidates, found.num_products
 
@@ -228,7 +236,7 @@ def completed(
 
     budget = budget if watch.stopped is None else 0
     pairs, complete, spent = missing.filled(
-        given.op, given.run, given.found, list(sums.candidates), tol, floor, budget, another,
+        given.op, given.run, given.found, sums.candidates, tol, floor, budget, another,
         watch, report,
     )  # fmt: skip
     if watch.stopped is not None:  # nobody has looked to the end
@@ -300,7 +308,7 @@ def by_group(
     if groups is None:
         return None
     exact = given.found.exact_vectors
-    norms = {} if exact is None else layers.squared_norms(layout, exact, groups)
+    norms = {} if exact is None else layers.squared_norms(layout, spans.formed(exact), groups)
     known, norms, found = jax.device_get(
         (layers.known_traces(layout, given.run, groups), norms, sums.by_group)
     )

@@ -17,6 +17,8 @@ from flatjax._trees import Tree
 from flatjax.linalg.krylov import _relations as relations
 from flatjax.linalg.krylov._relations import Relation
 from flatjax.linalg.vectors import _basis as bases
+from flatjax.linalg.vectors import _span as spans
+from flatjax.linalg.vectors._span import Span
 from flatjax.operators._base import Operator
 
 
@@ -110,17 +112,11 @@ def rest_of_one(run: Relation | None, y: Tree, image: Tree) -> Tree:
 
 
 @jax.jit
-def project(vectors: Tree | None, v: Tree) -> Tree:
-    """``v`` less its part along orthonormal vectors (a tree with a leading axis)."""
-    return v if vectors is None else bases.project_out(vectors, v)
-
-
-@jax.jit
-def _moved(vectors: Tree | None, middle: jax.Array, v: Tree, image: Tree) -> Tree:
+def _moved(vectors: Span | None, middle: jax.Array, v: Tree, image: Tree) -> Tree:
     if vectors is None:
         return image
-    inner = bases.gram(vectors, bases.stack([image, v]))
-    return bases.subtract(image, bases.combine(vectors, inner[:, 0] - middle * inner[:, 1]))
+    inner = spans.gram(vectors, bases.stack([image, v]))
+    return bases.subtract(image, spans.combine(vectors, inner[:, 0] - middle * inner[:, 1]))
 
 
 class Deflated(Operator):
@@ -133,7 +129,7 @@ class Deflated(Operator):
     Driven from the host over two compiled programs, so that the model is not compiled once more.
     """
 
-    def __init__(self, op: Operator, vectors: Tree | None, middle: float):
+    def __init__(self, op: Operator, vectors: Span | None, middle: float):
         self._op, self.vectors, self._product = op, vectors, loops.product(op)
         self._middle = np.asarray(middle, trees.dtype(op.structure))
 

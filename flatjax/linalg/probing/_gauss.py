@@ -19,6 +19,7 @@ from flatjax.linalg.probing import _exact as exact
 from flatjax.linalg.vectors import _arguments as arguments
 from flatjax.linalg.vectors import _flat as flat
 from flatjax.linalg.vectors import _probes as probes
+from flatjax.linalg.vectors import _span as spans
 from flatjax.operators._base import Operator
 
 # The steps of a probe that has to be taken although its run has been stopped.
@@ -113,7 +114,7 @@ def quadratures(
         if watch.stopped is not None and len(runs) >= least:
             break
         probe_key, restart_key = jax.random.split(jax.random.fold_in(key, i + 1))
-        y = complement.project(vectors, probes.probe(probe_key, op.structure))
+        y = spans.project(vectors, probes.probe(probe_key, op.structure))
         unit, length = trees.normalized(y)
 
         def report(state, done, before=spent, number=i, steps=steps):

@@ -15,6 +15,7 @@ By Cauchy's interlacing its Ritz values are no larger, counted from the top, tha
 one above the list's own shows that the list is not complete, and is the missing pair as a rule.
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -33,6 +34,8 @@ from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.krylov._extremes import Extremes
 from flatjax.linalg.krylov._relations import Relation
 from flatjax.linalg.vectors import _basis as bases
+from flatjax.linalg.vectors import _rotations as rotations
+from flatjax.linalg.vectors._span import Span
 from flatjax.operators._base import Operator
 
 # A candidate of less than this outside the basis, or outside the candidates before, is rounding.
@@ -68,7 +71,7 @@ class Joined(NamedTuple):
 
 
 @jax.jit
-def _candidates(start: krylov.Krylov, coefficients: jax.Array, values: jax.Array, last: jax.Array):
+def _extremes(start: krylov.Krylov, coefficients: jax.Array, values: jax.Array, last: jax.Array):
     """Ritz vectors of a probe's run, and their products by its recurrence."""
     y = bases.combine(start.basis, coefficients)
 
@@ -100,13 +103,15 @@ def seen(start: krylov.Krylov, steps: int, bottom: bool) -> tuple[Tree, Tree]:
     last = betas[steps - 1] * scale * s[-1, index]
     dtype = start.alphas.dtype
     numbers = (coefficients, values[index] * scale, last)
-    return _candidates(start, *(a.astype(dtype) for a in numbers))
+    return _extremes(start, *(a.astype(dtype) for a in numbers))
 
 
-@jax.jit
-def _outside(run: Relation, y: list[Tree], images: list[Tree]) -> Candidates:
-    """The unit parts of vectors outside the basis, and those of their products; zero for none."""
-    y, images = (jax.tree.map(lambda *a: jnp.concatenate(a), *trees_) for trees_ in (y, images))
+@functools.partial(jax.jit, donate_argnums=(1, 2))
+def outside(run: Relation, y: Tree, images: Tree) -> Candidates:
+    """The unit parts of vectors outside the basis, and those of their products; zero for none.
+
+    Both take the places of what they are made of.
+    """
     c = relations.coefficients(run, y)
     w = bases.subtract(y, bases.combine(run.basis, c))
     again = relations.coefficients(run, w)  # rounding, beside what is left of w
@@ -123,14 +128,21 @@ def _outer(numbers, vector):
     return jax.tree.map(lambda q: jnp.tensordot(numbers.astype(q.dtype), q, axes=0), vector)
 
 
-@jax.jit
-def _joint(first: Candidates, second: Candidates) -> Candidates:
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b]), first, second)
+_rows_of_all = jax.jit(lambda blocks: jax.tree.map(lambda *a: jnp.concatenate(a), *blocks))
 
 
-@jax.jit
-def _transformed(found: Candidates, matrix: jax.Array) -> Candidates:
-    return Candidates(*(bases.combine(a, matrix) for a in found))
+def _joint(found: list[Candidates]) -> Candidates:
+    """All of them; each half by itself, so that only one is there twice. The list is emptied."""
+    vectors = _rows_of_all([each.vectors for each in found])
+    images = [each.images for each in found]
+    found.clear()
+    return Candidates(vectors, _rows_of_all(images))
+
+
+@functools.partial(jax.jit, donate_argnums=0, static_argnames="whole")
+def _transformed(found: Candidates, matrix: jax.Array, *, whole: bool) -> Candidates:
+    first = jnp.zeros((), jnp.int32)
+    return Candidates(*(rotations.rotated(a, matrix, first, whole=whole) for a in found))
 
 
 @jax.jit
@@ -152,7 +164,10 @@ def _orthonormal(run: Relation, found: Candidates) -> tuple[Candidates, tuple]:
     """The candidates made orthonormal, and their numbers in float64 on the host."""
     gram, _, _ = ritz.to_host(_numbers(run, found))
     dtype = run.alphas.dtype
-    found = _transformed(found, _inverse_root(gram).astype(dtype))
+    # In blocks where vectors are dear: a loop, which takes longer to compile.
+    small = trees.size(run.residual) <= krylov.LARGE
+    whole = small or rotations.is_shared(found.vectors)
+    found = _transformed(found, _inverse_root(gram).astype(dtype), whole=whole)
     return found, ritz.to_host(_numbers(run, found))
 
 
@@ -181,56 +196,51 @@ class Space:
         self.values = values[index]
         self.inner, self.outer = vectors[:m, index], root @ vectors[m:, index]
 
+    def residual(self, i: int) -> tuple[Tree, jax.Array]:
+        """The residual of a wanted pair, a block of one unit vector, and its norm."""
+        numbers = (self.last * self.inner[-1, i], self.outer[:, i])
+        numbers = (np.asarray(a, self.run.alphas.dtype) for a in numbers)
+        return _residual(self.run, self.found, *numbers)
+
     def residuals(self) -> np.ndarray:
-        """The residual norms of the wanted pairs, from the vectors themselves."""
-        dtype = self.run.alphas.dtype
-        numbers = (self.last * self.inner[-1], self.outer)
-        self.rest, norms = _residuals(self.run, self.found, *(a.astype(dtype) for a in numbers))
-        return np.asarray(norms, np.float64)
+        """The residual norms of the wanted pairs, from the vectors themselves, one at a time."""
+        norms = [self.residual(i)[1] for i in range(len(self.values))]
+        return np.asarray(jax.device_get(norms), np.float64)
 
-    def vectors(self) -> Tree:
-        """The unit wanted vectors, with a leading axis."""
+    def vectors(self) -> Span:
+        """The wanted vectors."""
         missing = self.run.alphas.shape[0] - len(self.inner)
-        inner = np.pad(self.inner, ((0, missing), (0, 0)))
-        return _vectors(self.run, self.found, inner, self.outer)
+        columns = np.concatenate([np.pad(self.inner, ((0, missing), (0, 0))), self.outer])
+        basis = bases.Basis((*bases.parts_of(self.run.basis), self.found.vectors))
+        return Span(basis, jax.device_put(columns.astype(self.run.alphas.dtype)))
 
-    def extend(self, y: list[Tree], images: list[Tree]) -> None:
+    def extend(self, more: Candidates | None) -> None:
         """More vectors and their products."""
-        self.found = _joint(self.found, _outside(self.run, y, images))
+        if more is None:
+            return
+        self.found = _joint([self.found, more])
         self.solve()
 
 
 @jax.jit
-def _residuals(run, found, last, outer):
+def _residual(run, found, last, outer):
     # A u - mu u is orthogonal to the joint space, and all but these terms of A u lie in it.
-    rest = jax.tree.map(jnp.add, _outer(last, run.residual), bases.combine(found.images, outer))
-    within = bases.gram(found.vectors, rest)
-    rest = bases.subtract(rest, bases.combine(found.vectors, within))
-    norms = jax.vmap(trees.norm)(rest)
-    inverse = jnp.where(norms > 0, 1 / jnp.where(norms > 0, norms, 1), 0)
-    return bases.combine(rest, jnp.diag(inverse)), norms
-
-
-@jax.jit
-def _vectors(run, found, inner, outer):
-    u = bases.combine(run.basis, inner.astype(run.alphas.dtype))
-    added = bases.combine(found.vectors, outer.astype(run.alphas.dtype))
-    u = jax.tree.map(jnp.add, u, added)
-    return bases.combine(u, jnp.diag(1 / jax.vmap(trees.norm)(u)))
-
-
-_row = jax.jit(lambda basis, i: jax.tree.map(lambda a: a[i][None], basis))
+    rest = trees.axpy(last, run.residual, bases.combine(found.images, outer))
+    rest = bases.project_out(found.vectors, rest)
+    norm = trees.norm(rest)
+    unit = trees.scale(jnp.where(norm > 0, 1 / jnp.where(norm > 0, norm, 1), 0), rest)
+    return jax.tree.map(lambda a: a[None], unit), norm
 
 
 def filled(
     op: Operator,
     run: Relation,
     pairs: Extremes,
-    candidates: list[tuple[Tree, Tree]],
+    candidates: list[Candidates],
     tol: float,
     floor: float,
     budget: int,
-    another: Callable[[int], tuple[tuple[Tree, Tree], int]],
+    another: Callable[[int], tuple[Candidates | None, int]],
     watch: Watch = SILENT,
     report: Callable[[int, np.ndarray, np.ndarray], None] = lambda *_: None,
 ) -> tuple[Extremes, tuple[bool | None, bool | None], int]:
@@ -240,7 +250,7 @@ def filled(
       op: the operator.
       run: the Lanczos relation.
       pairs: its pairs at both ends.
-      candidates: what `seen` gave for every probe.
+      candidates: what `outside` left of every probe's; the list is emptied.
       tol: the relative residual that counts as converged.
       floor: the noise floor.
       budget: the products that may be spent where something is missing.
@@ -256,12 +266,13 @@ def filled(
         return pairs, (True, True), 0
     if not np.isfinite(pairs.norm):
         return pairs, (None, None), 0
-    space = Space(run, pairs, _outside(run, *map(list, zip(*candidates, strict=True))))
+    looks = seen_by = len(candidates)
+    space = Space(run, pairs, _joint(candidates))
     converged = pairs.residuals <= np.maximum(tol * np.abs(pairs.values), floor)
     missing = _missing(pairs, space, converged, floor)
     if not missing.any():
         return pairs, (True, True), 0
-    product, spent, looks = loops.product(op), 0, len(candidates)
+    product, spent = loops.product(op), 0
     budget = budget if converged.all() else 0
     while True:
         residuals = space.residuals()
@@ -272,15 +283,13 @@ def filled(
         # Every probe sees one vector of an eigenspace: as many new ones as probes may not be all.
         full = _new(pairs, space) >= looks
         if open_.any() and spent < budget:
-            worst = np.flatnonzero(open_)[:4]
-            y = [_row(space.rest, np.int32(i)) for i in worst]
-            rows = [jax.tree.map(lambda a: a[0], v) for v in y]
-            images = [jax.tree.map(lambda a: a[None], product(v)) for v in rows]
-            space.extend(y, images)
+            worst = [space.residual(i)[0] for i in np.flatnonzero(open_)[:4]]
+            images = [product(bases.row(y, 0)) for y in worst]
             spent += len(worst)
+            space.extend(outside(run, _rows_of_all(worst), bases.stack(images)))
         elif full.any() and spent < budget and not open_.any():
-            (y, image), products = another(looks - len(candidates))
-            space.extend([y], [image])
+            more, products = another(looks - seen_by)
+            space.extend(more)
             looks, spent = looks + 1, spent + products
         else:
             break
@@ -298,7 +307,7 @@ def _new(pairs, space) -> np.ndarray:
 
 def _missing(pairs, space, converged, floor) -> np.ndarray:
     """Whether the list at the top, and that at the bottom, lacks a pair."""
-    rounding = max(floor, ritz.rounding(pairs.norm, trees.dtype(pairs.vectors)))
+    rounding = max(floor, ritz.rounding(pairs.norm, trees.dtype(pairs.vectors.basis)))
     gains, new, found = space.values - pairs.values, _new(pairs, space), []
     for end, gain, count in zip(pairs.ends, (gains, -gains), new, strict=True):
         moved = gain[end]

@@ -14,6 +14,8 @@ from flatjax._watching import SILENT, Watch
 from flatjax.linalg.vectors import _arguments as arguments
 from flatjax.linalg.vectors import _basis as bases
 from flatjax.linalg.vectors import _probes as probes
+from flatjax.linalg.vectors import _span as spans
+from flatjax.linalg.vectors._span import Span
 from flatjax.operators._base import Operator
 
 CHECK_EVERY = 8  # probes between two looks of an adaptive estimate at its spread
@@ -26,12 +28,6 @@ _BLOCK, _SMALL = 8, 1 << 24
 row = jax.jit(bases.row)
 unstack = jax.jit(bases.unstack)
 keys = jax.jit(jax.vmap(jax.random.fold_in, (None, 0)))
-
-
-@jax.jit
-def project_block(basis: Tree, block: Tree) -> Tree:
-    """Vectors stacked along a leading axis less their parts along orthonormal or zero vectors."""
-    return bases.subtract(block, bases.combine(basis, bases.gram(basis, block)))
 
 
 def probe_block(size: int) -> int:
@@ -52,7 +48,7 @@ def drawn(
     They have no components along the orthonormal or zero vectors of ``basis``.
     """
     z = probes.block(keys(key, np.arange(first, first + count, dtype=np.int32)), structure, kind)
-    return z if basis is None else project_block(basis, z)
+    return z if basis is None else spans.project_block(Span(basis), z)
 
 
 def products(product: Callable[[Tree], Tree], vectors: Sequence[Tree], count: int) -> list[Tree]:

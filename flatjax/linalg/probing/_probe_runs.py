@@ -1,6 +1,6 @@
 """The Lanczos runs of the probes of a spectrum, in the complement of its converged pairs."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from flatjax.linalg.probing import _complement as complement
 from flatjax.linalg.probing import _missing as missing
 from flatjax.linalg.probing._estimate import so_far
 from flatjax.linalg.vectors import _basis as bases
+from flatjax.linalg.vectors import _span as spans
 from flatjax.operators._base import Operator
 
 
@@ -32,6 +33,7 @@ class Setting(NamedTuple):
         the unit, on the host.
       key: that of the probes.
       groups: the name of the group of every leaf, or ``None``.
+      lean: whether vectors are dear: one probe at a time, in no more rows than it has steps.
     """
 
     op: Operator
@@ -41,15 +43,25 @@ class Setting(NamedTuple):
     known: tuple[float, float, float]
     key: jax.Array
     groups: tuple | None
+    lean: bool = False
 
 
 class Told(NamedTuple):
-    """What a watch is told of: the wanted pairs, and how well the trace is known."""
+    """What a watch is told of: the wanted pairs, and how well the trace is known.
+
+    Attributes:
+      watch: the watch.
+      given: what the probes meet.
+      traces: what those of earlier blocks have said.
+      spent: the products before this block.
+      block: the probes of this block.
+    """
 
     watch: Watch
     given: Setting
     traces: np.ndarray
     spent: int
+    block: int
 
     def report(self, more: int) -> None:
         """Tell it, after ``more`` products."""
@@ -57,7 +69,7 @@ class Told(NamedTuple):
         if len(self.traces) > 1:
             value, error = so_far(self.traces, self.given.known[0])
             text = f"trace {value:.6g} +- {error:.1g}"
-        ready = len(self.traces) + more > 1
+        ready = len(self.traces) + min(more, self.block) > 1  # two probes
         step = self.spent + more
         self.watch.report(step, found.values, found.residuals, ready=ready, text=text)
 
@@ -68,13 +80,13 @@ class Run(NamedTuple):
     Attributes:
       num_products: the products spent, the first one included.
       quadrature: the numbers that `solved` takes.
-      candidates: those of `missing.seen`.
+      candidates: what `missing.outside` leaves of those of `missing.seen`; of no run ``None``.
       basis: that of the run, where there are groups, which need it.
     """
 
     num_products: int
     quadrature: tuple | None = None
-    candidates: Any = None
+    candidates: missing.Candidates | None = None
     basis: Tree | None = None
 
 
@@ -114,13 +126,14 @@ def one(given: Setting, steps: int, y: Tree, image: Tree, told: Told, spent: int
     if steps == 0:
         return Run(1)
     if steps == 1 and given.groups is None:  # no basis is needed
-        numbers, candidates = _one_step(y, image, found.exact_vectors)
-        return Run(1, (*numbers, 1), candidates)
+        numbers, seen = _one_step(y, image, found.exact_vectors)
+        return Run(1, (*numbers, 1), missing.outside(given.run, *seen))
     # In as many rows as the first run has begun with: one program for the steps of both.
-    rows = max(steps, bases.size(bases.parts_of(given.run.basis)[0]))
+    same = bases.size(bases.parts_of(given.run.basis)[0])
+    rows = steps if given.lean else max(steps, same)
     state, first, length = krylov.begin(y, image, rows, given.key)
     deflated = complement.Deflated(op, found.exact_vectors, found.middle)
-    first = complement.project(deflated.vectors, first)
+    first = spans.project(deflated.vectors, first)
     # What a stop has left to do, nobody watches.
     watch = told.watch if told.watch.stopped is None else SILENT
 
@@ -129,9 +142,11 @@ def one(given: Setting, steps: int, y: Tree, image: Tree, told: Told, spent: int
             told.report(spent + done - 1)
 
     state, steps = krylov.watched(deflated, state, steps, watch, report, first)
-    candidates = missing.seen(state, steps, len(found.values) > found.num_top)
+    seen = missing.seen(state, steps, len(found.values) > found.num_top)
     numbers = (state.alphas, state.betas, state.scale, length, steps)
-    return Run(steps, numbers, candidates, None if given.groups is None else state.basis)
+    basis = None if given.groups is None else state.basis
+    del state
+    return Run(steps, numbers, missing.outside(given.run, *seen), basis)
 
 
 @jax.jit
@@ -139,7 +154,7 @@ def _one_step(y, image, vectors):
     """The numbers of a run of one step, without its depth, and its candidates."""
     unit, length = trees.normalized(y)
     image = jax.tree.map(lambda a: a / length.astype(a.dtype), image)
-    image = complement.project(vectors, image)
+    image = spans.project(vectors, image)
     alpha = trees.vdot(unit, image)
     numbers = (alpha[None], jnp.zeros_like(alpha)[None], jnp.ones_like(alpha), length)
     return numbers, jax.tree.map(lambda a: a[None], (unit, image))

@@ -23,6 +23,28 @@ def vector_bytes(structure: Tree, dtype: Any = None) -> int:
     return total
 
 
+def beside_spectrum(k: int, num_bottom: int, num_probes: int, probe_steps: int, more: bool) -> int:
+    """The vectors that a lean `spectrum` holds beside the rows of its first run, at the most.
+
+    Args:
+      k: the largest pairs.
+      num_bottom: the smallest.
+      num_probes: the probes that start a run.
+      probe_steps: the steps of each.
+      more: whether there is a diagonal or there are groups.
+    """
+    kept = 4 if num_bottom else 2  # of each probe, to be searched for what is missing
+    # The next vector of the first run; the probe and its product, given and in units of its norm.
+    common = 4 + 4 * more
+    # The run of the last probe, with a product and what a step needs.
+    probing = common + probe_steps + 4 + kept * (num_probes - 1)
+    # What is kept of it, and once and a half as much in the making; its basis, for the groups.
+    keeping = common + kept * num_probes + 3 * kept // 2 + more * probe_steps
+    # The pairs, those at the top once more in the leaves' shapes, and what was searched.
+    ending = 2 * k + num_bottom + kept * num_probes
+    return max(probing, keeping, ending)
+
+
 def rows_within(budget: float, structure: Tree, beside: int = BESIDE, dtype: Any = None) -> int:
     """The rows of a basis that fit into so many bytes together with other vectors.
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from flatjax.linalg.probing import _complement as complement
+from flatjax.linalg.vectors._span import Span
 from flatjax.operators._base import as_operator
 from tests.linalg.dense_run import cut, glued, make, product
 
@@ -55,7 +56,7 @@ def test_deflated_products_have_the_vectors_at_one_eigenvalue(case):
     run, a, _, p, z, dtype, slack = case
     size = np.linalg.norm(z[0])
     op = as_operator(jax.tree_util.Partial(product, jnp.asarray(a, dtype)), cut(a[0], dtype))
-    found = glued(complement.Deflated(op, run.basis, 1.5).mv(cut(z[0], dtype)))
+    found = glued(complement.Deflated(op, Span(run.basis), 1.5).mv(cut(z[0], dtype)))
     q_next = glued(run.residual)  # row 8 of the buffers is the next vector
     both = p - np.outer(q_next, q_next)
     expected = z[0] @ a @ both + 1.5 * (z[0] - z[0] @ both)
