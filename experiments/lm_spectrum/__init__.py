@@ -96,9 +96,9 @@ lab = Lab(
     smoke={"seeds": 1, "context": 8, "width": 8, "layers": 1, "heads": 2, "batch_size": 2,
            "updates": 4, "full_updates": 4, "every": 2, "warm_up": 1, "measured": 2,
            "max_steps": 20, "trace_products": 4, "block_probes": 2, "block_products": 2},
-    real={"seeds": 3, "context": 256, "width": 256, "layers": 8, "heads": 8, "batch_size": 32,
-          "learning_rate": 1e-3, "full_rate": 1e-3, "warm_up": 200, "updates": 6000,
-          "full_updates": 2000, "every": 500, "measured": 32, "chunk_size": 8},
+    real={"seeds": 2, "width": 256, "layers": 8, "heads": 8, "learning_rate": 1e-3,
+          "full_rate": 1e-3, "warm_up": 100, "full_updates": 400, "every": 200, "measured": 8,
+          "trace_products": 100, "block_products": 20},
     # The shape of GPT-2 and the usual numbers of its training; batches and updates are fewer.
     paper={"seeds": 1, "data": "tokens.npy", "vocabulary": 50_304, "context": 1024, "width": 768,
            "layers": 12, "heads": 12, "tied": True, "learning_rate": 6e-4, "full_rate": 6e-4,

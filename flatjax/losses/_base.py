@@ -101,7 +101,7 @@ class OutputLoss:
             of it.
           targets: the targets.
           per: overrides the attribute. With ``per`` alone, a copy of the loss that has it:
-            ``softmax_cross_entropy(per="token")``.
+            ``softmax_cross_entropy(per="token")``; with nothing, the loss itself.
 
         Returns:
           Shape ``(n,)``, or ``(n * positions,)`` with ``per="token"``.
@@ -109,6 +109,8 @@ class OutputLoss:
         if per is not None:
             loss = dataclasses.replace(self, per=per)
             return loss if outputs is None else loss(outputs, targets)
+        if outputs is None and targets is None:
+            return self
         self._check(outputs, targets)
         values = self._position_values(outputs, targets)
         values = values * self.position_weights(outputs, targets)

@@ -85,13 +85,15 @@ def as_loss(loss: OutputLoss | Callable[[Any, Any], jax.Array]) -> OutputLoss:
     ``hessian_product`` and ``sample``.
 
     Raises:
-      TypeError: if ``loss`` is not callable.
+      TypeError: if ``loss`` is not callable, or a class in place of an instance of it.
 
     Example:
       >>> from flatjax.losses._own import as_loss
       >>> as_loss(lambda z, t: (z - t) ** 2).closed_form
       False
     """
+    if isinstance(loss, type) and issubclass(loss, OutputLoss):
+        raise TypeError(f"loss must be an instance: {loss.__name__}() in place of the class.")
     if not callable(loss):
         raise TypeError(
             "loss must be an output loss such as flatjax.softmax_cross_entropy or a function "

@@ -23,6 +23,11 @@ def check_kind(plot: str, result: Any, *kinds: type) -> None:
 def axes(ax: Any, projection: str | None = None) -> Any:
     """The axes given, or the current ones; with a projection, new ones of this kind."""
     if ax is not None:
+        if projection is not None and ax.name != projection:
+            raise TypeError(
+                f'ax is of projection "{ax.name}", and must be of "{projection}": '
+                f'plt.subplot(projection="{projection}").'
+            )
         return ax
     try:
         import matplotlib.pyplot as plt

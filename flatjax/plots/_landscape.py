@@ -223,7 +223,7 @@ def plot_surface_3d(surface: Surface, *, choose: Choice = None, ax: Any = None) 
 
     Raises:
       ImportError: without matplotlib.
-      TypeError: if it is another kind of result.
+      TypeError: if it is another kind of result, or if the axes are flat.
       ValueError: if the losses are several and none is chosen, or no loss is finite.
 
     Example:

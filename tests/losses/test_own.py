@@ -118,9 +118,17 @@ class TestFunctions:
         with pytest.raises(TypeError, match=r"loss must be an output loss such as.*got float"):
             as_loss(1.0)
 
+    def test_a_class(self):
+        with pytest.raises(TypeError, match=r"SquaredError\(\) in place of the class"):
+            as_loss(type(flatjax.squared_error))
+
 
 class TestErrors:
     z = jnp.ones((2, 3))
+
+    def test_nothing_given(self):
+        assert flatjax.softmax_cross_entropy() is flatjax.softmax_cross_entropy
+        assert flatjax.squared_error() is flatjax.squared_error
 
     def test_per(self):
         with pytest.raises(ValueError, match="per must be one of 'example', 'token', got 'tokens'"):
