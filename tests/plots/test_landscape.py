@@ -105,7 +105,7 @@ def test_a_surface_in_space():
     assert axes.get_zlabel() == "loss"  # no logarithm of negative numbers
     with pytest.raises(ValueError, match="no finite loss"):
         plots.plot_surface_3d(Surface(s, s, jnp.full((5, 5), jnp.nan)))
-    with pytest.raises(TypeError, match='must be of "3d": plt.subplot'):
+    with pytest.raises(TypeError, match='must be of "3d"'):
         plots.plot_surface_3d(Surface(s, s, s[:, None] + s[None]), ax=figure.add_subplot())
     plt.close(figure)
 
