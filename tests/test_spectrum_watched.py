@@ -78,6 +78,15 @@ def test_a_stop_keeps_what_is_finished(slow, stop, spent, rows):
     assert found.density.nodes.shape[0] - rows in (0, 1)
 
 
+def test_a_stop_within_bytes_waits_for_two_probes(slow):
+    # There they come one by one: the first product of the first is not enough for an error.
+    room = {"num_steps": None, "max_steps": STEPS, "basis_bytes": 10**9, "tol": 1e-9}
+    found = solve(callback=Calls(STEPS + 2), **room)
+    check_stopped(found)
+    assert int(found.state.run.step) == STEPS
+    assert found.num_products == STEPS + PROBE_STEPS + 1
+
+
 def test_a_stopped_run_goes_on(slow, silent):
     found = solve(callback=Calls(10))
     assert int(found.state.run.step) == 10

@@ -100,7 +100,7 @@ def converged(
         if int(state.step) > last:
             raise ValueError(
                 f"resume has {int(state.step)} Lanczos steps already, more than the {last} asked "
-                "for: raise num_steps or max_steps."
+                "for: raise num_steps, max_steps or basis_bytes."
             )
 
     def report(state, more):
