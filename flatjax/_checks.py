@@ -1,12 +1,14 @@
 """Checks of what users pass: ``TypeError`` for a wrong type, ``ValueError`` for a wrong value."""
 
 import math
-from collections.abc import Collection, Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sized
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+_ENDLESS = 1 << 40  # batches; what repeats without end has the largest integer for its length
 
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
@@ -48,6 +50,22 @@ def check_array(name: str, leaf: Any) -> None:
         )
 
 
+def check_collections(params: Any) -> None:
+    """Raise if ``params`` are the variables of a flax.linen module, statistics among them.
+
+    The statistics would be differentiated by, and moved by an optimizer.
+
+    Raises:
+      ValueError: with what to pass.
+    """
+    if isinstance(params, Mapping) and {"params", "batch_stats"} <= set(params):
+        raise ValueError(
+            "params are the variables of a module, whose batch_stats are no parameters: pass "
+            "variables['params'], and the statistics through *args, as in "
+            "loss_fn(params, batch, batch_stats)."
+        )
+
+
 def check_batches(batches: Any, user: str, *, again: bool = True) -> None:
     """Raise unless ``batches`` can be iterated over and is not one batch.
 
@@ -61,12 +79,18 @@ def check_batches(batches: Any, user: str, *, again: bool = True) -> None:
     Raises:
       TypeError: for an array, a dict, a tuple that holds an array, something without an iterator,
         or, if ``again``, a one-shot iterator.
+      ValueError: for one that repeats without end, where its length says so.
     """
     held = batches if isinstance(batches, tuple) else (batches,)
     if isinstance(batches, Mapping) or any(hasattr(part, "shape") for part in held):
         raise TypeError(
             f"batches must be a re-iterable of batches, and this {type(batches).__name__} is one "
             "batch: pass [batch], or a list, for batches that are arrays."
+        )
+    if isinstance(batches, Sized) and len(batches) > _ENDLESS:
+        raise ValueError(
+            f"batches has {len(batches):,} of them, as what repeats without end does: leave "
+            ".repeat() out, a pass over the data needs an end."
         )
     if not isinstance(batches, Iterable):
         raise TypeError(

@@ -36,15 +36,22 @@ def varying_axes(x: Any) -> frozenset[Hashable]:
       >>> collectives.varying_axes(jnp.ones(1))
       frozenset()
     """
-    kind = jax.typeof(x)
+    # JAX takes no shapes that vary over some of the axes of a mesh.
+    kind = x if isinstance(x, jax.ShapeDtypeStruct) else jax.typeof(x)
     manual = getattr(kind, "manual_axis_type", None)
     return getattr(kind, "vma", frozenset()) if manual is None else manual.varying
 
 
 def axes_of(tree: Any) -> frozenset[Hashable]:
     """The mesh axes over which any leaf varies; leaves that are no arrays are passed over."""
-    arrays = [a for a in jax.tree.leaves(tree) if isinstance(a, jax.Array)]
+    arrays = [a for a in jax.tree.leaves(tree) if isinstance(a, jax.Array | jax.ShapeDtypeStruct)]
     return frozenset().union(*map(varying_axes, arrays))
+
+
+def axes_of_all(tree: Any) -> frozenset[Hashable]:
+    """The mesh axes over which every array of a tree varies."""
+    arrays = [a for a in jax.tree.leaves(tree) if isinstance(a, jax.Array)]
+    return frozenset.intersection(*map(varying_axes, arrays)) if arrays else frozenset()
 
 
 def check_named(params: Any, data: Any, axis_name: AxisName) -> None:
@@ -71,17 +78,52 @@ def check_named(params: Any, data: Any, axis_name: AxisName) -> None:
     if not jax.sharding.get_abstract_mesh().manual_axes:
         return
 
-    own = [varying_axes(a) for a in jax.tree.leaves(params) if isinstance(a, jax.Array)]
-    alike = frozenset.intersection(*own) if own else frozenset()
-    unnamed = axes_of(data) - alike - frozenset(names(axis_name))
+    unnamed = axes_of(data) - axes_of_all(params) - frozenset(names(axis_name))
+    _refuse_unnamed("the batch, weights or *args vary", unnamed)
+
+
+def check_result(params: Any, result: Any, axis_name: AxisName, name: str) -> None:
+    """Raise if a function of the params varies over another set of mesh axes than it should.
+
+    What it captures may vary over an axis that nobody names, as in `check_named`; or it may add up
+    over a named axis itself, and its derivative with respect to params that vary is then a part of
+    the local one, which is averaged once more.
+
+    Args:
+      params: the params as the function is given them, varying over the named axes.
+      result: what it returns, arrays or ``jax.ShapeDtypeStruct``.
+      axis_name: the axes over which the answer is averaged.
+      name: of the function.
+
+    Raises:
+      ValueError: with the names of the axes.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flatjax import _collectives as collectives
+      >>> collectives.check_result(jnp.ones(1), jnp.ones(1), None, "loss_fn")  # no shard_map
+    """
+    if not jax.sharding.get_abstract_mesh().manual_axes:
+        return
+    given, seen = axes_of_all(params), axes_of(result)
+    _refuse_unnamed(f"{name} returns, or captures, what varies", seen - given)
+    within = frozenset(names(axis_name)) & given - seen
+    if within:
+        one = sorted(within, key=str)[0]
+        raise ValueError(
+            f"{name} adds up over the mesh axis {one!r} itself (lax.pmean, lax.psum), and so does "
+            f"axis_name={one!r}: let it return the loss of this device's examples."
+        )
+
+
+def _refuse_unnamed(what: str, unnamed: frozenset[Hashable]) -> None:
     if unnamed:
         listed = ", ".join(sorted(map(repr, unnamed)))
         one = sorted(unnamed, key=str)[0]
         raise ValueError(
-            f"the batch, weights or *args vary over the mesh axes {listed}, which axis_name= does "
-            f"not name: the answer would be added up over the devices. Pass axis_name={one!r}, or "
-            "for an answer of its own on every device params that vary too: "
-            f"jax.lax.pcast(params, {one!r}, to='varying')."
+            f"{what} over the mesh axes {listed}, which axis_name= does not name: the answer would "
+            f"be added up over the devices. Pass axis_name={one!r}, or for an answer of its own on "
+            f"every device params that vary too: jax.lax.pcast(params, {one!r}, to='varying')."
         )
 
 

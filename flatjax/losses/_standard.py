@@ -188,7 +188,8 @@ class SigmoidBinaryCrossEntropy(OutputLoss):
     r"""Binary cross-entropy of logits, summed over the features (independent labels).
 
     $\ell = \sum_c \mathrm{softplus}(z_c) - t_c z_c$ with targets in $[0, 1]$ shaped like the
-    outputs; the output Hessian is $\mathrm{diag}(\sigma(z)(1 - \sigma(z)))$.
+    outputs; the output Hessian is $\mathrm{diag}(\sigma(z)(1 - \sigma(z)))$. Of another target,
+    such as -1, both are NaN.
 
     Example:
       >>> import jax.numpy as jnp
@@ -207,17 +208,23 @@ class SigmoidBinaryCrossEntropy(OutputLoss):
         # As two terms, of which an infinite logit on the right side leaves zero.
         t = targets.astype(logits.dtype)
         values = _times(t, jax.nn.softplus(-logits)) + _times(1 - t, jax.nn.softplus(logits))
+        values = values * _nan_outside(t)
         return values if outputs.ndim == 1 else values.sum(axis=-1)
 
     def hessian_values(self, outputs, targets, tangents):
         logits = outputs.astype(trees.compute_dtype(outputs.dtype))
-        p = jax.nn.sigmoid(logits)
-        return p * jax.nn.sigmoid(-logits) * tangents.astype(logits.dtype)
+        p, nan = jax.nn.sigmoid(logits), _nan_outside(targets.astype(logits.dtype))
+        return p * jax.nn.sigmoid(-logits) * tangents.astype(logits.dtype) * nan
 
     def sample(self, key, outputs):
         """Labels 0 or 1 drawn with probability ``sigmoid(outputs)``."""
         p = jax.nn.sigmoid(outputs.astype(trees.compute_dtype(outputs.dtype)))
         return jax.random.bernoulli(key, p).astype(outputs.dtype)
+
+
+def _nan_outside(targets):
+    """A factor that is NaN where a target is no probability."""
+    return jnp.where((targets >= 0) & (targets <= 1), 1.0, jnp.nan).astype(targets.dtype)
 
 
 def _are_ids(targets):

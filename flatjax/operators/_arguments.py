@@ -133,6 +133,7 @@ def check_mesh(tree: Any) -> None:
 
 def check_params(params: Any) -> None:
     """Raise unless ``params`` is a non-empty tree of real floating arrays."""
+    checks.check_collections(params)
     leaves = jax.tree_util.tree_leaves_with_path(params)
     for path, leaf in leaves:
         checks.check_array(f"params{jax.tree_util.keystr(path)}", leaf)

@@ -10,6 +10,7 @@ from flatjax import _collectives as collectives
 from flatjax import _functions as functions
 from flatjax import _loops as loops
 from flatjax import _trees as trees
+from flatjax import losses
 from flatjax.operators._arguments import looks_like_batches, matmul_precision
 from flatjax.operators._base import operator, static
 from flatjax.operators._selection import Selection
@@ -94,10 +95,14 @@ def follow(
     given = (params, batch, *args)
     with matmul_precision(precision):
         try:
-            return functions.follow(fn, given, *_in_float32(fn, given))
+            followed = functions.follow(fn, given, *_in_float32(fn, given))
         except Exception as error:
             _explain(error, name, params, batch, args, batch if whole is None else whole)
             raise
+    if isinstance(followed.out, losses.LinearHead):
+        followed.out.check()
+    collectives.check_result(params, followed.out, axis_name, name)
+    return followed
 
 
 def for_examples(

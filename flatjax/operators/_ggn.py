@@ -325,13 +325,11 @@ def _gauss_newton(model_fn, loss, params, batch, args, weights, axis_name, preci
         axis_name=axis_name, precision=precision, whole=batch,
     )  # fmt: skip
     outputs = model_fn.out
-    if isinstance(outputs, losses.LinearHead):
-        outputs.check()
-        if isinstance(loss, FunctionLoss):
-            raise TypeError(
-                "a function is no loss of a LinearHead, which has no logits: use one of flatjax's "
-                "losses, or return head.logits()."
-            )
+    if isinstance(outputs, losses.LinearHead) and isinstance(loss, FunctionLoss):
+        raise TypeError(
+            "a function is no loss of a LinearHead, which has no logits: use one of flatjax's "
+            "losses, or return head.logits()."
+        )
     check_output("model_fn", outputs)
     if outputs.shape[:1] != (checked.n,):
         raise ValueError(

@@ -68,7 +68,9 @@ class Inverse(Modified):
         return True
 
     def mv(self, v):
-        return self.solve(v).x
+        found = self.solve(v)
+        wrong = found.indefinite & ~found.converged
+        return jax.tree.map(lambda a: jnp.where(wrong, jnp.full_like(a, jnp.nan), a), found.x)
 
     def _facts(self):
         numbers = {"damping": texts.text(self.damping), "tol": texts.text(self.tol)}
@@ -180,10 +182,11 @@ def inverse(
     r"""$(A + \lambda I)^{-1}$ for a positive definite $A + \lambda I$, by conjugate gradients.
 
     ``inverse(op).solve(v)`` returns the solution with its residual, the number of iterations and
-    whether they converged; ``inverse(op) @ v`` the solution alone. The residual is that of the
-    solution itself (one product), not of the recursion, which drifts in float32. A direction of
-    negative curvature ends the iteration and is reported, so an indefinite Hessian never passes for
-    an inverted one: use the GGN, or damping above $-\lambda_{\min}$.
+    whether they converged; ``inverse(op) @ v``, and so every estimator, has the solution alone: the
+    last iterate where ``max_iters`` ends the iteration. The residual is that of the solution itself
+    (one product), not of the recursion, which drifts in float32. A direction of negative curvature
+    ends the iteration: ``solve`` reports it, and the product is NaN, so an indefinite Hessian never
+    passes for an inverted one: use the GGN, or damping above $-\lambda_{\min}$.
 
     A product costs one product of ``op`` an iteration, about $\sqrt{\kappa} \log(2/tol) / 2$
     of them for a condition number $\kappa$ (Hestenes and Stiefel 1952; Saad 2003, section 6.11),

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _loops as loops
 from flatjax import _trees as trees
@@ -87,6 +88,7 @@ def require_params(name: str, params: Tree) -> None:
     """Raise unless ``update`` was given the whole params."""
     if params is None:
         raise ValueError(f"{name} needs the params: call update(updates, state, params, ...).")
+    checks.check_collections(params)
     nodes = jax.tree.leaves(params, is_leaf=lambda a: isinstance(a, optax.MaskedNode))
     if any(isinstance(a, optax.MaskedNode) for a in nodes):
         raise ValueError(

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from flatjax import _checks as checks
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax import losses
@@ -227,6 +228,7 @@ def model_function(
 
 def check_params(name: str, params: Tree) -> None:
     """Raise unless ``params`` are floating arrays, of which a gradient can be taken."""
+    checks.check_collections(params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         where = f"{name}: params{jax.tree_util.keystr(path)}"
         if not hasattr(leaf, "dtype"):

@@ -87,10 +87,7 @@ def check_incoming(
             _refuse_constant(name)
         return
     if _opposed(incoming, reference):
-        raise ValueError(
-            f"{name} was given a descent step where it expects the gradient: put it at the head of "
-            f"the chain, before the optimiser: optax.chain(flatjax.{name}(...), optax.sgd(lr))."
-        )
+        _refuse_descent(name)
     if adds:
         return
     raise ValueError(
@@ -100,6 +97,28 @@ def check_incoming(
         "optax.clip_by_global_norm(...), optimizer). If grad_fn is stochastic (a dropout key or a "
         f"batch of its own), give it the key and the batch of the incoming gradient, or pass "
         f"flatjax.{name}(..., check=False)."
+    )
+
+
+def check_no_descent(
+    name: str, incoming: Tree, gradient: callables.Gradient, params: Tree, count: jax.Array
+) -> None:
+    """Raise ``ValueError`` if the first incoming updates point against the gradient.
+
+    Of a transform that adds to them and needs no gradient of the loss itself: one is spent, at the
+    first call, if it is eager.
+    """
+    if loops.is_traced(incoming, params, count) or int(count) != 0:
+        return
+    reference = gradient(params)
+    if not loops.is_traced(reference) and _opposed(incoming, reference):
+        _refuse_descent(name)
+
+
+def _refuse_descent(name):
+    raise ValueError(
+        f"{name} was given a descent step where it expects the gradient: put it at the head of "
+        f"the chain, before the optimiser: optax.chain(flatjax.{name}(...), optax.sgd(lr))."
     )
 
 

@@ -12,6 +12,7 @@ from flatjax._trees import Tree
 from flatjax.losses._own import as_loss
 from flatjax.transforms import _base as base
 from flatjax.transforms import _callables as callables
+from flatjax.transforms import _means as means
 from flatjax.transforms._penalty_transform import penalty
 
 OutputLoss = losses.OutputLoss | Callable[[Any, Any], jax.Array]
@@ -46,7 +47,16 @@ def model_penalty(
 
         return term(at.params, outputs, output_loss, inputs, targets, key)
 
-    return penalty(name, on_sub_batch, axis_name=axis_name, **options)
+    def gradient(at, params):
+        base.require_pair(name, at.batch, at.params, at.args, axis_name)
+        inputs, targets = at.batch
+
+        def mean(w):
+            return output_loss(model_fn(w, inputs, *at.args), targets).mean()
+
+        return means.average(jax.grad(mean)(collectives.varying(params, axis_name)), axis_name)
+
+    return penalty(name, on_sub_batch, axis_name=axis_name, gradient=gradient, **options)
 
 
 def sub_sample(

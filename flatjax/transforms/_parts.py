@@ -41,6 +41,7 @@ class LossOverParts:
 
         def value_and_grad(params, args, kwargs):
             (value, (weight, extra)), g = mean(params, args, kwargs)
+            collectives.check_result(params, value, self.axis_name, "loss_fn")
             return (value, g), weight, extra
 
         if self.checks:

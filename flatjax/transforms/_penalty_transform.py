@@ -11,6 +11,7 @@ Each adds $\lambda \cdot 2 H g$ to the incoming gradient, $\lambda$ = ``coef`` m
   coefficients of backward error analysis.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -26,7 +27,7 @@ from flatjax._trees import Tree
 from flatjax.transforms import _base as base
 from flatjax.transforms import _means as means
 from flatjax.transforms import _prng as prng
-from flatjax.transforms._incoming import check_trees
+from flatjax.transforms._incoming import check_no_descent, check_trees
 
 
 @reading.readable
@@ -70,11 +71,13 @@ def penalty(
     axis_name: collectives.AxisName,
     diagnostics: bool,
     seed: Any = None,
+    gradient: Callable[[Point, Tree], Tree] | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """A transform that adds ``2 coef product`` for a term ``point -> (product, squared norm)``.
 
-    Both are those of the global batch. ``seed`` is ``None`` where nothing is drawn; the other
-    arguments are those of [`gradient_penalty`][].
+    Both are those of the global batch. ``seed`` is ``None`` where nothing is drawn; ``gradient`` is
+    that of the loss at a point and params, against which no update may point; the other arguments
+    are those of [`gradient_penalty`][].
     """
     checks.check_scalar("coef", coef, schedule=True)
     base.check_every(every)
@@ -89,10 +92,14 @@ def penalty(
         known = {k: v for k, v in extra.items() if k in Point._field_defaults}
         check_trees(name, updates, params)
         incoming = means.average(updates, axis_name)
+        key = () if seed is None else prng.of_step(state.key, state.count)
+        at = Point(params, incoming, key, state.count, **known)
+        if gradient is not None:
+            here = functools.partial(gradient, at)
+            check_no_descent(name, incoming, here, params, state.count)
 
         def refresh():
-            key = () if seed is None else prng.of_step(state.key, state.count)
-            product, squared = term(Point(params, incoming, key, state.count, **known))
+            product, squared = term(at)
             squared = squared.astype(state.penalty.dtype) if diagnostics else ()
             return trees.cast(product, params), squared
 

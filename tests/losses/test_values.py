@@ -74,6 +74,14 @@ def test_score_products_are_outer_products_of_gradients(name, x64):
     np.testing.assert_allclose(case.loss.gradient_product(z, t, u), whole, rtol=1e-12)
 
 
+def test_a_binary_target_that_is_no_probability_is_no_number():
+    loss, z = flatjax.sigmoid_binary_cross_entropy, jnp.zeros((4, 1))
+    targets = jnp.array([[-1.0], [0.0], [1.0], [1.5]])  # labels of -1 and 1, or of 0 and 255
+    np.testing.assert_array_equal(np.isnan(loss(z, targets)), [True, False, False, True])
+    product = loss.hessian_product(z, targets, jnp.ones((4, 1)))
+    np.testing.assert_array_equal(np.isnan(product[:, 0]), [True, False, False, True])
+
+
 @pytest.mark.parametrize("loss", [flatjax.squared_error, flatjax.sigmoid_binary_cross_entropy])
 def test_outputs_without_features(loss, x64):
     z, t = jnp.array([-1.0, 0.0, 2.0]), jnp.array([0.0, 1.0, 1.0])

@@ -69,6 +69,14 @@ NOT_PARAMS = {
     "an activation": (jax.nn.relu, "got custom_jvp: split the functions off"),
     "a tensor": (Tensor(), r"params\[.*Tensor, no array of JAX: convert it.*tensor.detach"),
 }
+
+
+def test_the_variables_of_a_module_are_no_params():
+    variables = {"params": W, "batch_stats": {"mean": jnp.zeros(2)}}
+    with pytest.raises(ValueError, match=r"batch_stats are no parameters: pass variables\['params"):
+        flatjax.hessian(lambda v, batch: LOSS(model(v["params"], batch[0]), batch[1]), variables, 0)
+
+
 NOT_BATCHES = {
     "a tensor": ((Tensor(), Y), TypeError, r"batch\[.*Tensor, no array of JAX: convert it"),
     "text": (({"x": X, "id": IDS}, Y), TypeError, "dtype <U1, which JAX cannot hold: leave text"),

@@ -78,6 +78,12 @@ def test_an_indefinite_matrix_is_reported():
     assert bool(solution.indefinite)
     assert not bool(solution.converged)
     assert np.isfinite(np.asarray(solution.x)).all()
+    # A product has no place to say so: it is no number, and what estimates by it does not converge.
+    assert np.isnan(np.asarray(inverse(op) @ jnp.float32(RIGHT))).all()
+    found = flatjax.eigsh(inverse(op), 1, key=jax.random.key(0), max_products=20)
+    assert not found.converged.any()
+    few = inverse(op, damping=2.0, max_iters=2)  # an iteration cut short is what it is
+    assert np.isfinite(np.asarray(few @ jnp.float32(RIGHT))).all()
     damped_solution = inverse(op, damping=2.0).solve(jnp.float32(RIGHT))
     assert bool(damped_solution.converged)
     assert not bool(damped_solution.indefinite)

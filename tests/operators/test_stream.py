@@ -203,6 +203,7 @@ class TestErrors:
             (None, (x for x in [0]), TypeError, "pass a list or another object that can be iter"),
             (None, 3, TypeError, "batches must be a re-iterable of batches, got int"),
             (None, [], ValueError, "batches is empty: over_batches needs at least one"),
+            (None, range(2**62), ValueError, "as what repeats without end does: leave .repeat"),
             (np.eye(3), [0], TypeError, "make_operator must be a function of one batch"),
             (lambda x: 3, [0], TypeError, "must return an operator over one batch.*got int"),
             (

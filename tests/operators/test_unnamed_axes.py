@@ -240,3 +240,68 @@ def test_every_entry_with_an_axis_name_is_here():
                 found.add(name)
     covered = {e.func.__name__ for e in ENTRIES.values() if hasattr(e, "func")}
     assert found - covered == OWN  # by functions of their own
+
+
+def shifted(by):
+    """A model and losses that capture what varies."""
+    net = lambda w, x: model(w, x + by)  # noqa: E731
+    return net, lambda w, batch: LOSS(net(w, batch[0]), batch[1])
+
+
+CAPTURING = {
+    "hessian": lambda net, fn, *data: flatjax.hessian(fn, *data),
+    "ggn": lambda net, fn, *data: flatjax.ggn(net, LOSS, *data),
+    "gradient_covariance": lambda net, fn, *data: flatjax.gradient_covariance(fn, *data),
+    "sam_sharpness": lambda net, fn, *data: flatjax.sam_sharpness(fn, *data, rho=0.1),
+    "sam_value_and_grad": lambda net, fn, *data: flatjax.sam_value_and_grad(
+        lambda w, b: fn(w, b).mean(), rho=0.1
+    )(*data),
+}
+
+
+@pytest.mark.parametrize("name", CAPTURING)
+def test_what_a_function_captures(name):
+    def body(w, batch, part):
+        CAPTURING[name](*shifted(part[0].sum()), w, batch)
+        return jnp.zeros(())
+
+    specs = (P(), P(), P("data"))
+    with pytest.raises(ValueError, match=r"captures, what varies over the mesh axes 'data'"):
+        inside(body, W, (X, Y), X[:4], specs=specs)
+
+
+REDUCING = {
+    "hessian": lambda fn, *data: flatjax.hessian(fn, *data, axis_name="data"),
+    "sam_sharpness": lambda fn, *data: flatjax.sam_sharpness(fn, *data, rho=0.1, axis_name="data"),
+    "sam_value_and_grad": lambda fn, *data: flatjax.sam_value_and_grad(
+        fn, rho=0.1, axis_name="data"
+    )(*data),
+}
+
+
+@pytest.mark.parametrize("name", REDUCING)
+@pytest.mark.parametrize("reduce", [jax.lax.pmean, jax.lax.psum])
+def test_a_loss_that_adds_up_over_a_named_axis_itself(name, reduce):
+    """It would be averaged twice: 1 / 4 of the answer."""
+
+    def body(w, batch):
+        REDUCING[name](lambda w, b: reduce(losses_fn(w, b).mean(), "data"), w, batch)
+        return jnp.zeros(())
+
+    with pytest.raises(ValueError, match=r"adds up over the mesh axis 'data' itself"):
+        inside(body, W, (X, Y), specs=(P(), P("data")))
+    inside(body, W, (X, Y), specs=(P(), P("data")), check_vma=False)  # where it is right
+
+
+def test_statistics_of_all_devices_inside_of_a_loss_are_no_such_sum():
+    def centred(w, batch):
+        x, y = batch
+        return losses_fn(w, (x - jax.lax.pmean((x @ w).mean(), "data"), y)).mean()
+
+    mesh = jax.make_mesh((4,), ("data",), (AxisType.Auto,))
+    body = lambda w, b: flatjax.hessian(centred, w, b, axis_name="data").mv(W)  # noqa: E731
+    run = jax.jit(jax.shard_map(body, mesh=mesh, in_specs=(P(), P("data")), out_specs=P()))
+    whole = flatjax.hessian(
+        lambda w, b: losses_fn(w, (b[0] - (b[0] @ w).mean(), b[1])).mean(), W, (X, Y)
+    )
+    np.testing.assert_allclose(run(W, (X, Y)), whole @ W, rtol=1e-4, atol=1e-6)

@@ -277,3 +277,42 @@ def test_an_nnx_model_from_outside_is_no_function_of_the_params():
     tx.update(g, tx.init(params), params, grad_fn=right)
     with pytest.raises(ValueError, match="does not depend on the params that it is given"):
         tx.update(g, tx.init(params), params, grad_fn=lambda p: nnx.grad(of)(model))
+
+
+MODEL = lambda p, x: x @ p["w"] + p["b"]  # noqa: E731
+OF_A_MODEL = {
+    "fisher_penalty": ft.fisher_penalty,
+    "random_label_gradient_penalty": ft.random_label_gradient_penalty,
+    "input_gradient_penalty": ft.input_gradient_penalty,
+}
+
+
+@pytest.mark.parametrize("name", OF_A_MODEL)
+def test_a_penalty_of_a_model_behind_the_optimiser_is_refused(name):
+    tx = OF_A_MODEL[name](MODEL, losses.softmax_cross_entropy, coef=0.1, every=2)
+    with pytest.raises(ValueError, match=f"{name} was given a descent step.*head of the chain"):
+        update(optax.chain(optax.sgd(0.1), tx))
+    update(optax.chain(optax.clip_by_global_norm(0.1), tx, optax.sgd(0.1)))
+    calls = []
+
+    def counted(p, x):
+        calls.append(0)
+        return MODEL(p, x)
+
+    tx = OF_A_MODEL[name](counted, losses.softmax_cross_entropy, coef=0.1, every=1)
+    state = tx.init(W)
+    _, state = tx.update(grad(W), state, W, batch=(X, Y))
+    first, calls[:] = len(calls), []
+    tx.update(jax.tree.map(jnp.negative, grad(W)), state, W, batch=(X, Y))
+    assert len(calls) == first - 1  # looked at once
+
+
+def test_statistics_among_the_params_are_refused():
+    variables = {"params": W, "batch_stats": {"mean": jnp.zeros(3)}}
+    zeros = jax.tree.map(jnp.zeros_like, variables)
+    for tx in (ft.sam(), ft.gradient_penalty(0.1)):
+        with pytest.raises(ValueError, match=r"pass variables\['params'\]"):
+            tx.update(zeros, tx.init(variables), variables, grad_fn=lambda p: zeros)
+    oracle = ft.sam_value_and_grad(lambda v, batch: loss(v["params"], batch), rho=0.1)
+    with pytest.raises(ValueError, match=r"pass variables\['params'\]"):
+        oracle(variables, (X, Y))

@@ -91,9 +91,12 @@ def _load_tree(path: Path) -> dict[str, Any]:
     """The arrays as saved, nested dicts and lists, on one device whatever they were saved from."""
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     saved = ocp.metadata(path).metadata
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), saved
-    )
+
+    def abstract_of(x: Any) -> Any:  # numbers and text of Python are loaded as they are
+        array = hasattr(x, "shape")
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding) if array else x
+
+    abstract = jax.tree.map(abstract_of, saved)
     loaded = ocp.load(path, abstract)
     if not isinstance(loaded, dict):
         raise ValueError("it holds no dict of parameters")

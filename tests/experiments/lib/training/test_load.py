@@ -27,7 +27,7 @@ def assert_equal(found, expected):
 TREES = {
     "bare": (PARAMS, {}),
     "variables": (VARIABLES, {"batch_stats": STATS}),
-    "nested": ({"model": VARIABLES, "step": jnp.array(3)}, {"batch_stats": STATS}),
+    "nested": ({"model": VARIABLES, "step": 3, "lr": 0.1, "name": "x"}, {"batch_stats": STATS}),
     "state": (
         {"params": PARAMS, "opt_state": optax.adam(0.1).init(PARAMS), "batch_stats": STATS},
         {"batch_stats": STATS},
