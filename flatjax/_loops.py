@@ -148,8 +148,9 @@ def product(op: Any) -> Callable[[Any], Any]:
     if jax.tree_util.all_leaves([op]):
         raise TypeError(
             f"{type(op).__name__} is no pytree, so that its product cannot be compiled: make it a "
-            "dataclass(frozen=True) under @jax.tree_util.register_dataclass, its functions and "
-            "flags as static fields; or, where mv runs on the host, set host_driven = True."
+            "dataclass(frozen=True) under @jax.tree_util.register_dataclass, with its arrays as "
+            "fields, its flags and functions as static ones (a compiled program keeps what a "
+            "function reads from outside); or, where mv runs on the host, set host_driven = True."
         )
     return lambda v: _product(op, v, _shardings(v))
 

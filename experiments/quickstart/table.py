@@ -77,8 +77,8 @@ def _caption(runs: Runs, config: Config) -> str:
     text = (
         f"H, K and F are those of the mean loss over {examples} training examples, {wrong}"
         "with dropout off and batch norm at its running averages. r: norm of the "
-        "residual |Hv - λv|, with v of length one; an eigenvalue lies within r of the number. "
-        "±: one standard error, of several seeds over them."
+        "residual |Hv - λv|, with v of length one; an eigenvalue lies within r of the number, "
+        "up to rounding. ±: one standard error, of several seeds over them."
     )
     late = [arm for arm, records in runs.items() if not np.all(records.get("reached", True))]
     if late:

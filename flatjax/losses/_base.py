@@ -210,6 +210,11 @@ class OutputLoss:
     def _check(self, outputs, targets):
         if isinstance(outputs, LinearHead):
             outputs.check()
+        if targets is None:
+            raise TypeError(
+                "the targets are None: pass an array. Where it only says what is padding, as for "
+                "an exact or sampled Fisher matrix, targets that exist will do."
+            )
         self.check(outputs, targets)
 
     def _position_values(self, outputs, targets):

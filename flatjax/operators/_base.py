@@ -51,8 +51,11 @@ class Operator(LinearMap):
 
     One of your own is a subclass with ``structure``, a tree of ``jax.ShapeDtypeStruct``, and
     ``mv(v)``, that is registered as a pytree: products are compiled once, with the arrays of the
-    operator as arguments. Where ``mv`` works on the host it has ``host_driven = True`` instead.
-    For a product that is a mere function see ``structure=`` of [`eigsh`][] and the other methods.
+    operator as arguments. Every array that ``mv`` reads must be a field: of one that it, or a
+    function in a static field, reads from outside, the program keeps the value of its first call.
+    Where ``mv`` works on the host it has ``host_driven = True`` instead. For a product that is a
+    mere function, whose captured arrays are followed, see ``structure=`` of [`eigsh`][] and the
+    other methods.
 
     Example:
       >>> import dataclasses

@@ -311,6 +311,7 @@ class TestModels:
             ),
             (lambda p, x: (x, {}), LOSS, (X, Y), TypeError, "must return one real floating.*drop"),
             (lambda p, x: x[:3], LOSS, (X, Y), ValueError, r"one row an example.*got shape \(3"),
+            (model, LOSS, (X, None), TypeError, "targets are None: pass an array"),
             (model, LOSS, (X, Y[:, None]), ValueError, r"integer targets must have shape \(4,\)"),
         ],
     )

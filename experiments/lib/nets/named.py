@@ -55,7 +55,20 @@ def model(name: str, classes: int) -> Model:
     """
     if ":" in name:
         return of_module(user_network(name, classes))
-    return make_model(parsed(name), classes)
+    config = parsed(name)
+    made = make_model(config, classes)
+    if config.name == "mlp":
+        return made
+
+    def init(key, inputs):
+        if inputs.ndim != 4:
+            raise BadNetwork(
+                f"network {name!r} takes images, (height, width, channels), and an example has the "
+                f"shape {inputs.shape[1:]}: say --network mlp-64, or package.module:make"
+            )
+        return made.init(key, inputs)
+
+    return made._replace(init=init)
 
 
 def parsed(name: str) -> ModelConfig:

@@ -53,3 +53,9 @@ def test_the_strided_network():
     sizes = [25 * 8 + 8, 9 * 8 * 16 + 16, 7 * 7 * 16 * 64 + 64, 64 * 10 + 10]
     assert sum(a.size for a in jax.tree.leaves(params)) == sum(sizes)
     assert state == {}
+
+
+def test_a_convolution_over_vectors_is_refused():
+    init = named.model("cnn-8", 10).init
+    with pytest.raises(ValueError, match=r"shape \(6,\): say --network mlp-64"):
+        init(jax.random.key(0), jnp.zeros((1, 6)))
