@@ -1,0 +1,82 @@
+"""The section of the page on networks of user size."""
+
+from typing import Any
+
+from benchmarks import _texts
+from benchmarks._tables import megabytes, seconds, table
+
+Record = dict[str, Any]
+NAMES = {"resnet": "ResNet-18", "gpt": "GPT", "vit": "ViT-Tiny"}
+QUESTIONS = {"top": "top 5, 1 %", "trace": "trace, 5 %", "density": "density"}
+
+
+def section(record: Record) -> str:
+    """Products, then first answers."""
+    results = record["results"]
+    return "\n".join([products(results), _texts.FIRST_ANSWERS, answers(results)])
+
+
+def products(results: Record) -> str:
+    """Seconds beside PyTorch, and over the gradient of the same system."""
+    rows = []
+    for name, found in results["products"].items():
+        size = f"{NAMES[name]}, {found['params'] / 1e6:.1f} M"
+        for what, row in found.items():
+            if what == "params":
+                continue
+            own, other = (row["seconds"].get(system) for system in ("flatjax", "PyTorch"))
+            gradients = [
+                f"{value / found['gradient']['seconds'][system]:.2f}" if value else ""
+                for system, value in (("flatjax", own), ("PyTorch", other))
+            ]
+            shown = seconds(other) if other else ""
+            ratio = f"{own / other:.2f}" if other else ""
+            rows.append([size, what, seconds(own), shown, ratio, *gradients])
+            size = ""
+    head = ["", "", "flatjax", "PyTorch", "ratio", "gradients, flatjax", "gradients, PyTorch"]
+    return table(head, rows)
+
+
+def answers(results: Record) -> str:
+    """What each system spent on a question; factors are over flatjax."""
+    rows = []
+    for name, matrices in results["answers"].items():
+        for matrix, questions in matrices.items():
+            for question, systems in questions.items():
+                label = f"{NAMES[name]}, {matrix}, {QUESTIONS[question]}"
+                for system, row in systems.items():
+                    if system != "reference":
+                        rows.append([label, system, *cells(row, systems["flatjax"])])
+                        label = ""
+    head = ["", "system", "products", "s per product", "processor", "over flatjax", "wall"]
+    return table([*head, "peak", "over flatjax", "off by"], rows)
+
+
+def cells(row: Record, own: Record) -> list[str]:
+    """The numbers of one answer."""
+    if "failure" in row:
+        return [row["failure"], *[""] * 7]
+    spent, memory = row["processor_seconds"], row["peak_bytes"]
+    done = row["within"]
+    mark = "" if done else "> "
+    return [
+        f"{row['products']}",
+        f"{spent / max(row['products'], 1):.2f}",
+        seconds(spent) if done else f"not within {spent:.0f} s",
+        f"{mark}{spent / own['processor_seconds']:.2f}",
+        seconds(row["seconds"]),
+        megabytes(memory),
+        f"{memory / own['peak_bytes']:.2f}",
+        off_by(row),
+    ]
+
+
+def off_by(row: Record) -> str:
+    """The error of the eigenvalues, the standard error of a trace."""
+    if "error" in row:
+        return f"{100 * row['error']:.2g} %"
+    if "standard_error" in row:
+        return f"{row['value']:.4g} ± {row['standard_error']:.2g}"
+    if "found" in row:
+        return f"{row['found']} of 5 found"
+    return ""
