@@ -13,7 +13,10 @@ QUESTIONS = {"top": "top 5, 1 %", "trace": "trace, 5 %", "density": "density"}
 def section(record: Record) -> str:
     """Products, then first answers."""
     results = record["results"]
-    return "\n".join([products(results), _texts.FIRST_ANSWERS, answers(results)])
+    parts = [products(results)]
+    if results["answers"]:
+        parts += [_texts.FIRST_ANSWERS, answers(results)]
+    return "\n".join(parts)
 
 
 def products(results: Record) -> str:

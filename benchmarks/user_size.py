@@ -23,8 +23,9 @@ from benchmarks.peers import user_models, worker
 
 REPEATS = {True: 1, False: 2}
 MODULES = {"flatjax": "flatjax", "PyHessian": "pyhessian", "curvlinops": "curvlinops"}
-# Those whose first answers are asked for, and the processor's seconds that an answer may take.
-ASKED = {True: ("gpt",), False: user_models.NAMES}
+# What is asked of which, and the processor's seconds that an answer may take.
+ALL = ("top", "trace", "density")
+ASKED = {True: {"gpt": ALL}, False: {"gpt": ALL, "resnet": ALL}}
 LIMIT = 600
 QUESTIONS = (
     ("ggn", "top", ("flatjax", "curvlinops")),
@@ -70,7 +71,8 @@ def answers_of(name: str, rows: Any, short: bool) -> dict[str, Any]:
     """The answers about one network, the systems in turn, and a reference for the eigenvalues."""
     path, out = user_models.prepared(name, short), {}
     installed = [s for s, module in MODULES.items() if importlib.util.find_spec(module)]
-    for matrix, question, systems in QUESTIONS:
+    asked = ASKED[short][name]
+    for matrix, question, systems in (row for row in QUESTIONS if row[1] in asked):
         cell = {}
         for system in (s for s in systems if s in installed):
             ask = functools.partial(

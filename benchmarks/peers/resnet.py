@@ -43,7 +43,7 @@ def batch(small: bool = False) -> tuple[np.ndarray, np.ndarray]:
     images = 0.5 * draw.normal(size=(n, 32, 32, 3)) + 0.5 * means[labels]
     wrong = draw.random(n) < 0.1
     labels = np.where(wrong, draw.integers(0, CLASSES, n), labels)
-    return np.float32(images), labels.astype(np.int32)
+    return images.astype(np.float32), labels.astype(np.int32)
 
 
 def apply(params: dict[str, Any], x: jax.Array) -> jax.Array:
