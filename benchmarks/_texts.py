@@ -126,9 +126,9 @@ is compiled: flatjax's `eigsh(5, tol=1e-2)`, `trace(rtol=5e-2)` and `spectral_de
 of the linearised operator; PyHessian's `eigenvalues(top_n=5)`, its `trace` with probes added until
 their standard error is 5 %, and `density(iter=30, n_v=1)`; curvlinops' operators with SciPy's
 `eigsh` of the same tolerance, its `hutchinson_trace` likewise, and
-`lanczos_approximate_spectrum(ncv=30)`. A process may take 600 s of the processor. "Off by": the
-worst of the five eigenvalues against flatjax's own to a hundredth of the tolerance, with
-certificates; of the trace the standard error. The goals that were set: the five eigenvalues at
-least 3 times sooner than PyHessian; of the Gauss-Newton matrix 1.5 times sooner than curvlinops, of
-the Hessian no later; no more memory than either.
+`lanczos_approximate_spectrum(ncv=30)`. A process may take 600 s of the processor, for a density
+300. "Off by": the worst of the five eigenvalues against flatjax's own to a hundredth of the
+tolerance, with certificates; of the trace the value and its standard error. The goals that were
+set: the five eigenvalues at least 3 times sooner than PyHessian; of the Gauss-Newton matrix 1.5
+times sooner than curvlinops, of the Hessian no later; no more memory than either.
 """

@@ -25,8 +25,8 @@ REPEATS = {True: 1, False: 2}
 MODULES = {"flatjax": "flatjax", "PyHessian": "pyhessian", "curvlinops": "curvlinops"}
 # What is asked of which, and the processor's seconds that an answer may take.
 ALL = ("top", "trace", "density")
-ASKED = {True: {"gpt": ALL}, False: {"gpt": ALL, "resnet": ALL}}
-LIMIT = 600
+ASKED = {True: {"gpt": ALL}, False: {"gpt": ALL, "resnet": ("top", "trace"), "vit": ("top",)}}
+LIMITS = {"top": 600, "trace": 600, "density": 300, "reference": 1800}
 QUESTIONS = (
     ("ggn", "top", ("flatjax", "curvlinops")),
     ("hessian", "top", ("flatjax", "PyHessian", "curvlinops")),
@@ -67,6 +67,12 @@ def ask_products(name: str, path: Any, short: bool) -> Callable[[], Any]:
     return functools.partial(process, "user_products", name, path, REPEATS[short])
 
 
+def ask_one(system: str, name: str, path: Any, matrix: str, question: str) -> Callable[[], Any]:
+    """The measurement of one answer."""
+    arguments = (system, name, path, matrix, question, LIMITS[question])
+    return functools.partial(process, "first_answers", *arguments)
+
+
 def answers_of(name: str, rows: Any, short: bool) -> dict[str, Any]:
     """The answers about one network, the systems in turn, and a reference for the eigenvalues."""
     path, out = user_models.prepared(name, short), {}
@@ -75,15 +81,11 @@ def answers_of(name: str, rows: Any, short: bool) -> dict[str, Any]:
     for matrix, question, systems in (row for row in QUESTIONS if row[1] in asked):
         cell = {}
         for system in (s for s in systems if s in installed):
-            ask = functools.partial(
-                process, "first_answers", system, name, path, matrix, question, LIMIT
-            )
+            ask = ask_one(system, name, path, matrix, question)
             cell[system] = rows.get(f"{name}/{matrix}/{question}/{system}", ask)
             print(f"   {name} {matrix} {question} {system}: {cell[system]}", flush=True)
         if question == "top":
-            ask = functools.partial(
-                process, "first_answers", "flatjax", name, path, matrix, "reference", 3 * LIMIT
-            )
+            ask = ask_one("flatjax", name, path, matrix, "reference")
             cell["reference"] = rows.get(f"{name}/{matrix}/reference", ask)
             for row in cell.values():
                 if "values" in row:
