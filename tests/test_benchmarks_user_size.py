@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from benchmarks import _user_sizes, user_size
-from benchmarks.peers import user_models
+from benchmarks.peers import first_answers, user_models
 
 MILLIONS = {"resnet": 11.2, "gpt": 7.4, "vit": 5.4}
 
@@ -40,6 +40,21 @@ def test_a_token_sees_those_before_it_alone():
 
 def test_the_worst_error_is_relative():
     assert user_size.worst([2.0, 1.0], [2.0, 1.25]) == pytest.approx(0.2)
+
+
+def test_samples_are_added_until_their_mean_is_known():
+    answer, drawn = first_answers.Answer(products=0), iter([1.0, 3.0] * 500)
+    first_answers.until_enough(answer.counted(lambda: next(drawn)), answer)
+    # The standard error of n samples, n even, is 1/sqrt(n - 1): 5 % of 2 or less from 101 on.
+    assert answer["products"] == 102
+    assert answer["value"] == pytest.approx(2)
+    assert answer["standard_error"] == pytest.approx(101**-0.5)
+
+
+def test_equal_samples_are_not_believed_at_once():
+    answer = first_answers.Answer(products=0)
+    first_answers.until_enough(answer.counted(lambda: 1.0), answer)
+    assert answer["products"] == first_answers.FEWEST
 
 
 def answer(**more):

@@ -11,7 +11,7 @@ HEADS, PATCH, CLASSES, PER = 3, 4, 10, "example"
 
 def params(seed: int = 0, small: bool = False) -> Params:
     """Width 192, 12 layers, the mean over the patches before the output."""
-    width, count = (12, 2) if small else (192, 12)
+    width, count = (12, 1) if small else (192, 12)
     draw = np.random.default_rng(seed)
     return {
         "patches": blocks.dense(draw, 3 * PATCH**2, width),
