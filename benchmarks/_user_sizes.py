@@ -58,7 +58,7 @@ def answers(results: Record) -> str:
 def cells(row: Record, own: Record) -> list[str]:
     """The numbers of one answer."""
     if "failure" in row:
-        return [row["failure"], *[""] * 7]
+        return ["", "", "did not run", "", "", "", "", row["failure"]]
     spent, memory = row["processor_seconds"], row["peak_bytes"]
     done = row["within"]
     mark = "" if done else "> "

@@ -40,10 +40,11 @@ def process(module: str, *arguments: object) -> Any:
     command = [sys.executable, "-m", f"benchmarks.peers.{module}", *map(str, arguments)]
     surroundings = {**worker.surroundings(1), "BENCH_BEGIN": str(time.time())}
     done = subprocess.run(
-        command, stdout=subprocess.PIPE, env=surroundings, cwd=worker.ROOT, check=False
+        command, capture_output=True, text=True, env=surroundings, cwd=worker.ROOT, check=False
     )
     if done.returncode:
-        return {"failure": f"the process ended with {done.returncode}"}
+        last = (done.stderr.splitlines() or [f"the process ended with {done.returncode}"])[-1]
+        return {"failure": last[:200]}
     return json.loads(done.stdout.splitlines()[-1])
 
 
