@@ -7,6 +7,8 @@ from benchmarks._tables import megabytes, seconds, table
 
 Record = dict[str, Any]
 NAMES = {"resnet": "ResNet-18", "gpt": "GPT", "vit": "ViT-Tiny"}
+# Of the five eigenvalues: how many times sooner than whom.
+GOALS = (("ggn", "curvlinops", 1.5), ("hessian", "PyHessian", 3.0), ("hessian", "curvlinops", 1.0))
 QUESTIONS = {"top": "top 5, 1 %", "trace": "trace, 5 %", "density": "density"}
 
 
@@ -15,7 +17,7 @@ def section(record: Record) -> str:
     results = record["results"]
     parts = [products(results)]
     if results["answers"]:
-        parts += [_texts.FIRST_ANSWERS, answers(results)]
+        parts += [_texts.FIRST_ANSWERS, answers(results), _texts.GOALS, goals(results)]
     return "\n".join(parts)
 
 
@@ -53,6 +55,25 @@ def answers(results: Record) -> str:
                         label = ""
     head = ["", "system", "products", "s per product", "processor", "over flatjax", "wall"]
     return table([*head, "peak", "over flatjax", "off by"], rows)
+
+
+def goals(results: Record) -> str:
+    """Whether the five eigenvalues come as soon as was set, and with no more memory."""
+    rows = []
+    for name, matrices in results["answers"].items():
+        for matrix, peer, goal in GOALS:
+            systems = matrices.get(matrix, {}).get("top", {})
+            own, row = systems.get("flatjax"), systems.get(peer)
+            if not own or not row or "failure" in row:
+                continue
+            sooner = row["processor_seconds"] / own["processor_seconds"]
+            memory = row["peak_bytes"] / own["peak_bytes"]
+            verdicts = ["reached" if sooner >= goal else "not reached"]
+            verdicts += ["reached" if memory >= 1 else "not reached"]
+            label = f"{NAMES[name]}, {matrix}, beside {peer}"
+            factors = [f"{sooner:.2f} of {goal:g}", f"{memory:.2f} of 1"]
+            rows.append([label, factors[0], verdicts[0], factors[1], verdicts[1]])
+    return table(["", "sooner", "", "memory", ""], rows)
 
 
 def cells(row: Record, own: Record) -> list[str]:

@@ -87,3 +87,13 @@ def test_products_are_shown_in_gradients():
     shown = _user_sizes.products({"products": {"vit": {"params": 5_400_000, **found}}})
     assert "| ViT-Tiny, 5.4 M | gradient | 2.00 s | 1.00 s | 2.00 | 1.00 | 1.00 |" in shown
     assert "|  | ggn | 3.00 s | 4.00 s | 0.75 | 1.50 | 4.00 |" in shown
+
+
+def test_goals_are_judged():
+    top = {"flatjax": answer(), "PyHessian": answer(processor_seconds=29.0, peak_bytes=2e9)}
+    top["curvlinops"] = answer(processor_seconds=10.0, peak_bytes=5e8)
+    matrices = {"hessian": {"top": top}, "ggn": {"top": {**top, "curvlinops": {"failure": "died"}}}}
+    shown = _user_sizes.goals({"answers": {"gpt": matrices}})
+    assert "beside PyHessian | 2.90 of 3 | not reached | 2.00 of 1 | reached |" in shown
+    assert "beside curvlinops | 1.00 of 1 | reached | 0.50 of 1 | not reached |" in shown
+    assert "ggn" not in shown
