@@ -24,15 +24,16 @@ from benchmarks.peers import user_models, worker
 REPEATS = {True: 1, False: 2}
 MODULES = {"flatjax": "flatjax", "PyHessian": "pyhessian", "curvlinops": "curvlinops"}
 # What is asked of which, and the processor's seconds that an answer may take.
-ALL = ("top", "trace", "density")
-ASKED = {True: {"gpt": ("top",)}, False: {"gpt": ALL, "resnet": ("top", "trace"), "vit": ("top",)}}
+TOP = (("ggn", "top"), ("hessian", "top"))
+ASKED = {
+    True: {"gpt": TOP},
+    False: {
+        "gpt": (*TOP, ("hessian", "trace"), ("hessian", "density")),
+        "resnet": (*TOP, ("hessian", "trace")),
+        "vit": TOP,
+    },
+}
 LIMITS = {"top": 600, "trace": 600, "density": 300, "reference": 1800}
-QUESTIONS = (
-    ("ggn", "top", ("flatjax", "curvlinops")),
-    ("hessian", "top", ("flatjax", "PyHessian", "curvlinops")),
-    ("hessian", "trace", ("flatjax", "PyHessian", "curvlinops")),
-    ("hessian", "density", ("flatjax", "PyHessian", "curvlinops")),
-)
 
 
 def process(module: str, *arguments: object) -> Any:
@@ -78,10 +79,11 @@ def answers_of(name: str, rows: Any, short: bool) -> dict[str, Any]:
     """The answers about one network, the systems in turn, and a reference for the eigenvalues."""
     path, out = user_models.prepared(name, short), {}
     installed = [s for s, module in MODULES.items() if importlib.util.find_spec(module)]
-    asked = ASKED[short][name]
-    for matrix, question, systems in (row for row in QUESTIONS if row[1] in asked):
+    for matrix, question in ASKED[short][name]:
         cell = {}
-        for system in (s for s in systems if s in installed):
+        for system in installed:
+            if system == "PyHessian" and matrix != "hessian":
+                continue
             ask = ask_one(system, name, path, matrix, question)
             cell[system] = rows.get(f"{name}/{matrix}/{question}/{system}", ask)
             print(f"   {name} {matrix} {question} {system}: {cell[system]}", flush=True)
