@@ -30,7 +30,7 @@ ASKED = {
     False: {
         "gpt": (*TOP, ("hessian", "trace"), ("hessian", "density")),
         "resnet": TOP,
-        "vit": TOP,
+        "vit": TOP[:1],
     },
 }
 LIMITS = {"top": 600, "trace": 600, "density": 300, "reference": 1800}
