@@ -97,3 +97,6 @@ def test_goals_are_judged():
     assert "beside PyHessian | 2.90 of 3 | not reached | 2.00 of 1 | reached |" in shown
     assert "beside curvlinops | 1.00 of 1 | reached | 0.50 of 1 | not reached |" in shown
     assert "ggn" not in shown
+    top["flatjax"]["error"] = 0.02
+    shown = _user_sizes.goals({"answers": {"gpt": matrices}})
+    assert "beside curvlinops | 1.00 of 1 | not reached |" in shown
