@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from benchmarks import _sections, _texts
+from benchmarks import _sections, _texts, _user_sizes
 from benchmarks._tables import TITLES, off_by, seconds, table, timed
 from benchmarks.peers.errors import ALL_ROUND
 
@@ -288,7 +288,7 @@ def page(found: dict[str, Record]) -> str:
         ("transforms", "## The transforms\n", _texts.TRANSFORMS, _sections.transforms),
         ("landscape", "## Pictures of the loss surface\n", _texts.LANDSCAPE, _sections.landscape),
         ("convolutions", "## Convolutions on a CPU\n", _texts.CONVOLUTIONS, _sections.convolutions),
-        ("user_size", "## A ResNet-18\n", _texts.USER_SIZE, _sections.user_sizes),
+        ("user_size", "## At user size\n", _texts.USER_SIZE, _user_sizes.section),
         (
             "large_vocabulary",
             "## A large vocabulary\n",

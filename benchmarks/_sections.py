@@ -160,12 +160,3 @@ def large_vocabularies(record: Record) -> str:
     ]
     head = ["", "temporaries, logits", "LinearHead", "time, logits", "LinearHead", "ratio"]
     return table(head, rows)
-
-
-def user_sizes(record: Record) -> str:
-    """ResNet-18 beside PyTorch."""
-    rows = []
-    for name, row in record["results"].items():
-        own, other = row["seconds"]["flatjax"], row["seconds"].get("PyTorch")
-        rows.append([name, seconds(own), seconds(other), f"{own / other:.2f}" if other else ""])
-    return table(["", "flatjax", "PyTorch", "ratio"], rows)

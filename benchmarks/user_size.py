@@ -1,80 +1,103 @@
-"""A gradient and products of ResNet-18, of 11.2 million parameters, beside PyTorch.
+"""ResNet-18, a GPT and a ViT of 5 to 11 million parameters: products and first answers.
 
-Group norm, 32 images of 32 x 32, random labels. The gradient, products with the Hessian (the primal
-pass repeated, or kept) and with the Gauss-Newton matrix (likewise), in flatjax and, where it is
-installed, in PyTorch: two passes of `torch.autograd.grad`, the graph of the first one kept or not,
-and two of transposed ones with the logits' Hessian between. The first product is compared, so that
-both are the same matrices. The processor's seconds, the least of the repetitions taken in turn.
+Group norm and 32 images of 32 x 32; 8 sequences of 128 tokens of a vocabulary of 8,192; ViT-Tiny
+and the same images; each after 20 steps of Adam. The gradient, products with the Hessian (the
+primal pass repeated, or kept) and with the Gauss-Newton matrix (likewise), in flatjax and, where it
+is installed, in PyTorch: two passes of `torch.autograd.grad`, the graph of the first one kept or
+not, and two of transposed ones with the logits' Hessian between. Their norms are compared, so that
+both are the same matrices. Then questions, each put to each system in a fresh process: five
+eigenvalues, the trace, a density. Processes have one thread, and the processor's seconds are
+counted.
 """
 
+import functools
 import importlib.util
+import json
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
-import jax
-import numpy as np
+from benchmarks.peers import user_models, worker
 
-import flatjax
-from benchmarks.peers import resnet
-from flatjax import loops
-
-IMAGES, REPEATS = 32, {True: 1, False: 3}
-LOSS = flatjax.softmax_cross_entropy
-
-
-def ours(params: Any, x: jax.Array, y: jax.Array, v: Any) -> dict[str, Callable[[], Any]]:
-    """What is timed of flatjax, by name."""
-
-    def loss_fn(params, batch):
-        return LOSS(resnet.apply(params, batch[0]), batch[1])
-
-    hessian = flatjax.hessian(loss_fn, params, (x, y))
-    ggn = flatjax.ggn(resnet.apply, LOSS, params, (x, y))
-    gradient = jax.jit(jax.grad(lambda p: loss_fn(p, (x, y)).mean()))
-    kept, kept_ggn = hessian.linearize(), ggn.linearize()
-    return {
-        "gradient": lambda: gradient(params),
-        "hessian": lambda: loops.product(hessian)(v),
-        "hessian, kept": lambda: loops.product(kept)(v),
-        "ggn": lambda: loops.product(ggn)(v),
-        "ggn, kept": lambda: loops.product(kept_ggn)(v),
-    }
+REPEATS = {True: 1, False: 2}
+MODULES = {"flatjax": "flatjax", "PyHessian": "pyhessian", "curvlinops": "curvlinops"}
+# What is asked of which, and the processor's seconds that an answer may take.
+TOP = (("ggn", "top"), ("hessian", "top"))
+ASKED = {
+    True: {"gpt": TOP},
+    False: {
+        "gpt": (*TOP, ("hessian", "trace"), ("hessian", "density")),
+        "resnet": TOP,
+        "vit": TOP[:1],
+    },
+}
+LIMITS = {"top": 600, "trace": 600, "density": 300, "reference": 1800}
 
 
-def size_of(found: Any) -> float:
-    """The norm of a gradient or product of either."""
-    leaves = jax.tree.leaves(found)
-    return float(np.sqrt(sum(np.square(np.asarray(a, np.float64)).sum() for a in leaves)))
-
-
-def main(short: bool = False) -> dict[str, dict[str, Any]]:
-    """By quantity, seconds of each system."""
-    params = resnet.params()
-    x = jax.random.normal(jax.random.key(0), (IMAGES, 32, 32, 3))
-    y = jax.random.randint(jax.random.key(1), (IMAGES,), 0, resnet.CLASSES)
-    leaves, treedef = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(2), len(leaves))
-    v = treedef.unflatten(
-        [jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)]
+def process(module: str, *arguments: object) -> Any:
+    """What a module says in a process of its own."""
+    command = [sys.executable, "-m", f"benchmarks.peers.{module}", *map(str, arguments)]
+    surroundings = {**worker.surroundings(1), "BENCH_BEGIN": str(time.time())}
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=surroundings, cwd=worker.ROOT, check=False
     )
-    systems = {"flatjax": ours(params, x, y, v)}
-    if importlib.util.find_spec("torch") is not None:
-        systems["PyTorch"] = resnet.calls(params, x, y, v)
-    out: dict[str, dict[str, Any]] = {}
-    for name in systems["flatjax"]:
-        seconds = dict.fromkeys(systems, float("inf"))
-        norms = {}
-        for system, calls in systems.items():
-            norms[system] = size_of(jax.block_until_ready(calls[name]()))
-        off = max(norms.values()) / min(norms.values()) - 1
-        if off > 1e-3:  # float32 through eighteen layers
-            raise RuntimeError(f"{name} is another matrix: norms {norms}")
-        for _ in range(REPEATS[short]):
-            for system, calls in systems.items():
-                begin = time.process_time()
-                jax.block_until_ready(calls[name]())
-                seconds[system] = min(seconds[system], time.process_time() - begin)
-        out[name] = {"seconds": seconds, "norms_apart": off}
-        print(f"   {name}: {out[name]}", flush=True)
+    if done.returncode:
+        last = (done.stderr.splitlines() or [f"the process ended with {done.returncode}"])[-1]
+        return {"failure": last[:200]}
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main(rows: Any, short: bool = False) -> dict[str, Any]:
+    """Products by network and quantity; answers by network, matrix, question and system."""
+    products, answers = {}, {}
+    for name in user_models.NAMES:
+        path = user_models.prepared(name, short)
+        found = rows.get(f"{name}/products", ask_products(name, path, short))
+        if "failure" in found:
+            raise RuntimeError(f"{name}: {found['failure']}")
+        products[name] = found
+        print(f"   {name}: {found}", flush=True)
+    for name in ASKED[short]:
+        answers[name] = answers_of(name, rows, short)
+    return {"products": products, "answers": answers}
+
+
+def ask_products(name: str, path: Any, short: bool) -> Callable[[], Any]:
+    """The measurement of a network's products."""
+    return functools.partial(process, "user_products", name, path, REPEATS[short])
+
+
+def ask_one(system: str, name: str, path: Any, matrix: str, question: str) -> Callable[[], Any]:
+    """The measurement of one answer."""
+    arguments = (system, name, path, matrix, question, LIMITS[question])
+    return functools.partial(process, "first_answers", *arguments)
+
+
+def answers_of(name: str, rows: Any, short: bool) -> dict[str, Any]:
+    """The answers about one network, the systems in turn, and a reference for the eigenvalues."""
+    path, out = user_models.prepared(name, short), {}
+    installed = [s for s, module in MODULES.items() if importlib.util.find_spec(module)]
+    for matrix, question in ASKED[short][name]:
+        cell = {}
+        for system in installed:
+            if system == "PyHessian" and matrix != "hessian":
+                continue
+            ask = ask_one(system, name, path, matrix, question)
+            cell[system] = rows.get(f"{name}/{matrix}/{question}/{system}", ask)
+            print(f"   {name} {matrix} {question} {system}: {cell[system]}", flush=True)
+        if question == "top":
+            ask = ask_one("flatjax", name, path, matrix, "reference")
+            cell["reference"] = rows.get(f"{name}/{matrix}/reference", ask)
+            exact = cell["reference"].get("values")
+            for row in cell.values():
+                if exact and "values" in row:
+                    row["error"] = worst(row["values"], exact)
+        out.setdefault(matrix, {})[question] = cell
     return out
+
+
+def worst(values: list[float], exact: list[float]) -> float:
+    """The largest relative error."""
+    return max(abs(a / b - 1) for a, b in zip(values, exact, strict=True))

@@ -57,3 +57,16 @@ def test_products_are_equal(task, system):
     # float32 second derivatives, summed in another order, relative to the largest entry.
     scale = np.abs(expected).max()
     np.testing.assert_allclose(np.asarray(peer.product(v)), expected, atol=2e-5 * scale)
+
+
+@pytest.mark.parametrize("name", ["resnet", "gpt", "vit"])
+def test_networks_of_user_size_are_equal(name):
+    from benchmarks.peers import torch_blocks, user_models
+
+    network = user_models.module(name)
+    params, batch = network.params(small=True), network.batch(small=True)
+    logits = np.asarray(network.apply(params, batch[0]))
+    model, inputs, _ = torch_blocks.model_of(name, params, batch)
+    twin = model(inputs).detach().numpy().reshape(logits.shape)
+    # float32 sums in another order, through up to eighteen layers.
+    np.testing.assert_allclose(twin, logits, atol=1e-4 * np.abs(logits).max())

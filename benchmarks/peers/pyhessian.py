@@ -21,8 +21,7 @@ class PyHessian(Adapter):
 
         from benchmarks.peers import torch_model
 
-        if not _has_eig(torch):
-            torch.eig = _eig
+        with_eig(torch)
         self.torch, self.task = torch, task
         model, inputs, labels = torch_model.model_of(task)
         loss = torch.nn.CrossEntropyLoss()
@@ -101,6 +100,12 @@ class _counted:
 
     def __exit__(self, *_):
         self.module.hessian_vector_product = self.original
+
+
+def with_eig(torch):
+    """Give PyTorch the function that it has dropped, if it has."""
+    if not _has_eig(torch):
+        torch.eig = _eig
 
 
 def _has_eig(torch):

@@ -24,14 +24,17 @@ class Failure(RuntimeError):
     """The system raised, died, or took too long."""
 
 
+def surroundings(threads: int) -> dict[str, str]:
+    """The environment of a process of so many threads."""
+    names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "BENCH_THREADS")
+    quiet = {"PYTHONWARNINGS": "ignore", "JAX_PLATFORMS": "cpu"}
+    return {**os.environ, **dict.fromkeys(names, str(threads)), **quiet}
+
+
 class Worker:
     """A running system."""
 
     def __init__(self, system: str, threads: int = 1, environment: dict[str, str] | None = None):
-        names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-        limits = dict.fromkeys(names, str(threads))
-        quiet = {"PYTHONWARNINGS": "ignore", "JAX_PLATFORMS": "cpu"}
-        place = {"BENCH_THREADS": str(threads)}
         begin = time.perf_counter()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.peers.worker", system],
@@ -40,7 +43,7 @@ class Worker:
             stderr=subprocess.DEVNULL,
             text=True,
             cwd=ROOT,
-            env={**os.environ, **limits, **quiet, **place, **(environment or {})},
+            env={**surroundings(threads), **(environment or {})},
         )
         self.replies: queue.Queue = queue.Queue()
         self.reader = threading.Thread(target=self._read, daemon=True)
@@ -97,16 +100,20 @@ def peak_bytes() -> int:
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
+def pinned(threads: int) -> None:
+    """Stay on the last cores, or those before: BENCH_LANE counts from the end."""
+    if hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        end = len(cores) - threads * int(os.environ.get("BENCH_LANE", "0"))
+        os.sched_setaffinity(0, cores[end - threads : end])
+
+
 def serve(system: str) -> None:
     """Answer requests until the input ends."""
     channel = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints goes elsewhere
     threads = int(os.environ["BENCH_THREADS"])
-    if hasattr(os, "sched_setaffinity"):
-        # The last cores, or those before: BENCH_LANE counts from the end.
-        cores = sorted(os.sched_getaffinity(0))
-        end = len(cores) - threads * int(os.environ.get("BENCH_LANE", "0"))
-        os.sched_setaffinity(0, cores[end - threads : end])
+    pinned(threads)
 
     def send(reply):
         channel.write(json.dumps(reply) + "\n")

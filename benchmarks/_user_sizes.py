@@ -1,0 +1,108 @@
+"""The section of the page on networks of user size."""
+
+from typing import Any
+
+from benchmarks import _texts
+from benchmarks._tables import megabytes, seconds, table
+
+Record = dict[str, Any]
+NAMES = {"resnet": "ResNet-18", "gpt": "GPT", "vit": "ViT-Tiny"}
+# Of the five eigenvalues: how many times sooner than whom.
+GOALS = (("ggn", "curvlinops", 1.5), ("hessian", "PyHessian", 3.0), ("hessian", "curvlinops", 1.0))
+RIGHT = 1e-2
+QUESTIONS = {"top": "top 5, 1 %", "trace": "trace, 5 %", "density": "density"}
+
+
+def section(record: Record) -> str:
+    """Products, then first answers."""
+    results = record["results"]
+    parts = [products(results)]
+    if results["answers"]:
+        parts += [_texts.FIRST_ANSWERS, answers(results), _texts.GOALS, goals(results)]
+    return "\n".join(parts)
+
+
+def products(results: Record) -> str:
+    """Seconds beside PyTorch, and over the gradient of the same system."""
+    rows = []
+    for name, found in results["products"].items():
+        size = f"{NAMES[name]}, {found['params'] / 1e6:.1f} M"
+        for what, row in found.items():
+            if what == "params":
+                continue
+            own, other = (row["seconds"].get(system) for system in ("flatjax", "PyTorch"))
+            gradients = [
+                f"{value / found['gradient']['seconds'][system]:.2f}" if value else ""
+                for system, value in (("flatjax", own), ("PyTorch", other))
+            ]
+            shown = seconds(other) if other else ""
+            ratio = f"{own / other:.2f}" if other else ""
+            rows.append([size, what, seconds(own), shown, ratio, *gradients])
+            size = ""
+    head = ["", "", "flatjax", "PyTorch", "ratio", "gradients, flatjax", "gradients, PyTorch"]
+    return table(head, rows)
+
+
+def answers(results: Record) -> str:
+    """What each system spent on a question; factors are over flatjax."""
+    rows = []
+    for name, matrices in results["answers"].items():
+        for matrix, questions in matrices.items():
+            for question, systems in questions.items():
+                label = f"{NAMES[name]}, {matrix}, {QUESTIONS[question]}"
+                for system, row in systems.items():
+                    if system != "reference":
+                        rows.append([label, system, *cells(row, systems["flatjax"])])
+                        label = ""
+    head = ["", "system", "products", "s per product", "processor", "over flatjax", "wall"]
+    return table([*head, "peak", "over flatjax", "off by"], rows)
+
+
+def goals(results: Record) -> str:
+    """Whether the five eigenvalues come as soon as was set, and with no more memory."""
+    rows = []
+    for name, matrices in results["answers"].items():
+        for matrix, peer, goal in GOALS:
+            systems = matrices.get(matrix, {}).get("top", {})
+            own, row = systems.get("flatjax"), systems.get(peer)
+            if not own or not row or "failure" in row:
+                continue
+            sooner = row["processor_seconds"] / own["processor_seconds"]
+            memory = row["peak_bytes"] / own["peak_bytes"]
+            right = own.get("error", 0) <= RIGHT  # no answer is soon that is wrong
+            verdicts = ["reached" if sooner >= goal and right else "not reached"]
+            verdicts += ["reached" if memory >= 1 else "not reached"]
+            label = f"{NAMES[name]}, {matrix}, beside {peer}"
+            factors = [f"{sooner:.2f} of {goal:g}", f"{memory:.2f} of 1"]
+            rows.append([label, factors[0], verdicts[0], factors[1], verdicts[1]])
+    return table(["", "sooner", "", "memory", ""], rows)
+
+
+def cells(row: Record, own: Record) -> list[str]:
+    """The numbers of one answer."""
+    if "failure" in row:
+        return ["", "", "did not run", "", "", "", "", row["failure"]]
+    spent, memory = row["processor_seconds"], row["peak_bytes"]
+    done = row["within"]
+    mark = "" if done else "> "
+    return [
+        f"{row['products']}",
+        f"{spent / max(row['products'], 1):.2f}",
+        seconds(spent) if done else f"not within {spent:.0f} s",
+        f"{mark}{spent / own['processor_seconds']:.2f}",
+        seconds(row["seconds"]),
+        megabytes(memory),
+        f"{memory / own['peak_bytes']:.2f}",
+        off_by(row),
+    ]
+
+
+def off_by(row: Record) -> str:
+    """The error of the eigenvalues, the standard error of a trace."""
+    if "error" in row:
+        return f"{100 * row['error']:.2g} %"
+    if "standard_error" in row:
+        return f"{row['value']:.4g} ± {row['standard_error']:.2g}"
+    if "found" in row:
+        return f"{row['found']} of 5 found"
+    return ""
