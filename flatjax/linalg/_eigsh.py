@@ -61,10 +61,12 @@ def eigsh(
     solved in float64 on the host. One more product, with a combination of all vectors, measures by
     how much products depart from the Lanczos relation: that noise is part of every residual norm.
 
-    At a loose tolerance a list of small residuals may have skipped eigenvalues that lie close. With
-    ``verify`` and a random start it goes on until the start vector weighs no more on the list than
-    that many eigenvectors do, and so to about the tolerance every value is the one that its place
-    in the list says.
+    At a loose tolerance a list of small residuals may have skipped eigenvalues: those that lie
+    close, and those of which the start vector has little. With ``verify`` and a random start it
+    goes on until the start vector weighs no more on the list than that many eigenvectors do, and
+    until an eigenvalue that belongs into the list could only be hidden from a start vector such as
+    one of 100: 1 to 4 products. In a dense spectrum, where that would take more than half as many
+    products again, it does not wait, and `Eigenpairs.complete` is ``None``.
 
     It then looks for what one start vector cannot see, further copies of a multiple eigenvalue (and
     with ``v0`` for any value), from fresh random vectors orthogonal to the whole basis: until a
@@ -72,7 +74,7 @@ def eigsh(
     Where the wanted values stand apart from the rest this takes 3 to 10 products. In a dense
     spectrum, where no single copy would move a value by its tolerance, or where a look would take
     more products than the run before it and 8 (k + 1), there is none: `Eigenpairs.complete` is
-    ``None``, and a tighter tolerance makes the run long enough for one.
+    ``None`` too, and a tighter tolerance makes the run long enough for both.
 
     Traced, it runs a fixed number of Lanczos steps in the working dtype, and sees further copies
     only where the Krylov space is exhausted.

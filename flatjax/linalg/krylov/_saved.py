@@ -51,6 +51,7 @@ class Host(NamedTuple):
       taken: how many of them since the last look at the projected problem.
       steps: how many from that look to the next.
       last: how far it was at the last look, a logarithm; NaN before there was one.
+      converged: the steps after which all pairs had converged; NaN before.
       given: whether the start vector may be blind to a wanted pair.
       k: how many pairs were wanted.
       which: which, by its number.
@@ -65,6 +66,7 @@ class Host(NamedTuple):
     taken: float
     steps: float
     last: float
+    converged: float
     given: float
     k: float
     which: float

@@ -14,11 +14,14 @@ random vector's would be, there is no such x.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
 # A random vector's component along a given direction is below 1/(100 sqrt(n)) in one case of 125.
 _MISS = 100.0
+# The square of a normal number is below it in 1 of 100 cases.
+_LIGHTEST = 1.57e-4
 
 
 def _ends(values: np.ndarray, k: int, which: str) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -91,6 +94,71 @@ def skipped(values: np.ndarray, weights: np.ndarray, bound: np.ndarray, k: int, 
         if (signed[index] > signed[there] + bound[there]).any():
             return True
     return False
+
+
+class Shown(NamedTuple):
+    """What a run from a random vector has shown, by which nothing else can have stayed hidden.
+
+    Attributes:
+      values: the Ritz values.
+      couplings: of the vector of each to the run's next vector.
+      start: the start vector's component along each.
+    """
+
+    values: np.ndarray
+    couplings: np.ndarray
+    start: np.ndarray
+
+    def lacking(
+        self, wanted: np.ndarray, margin: np.ndarray, which: str, size: int
+    ) -> list[tuple[int, float, float]]:
+        r"""How far the run is from where no value that belongs into a list can be hidden.
+
+        An eigenvector x of the value $\mu$ has with a Ritz vector y the inner product
+        $\langle x, y \rangle = b \langle x, q \rangle / (\mu - \theta)$, q being the next vector
+        and b the coupling to it, and so the component
+        $\langle x, v_0 \rangle = \langle x, q \rangle \sum_i z_i b_i / (\mu - \theta_i)$ of the
+        start vector, whose components are z. As the squares of x's components add up to 1 at most,
+        that is small where the run has gone far enough. A random vector's is smaller in 1 of 100
+        cases.
+
+        Args:
+          wanted: the values of the list, the best first at each end (`ritz.wanted`).
+          margin: the uncertainty of each.
+          which: which they are.
+          size: the dimension.
+
+        Returns:
+          For each end its sign, the least value times that sign that belongs into the list, and the
+          logarithm by which its component is too large; zero or less where it is not.
+        """
+        ends = zip((1, -1), _ends(wanted, len(wanted), which), strict=True)
+        points = [(sign, signed[i[-1]] + margin[i[-1]]) for sign, (signed, i) in ends if len(i)]
+        if which == "LM":
+            points.append((-1, points[0][1]))
+        found = []
+        for sign, point in points:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                shares = self.couplings / (sign * point - self.values)
+                square = np.square(self.start @ shares) / (1 + shares @ shares)
+                found.append((sign, point, float(np.log(size * square / _LIGHTEST) / 2)))
+        return found
+
+
+def hidden(lacking: list[tuple[int, float, float]], rest: np.ndarray) -> float:
+    """About how many steps until nothing is lacking, of `Shown.lacking`; zero where it is so.
+
+    By the growth of Chebyshev polynomials on the rest, the Ritz values that are not wanted.
+    """
+    steps = 0.0
+    for sign, point, left in lacking:
+        if not left <= 0:
+            signed = sign * rest
+            gap = point - signed.max(initial=-math.inf)
+            width = np.ptp(signed) if len(signed) else 0.0
+            growth = math.acosh(1 + 2 * gap / width) if min(gap, width) > 0 else math.inf
+            steps = max(steps, 1.0, left / growth if gap > 0 else math.inf)
+    return steps
 
 
 def least_steps(upper: float, lower: float, rest: np.ndarray, size: int) -> float:

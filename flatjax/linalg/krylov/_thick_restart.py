@@ -1,7 +1,8 @@
 """Thick-restart Lanczos, driven from the host, and the search for what it has missed.
 
 The first run is active alone, until the wanted pairs have converged and, by what a random start
-vector weighs, none was skipped (`skipped`). Its rows are then frozen, and a sweep from a random
+vector weighs, none was skipped (`skipped`) and none that belongs into the list can have stayed
+hidden (`Shown`). Its rows are then frozen, and a sweep from a random
 vector orthogonal to all of them looks for what was missed (`Search`); what it finds is frozen too,
 and another sweep follows.
 """
@@ -18,12 +19,14 @@ from flatjax.linalg.krylov import _ritz as ritz
 from flatjax.linalg.krylov import _saved as saved
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.krylov._restarts import Run
-from flatjax.linalg.krylov._search import Search, least_steps, skipped, thresholds
+from flatjax.linalg.krylov._search import Search, Shown, hidden, least_steps, skipped, thresholds
 
 # Taken for the rate before there is one: two powers of ten per step.
 _FASTEST = 2 * math.log(10)
 # Chebyshev's bound is for the complement of the wanted pairs; in that of all rows it is less.
 _OF_CHEBYSHEV = 0.6
+# Of the products until all pairs have converged, so many until none can have stayed hidden.
+_PATIENCE = 1.5
 
 
 class _Pace:
@@ -89,12 +92,15 @@ def solve(
     size, dtype = run.op.size, run.state.alphas.dtype
     first = krylov.CHECK_EVERY if run.on_device else k + 1  # there every number is a program
     pace, looked, before, kept = _Pace(first, run.on_device), 0, 0, None
+    converged, shown = math.nan, None  # the products until all pairs had; of a random start
     if resume is not None:
         host, before = resume[0], resume[1] - int(resume[0].products)
         run.resume(host)
         other = host.which != ritz.WHICH.index(which)
         pace.resume(host, same=not other and (host.k, host.tol) == (k, tol))
         looked = run.products - int(host.taken)
+        if not other and (host.k, host.tol) == (k, tol):
+            converged = host.converged
         # A restart has dropped what the start vector weighs on pairs that were not wanted then.
         given = given or bool(host.given) or (host.restarted and (other or k > host.k))
     budget -= before
@@ -120,7 +126,7 @@ def solve(
         if run.filled >= size:
             complete = True
             break
-        enough, lacking = len(index) == k, False
+        enough, lacking, waits = len(index) == k, False, False
         done = enough and bool((residuals[index] <= bound[index]).all())
         if run.search is None:
             left = _log_ratio(residuals[index], bound[index]) if enough else math.inf
@@ -128,17 +134,27 @@ def solve(
                 weights = size * np.square(run.start @ columns)
                 single = residuals <= np.maximum(bound / 10, small)
                 lacking = skipped(values, np.where(single, 0, weights), bound, k, which)
-            begins = done and not lacking
+                shown = Shown(values, run.beta * columns[run.filled - 1], run.start @ columns)
+                lacks = shown.lacking(values[index], bound[index], which, size)
+                more = hidden(lacks, np.delete(values, index))
+                converged = run.products if math.isnan(converged) else converged
+                # In a dense spectrum one may stay hidden for many steps: then nobody looks.
+                waits = 0 < more <= _PATIENCE * converged + 2 - run.products
+            begins = done and not lacking and not waits
         else:
             left = run.search.left(run.active, run.beta, values[run.frozen :], small)
             begins = done and _improves(values, residuals, index, held, run.frozen, small)
             if not begins and (left <= 0 or (run.products >= limit and left < math.inf)):
                 # Nothing stands beyond what is held: what has not converged is not wanted.
-                complete = True if left <= 0 else None
                 settled = np.flatnonzero(
                     (residuals <= bound) | (np.arange(len(values)) < run.frozen)
                 )
                 index = settled[ritz.best(values[settled], k, which)]
+                # Of what does not reach the thresholds the first run says that it is not there.
+                lacks = shown.lacking(values[index], bound[index], which, size) if shown else []
+                beyond = {1: run.search.upper, -1: -run.search.lower}
+                doubts = [lack for sign, point, lack in lacks if point < beyond[sign]]
+                complete = True if max(left, *doubts, 0) <= 0 else None
                 break
         if run.products >= limit and enough:
             complete = False if lacking else None
@@ -156,7 +172,8 @@ def solve(
                 break
             if run.filled + 1 < size:
                 if keep_state and run.search is None:
-                    kept = run.kept(_setting(run, pace, looked, given, k, which, tol), goes_on=True)
+                    setting = _setting(run, pace, looked, converged, given, k, which, tol)
+                    kept = run.kept(setting, goes_on=True)
                 noise = _noise(run, index, resume) if noise is None else noise
                 keep = None
                 if run.filled + max(predicted, 4) + 2 > run.capacity:
@@ -172,7 +189,8 @@ def solve(
         if run.filled == run.capacity:
             run.restart(_keep(run, k, which))
     if keep_state and kept is None:
-        kept = run.kept(_setting(run, pace, looked, given, k, which, tol), goes_on=False)
+        setting = _setting(run, pace, looked, converged, given, k, which, tol)
+        kept = run.kept(setting, goes_on=False)
     if refine is not None:
         return _refined(run, index, refine)
     noise = _noise(run, index, resume) if noise is None else noise
@@ -197,12 +215,22 @@ def _floor(run: Run, noise: float) -> float:
     return max(2 * noise, ritz.rounding(run.norm, run.state.alphas.dtype) / 2)
 
 
-def _setting(run: Run, pace: _Pace, looked: int, given: bool, k: int, which: str, tol: float):
+def _setting(
+    run: Run,
+    pace: _Pace,
+    looked: int,
+    converged: float,
+    given: bool,
+    k: int,
+    which: str,
+    tol: float,
+):
     """What else the host must know to go on as if nothing had been in between."""
     return {
         "taken": run.products - looked,
         "steps": pace.steps,
         "last": math.nan if pace.last is None else pace.last,
+        "converged": converged,
         "given": given,
         "k": k,
         "which": ritz.WHICH.index(which),

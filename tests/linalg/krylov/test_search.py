@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from flatjax.linalg.krylov._search import Search, least_steps, skipped, thresholds
+from flatjax.linalg.krylov._search import Search, Shown, hidden, least_steps, skipped, thresholds
 
 
 def lanczos(matrix, start, steps):
@@ -147,3 +147,57 @@ def test_the_expected_steps_are_those_of_chebyshev(gap, spread, size):
     assert least_steps(np.inf, -gap, rest, size) == pytest.approx(needed, rel=1e-6)
     assert least_steps(spread, -np.inf, rest, size) == np.inf
     assert least_steps(1.0, -np.inf, np.zeros(0), size) == 1
+
+
+def shown(alphas, betas):
+    """What an explicit run has shown."""
+    values, s = np.linalg.eigh(tridiagonal(alphas, betas))
+    return Shown(values, betas[-1] * s[-1], s[0])
+
+
+def test_a_component_of_the_start_is_that_of_the_next_vector():
+    basis, _, rows, alphas, betas = case()
+    values, couplings, start = shown(alphas, betas)
+    for x, mu in ((basis[:, -2], 2.0), (basis[:, -1], -1.7)):
+        along = (x @ rows[-1]) * (start * couplings / (mu - values)).sum()
+        assert along == pytest.approx(x @ rows[0], rel=1e-9)
+
+
+@pytest.mark.parametrize("which", ["LA", "SA", "LM", "BE"])
+def test_nothing_stays_hidden_once_the_bound_is_that_of_1_in_100(which):
+    _, _, _, alphas, betas = case(size=200, steps=16)
+    run = shown(alphas, betas)
+    values, margin = run.values, 0.5
+    wanted = values[[-1, 0]] if which == "BE" else values[[0 if which == "SA" else -1]]
+    low, high = values[0] - margin, values[-1] + margin
+    points = {"LA": [high], "SA": [low], "LM": [high, -high], "BE": [high, low]}[which]
+    # By hand: the largest component that a value at the points may have.
+    bounds = []
+    for point in points:
+        shares = run.couplings / (point - values)
+        bounds.append((run.start * shares).sum() ** 2 / (1 + (shares**2).sum()))
+
+    def lacking(size):
+        return run.lacking(wanted, np.full(len(wanted), margin), which, size)
+
+    lightest = scipy.stats.chi2.ppf(0.01, 1)
+    edge = lightest / max(bounds)  # the dimension in which a random vector is as light
+    found = lacking(edge)
+    assert [sign * point for sign, point, _ in found] == pytest.approx(points)
+    assert max(left for *_, left in found) == pytest.approx(0, abs=1e-3)  # 1.57e-4 is rounded
+    assert [left for *_, left in lacking(9 * edge)] == pytest.approx(
+        [left + math.log(3) for *_, left in found]
+    )
+
+
+def test_the_steps_until_nothing_is_hidden_are_those_of_chebyshev():
+    rest = np.array([-1.0, 0.0, 2.0])
+    growth = {1: math.acosh(1 + 2 * 0.5 / 3), -1: math.acosh(1 + 2 * 0.2 / 3)}
+    for sign, point in ((1, 2.5), (-1, 1.2)):
+        assert hidden([(sign, point, 2.0)], rest) == pytest.approx(2.0 / growth[sign])
+    both = [(1, 2.5, 2.0), (-1, 1.2, 1.0)]
+    assert hidden(both, rest) == pytest.approx(max(2 / growth[1], 1 / growth[-1]))
+    assert hidden([(1, 2.5, 0.01)], rest) == 1  # a step at least
+    assert hidden([(1, 2.5, -0.1), (-1, 1.2, 0.0)], rest) == 0
+    assert hidden([(1, 1.9, 0.1)], rest) == math.inf  # inside of the rest it may always be
+    assert hidden([(1, 2.5, math.nan)], rest) > 0

@@ -125,6 +125,6 @@ def test_long_vectors_take_few_rows_at_a_time(monkeypatch):
     assert krylov.first_rows(1 << 24, 160) == 32
     assert krylov.first_rows((1 << 24) + 1, 160) == 16
     assert krylov.first_rows(1 << 30, 10) == 10
-    monkeypatch.setattr(krylov, "_LARGE", 11)
+    monkeypatch.setattr(krylov, "LARGE", 11)
     state, _ = full_state(32)
     assert [bases.size(part) for part in krylov.with_room(state, 160).basis.parts] == [32, 16]

@@ -6,7 +6,12 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from flatjax import _trees as trees
 from flatjax.linalg import eigsh
+from flatjax.linalg.krylov import _step as krylov
+from flatjax.linalg.krylov import _thick_restart as thick_restart
+from flatjax.linalg.krylov._restarts import Run
+from flatjax.operators._base import as_operator
 from tests.problems import problem
 
 SIZE = 200
@@ -71,6 +76,29 @@ def test_a_loose_tolerance_skips_no_place_of_the_list(which):
         assert not np.asarray(short.converged).any()
 
 
+LIGHT = np.concatenate([[53, 30, 14, 8.7, 8.0, 5.8, 5.5, 4, 3.5, 3.2], np.linspace(0, 2, 990)])
+
+
+@pytest.mark.parametrize("which", ["LA", "SA", "LM"])
+def test_a_value_of_which_the_start_has_little_is_not_skipped(x64, which, monkeypatch):
+    d = jnp.asarray(-LIGHT if which == "SA" else LIGHT)
+    op = as_operator(jax.tree_util.Partial(jnp.multiply, d), d)
+
+    def solve(seed):
+        # Of the squared components of random vectors one in 50 is as small.
+        start = jax.random.normal(jax.random.key(seed), (len(LIGHT),)).at[4].set(6e-4**0.5)
+        state = krylov.start(trees.normalized(start)[0], 32, jax.random.key(0))
+        return thick_restart.solve(Run(op, state, None, 5), 5, which, 0.1, 200, True)
+
+    for seed in range(6):
+        found = solve(seed)
+        np.testing.assert_allclose(np.sort(np.abs(found.values)), LIGHT[4::-1], rtol=1e-2)
+        assert found.complete is True
+    # What the start weighs on the list shows nothing.
+    monkeypatch.setattr(thick_restart, "hidden", lambda *_: 0.0)
+    assert any(np.abs(solve(seed).values).min() < 6 for seed in range(6))
+
+
 def test_a_search_that_would_take_long_is_not_begun(x64):
     # Of a copy of 10, so near a wide rest, some 110 steps would tell: the longer run takes as many.
     p = problem(np.concatenate([[10.0, 10.0], np.linspace(-9.99, 9.99, SIZE - 2)]), jnp.float64)
@@ -100,8 +128,9 @@ def test_a_search_where_the_values_stand_apart_takes_a_few_products(x64, k):
 
     swift, full = solve(False), solve(True)
     assert full.complete is True
-    assert full.num_products <= swift.num_products + 5
-    np.testing.assert_array_equal(full.values, swift.values)
+    # Two products until none can have stayed hidden, and five of the search.
+    assert full.num_products <= swift.num_products + 7
+    np.testing.assert_allclose(full.values, swift.values, rtol=1e-12)  # squares of 1e-6
 
 
 def test_a_copy_found_costs_a_product_of_its_own(x64):
@@ -159,8 +188,9 @@ def test_a_search_that_the_budget_ends_says_nothing(x64):
         return eigsh(p.op, 5, key=jax.random.key(0), structure=p.structure, **options)
 
     swift = solve(verify=False)
-    found = solve(max_products=swift.num_products + 5 + 1)
-    assert swift.num_products < found.num_products <= swift.num_products + 5 + 1
+    most = solve().num_products - 1
+    found = solve(max_products=most)
+    assert swift.num_products < found.num_products <= most
     assert found.complete is None
     assert np.asarray(found.converged).all()
-    np.testing.assert_array_equal(found.values, swift.values)
+    np.testing.assert_allclose(found.values, swift.values, rtol=1e-6)  # squares of 1e-3
