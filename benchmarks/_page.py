@@ -295,6 +295,12 @@ def page(found: dict[str, Record]) -> str:
             _texts.LARGE_VOCABULARY,
             _sections.large_vocabularies,
         ),
+        (
+            "large_spectrum",
+            "## A spectrum within bytes\n",
+            _texts.LARGE_SPECTRUM,
+            _user_sizes.large_spectrum,
+        ),
     )
     for name, title, text, write in sections:
         if name in found:

@@ -112,6 +112,14 @@ products of the head a gradient takes 3 either way, a value with its gradient 3 
 with the Gauss-Newton matrix 5 either way, a linearised one 4 and 5.
 """
 
+LARGE_SPECTRUM = """\
+`spectrum(k=5, num_bottom=2, basis_bytes=...)` of the Hessian of a decoder of eight layers of 512
+before training, on one sequence of 64 tokens, in a process of its own that is to hold 12 GB:
+`plan(op).basis_bytes` is what these leave beside the parameters and a product. Then the same
+network of 1.05 million parameters in float32, and in float64 with tolerances a thousandth as large
+and other probes. A certificate holds where the interval that it gives contains that of float64.
+"""
+
 USER_SIZE = """\
 ResNet-18 with group norm and 32 images of 32 x 32; a GPT of width 256 with 4 layers, a vocabulary
 of 8,192 and 8 sequences of 128 tokens; ViT-Tiny with patches of 4 x 4 and the images. All have

@@ -106,3 +106,31 @@ def off_by(row: Record) -> str:
     if "found" in row:
         return f"{row['found']} of 5 found"
     return ""
+
+
+def large_spectrum(record: Record) -> str:
+    """What the runs cost and say, and which certificates of the small one hold."""
+    results, rows = record["results"], []
+    for name in ("large", "float32", "float64"):
+        run = results[name]
+        certified = [*run["top"]["converged"], *run["bottom"]["converged"]]
+        value, low, high = run["trace"]
+        rows.append(
+            [
+                f"{run['size'] / 1e6:.2f} M, {'float32' if name == 'large' else name}",
+                f"{run['steps']}",
+                f"{run['products']}",
+                seconds(run["seconds"]),
+                megabytes(run["bytes"]),
+                f"{sum(certified)} of {len(certified)}",
+                f"{run['top']['values'][0]:.6g}",
+                f"{value:.5g} ({low:.5g} to {high:.5g})",
+            ]
+        )
+    head = ["", "steps", "products", "processor", "peak", "converged", "largest", "trace (95 %)"]
+    names = {"top": "5 largest", "bottom": "2 smallest", "frobenius_norm": "Frobenius norm"}
+    held = [names.get(name, name) for name, holds in results["holds"].items() if holds]
+    lost = [names.get(name, name) for name, holds in results["holds"].items() if not holds]
+    lines = [f"Of 1.05 million parameters hold: {', '.join(held) or 'none'}."]
+    lines += [f"Do not hold: {', '.join(lost)}."] if lost else []
+    return "\n".join([table(head, rows), " ".join(lines), ""])
