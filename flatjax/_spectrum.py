@@ -167,9 +167,9 @@ def spectrum(
     Of more than 2^24 numbers, or within ``basis_bytes``, there are at most 15 rows more than steps,
     and beside them some 40 vectors by default: the larger of ``probe_steps + 4 num_probes + 4``
     (with ``diagonal`` or ``by`` 16) and ``2 k + num_bottom + 4 num_probes``, and two for every
-    product that completes the lists. The pairs that probes are cleared of stay combinations of the
-    run's vectors, of which a probe's step then reads all. The result holds the run in
-    `Spectrum.state`; ``result._replace(state=None)`` lets it go.
+    product that completes the lists. Converged pairs stay combinations of the run's vectors, all of
+    which a probe's step reads. The result holds the run in `Spectrum.state`;
+    ``result._replace(state=None)`` lets it go.
 
     One start vector sees one copy of a multiple eigenvalue, and may skip a single one along which
     it has little. The probes see what is missing: their extreme Ritz vectors are joined to Q, at no
@@ -188,10 +188,9 @@ def spectrum(
       tol: the residual norm relative to the value's magnitude at which a pair has converged.
       num_steps: exactly so many Lanczos steps in all; default: until converged.
       max_steps: the most Lanczos steps without ``num_steps``.
-      basis_bytes: the memory, of one device, for the vectors of the run and those beside it:
-        ``max_steps`` is no more than fits, and no product completes the lists. What has not
-        converged by then says so. `Plan.basis_bytes` is what a product leaves. Without
-        ``num_steps``.
+      basis_bytes: the memory, of one device, for the vectors of the run and those beside it, in
+        place of ``num_steps``: ``max_steps`` is what fits, and no product completes the lists. What
+        has not converged says so. `Plan.basis_bytes` is what a product leaves.
       num_probes: the probes that carry the density; at least 2.
       probe_steps: the Lanczos steps of each of them. Default: 10 beside the first run's own
         quadrature; 30 where that has fewer nodes than this, or says nothing: with ``by``, after
@@ -261,10 +260,13 @@ def spectrum(
     groups = None if by is None else tuple(group_names(op.structure, by))
     lean = op.size > krylov.LARGE or basis_bytes is not None
     if basis_bytes is not None:
+        if num_steps is not None:
+            raise ValueError("basis_bytes bounds the steps: leave num_steps out, or basis_bytes.")
         beside = budget.beside_spectrum(
             k, num_bottom, num_probes, probe_steps or ALONE, diagonal or groups is not None
         )
-        max_steps = _within(basis_bytes, op, k + num_bottom, beside, num_steps, max_steps)
+        fitting = budget.steps_within(basis_bytes, op.structure, k + num_bottom, beside)
+        max_steps = min(max_steps, fitting)
     watch = watching.watch(
         "spectrum", progress, callback, max_seconds, on_interrupt, traced=(op, key)
     )  # fmt: skip
@@ -371,22 +373,6 @@ def _exact(found: Spectrum, op: Operator, dense: np.ndarray, groups: tuple | Non
 def _both(complete: tuple[bool | None, bool | None]) -> bool | None:
     """Whether both lists are complete; ``None`` where that is not known."""
     return None if None in complete and False not in complete else all(complete)
-
-
-def _within(basis_bytes, op, wanted, beside, num_steps, max_steps):
-    """At most so many steps, as fit into the bytes."""
-    checks.check_scalar("basis_bytes", basis_bytes, above=0)
-    if num_steps is not None:
-        raise ValueError("basis_bytes bounds the steps: leave num_steps out, or basis_bytes.")
-    rows, least = budget.rows_within(basis_bytes, op.structure, beside), min(wanted, op.size)
-    if rows < least:
-        need = (least + beside) * budget.vector_bytes(op.structure)
-        raise ValueError(
-            f"basis_bytes={basis_bytes:,} is too little: {wanted} pairs need a run of at least "
-            f"{least} vectors and {beside} vectors beside it, {need:,} bytes. Raise it, ask for "
-            "fewer pairs, probes or probe_steps, or shard the params over more devices."
-        )
-    return min(max_steps, rows)
 
 
 def _check(op, k, num_bottom, tol, num_steps, max_steps, num_probes, probe_steps, trace_rtol):

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from flatjax import _checks as checks
 from flatjax import _trees as trees
 from flatjax._trees import Tree
 
@@ -43,6 +44,26 @@ def beside_spectrum(k: int, num_bottom: int, num_probes: int, probe_steps: int, 
     # The pairs, those at the top once more in the leaves' shapes, and what was searched.
     ending = 2 * k + num_bottom + kept * num_probes
     return max(probing, keeping, ending)
+
+
+def steps_within(basis_bytes: int, structure: Tree, wanted: int, beside: int) -> int:
+    """The steps of a run that fit into so many bytes together with other vectors.
+
+    Raises:
+      TypeError: if the bytes are no number.
+      ValueError: if they are not positive, or too few for as many steps as there are ``wanted``
+        pairs.
+    """
+    checks.check_scalar("basis_bytes", basis_bytes, above=0)
+    rows, least = rows_within(basis_bytes, structure, beside), min(wanted, trees.size(structure))
+    if rows < least:
+        need = (least + beside) * vector_bytes(structure)
+        raise ValueError(
+            f"basis_bytes={basis_bytes:,} is too little: {wanted} pairs need a run of at least "
+            f"{least} vectors and {beside} vectors beside it, {need:,} bytes. Raise it, ask for "
+            "fewer pairs, probes or probe_steps, or shard the params over more devices."
+        )
+    return rows
 
 
 def rows_within(budget: float, structure: Tree, beside: int = BESIDE, dtype: Any = None) -> int:
