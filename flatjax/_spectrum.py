@@ -168,8 +168,7 @@ def spectrum(
     and beside them some 40 vectors by default: the larger of ``probe_steps + 4 num_probes + 4``
     (with ``diagonal`` or ``by`` 16) and ``2 k + num_bottom + 4 num_probes``, and two for every
     product that completes the lists. Converged pairs stay combinations of the run's vectors, all of
-    which a probe's step reads. The result holds the run in `Spectrum.state`;
-    ``result._replace(state=None)`` lets it go.
+    which a probe's step reads. ``result._replace(state=None)`` lets the run go.
 
     One start vector sees one copy of a multiple eigenvalue, and may skip a single one along which
     it has little. The probes see what is missing: their extreme Ritz vectors are joined to Q, at no
