@@ -107,6 +107,23 @@ def test_no_products_where_nothing_is_missing():
     )
 
 
+def test_within_bytes_no_product_completes_the_lists():
+    # The run alone skips one of these, and two products fill it in.
+    a = case(LOWS["close"], 4)
+    found, free = (spectrum(a, 4, trace_rtol=None, basis_bytes=b) for b in (10**9, None))
+    assert found.num_products == int(found.state.run.step) + 4 * 10 < free.num_products
+    assert not found.complete
+    assert free.complete
+
+
+def test_what_is_searched_is_held_once(space):
+    found, _, _ = space
+    candidates = [found.found, found.found]
+    joint = missing._joint(candidates)
+    assert candidates == []
+    assert joint.vectors.shape == joint.images.shape == (4, 40)
+
+
 @pytest.fixture
 def space(dtype):
     """A run of 8 steps of a dense matrix of 40, two other vectors joined to it, and the truth."""
