@@ -136,9 +136,8 @@ of the linearised operator, each as it is by default; PyHessian's `eigenvalues(t
 for 16), and `density(iter=30, n_v=1)`; curvlinops' operators with SciPy's `eigsh` of the same
 tolerance, its `hutchinson_trace` likewise, and `lanczos_approximate_spectrum(ncv=30)`. A process
 may take 600 s of the processor, for a density 300. "Off by": the worst of the five eigenvalues
-against flatjax's own from the same start vector to a hundredth of the tolerance, with certificates
-(far more than the tolerance where a list has skipped an eigenvalue); of the trace the value and its
-standard error. PyHessian's power iteration orders by magnitude, which here is the same five.
+against flatjax's own from the same start vector to a hundredth of the tolerance, with certificates;
+of the trace the value and its standard error. PyHessian's power iteration orders by magnitude, which here is the same five.
 flatjax's products have those that look for missed pairs (`verify=False` leaves them out) and one
 for the certificate.
 """

@@ -175,6 +175,11 @@ class OutputLoss:
         tangents, _ = self._cleaned(outputs, targets, tangents)
         outputs, there = self._cleaned(outputs, targets, outputs)
         product = self.hessian_values(outputs, targets, tangents)
+        if product.shape != tangents.shape:
+            raise ValueError(
+                f"{type(self).__name__}.hessian_values must return an array like its tangents, of "
+                f"shape {tangents.shape}, got {product.shape}."
+            )
         return self._weighted(outputs, targets, product, there).astype(tangents.dtype)
 
     def gradient_product(self, outputs: Any, targets: jax.Array, tangents: Any) -> Any:
@@ -198,7 +203,7 @@ class OutputLoss:
             return self._summed("score_product", outputs, _draw(targets), tangents)
         tangents, _ = self._cleaned(outputs, targets, tangents)
         outputs, there = self._cleaned(outputs, targets, outputs)
-        scores = jax.grad(lambda z: self.values(z, targets).sum())(outputs)
+        scores = jax.grad(lambda z: self.checked_values(z, targets).sum())(outputs)
         # The padding goes here, not after the product: XLA of jaxlib 0.10 adds up a mapped product
         # that is selected over the draws wrongly, at every level of optimisation.
         scores = scores if there is None else jnp.where(_over(there, scores), scores, 0)
@@ -223,8 +228,18 @@ class OutputLoss:
             there = self.mask(outputs, targets) != 0
             return blockwise.values(self, outputs, targets, there)
         outputs, there = self._cleaned(outputs, targets, outputs)
-        values = self.values(outputs, targets)
+        values = self.checked_values(outputs, targets)
         return values if there is None else jnp.where(there, values, jnp.zeros_like(values))
+
+    def checked_values(self, outputs: jax.Array, targets: jax.Array) -> jax.Array:
+        """``values``, one of which there must be a position: others would be broadcast."""
+        values, shape = self.values(outputs, targets), positions_shape(outputs)
+        if values.shape != shape:
+            raise ValueError(
+                f"{type(self).__name__}.values must return one value per position, shape {shape} "
+                f"for outputs of shape {outputs.shape}, got {values.shape}."
+            )
+        return values
 
     def _summed(self, kind, head, targets, tangents):
         ones = jnp.ones(head.shape[:1], trees.compute_dtype(head.dtype))
@@ -266,9 +281,26 @@ class OutputLoss:
         return mask if self.per == "token" else mask.reshape(mask.shape[0], -1).max(axis=1)
 
     def resample(self, key: jax.Array, outputs: jax.Array, targets: jax.Array) -> jax.Array:
-        """Like ``sample``, keeping the padding of ``targets``."""
-        del targets
-        return self.sample(key, outputs)
+        """Like ``sample``, keeping the padding of ``targets``.
+
+        Raises:
+          ValueError: if the loss has a ``mask``, and draws have another shape than ``targets``.
+        """
+        drawn = self.sample(key, outputs)
+        if not self.masks:
+            return drawn
+        there = self.mask(outputs, targets) != 0
+
+        def kept(new, old):
+            if new.shape != old.shape:
+                raise ValueError(
+                    f"{type(self).__name__}.sample draws targets of shape {new.shape}, and the "
+                    f"batch, whose targets mark padding, has them of {old.shape}: implement "
+                    "`resample(key, outputs, targets)`, which keeps the padding."
+                )
+            return jnp.where(_over(there, new), new, old.astype(new.dtype))
+
+        return jax.tree.map(kept, drawn, targets)
 
     def of_draws(self) -> "OutputLoss":
         """The loss for targets from ``resample``, which mark padding in the loss's own way."""

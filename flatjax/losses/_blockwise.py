@@ -27,7 +27,7 @@ def values(loss: Any, head: LinearHead, targets: jax.Array, there: jax.Array) ->
 
     @functools.partial(jax.checkpoint, prevent_cse=False)
     def block(layer, features, targets, there):
-        found = loss.values(layer(features), targets)
+        found = loss.checked_values(layer(features), targets)
         return jnp.where(there, found, jnp.zeros_like(found))
 
     layer = _Layer(head.kernel, head.bias)

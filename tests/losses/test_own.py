@@ -56,6 +56,60 @@ def test_a_subclass_in_the_operators(x64):
     np.testing.assert_allclose(F.to_dense(), np.eye(2) / 3, atol=0.09 / 3)
 
 
+class Padded(flatjax.OutputLoss):
+    """Half the squared error of one output, of which targets at -99 and below are padding."""
+
+    def values(self, outputs, targets):
+        return (outputs[..., 0] - targets) ** 2 / 2
+
+    def hessian_values(self, outputs, targets, tangents):
+        return tangents
+
+    def sample(self, key, outputs):
+        return outputs[..., 0] + jax.random.normal(key, outputs.shape[:-1], outputs.dtype)
+
+    def mask(self, outputs, targets):
+        return (targets > -99).astype(outputs.dtype)
+
+
+@pytest.mark.parametrize("per", ["example", "token"])
+def test_padding_of_a_subclass_stays_padding_where_targets_are_drawn(x64, per):
+    loss, targets = Padded(per=per), jnp.array([[0.5, -100.0, -100.0]])
+    x = jnp.array([[[1.0], [10.0], [10.0]]])
+    drawn = loss.resample(jax.random.key(0), x, targets)
+    assert drawn[0, 0] == Padded().sample(jax.random.key(0), x)[0, 0] != targets[0, 0]
+    np.testing.assert_array_equal(drawn[0, 1:], targets[0, 1:])
+    found = flatjax.fisher(
+        lambda w, x: x @ w, loss, jnp.ones((1, 1)), (x, targets), kind="sampled",
+        key=jax.random.key(0), num_samples=2000,
+    )  # fmt: skip
+    # The square of a normal number, of mean 1 and variance 2: 3 % of standard error.
+    np.testing.assert_allclose(found.to_dense(), [[1.0]], atol=0.13)
+
+    class Pairs(Padded):
+        def sample(self, key, outputs):
+            return outputs
+
+    with pytest.raises(ValueError, match=r"Pairs.sample draws targets of shape \(1, 3, 1\)"):
+        Pairs().resample(jax.random.key(0), x, targets)
+
+
+def test_values_of_another_shape_are_refused():
+    class Squared(flatjax.OutputLoss):
+        def values(self, outputs, targets):
+            return (outputs - targets) ** 2  # (n, 1) less (n,): (n, n)
+
+        def hessian_values(self, outputs, targets, tangents):
+            return tangents[..., 0]
+
+    z, t = jnp.ones((4, 1)), jnp.zeros((1, 4))
+    for call in (Squared(), Squared().mean, lambda z, t: Squared().score_product(z, t, z)):
+        with pytest.raises(ValueError, match=r"one value per position, shape \(4,\).* got \(4, 4"):
+            call(z, t)
+    with pytest.raises(ValueError, match=r"like its tangents, of shape \(4, 1\), got \(4,\)"):
+        Squared().hessian_product(z, t, z)
+
+
 def test_an_unfinished_subclass_names_what_is_missing():
     class Unfinished(flatjax.OutputLoss):
         pass
