@@ -66,7 +66,7 @@ def eigsh(
     goes on until the start vector weighs no more on the list than that many eigenvectors do, and
     until an eigenvalue that belongs into the list could only be hidden from a start vector such as
     one of 100: 1 to 4 products. In a dense spectrum, where that would take more than half as many
-    products again, it does not wait, and `Eigenpairs.complete` is ``None``.
+    products again (or a dozen), it does not wait, and `Eigenpairs.complete` is ``None``.
 
     It then looks for what one start vector cannot see, further copies of a multiple eigenvalue (and
     with ``v0`` for any value), from fresh random vectors orthogonal to the whole basis: until a

@@ -25,8 +25,7 @@ from flatjax.linalg.krylov._search import Search, Shown, hidden, least_steps, sk
 _FASTEST = 2 * math.log(10)
 # Chebyshev's bound is for the complement of the wanted pairs; in that of all rows it is less.
 _OF_CHEBYSHEV = 0.6
-# Of the products until all pairs have converged, so many until none can have stayed hidden.
-_PATIENCE = 1.5
+_DOZEN = 12  # products that may follow until no pair can have stayed hidden, after few as well
 
 
 class _Pace:
@@ -139,7 +138,7 @@ def solve(
                 more = hidden(lacks, np.delete(values, index))
                 converged = run.products if math.isnan(converged) else converged
                 # In a dense spectrum one may stay hidden for many steps: then nobody looks.
-                waits = 0 < more <= _PATIENCE * converged + 2 - run.products
+                waits = 0 < more <= converged + max(converged / 2, _DOZEN) - run.products
             begins = done and not lacking and not waits
         else:
             left = run.search.left(run.active, run.beta, values[run.frozen :], small)
