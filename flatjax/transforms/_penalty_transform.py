@@ -92,14 +92,14 @@ def penalty(
         known = {k: v for k, v in extra.items() if k in Point._field_defaults}
         check_trees(name, updates, params)
         incoming = means.average(updates, axis_name)
-        key = () if seed is None else prng.of_step(state.key, state.count)
-        at = Point(params, incoming, key, state.count, **known)
+        at = Point(params, incoming, (), state.count, **known)
         if gradient is not None:
             here = functools.partial(gradient, at)
             check_no_descent(name, incoming, here, params, state.count)
 
         def refresh():
-            product, squared = term(at)
+            key = () if seed is None else prng.of_step(state.key, state.count)
+            product, squared = term(at._replace(key=key))
             squared = squared.astype(state.penalty.dtype) if diagnostics else ()
             return trees.cast(product, params), squared
 

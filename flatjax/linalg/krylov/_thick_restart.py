@@ -152,8 +152,8 @@ def solve(
                 # Of what does not reach the thresholds the first run says that it is not there.
                 lacks = shown.lacking(values[index], bound[index], which, size) if shown else []
                 beyond = {1: run.search.upper, -1: -run.search.lower}
-                doubts = [lack for sign, point, lack in lacks if point < beyond[sign]]
-                complete = True if max(left, *doubts, 0) <= 0 else None
+                sure = all(lack <= 0 for sign, point, lack in lacks if point < beyond[sign])
+                complete = True if left <= 0 and sure else None
                 break
         if run.products >= limit and enough:
             complete = False if lacking else None

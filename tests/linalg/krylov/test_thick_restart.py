@@ -8,6 +8,7 @@ from jax.flatten_util import ravel_pytree
 
 from flatjax import _trees as trees
 from flatjax.linalg import eigsh
+from flatjax.linalg.krylov import _saved as saved
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.krylov import _thick_restart as thick_restart
 from flatjax.linalg.krylov._restarts import Run
@@ -96,7 +97,10 @@ def test_a_value_of_which_the_start_has_little_is_not_skipped(x64, which, monkey
         assert found.complete is True
     # What the start weighs on the list shows nothing.
     monkeypatch.setattr(thick_restart, "hidden", lambda *_: 0.0)
-    assert any(np.abs(solve(seed).values).min() < 6 for seed in range(6))
+    unseen = [found for found in map(solve, range(6)) if np.abs(found.values).min() < 6]
+    assert unseen
+    # Nor does a search up to the fourth value, and a list that nobody has waited for is not whole.
+    assert all(found.complete is None for found in unseen)
 
 
 @pytest.mark.slow
@@ -219,3 +223,23 @@ def test_a_search_that_the_budget_ends_says_nothing(x64):
     assert found.complete is None
     assert np.asarray(found.converged).all()
     np.testing.assert_allclose(found.values, swift.values, rtol=1e-6)  # squares of 1e-3
+
+
+def test_a_run_that_goes_on_knows_when_its_pairs_had_converged():
+    # How long it waits for what may be hidden counts from there.
+    d = jnp.linspace(-1, 1, 1000)
+
+    def solve(most, resume=None):
+        return eigsh(
+            lambda v: d * v, 1, key=jax.random.key(0), structure=d, tol=0.01,
+            max_products=most, keep_state=True, resume=resume,
+        )  # fmt: skip
+
+    def converged(found):
+        return saved.Host.of(found.state.host, found.state.run.alphas.shape[0]).converged
+
+    whole = converged(solve(100))
+    first = solve(int(whole) + 2)
+    assert converged(first) == whole
+    assert converged(solve(int(whole) + 4, first.state)) == whole
+    assert np.isnan(converged(solve(int(whole) - 4)))
