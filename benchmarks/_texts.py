@@ -137,9 +137,9 @@ for 16), and `density(iter=30, n_v=1)`; curvlinops' operators with SciPy's `eigs
 tolerance, its `hutchinson_trace` likewise, and `lanczos_approximate_spectrum(ncv=30)`. A process
 may take 600 s of the processor, for a density 300. "Off by": the worst of the five eigenvalues
 against flatjax's own from the same start vector to a hundredth of the tolerance, with certificates;
-of the trace the value and its standard error. PyHessian's power iteration orders by magnitude, which here is the same five.
-flatjax's products have those that look for missed pairs (`verify=False` leaves them out) and one
-for the certificate.
+of the trace the value and its standard error. PyHessian's power iteration orders by magnitude,
+which here is the same five. flatjax's products have those that look for missed pairs
+(`verify=False` leaves them out) and one for the certificate.
 """
 GOALS = """\
 The goals that were set: the five eigenvalues at least 3 times sooner than PyHessian; of the
