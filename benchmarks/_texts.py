@@ -132,14 +132,14 @@ FIRST_ANSWERS = """\
 First answers about them, each in a fresh process of one thread, from `import` on and with all that
 is compiled: flatjax's `eigsh(5, tol=1e-2)`, `trace(rtol=5e-2)` and `spectral_density` of 30 steps,
 of the linearised operator, each as it is by default; PyHessian's `eigenvalues(top_n=5)`, its
-`trace` with probes added until their standard error is 5 %, after 8 at the earliest (flatjax waits
-for 16), and `density(iter=30, n_v=1)`; curvlinops' operators with SciPy's `eigsh` of the same
-tolerance, its `hutchinson_trace` likewise, and `lanczos_approximate_spectrum(ncv=30)`. A process
-may take 600 s of the processor, for a density 300. "Off by": the worst of the five eigenvalues
+`trace` with probes added until their standard error is 5 %, after 8 at the earliest, and
+`density(iter=30, n_v=1)`; curvlinops' operators with SciPy's `eigsh` of the same tolerance, its
+`hutchinson_trace` likewise, and `lanczos_approximate_spectrum(ncv=30)`. A process may take 600 s of
+the processor, for a trace 400 and for a density 200. "Off by": the worst of the five eigenvalues
 against flatjax's own from the same start vector to a hundredth of the tolerance, with certificates;
 of the trace the value and its standard error. PyHessian's power iteration orders by magnitude,
-which here is the same five. flatjax's products have those that look for missed pairs
-(`verify=False` leaves them out) and one for the certificate.
+which here is the same five. By default flatjax's products have those that look for missed pairs,
+which the others do not, and one for the certificate; `verify=False` leaves the former out.
 """
 GOALS = """\
 The goals that were set: the five eigenvalues at least 3 times sooner than PyHessian; of the

@@ -264,9 +264,10 @@ def eigsh(
             found = block.solve(op, k, which, v0, key, block_size, capacity, tol, spend, watch)
             found = found._replace(num_products=found.num_products + 1)
         else:
-            state = krylov.start(v0, capacity, restarts, low)
-            run = Run(op, state, w, k)
-            del v0, w, state  # vectors that would be held to the end
+            grows = low is None and not (keep_state or rotations.is_shared(v0))
+            rows = krylov.rows_at_first(op.size, capacity) if grows else capacity
+            run = Run(op, krylov.start(v0, rows, restarts, low), w, k, capacity)
+            del v0, w  # vectors that would be held to the end
             refine = None if low is None else jax.random.fold_in(key, 4)
             found = thick_restart.solve(
                 run, k, which, tol, spend, verify and low is None, given, watch,
@@ -306,7 +307,7 @@ def _resumed(op, k, which, v0, tol, max_products, max_basis, verify, resume, kee
         )
     # A run consumes its buffers, and these are the caller's.
     return thick_restart.solve(
-        Run(op, krylov.copied(run), None, k), k, which, tol, max_products, verify,
+        Run(op, krylov.copied(run), None, k, capacity), k, which, tol, max_products, verify,
         watch=watch, resume=(host, spent, floor), keep_state=keep_state,
     )  # fmt: skip
 

@@ -70,7 +70,8 @@ def trace(
     r"""The trace of a symmetric operator, with a standard error and a 95 % interval.
 
     Spends ``num_products``, or products until the standard error is at most ``rtol`` times the
-    magnitude of the value, ``max_products`` at the most.
+    magnitude of the value (from 8 probes half of that, from fewer than 8 none is believed),
+    ``max_products`` at the most.
 
     Where the dimension is at most ``num_products`` (16 under ``rtol``) the trace is summed up from
     the products with all unit vectors, whatever the method: exact, at as many products as
@@ -285,15 +286,22 @@ def _probed(
     if rtol is None or traced:
         return estimate(*draw(0, budget))
     # A stopping rule needs some samples to look at.
-    samples = draw(0, min(max(probe_products.LEAST, block), budget))
+    samples = draw(0, min(max(probe_products.EARLY, block), budget))
     result = estimate(*samples)
-    while (done := len(samples[0])) < budget and not bool(result.converged):
+    while (done := len(samples[0])) < budget and not _settled(result, done, rtol):
         if watch.stopped is not None:
             break
         more = draw(done, min(max(probe_products.CHECK_EVERY, block), budget - done), [samples])
         samples = [np.concatenate(pair) for pair in zip(samples, more, strict=True)]
         result = estimate(*samples)
     return result
+
+
+def _settled(found: Estimate, count: int, rtol: float) -> bool:
+    """Whether so many samples are believed to have reached the goal."""
+    error, value = float(found.standard_error), abs(float(found.value))
+    sure = count >= probe_products.LEAST or 2 * error <= rtol * value
+    return sure and bool(found.converged)
 
 
 def _xtrace(op, key, num_products, watch):

@@ -98,18 +98,35 @@ def test_a_run_holds_a_vector_and_a_product_beside_its_basis(monkeypatch):
         held.append(sum(found))
         return step(state, w)
 
+    def unpacked(op, vectors):
+        held.append(sum(a.size // n for a in jax.live_arrays() if a.ndim and a.shape[-1] == n))
+        return vectors
+
     monkeypatch.setattr(krylov, "_compiled_step", counted)
+    monkeypatch.setattr("flatjax.linalg._eigsh.flat.unpack", unpacked)
     like = jax.ShapeDtypeStruct((n,), jnp.float32)
-    eigsh(
-        lambda v: jnp.linspace(0.0, 1.0, n) * v,
-        2,
-        key=jax.random.key(0),
-        max_basis=8,
-        structure=like,
-        max_products=30,
-    )
+
+    def run(**options):
+        held.clear()
+        op = jax.tree_util.Partial(lambda v: jnp.linspace(0.0, 1.0, n) * v)
+        given = {"key": jax.random.key(0), "max_basis": 8, "structure": like, "max_products": 30}
+        return eigsh(op, 2, **given | options)
+
+    run()
     assert len(held) > 20
     assert max(held[1:]) == 8 + 2
+    assert held[-1] == 2  # the pairs alone, when they are made into the caller's trees
+    # Of long vectors there are as many rows as it needs, but for what is kept, or half as dear.
+    monkeypatch.setattr(krylov, "_DEAR", n - 1)
+    monkeypatch.setattr(krylov, "_FEW", 4)
+    run()
+    assert [max(held[1:4]), max(held[1:])] == [4 + 2, 8 + 2]
+    assert jax.tree.leaves(run(keep_state=True).state.run.basis)[0].shape == (8, n)
+    run(basis_dtype="bfloat16")
+    assert max(held[1:4]) == 8 + 2
+    monkeypatch.setattr(krylov, "_DEAR", n)
+    run()
+    assert max(held[1:4]) == 8 + 2
 
 
 def test_a_random_vector_is_injected_in_place():

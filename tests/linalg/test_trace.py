@@ -72,8 +72,12 @@ def test_a_goal_stops_early():
     for found, rtol in ((loose, 0.5), (tight, 0.1)):
         assert bool(found.converged)
         assert float(found.standard_error) <= rtol * abs(float(found.value))
-    # Never from so few samples that agreement is luck.
-    assert 16 <= loose.num_products < tight.num_products < 1000
+    # Never from so few samples that agreement is luck: of 8 the error must be half of the goal.
+    for count, goal, stops in ((8, 2.1, 8), (8, 1.9, 16), (16, 1.1, 16)):
+        given = trace(op, key=KEY, num_products=count, structure=structure)
+        rtol = goal * float(given.standard_error / given.value)
+        assert trace(op, key=KEY, rtol=rtol, structure=structure).num_products == stops
+    assert 8 <= loose.num_products < tight.num_products < 1000
 
 
 def test_a_goal_out_of_reach_spends_the_most():

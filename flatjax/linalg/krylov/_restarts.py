@@ -78,11 +78,11 @@ class Pairs(NamedTuple):
 class Run:
     """The host's view of a run: the projected matrix, and the pairs of the frozen rows."""
 
-    def __init__(self, op: Operator, state: krylov.Krylov, w: Tree, k: int):
+    def __init__(self, op: Operator, state: krylov.Krylov, w: Tree, k: int, capacity: int):
         self.op, self.state, self.w = op, state, w
         self.product = loops.product(op)
         self.on_device = loops.on_device() and not op.host_driven
-        self.capacity = state.alphas.shape[0]
+        self.capacity = capacity
         # What is kept is also what the rotation needs beside the basis: k + 0.15 m vectors.
         self.spare = max(2, int(0.15 * self.capacity))
         self.most_kept = min(self.capacity, k + self.spare)
@@ -94,6 +94,11 @@ class Run:
         self.search: Search | None = None
         # The start vector over the rows. What a restart drops of it is lost, and is little.
         self.start = np.eye(self.capacity)[0]
+
+    @property
+    def rows(self) -> int:
+        """The rows that there are by now, of the capacity."""
+        return self.state.alphas.shape[0]
 
     @property
     def active(self) -> np.ndarray:
@@ -118,15 +123,27 @@ class Run:
         # Without the first product `run` checks its structure: as long as a short product.
         if self.w is None and not self.on_device:
             self.w = self.product(self.state.vector)
-        self.state = krylov.run(self.op, self.state, steps, self._taken())
+        while self.filled < first + steps:
+            self.make_room()
+            some = min(first + steps, self.rows) - self.filled
+            self.state = krylov.run(self.op, self.state, some, self._taken())
+            self.filled += some
         self.products += steps
-        self.filled += steps
         alphas, betas, scale = ritz.to_host((self.state.alphas, self.state.betas, self.state.scale))
         for i in range(first, self.filled):
             self.matrix[i, i] = alphas[i] * scale
             if i + 1 < self.capacity:
                 self.matrix[i, i + 1] = self.matrix[i + 1, i] = betas[i] * scale
         self.beta = betas[self.filled - 1] * scale
+
+    def make_room(self) -> None:
+        """Add rows where all are full and there may be more."""
+        if self.filled == self.rows < self.capacity:
+            self.state = krylov.with_room(self.state, self.capacity)
+
+    def combined(self, columns: np.ndarray) -> Tree:
+        """Combinations of the rows, one for each column."""
+        return ritz.combine(self.state.basis, columns[: self.rows].astype(self.state.alphas.dtype))
 
     def forget(self) -> None:
         """Hold no vector any more."""
@@ -157,8 +174,8 @@ class Run:
         found = certificates.departure(
             self.op,
             self.state.basis,
-            columns @ weights,
-            columns @ (weights * values) / scale,
+            (columns @ weights)[: self.rows],
+            (columns @ (weights * values) / scale)[: self.rows],
             self.beta * (columns[self.filled - 1] @ weights) / scale,
             self.state.vector,
             scale,
@@ -168,10 +185,11 @@ class Run:
     def _rotate(self, columns: np.ndarray, first: int, *, goes_on: bool) -> None:
         """Put these combinations of rows into the rows from ``first`` on."""
         self.filled = first + columns.shape[1]
-        padded = np.pad(columns, ((0, 0), (0, self.most_kept - columns.shape[1])))
+        most = min(self.most_kept, self.rows)
+        padded = np.pad(columns, ((0, 0), (0, most - columns.shape[1])))
         self.state = _rotate(
             self.state,
-            padded.astype(self.state.alphas.dtype),
+            padded[: self.rows].astype(self.state.alphas.dtype),
             np.int32(first),
             np.int32(self.filled),
             np.bool_(goes_on),

@@ -42,6 +42,9 @@ FIRST = 32
 SMALL = 1 << 20
 # Vectors above so many numbers (64 MB) are more dear than programs: so many rows more each time.
 LARGE, _FEW = 1 << 24, 16
+# So are those above so many (32 MB) where the end is not known: a few eigenvalues often take less
+# than 16 products, and 16 rows more are 715 MB of 11.2e6 numbers; to compile the step again 1.6 s.
+_DEAR = 1 << 23
 CHECK_EVERY = 8  # steps between two looks of the host at the coefficients
 
 
@@ -124,6 +127,11 @@ def first_rows(size: int, last: int) -> int:
     if size * last <= SMALL:
         return last
     return min(last, FIRST if size <= LARGE else _FEW)
+
+
+def rows_at_first(size: int, capacity: int) -> int:
+    """The rows to begin a run with that restarts at a capacity, and may be short."""
+    return min(capacity, _FEW) if size > _DEAR else capacity
 
 
 def with_room(state: Krylov, last: int) -> Krylov:

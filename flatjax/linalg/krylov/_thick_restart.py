@@ -266,10 +266,8 @@ def _log_ratio(residuals: np.ndarray, bound: np.ndarray) -> float:
 def _certified(run: Run, index: np.ndarray, noise: float, complete: bool | None) -> ritz.RitzPairs:
     """The pairs with their residuals; those that a sweep has found cost a product each."""
     (values, residuals, columns, swept), dtype = run.pairs.at(index), run.state.alphas.dtype
-    residuals, vectors = (
-        np.hypot(residuals, noise),
-        ritz.combine(run.state.basis, columns.astype(dtype)),
-    )
+    residuals, vectors = np.hypot(residuals, noise), run.combined(columns)
+    run.forget()
     for i in np.flatnonzero(swept):
         # It is coupled to the first run's rows by what that run has left of its residuals.
         vector = ritz.row(vectors, np.int32(i))
@@ -280,8 +278,7 @@ def _certified(run: Run, index: np.ndarray, noise: float, complete: bool | None)
 
 def _refined(run: Run, index: np.ndarray, key: jax.Array) -> ritz.RitzPairs:
     """The pairs of a run whose vectors are rounded, from their vectors alone."""
-    columns = run.pairs.columns[:, index].astype(run.state.alphas.dtype)
-    vectors = ritz.combine(run.state.basis, columns)
+    vectors = run.combined(run.pairs.columns[:, index])
     run.forget()
     values, vectors, residuals, noise = certificates.refined(run.op, vectors, key)
     norm = np.maximum(run.norm, np.abs(values).max())
@@ -292,8 +289,7 @@ def _refined(run: Run, index: np.ndarray, key: jax.Array) -> ritz.RitzPairs:
 def _not_finite(run: Run, k: int, before: int) -> ritz.RitzPairs:
     """NaN in the place of every pair, after a product that was not finite."""
     nothing = np.full(k, np.nan)
-    columns = np.full((run.capacity, k), np.nan, run.state.alphas.dtype)
-    vectors = ritz.combine(run.state.basis, columns)
+    vectors = run.combined(np.full((run.capacity, k), np.nan))
     return ritz.RitzPairs(nothing, vectors, nothing, np.nan, np.nan, before + run.products)
 
 

@@ -17,7 +17,7 @@ def rotated(basis: Tree, c: jax.Array, first: jax.Array, *, whole: bool = False)
     """The rows before ``first``, then combinations of all rows, then zeros; in place if donated.
 
     Args:
-      basis: a tree with leading axis ``m`` that does not grow.
+      basis: a basis of m rows; the rows of all parts are put together, of a block at a time.
       c: coefficients ``(m, l)``; ``first + l`` is at most m.
       first: the row of the first combination.
       whole: not in blocks of entries, which would be moved about between devices that share the
@@ -26,20 +26,30 @@ def rotated(basis: Tree, c: jax.Array, first: jax.Array, *, whole: bool = False)
     m = bases.size(basis)
     before = jnp.arange(m, dtype=first.dtype) < first
 
-    def rows(b):
+    def rows(bs):
+        b = jnp.concatenate(bs)
         new = blocks.held(bases.combine(b, c), b.dtype)
         kept = jnp.where(before.reshape(-1, *(1,) * (b.ndim - 1)), b, jnp.zeros_like(b))
-        return lax.dynamic_update_slice_in_dim(kept, new, first, 0)
+        found = lax.dynamic_update_slice_in_dim(kept, new, first, 0)
+        return jnp.split(found, np.cumsum([len(b) for b in bs])[:-1])
 
-    def leaf(b):
-        flat = b.reshape(m, math.prod(b.shape[1:]))
-        if whole or flat.shape[1] <= blocks.BLOCK:
-            return rows(b)
-        return blocks.by_blocks(
-            lambda start, n, b: blocks.write(b, rows(blocks.read(b, start, n)), start), flat, flat
-        )
+    def leaf(*bs):
+        flats = [b.reshape(len(b), math.prod(b.shape[1:])) for b in bs]
+        if whole or flats[0].shape[1] <= blocks.BLOCK:
+            return rows(bs)
 
-    return jax.tree.map(lambda b: leaf(b).reshape(b.shape), basis)
+        def block(start, n, flats):
+            found = rows([blocks.read(b, start, n) for b in flats])
+            return [blocks.write(b, new, start) for b, new in zip(flats, found, strict=True)]
+
+        found = blocks.by_blocks(block, flats, flats[0])
+        return [a.reshape(b.shape) for a, b in zip(found, bs, strict=True)]
+
+    parts = bases.parts_of(basis)
+    found = [leaf(*bs) for bs in zip(*map(jax.tree.leaves, parts), strict=True)]
+    treedef = jax.tree.structure(parts[0])
+    turned = [jax.tree.unflatten(treedef, own) for own in zip(*found, strict=True)]
+    return bases.Basis(tuple(turned)) if isinstance(basis, bases.Basis) else turned[0]
 
 
 def combine_in_parts(

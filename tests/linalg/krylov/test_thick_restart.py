@@ -12,6 +12,7 @@ from flatjax.linalg.krylov import _saved as saved
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.krylov import _thick_restart as thick_restart
 from flatjax.linalg.krylov._restarts import Run
+from flatjax.linalg.krylov._search import Search
 from flatjax.operators._base import as_operator
 from tests.problems import problem
 
@@ -33,6 +34,48 @@ def test_a_copy_that_the_first_steps_of_a_sweep_do_not_show(x64, which):
         # The next eigenvalue is 0.1 away; the error of a value is its residual squared over that.
         np.testing.assert_allclose(found.values, [sign * 10] * 2, atol=1e-2)
         assert found.complete is True
+
+
+@pytest.mark.parametrize("which", ["LA", "BE"])
+@pytest.mark.parametrize(("many", "parts"), [(1 << 24, [4, 10]), (0, [4, 4, 4, 2])])
+def test_a_run_that_grows_is_the_same_run(x64, monkeypatch, which, many, parts):
+    p, built = copies(jnp.float64), []
+
+    def solve(seed):
+        key = jax.random.key(seed)
+        return eigsh(p.op, 3, which=which, key=key, max_basis=14, tol=0.05, structure=p.structure)
+
+    whole = [solve(seed) for seed in range(3)]
+    monkeypatch.setattr(krylov, "_DEAR", 0)
+    monkeypatch.setattr(krylov, "_FEW", 4)
+    monkeypatch.setattr(krylov, "LARGE", many)
+    run = thick_restart.Run
+    monkeypatch.setattr("flatjax.linalg._eigsh.Run", lambda *a: built.append(run(*a)) or built[-1])
+    monkeypatch.setattr(run, "forget", lambda self: None)
+    for seed, expected in enumerate(whole):
+        found = solve(seed)
+        rows = [jax.tree.leaves(part)[0].shape[0] for part in built[-1].state.basis.parts]
+        assert rows == parts
+        assert found.num_products == expected.num_products > 2 * 14  # restarts and a sweep
+        assert found.complete == expected.complete
+        # In float64 the order of sums changes 1e-15, which the steps may make larger.
+        np.testing.assert_allclose(found.values, expected.values, rtol=1e-9)
+        np.testing.assert_allclose(found.residual_norms, expected.residual_norms, rtol=1e-6)
+
+
+@pytest.mark.parametrize("index", [None, np.arange(3)], ids=["all", "some"])
+def test_a_sweep_from_rows_that_are_full(index):
+    d = jnp.linspace(0, 1, 50)
+    op = as_operator(lambda v: d * v, d)
+    start = krylov.start(trees.normalized(jnp.ones(50))[0], 4, jax.random.key(0))
+    run = Run(op, start, None, 10, 14)
+    run.advance(4)
+    run.solve()
+    run.sweep(Search(2.0, -2.0, 50), index)
+    run.advance(1)
+    held = np.concatenate(jax.tree.leaves(run.state.basis))[: run.filled + 1]
+    # Float32, after two passes of Gram-Schmidt over 4 rows.
+    np.testing.assert_allclose(held @ held.T, np.eye(len(held)), atol=1e-6)
 
 
 def test_who_has_not_looked_says_so():
@@ -89,7 +132,7 @@ def test_a_value_of_which_the_start_has_little_is_not_skipped(x64, which, monkey
         # Of the squared components of random vectors one in 50 is as small.
         start = jax.random.normal(jax.random.key(seed), (len(LIGHT),)).at[4].set(6e-4**0.5)
         state = krylov.start(trees.normalized(start)[0], 32, jax.random.key(0))
-        return thick_restart.solve(Run(op, state, None, 5), 5, which, 0.1, 200, True)
+        return thick_restart.solve(Run(op, state, None, 5, 32), 5, which, 0.1, 200, True)
 
     for seed in range(6):
         found = solve(seed)

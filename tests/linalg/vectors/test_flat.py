@@ -79,6 +79,16 @@ def test_sharded_and_traced_operators_are_left_alone(op):
     assert seen == [True, True]
 
 
+def test_more_numbers_than_an_int32_counts_stay_apart():
+    def packed(*sizes):
+        structure = [jax.ShapeDtypeStruct((n,), jnp.float32) for n in sizes]
+        op = flatjax.operators.as_operator(lambda v: v, structure)
+        return packing.packed(op) is not op
+
+    assert packed(2**31 - 2, 1)
+    assert not packed(2**31 - 2, 2)
+
+
 def test_pairs_are_those_of_the_unpacked_run(op):
     found = flatjax.eigsh(op, 3, key=KEY)
     traced = jax.jit(lambda op: flatjax.eigsh(op, 3, key=KEY))(op)
