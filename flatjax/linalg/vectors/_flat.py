@@ -76,7 +76,7 @@ def _cut_at(flat: jax.Array, start: int, shape: tuple[int, ...]) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def _cut(flat: jax.Array, start: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+def _cut(flat: jax.Array, start: int, shape: tuple[int, ...]) -> jax.Array:
     part = jax.lax.dynamic_slice_in_dim(flat, start, math.prod(shape), axis=flat.ndim - 1)
     return part.reshape(*flat.shape[:-1], *shape)
 
@@ -87,7 +87,7 @@ def _unpack(flats: tuple, structure: Tree, cut=_cut_at) -> Tree:
     starts, out = [0] * len(order), []
     for leaf in leaves:
         i, n = order[leaf.dtype], math.prod(leaf.shape)
-        out.append(cut(flats[i], np.int32(starts[i]), leaf.shape))
+        out.append(cut(flats[i], starts[i], leaf.shape))
         starts[i] += n
     return jax.tree.unflatten(treedef, out)
 
