@@ -244,12 +244,8 @@ def eigsh(
         restarts = jax.random.fold_in(key, 3)
         if keep_state and loops.is_traced(w):
             raise TypeError(_OUTSIDE)
+        arguments.check_basis_dtype("eigsh", low, w)
         if loops.is_traced(w):
-            if low is not None:
-                raise TypeError(
-                    "basis_dtype is for runs that are driven from the host and cannot be traced: "
-                    "call eigsh outside jit, or leave it out."
-                )
             if block_size > 1:
                 raise TypeError(
                     f"block_size={block_size} is driven from the host and cannot be traced: call "

@@ -14,6 +14,7 @@ from flatjax.linalg.krylov import _saved as saved
 from flatjax.linalg.krylov import _step as krylov
 from flatjax.linalg.vectors import _arguments as arguments
 from flatjax.linalg.vectors import _basis as bases
+from flatjax.linalg.vectors import _blocks as blocks
 from flatjax.operators._base import Operator, as_operator
 
 
@@ -25,7 +26,8 @@ class Lanczos(NamedTuple):
       alphas: ``(m,)``, the diagonal of the symmetric tridiagonal T.
       betas: ``(m,)``. The first m - 1 are the off-diagonals of T, the last is the norm of the
         residual. Zero where the Krylov space was exhausted.
-      basis: the orthonormal vectors Q, a tree with leading axis m, sharded like the vectors.
+      basis: the orthonormal vectors Q, a tree with leading axis m, sharded like the vectors; in
+        ``basis_dtype`` where one was asked for.
       residual: the unit vector $q_{m+1}$, zero where the basis spans the whole space.
       breakdown: ``(m,)`` booleans: after this step the Krylov space was exhausted, and the run went
         on from a random vector orthogonal to the basis. T is then block diagonal.
@@ -45,7 +47,13 @@ class Lanczos(NamedTuple):
 
 
 def lanczos(
-    op: Any, v0: Tree, num_steps: int, *, resume: Lanczos | None = None, structure: Tree = None
+    op: Any,
+    v0: Tree,
+    num_steps: int,
+    *,
+    basis_dtype: Any = None,
+    resume: Lanczos | None = None,
+    structure: Tree = None,
 ) -> Lanczos:
     r"""Lanczos tridiagonalisation with full reorthogonalisation.
 
@@ -63,11 +71,20 @@ def lanczos(
     loaded by orbax or pickle, later. The steps are those of one longer run up to rounding: its
     buffers are of another size, and sums in another order. The basis is copied once.
 
+    With ``basis_dtype="bfloat16"`` a vector of the basis takes half of its bytes. Every vector is
+    rounded before it is multiplied, and sums are float32. In 100 to 1e6 dimensions the relation
+    then held to 2e-3 of the norm of A in every column, inner products of the vectors were off by
+    1.5e-3, their squared norms by 4e-3, and Ritz values by 6e-4 of the norm (``"float16"``: 2e-4,
+    2e-4, 5e-4 and 1.5e-4); the estimates $|\beta_m s_{mi}|$ of residuals know nothing of that, and
+    for pairs with their true residuals there is `eigsh`.
+
     Args:
       op: a flatjax operator, or a traceable callable ``v -> A v``, symmetric.
       v0: the start vector, a pytree of the operator's structure with any non-zero norm; ``None``
         with ``resume``.
       num_steps: the number of steps m, at most the dimension; with ``resume`` in all.
+      basis_dtype: ``"bfloat16"`` or ``"float16"`` to hold the basis in; default: that of vectors.
+        See `eigsh`. Not of sharded vectors, traced, or with ``resume``, now or later.
       resume: the earlier result of the same operator to go on from, or the mapping of its fields
         that a checkpoint gives back when it is loaded without types. That it is the same operator,
         with the same params and batch, is taken for granted: `eigsh` and `spectrum` look.
@@ -77,10 +94,10 @@ def lanczos(
       A `Lanczos`.
 
     Raises:
-      TypeError: if ``op`` is not callable, ``v0`` has another tree structure or ``resume`` is no
-        result of this operator.
-      ValueError: if a shape, a dtype, the norm of ``v0`` or ``num_steps`` is not right, or the
-        structure of a callable is missing.
+      TypeError: if ``op`` is not callable, ``v0`` has another tree structure, ``resume`` is no
+        result of this operator, or ``basis_dtype`` is traced.
+      ValueError: if a shape, a dtype, the norm of ``v0`` or ``num_steps`` is not right, the
+        structure of a callable is missing, or ``resume`` meets a ``basis_dtype``.
 
     Example:
       >>> import jax.numpy as jnp, flatjax.linalg
@@ -102,18 +119,26 @@ def lanczos(
     checks.check_count("num_steps", num_steps)
     if num_steps > op.size:
         raise ValueError(f"num_steps={num_steps} exceeds the dimension {op.size}; lower it.")
+    low = arguments.basis_dtype(basis_dtype, op.structure)
     if resume is not None:
-        return _continued(op, v0, num_steps, resume)
+        return _continued(op, v0, num_steps, resume, low)
     v0 = arguments.start_vector(op, v0)
-    state = krylov.start(trees.normalized(v0)[0], num_steps, jax.random.key(0))
-    return _result(krylov.run(op, state, num_steps), num_steps)
+    state = krylov.start(trees.normalized(v0)[0], num_steps, jax.random.key(0), low)
+    run = _result(krylov.run(op, state, num_steps), num_steps)
+    arguments.check_basis_dtype("lanczos", low, run.alphas)
+    return run._replace(basis=jax.tree.map(blocks.in_own_dtype, run.basis))
 
 
-def _continued(op: Operator, v0: Tree, num_steps: int, resume: Any) -> Lanczos:
+def _continued(op: Operator, v0: Tree, num_steps: int, resume: Any, low: Any) -> Lanczos:
     """The result of a run that goes on."""
     if v0 is not None:
         raise ValueError("resume goes on from the start vector of that run: pass None as v0.")
     previous = saved.restored(Lanczos, resume, op.structure)
+    held = {a.dtype.name for a in jax.tree.leaves(previous.basis)}
+    if low is not None or held & {*arguments.LOW}:
+        raise ValueError(
+            "basis_dtype is for a run from its beginning to its end: leave resume out."
+        )
     done = previous.alphas.shape[0]
     if done > num_steps:
         raise ValueError(

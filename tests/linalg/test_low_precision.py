@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import flatjax
 from flatjax import _trees as trees
@@ -12,6 +13,8 @@ from flatjax.linalg.vectors import _basis as bases
 from flatjax.linalg.vectors import _blocks as blocks
 from flatjax.linalg.vectors import _rotations as rotations
 from flatjax.operators._base import as_operator
+from tests.linalg import test_lanczos as runs
+from tests.problems import zoo
 
 N = 120
 
@@ -181,3 +184,71 @@ def test_products_in_bfloat16_do_not_overclaim(which, dtype):
         assert (np.abs(values - wanted)[np.asarray(pairs.converged)] < floor).all()
         resolved = np.asarray(pairs.resolved)
         assert (np.sign(values) == np.sign(wanted))[resolved].all()
+
+
+@pytest.mark.parametrize(("dtype", "unit"), [("bfloat16", 2**-9), ("float16", 2**-12)])
+@pytest.mark.parametrize("name", ["pairs", "rank 3"])
+def test_a_lanczos_run_of_16_bits(name, dtype, unit):
+    p, steps = zoo(name), 24
+    run = flatjax.lanczos(
+        p.op, runs.start(p.structure), steps, basis_dtype=dtype, structure=p.structure
+    )
+    assert {a.dtype.name for a in jax.tree.leaves(run.basis)} == {dtype}
+    q, t = runs.rows(run.basis), runs.tridiagonal(run)
+    # A unit vector moves by a unit of rounding at most: its square by two, and an inner product
+    # with an earlier one, to which it was orthogonal, by one.
+    gram = q @ q.T - np.eye(steps)
+    assert np.abs(np.diag(gram)).max() <= 2.1 * unit
+    assert unit / 8 < np.abs(gram - np.diag(np.diag(gram))).max() <= 1.1 * unit
+    # A column departs by the rounding of its next vector times beta <= |A|. Of what all columns do
+    # to Ritz values a third of one was seen.
+    last = float(run.betas[-1]) * runs.rows(jax.tree.map(lambda a: a[None], run.residual))[0]
+    residual = q @ p.matrix() - t @ q
+    residual[-1] -= last
+    assert unit / 8 < np.linalg.norm(residual, axis=1).max() / p.norm <= unit
+    ritz = np.linalg.eigvalsh(t)[::-1]
+    np.testing.assert_allclose(ritz[0], p.spectrum[0], atol=unit * p.norm)
+    np.testing.assert_allclose(ritz[-1], p.spectrum[-1], atol=unit * p.norm)
+    if name == "rank 3":  # a double one and a single one, and no copy of either
+        np.testing.assert_allclose(ritz[:4], p.spectrum[:4], atol=unit * p.norm)
+
+
+def test_rows_come_back_in_the_memory_they_were_held_in(monkeypatch):
+    numbers = np.array([[1.5, -2.0, 3.0], [0.25, 0, 7]], np.float32)  # of 8 bits
+    bits = np.asarray(blocks.held(jnp.asarray(numbers), jnp.uint16))
+    for device in (None, jax.devices()[1]):
+        held = jax.device_put(bits, device)
+        place = held.unsafe_buffer_pointer()
+        rows = blocks.in_own_dtype(held)
+        assert (rows.dtype, rows.unsafe_buffer_pointer()) == (jnp.bfloat16, place)
+        assert (rows.devices(), rows.committed) == (held.devices(), device is not None)
+        np.testing.assert_array_equal(rows.astype(jnp.float32), numbers)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    held = jnp.asarray(bits)
+    np.testing.assert_array_equal(blocks.in_own_dtype(held).astype(jnp.float32), numbers)
+    assert held.is_deleted()
+
+
+def test_a_lanczos_run_of_16_bits_is_refused_where_it_cannot_be():
+    v = jnp.arange(1.0, 10)
+
+    def run(v0, **options):
+        return flatjax.lanczos(lambda x: v * x, v0, 2, structure=v, **options)
+
+    with pytest.raises(ValueError, match=r'"bfloat16", "float16" or None'):
+        run(v, basis_dtype="float32")
+    with pytest.raises(TypeError, match="call lanczos outside jit"):
+        jax.jit(lambda: run(v, basis_dtype="bfloat16"))()
+    short = run(v, basis_dtype="bfloat16")
+    for earlier, options in (
+        (short, {}),
+        (short._asdict(), {}),
+        (run(v, basis_dtype="float16"), {}),
+        (run(v), {"basis_dtype": "float16"}),
+    ):
+        with pytest.raises(ValueError, match="from its beginning to its end: leave resume out"):
+            run(None, resume=earlier, **options)
+    mesh = jax.make_mesh((4,), ("model",), axis_types=(AxisType.Auto,))
+    sharded = jax.device_put(jnp.ones(8), NamedSharding(mesh, PartitionSpec("model")))
+    with pytest.raises(ValueError, match="sharded over several"):
+        flatjax.lanczos(lambda x: x, sharded, 2, structure=sharded, basis_dtype="bfloat16")

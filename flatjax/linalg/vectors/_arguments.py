@@ -87,6 +87,15 @@ def basis_dtype(given: Any, structure: Tree) -> Any:
     return jnp.dtype(name)
 
 
+def check_basis_dtype(what: str, dtype: Any, made: Tree) -> None:
+    """Raise where what is made with a `basis_dtype` is traced."""
+    if dtype is not None and loops.is_traced(made):
+        raise TypeError(
+            "basis_dtype is for runs that are driven from the host and cannot be traced: call "
+            f"{what} outside jit, or leave it out."
+        )
+
+
 @jax.jit
 def block_product(op: Operator, block: Tree) -> Tree:
     """The products with vectors stacked along a leading axis."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 # Entries of vectors that are rotated at once: so many of 64 rows are 4 MB. Of long vectors a
@@ -38,6 +39,20 @@ def read_as(b: jax.Array, dtype: Any) -> jax.Array:
     if b.dtype == jnp.uint16:
         b = lax.bitcast_convert_type(b.astype(jnp.uint32) << 16, jnp.float32)
     return b.astype(dtype)
+
+
+_bits = jax.jit(lambda b: lax.bitcast_convert_type(b, jnp.bfloat16), donate_argnums=0)
+
+
+def in_own_dtype(b: jax.Array) -> jax.Array:
+    """The rows of a finished run in the same memory: as bfloat16 where its bits are held."""
+    if b.dtype != jnp.uint16:
+        return b
+    if jax.default_backend() != "cpu":
+        return _bits(b)
+    # XLA's CPU backend would hold all of it a second time, as long as a float32 basis.
+    bits = np.asarray(b).view(jnp.bfloat16)
+    return jax.device_put(bits, b.sharding if b.committed else None)
 
 
 def read(flat: jax.Array, start: Any, n: int) -> jax.Array:
