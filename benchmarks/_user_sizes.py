@@ -139,6 +139,7 @@ def large_spectrum(record: Record) -> str:
         )
     head = ["", "steps", "products", "processor", "peak", "converged", "largest", "trace (95 %)"]
     names = {"top": "5 largest", "bottom": "2 smallest", "frobenius_norm": "Frobenius norm"}
+    names["density"] = "distribution function"
     held = [names.get(name, name) for name, holds in results["holds"].items() if holds]
     lost = [names.get(name, name) for name, holds in results["holds"].items() if not holds]
     lines = [f"Of 1.05 million parameters hold: {', '.join(held) or 'none'}."]

@@ -94,9 +94,12 @@ def test_goals_are_judged():
     top["curvlinops"] = answer(processor_seconds=10.0, peak_bytes=5e8)
     matrices = {"hessian": {"top": top}, "ggn": {"top": {**top, "curvlinops": {"failure": "died"}}}}
     shown = _user_sizes.goals({"answers": {"gpt": matrices}})
-    assert "beside PyHessian | 2.90 of 3 | not reached | 2.00 of 1 | reached |" in shown
-    assert "beside curvlinops | 1.00 of 1 | reached | 0.50 of 1 | not reached |" in shown
+    assert "beside PyHessian | flatjax | 2.90 of 3 | not reached | 2.00 of 1 | reached |" in shown
+    assert "beside curvlinops | flatjax | 1.00 of 1 | reached | 0.50 of 1 | not reached |" in shown
     assert "ggn" not in shown
+    assert "verify" not in shown
     top["flatjax"]["error"] = 0.02
+    top[first_answers.UNVERIFIED] = answer(processor_seconds=5.0)
     shown = _user_sizes.goals({"answers": {"gpt": matrices}})
-    assert "beside curvlinops | 1.00 of 1 | not reached |" in shown
+    assert "beside curvlinops | flatjax | 1.00 of 1 | a wrong answer |" in shown
+    assert "|  | flatjax, verify=False | 2.00 of 1 | reached | 0.50 of 1 | not reached |" in shown
