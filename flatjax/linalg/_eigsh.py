@@ -103,8 +103,9 @@ def eigsh(
     Rayleigh and Ritz, are off by the square of that. There is no look for missed pairs.
 
     Costs products (well separated eigenvalues: some 10 for one, 20 to 35 for ten), ``max_basis``
-    vectors of memory and four beside, at the end k + 1 (of vectors sharded over devices those that
-    a restart keeps, k + ``max_basis`` / 7), and a read of the basis twice per step.
+    vectors of memory (of more than 2^23 parameters 16 until it needs more) and four beside, at the
+    end k + 1 (of vectors sharded over devices those that a restart keeps, k + ``max_basis`` / 7),
+    and a read of the basis twice per step.
 
     Args:
       op: a flatjax operator, or a traceable callable ``v -> A v``, symmetric.
