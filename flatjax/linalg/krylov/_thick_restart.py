@@ -25,6 +25,9 @@ from flatjax.linalg.krylov._search import Search, Shown, hidden, least_steps, sk
 _FASTEST = 2 * math.log(10)
 # Chebyshev's bound is for the complement of the wanted pairs; in that of all rows it is less.
 _OF_CHEBYSHEV = 0.6
+# Beside products and steps of so many numbers (8 ms to read 32 rows) a look, of .2 ms, is free: each
+# step has one. At the pace of shorter vectors a GPT took 18 products before the last look, not 15.
+_LONG = 1 << 18
 _DOZEN = 12  # products that may follow until no pair can have stayed hidden, after few as well
 
 
@@ -39,8 +42,9 @@ class _Pace:
       last: how far it was at the last look, or ``None``.
     """
 
-    def __init__(self, steps: int, fixed: bool):
+    def __init__(self, steps: int, fixed: bool, size: int):
         self.steps, self._fixed = steps, fixed
+        self._most = krylov.CHECK_EVERY if size <= _LONG else 1
         self.last: float | None = None
 
     def look(self, left: float, taken: int) -> None:
@@ -52,7 +56,7 @@ class _Pace:
             rate = max((self.last - left) / taken, _FASTEST / 20)
         self.last = left
         half = int(left / rate / 2) if math.isfinite(left) else 1
-        self.steps = max(1, min(krylov.CHECK_EVERY, half))
+        self.steps = max(1, min(self._most, half))
 
     def resume(self, host: saved.Host, same: bool) -> None:
         """Go on as it was; where something else is wanted now, look at once."""
@@ -90,7 +94,7 @@ def solve(
     """
     size, dtype = run.op.size, run.state.alphas.dtype
     first = krylov.CHECK_EVERY if run.on_device else k + 1  # there every number is a program
-    pace, looked, before, kept = _Pace(first, run.on_device), 0, 0, None
+    pace, looked, before, kept = _Pace(first, run.on_device, size), 0, 0, None
     converged, shown = math.nan, None  # the products until all pairs had; of a random start
     if resume is not None:
         host, before = resume[0], resume[1] - int(resume[0].products)
@@ -180,7 +184,7 @@ def solve(
                     keep = ritz.best(values, min(count, len(values)), which)
                 held = index if keep is None else np.flatnonzero(np.isin(keep, index))
                 run.sweep(Search(*ends, size), keep)
-                pace = _Pace(first if run.on_device else 2, run.on_device)
+                pace = _Pace(first if run.on_device else 2, run.on_device, size)
                 limit, sweeps, looked = last, sweeps + 1, run.products
                 continue
         pace.look(left, run.products - looked)

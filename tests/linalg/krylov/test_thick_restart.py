@@ -63,6 +63,27 @@ def test_a_run_that_grows_is_the_same_run(x64, monkeypatch, which, many, parts):
         np.testing.assert_allclose(found.residual_norms, expected.residual_norms, rtol=1e-6)
 
 
+def test_every_step_of_long_vectors_is_followed_by_a_look(monkeypatch):
+    d = jnp.concatenate([jnp.linspace(5, 9, 5), jnp.linspace(0, 2, 495)])
+
+    def solve(**options):
+        return eigsh(
+            lambda v: d * v,
+            5,
+            key=jax.random.key(2),
+            tol=0.01,
+            verify=False,
+            structure=d,
+            **options,
+        )
+
+    short = solve()
+    monkeypatch.setattr(thick_restart, "_LONG", len(d) - 1)
+    long = solve()
+    enough = [int(solve(max_products=m).converged.all()) for m in range(7, 1 + short.num_products)]
+    assert long.num_products == 7 + enough.index(1) < short.num_products
+
+
 @pytest.mark.parametrize("index", [None, np.arange(3)], ids=["all", "some"])
 def test_a_sweep_from_rows_that_are_full(index):
     d = jnp.linspace(0, 1, 50)
