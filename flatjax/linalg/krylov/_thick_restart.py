@@ -25,8 +25,8 @@ from flatjax.linalg.krylov._search import Search, Shown, hidden, least_steps, sk
 _FASTEST = 2 * math.log(10)
 # Chebyshev's bound is for the complement of the wanted pairs; in that of all rows it is less.
 _OF_CHEBYSHEV = 0.6
-# Beside products and steps of so many numbers (8 ms to read 32 rows) a look, of .2 ms, is free: each
-# step has one. At the pace of shorter vectors a GPT took 18 products before the last look, not 15.
+# Beside a product and a step of so many numbers (8 ms to read 32 rows) a look, of .2 ms, is free:
+# each step has one. At the pace of shorter vectors a GPT took 18 products before the last, not 15.
 _LONG = 1 << 18
 _DOZEN = 12  # products that may follow until no pair can have stayed hidden, after few as well
 
