@@ -127,7 +127,8 @@ of 8,192 and 8 sequences of 128 tokens; ViT-Tiny with patches of 4 x 4 and the i
 taken 20 steps of Adam on their batch, so that the spectra have outliers, and are beside the same
 networks in PyTorch, in one process of one thread: the processor's seconds, the least of the
 repetitions taken in turn, then how many gradients of the same system that is. "Kept": with the
-residuals of the primal pass, or PyTorch's graph.
+residuals of the primal pass, or PyTorch's graph. "Canonical": through `flatjax.loops.canonical`, as
+every product is, which makes products of two matrices of those of stacked ones.
 """
 FIRST_ANSWERS = """\
 First answers about them, each in a fresh process of one thread, from `import` on and with all that

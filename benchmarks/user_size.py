@@ -13,6 +13,7 @@ counted.
 import functools
 import importlib.util
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -46,6 +47,8 @@ def process(module: str, *arguments: object) -> Any:
     done = subprocess.run(
         command, capture_output=True, text=True, env=surroundings, cwd=worker.ROOT, check=False
     )
+    if done.returncode == -signal.SIGXCPU:  # in a call that does not come back to Python
+        return {"failure": "not within its seconds of the processor, and two minutes more"}
     if done.returncode:
         last = (done.stderr.splitlines() or [f"the process ended with {done.returncode}"])[-1]
         return {"failure": last[:200]}

@@ -1,4 +1,4 @@
-"""Convolutions as XLA's CPU backend likes them, wherever they stand.
+"""Convolutions and matrix products as XLA's CPU backend likes them, wherever they stand.
 
 Those of shapes that it is slow with anywhere become products of shifted slices, see
 [`flatjax._shifted_products`][]: grouped ones, and the derivative of a kernel gradient.
@@ -9,9 +9,12 @@ into this one looks at a program's entry only. In the body of ``while``, ``scan`
 ``cond`` a convolution of another layout is left as it is and runs 20 to 90 times slower (JAX issue
 12868). The derivatives of a convolution are of other layouts even if the network's own are not.
 
-So both are done before XLA sees the program: [`canonical`][] traces a function and replaces its
+Products of stacked matrices become products of two, see [`flatjax._matrix_products`][].
+
+So all of it is done before XLA sees the program: [`canonical`][] traces a function and replaces its
 convolutions, or puts transpositions around them, as the pass does for a program's entry. The sums
-are the same but for their order.
+are the same but for their order. A shard_map *inside* of the function is left as it is: what would
+stand in for an operation has other types than inside.
 """
 
 import functools
@@ -24,17 +27,22 @@ from jax import lax
 from jax.extend import core
 from jax.extend.core import primitives
 
+from flatjax import _matrix_products as matrices
 from flatjax import _shifted_products as shifted
+
+_REPLACED = (primitives.conv_general_dilated_p, primitives.dot_general_p)
 
 
 def canonical(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """``fn`` with convolutions that are fast on a CPU, inside loops and branches, too.
+    """``fn`` with convolutions and dense layers that are fast on a CPU, inside loops, too.
 
     Wrap the body of a ``lax`` loop or the branches of a ``lax.cond`` that hold the gradient of a
     convolutional network, and a step whose network has grouped or depthwise convolutions anywhere:
-    their kernel gradients are 10 to 500 times faster. Everything of flatjax that iterates in a
-    compiled program, and the product of every operator, does so by itself. On other backends, and
-    where there is no convolution to change, ``fn`` is called as it is.
+    their kernel gradients are 10 to 500 times faster. The gradient of a network whose dense layers
+    have inputs of more than two axes, such as a transformer, is 1.1 to 1.4 times faster anywhere.
+    Everything of flatjax that iterates in a compiled program, and the product of every operator,
+    does so by itself. On other backends, and where there is nothing to change, ``fn`` is called as
+    it is.
 
     Derivatives taken of the result have layouts of their own again: differentiate first, wrap then.
 
@@ -133,6 +141,8 @@ def _rewritten(value, layouts):
 
 def _equation(equation, layouts):
     """One operation, and all programs inside it."""
+    if equation.primitive in _REPLACED and not _typed_here(equation):
+        return equation
     if equation.primitive is primitives.conv_general_dilated_p:
         operands = [v.aval for v in equation.invars]
         form = shifted.form_of(equation.params, operands[0], operands[1], equation.outvars[0].aval)
@@ -142,15 +152,30 @@ def _equation(equation, layouts):
             return equation
         else:
             convolution = _convolution(equation.params)
-        # A compiled call stands in for the operation, so that the program stays a list of
-        # operations; XLA inlines it. It may hold a convolution in its turn, of another layout.
-        avals = [jax.ShapeDtypeStruct(a.shape, a.dtype) for a in operands]
-        (call,) = jax.make_jaxpr(jax.jit(convolution))(*avals).eqns
-        return _equation(equation.replace(primitive=call.primitive, params=call.params), layouts)
+        # It may hold a convolution in its turn, of another layout.
+        return _equation(_replaced(equation, convolution), layouts)
+    if equation.primitive is primitives.dot_general_p:
+        form = matrices.form_of(equation.params, *(v.aval for v in equation.invars))
+        if form is None:
+            return equation
+        return _replaced(equation, matrices.product(equation.params, form))
     params = {name: _rewritten(value, layouts) for name, value in equation.params.items()}
     if all(params[name] is value for name, value in equation.params.items()):
         return equation
     return equation.replace(params=params)
+
+
+def _typed_here(equation):
+    """Whether a replacement would have the same types: not in a shard_map inside of a program."""
+    here = jax.sharding.get_abstract_mesh()
+    return all(v.aval.sharding.mesh == here for v in equation.invars)
+
+
+def _replaced(equation, fn):
+    """A compiled call in place of an operation: the program stays a list; XLA inlines it."""
+    # Whole types: inside of shard_map they say over which axes of its mesh a value varies.
+    (call,) = jax.make_jaxpr(jax.jit(fn))(*(v.aval for v in equation.invars)).eqns
+    return equation.replace(primitive=call.primitive, params=call.params)
 
 
 def _layout(params):

@@ -1,5 +1,8 @@
 """The networks of user size, and what the page says of them."""
 
+import signal
+import subprocess
+
 import jax
 import numpy as np
 import pytest
@@ -103,3 +106,14 @@ def test_goals_are_judged():
     shown = _user_sizes.goals({"answers": {"gpt": matrices}})
     assert "beside curvlinops | flatjax | 1.00 of 1 | a wrong answer |" in shown
     assert "|  | flatjax, verify=False | 2.00 of 1 | reached | 0.50 of 1 | not reached |" in shown
+
+
+def test_a_process_that_is_out_of_time_says_so(monkeypatch):
+    def run(code):
+        done = subprocess.CompletedProcess([], code, stdout='{"a": 1}\n', stderr="why\n")
+        monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+        return user_size.process("nothing")
+
+    assert run(0) == {"a": 1}
+    assert run(1) == {"failure": "why"}
+    assert run(-signal.SIGXCPU)["failure"].startswith("not within its seconds")

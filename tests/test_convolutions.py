@@ -1,5 +1,6 @@
 """Convolutions in the layout and the form that XLA's CPU backend is fast with."""
 
+import math
 import re
 from functools import partial
 
@@ -343,6 +344,22 @@ class TestLoops:
 
 
 class TestWhatIsLeftAlone:
+    def test_a_shard_map_inside_of_a_program(self):
+        convolve, shape, window = REPLACED["groups, dilated kernel"]
+        mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,))
+        inputs = jnp.linspace(-1, 1, math.prod(shape)).reshape(shape)
+        kernel = jnp.linspace(-1, 1, math.prod(window)).reshape(window)
+
+        def gradient(kernel, inputs):
+            loss = lambda k: jax.lax.pmean(jnp.tanh(convolve(inputs, k)).mean(), "data")  # noqa: E731
+            return jax.grad(loss)(kernel)
+
+        spread = jax.shard_map(gradient, mesh=mesh, in_specs=(P(), P("data")), out_specs=P())
+        found = convolutions.compiled(spread)(kernel, inputs)
+        expected = jax.grad(lambda k: jnp.tanh(convolve(inputs, k)).mean())(kernel)
+        # Float32, sums of 42 terms in another order.
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
     def test_no_convolution_no_change(self):
         calls = []
 

@@ -187,8 +187,13 @@ def products(name: str, params: Params, batch: Any, v: Params) -> dict[str, Any]
 
     graph = grad(loss(), weights, create_graph=True)
     held = pair()
+
+    def gradient():
+        return grad(loss(), weights)
+
     return {
-        "gradient": lambda: grad(loss(), weights),
+        "gradient": gradient,
+        "gradient, canonical": gradient,
         "hessian": hessian,
         "hessian, kept": lambda: grad(graph, weights, along, retain_graph=True),
         "ggn": ggn,

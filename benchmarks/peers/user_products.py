@@ -27,7 +27,9 @@ def ours(name: str, params: Any, batch: Any, v: Any) -> dict[str, Callable[[], A
 
     found = user_models.jax_operators(name, params, batch)
     gradient = jax.jit(jax.grad(found["loss"]))
+    rewritten = jax.jit(loops.canonical(jax.grad(found["loss"])))
     calls: dict[str, Callable[[], Any]] = {"gradient": lambda: gradient(params)}
+    calls["gradient, canonical"] = lambda: rewritten(params)
     for matrix in ("hessian", "ggn"):
         kept = found[matrix].linearize()
         calls[matrix] = lambda op=found[matrix]: loops.product(op)(v)
