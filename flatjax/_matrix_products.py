@@ -31,8 +31,10 @@ def form_of(params: Any, left: Any, right: Any) -> Form | None:
         return None
     if any(axis is not None for a in (left, right) for axis in a.sharding.spec):
         return None  # axes of a mesh that types name would have to be merged
-    found = [_axis(a.ndim, tuple(axes)) for a, axes in zip((left, right), summed, strict=True)]
-    return None if None in found else (found[0], found[1])
+    first, second = (
+        _axis(a.ndim, tuple(axes)) for a, axes in zip((left, right), summed, strict=True)
+    )
+    return None if first is None or second is None else (first, second)
 
 
 def _axis(ndim: int, summed: tuple[int, ...]) -> int | None:
