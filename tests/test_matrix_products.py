@@ -46,14 +46,17 @@ def test_the_form_and_the_same_product(x64, name):
 
 
 def test_batches_and_what_is_placed_stay_as_they_are():
-    left, right = jnp.ones((2, 3, 5)), jnp.ones((2, 5, 7))
-    (equation,) = jax.make_jaxpr(jnp.matmul)(left, right).eqns
-    avals = [v.aval for v in equation.invars]
-    assert matrices.form_of(equation.params, *avals) is None
-    params = {"dimension_numbers": (((2,), (0,)), ((), ()))}
-    dense = jax.typeof(jnp.ones((5, 7)))
-    assert matrices.form_of({**params, "out_sharding": None}, avals[0], dense) == (1, 0)
-    assert matrices.form_of({**params, "out_sharding": P()}, avals[0], dense) is None
+    x, y, dense = (jax.typeof(jnp.ones(s)) for s in ((2, 3, 5), (2, 7, 5), (5, 7)))
+    batches = {"dimension_numbers": (((2,), (2,)), ((0,), (0,)))}
+    assert matrices.form_of(batches, x, y) is None
+    params = {"dimension_numbers": (((2,), (0,)), ((), ())), "out_sharding": None}
+    assert matrices.form_of(params, x, dense) == (1, 0)
+    assert matrices.form_of(params | {"out_sharding": P()}, x, dense) is None
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Explicit,))
+    placed = jax.device_put(jnp.ones((2, 3, 5)), NamedSharding(mesh, P()))
+    assert matrices.form_of(params, jax.typeof(placed), dense) == (1, 0)
+    placed = jax.device_put(jnp.ones((2, 3, 5)), NamedSharding(mesh, P("data")))
+    assert matrices.form_of(params, jax.typeof(placed), dense) is None
 
 
 def loss(kernel, inputs):
