@@ -77,9 +77,10 @@ def test_a_step_needs_two_vectors_beside_basis_vector_and_product(rows):
     assert vectors_beside(compiled.compile()) * SIZE / LONG < 2.1
 
 
-def test_a_restart_is_in_place():
+@pytest.mark.parametrize("rows", [(48,), (16, 32)])
+def test_a_restart_is_in_place(rows):
     numbers = jnp.zeros((48, 12)), np.int32(3), np.int32(15), np.bool_(True)
-    compiled = restarts._rotate.lower(long_state(48), *numbers).compile()
+    compiled = restarts._rotate.lower(long_state(*rows), *numbers).compile()
     # The row that the next vector takes the place of, a vector; and blocks.
     assert vectors_beside(compiled) * SIZE / LONG < 3
 
