@@ -152,7 +152,17 @@ def product(op: Any) -> Callable[[Any], Any]:
             "fields, its flags and functions as static ones (a compiled program keeps what a "
             "function reads from outside); or, where mv runs on the host, set host_driven = True."
         )
-    return lambda v: _product(op, v, _shardings(v))
+    return lambda v: _on_its_own(op, v, _shardings(v))
+
+
+def _on_its_own(op, v, shardings):
+    """A product; of vectors that CPU devices share, with nothing else on them."""
+    waits = shardings is not None and jax.default_backend() == "cpu" and not is_traced(op, v)
+    if not waits:
+        return _product(op, v, shardings)
+    # XLA's CPU devices share their threads: of several programs with reductions at once each may
+    # wait for devices that another one holds, for ever.
+    return jax.block_until_ready(_product(op, jax.block_until_ready(v), shardings))
 
 
 def _compiled(loop, *args):

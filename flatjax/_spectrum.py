@@ -274,14 +274,13 @@ def spectrum(
         if resume is None:
             least = max(k + num_bottom, ALONE) if num_steps is None else num_steps
             dense = exact.matrix(op, least + num_probes * (probe_steps or BESIDE), watch)
-        looked, seen_noise = 0, 0.0
+        known, looked, seen_noise = None, 0, 0.0
         if dense is not None and (each := exact.noise(dense, trees.dtype(op.structure))) > 0:
             # Of a product with a unit vector; a Krylov space of all dimensions shows none.
-            dense, looked, seen_noise = None, op.size, op.size**0.5 * each
+            known, dense, looked, seen_noise = dense, None, op.size, op.size**0.5 * each
         if dense is not None:
             op, num_steps, trace_rtol = exact.dense_operator(op, dense), op.size, None
-        # Of a matrix that is known there is nothing left to wait for.
-        seen = watch if dense is None else watching.SILENT
+        seen = watch if dense is None else watching.SILENT  # what is known need not be waited for
         packed = flat.packed(op)
         if resume is not None:
             resume = saved.restored(SpectrumState, resume, packed.structure)
@@ -306,6 +305,7 @@ def spectrum(
         floor, noise = accumulate.noise(given, sums)
         # It was measured for the run's own vectors; for others the largest stands.
         noise = np.maximum(noise if pairs is found else noise.max(), seen_noise)
+        noise = np.maximum(noise, exact.residuals(known, packed, pairs))
         floor = max(floor, 2 * seen_noise)
         keep = SpectrumState(
             state, jnp.asarray(np.int32(steps_spent)), jnp.asarray(floor, state.scale.dtype)

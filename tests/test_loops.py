@@ -229,3 +229,19 @@ class TestProduct:
 
         with pytest.raises(TypeError, match="Own is no pytree, so that its product cannot"):
             flatjax.eigsh(Own(), 1, key=jax.random.key(0))
+
+
+def test_a_product_of_shared_cpu_devices_waits(monkeypatch):
+    # Several programs with reductions at once may wait for one another for ever.
+    mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    spread = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    d, waited = jnp.arange(4.0), []
+    op = flatjax.operators.as_operator(jax.tree_util.Partial(jnp.multiply, d), d)
+    wait = jax.block_until_ready
+    monkeypatch.setattr(jax, "block_until_ready", lambda x: waited.append(1) or wait(x))
+    loops.product(op)(d)
+    assert not waited
+    np.testing.assert_array_equal(loops.product(op)(jax.device_put(d, spread)), d * d)
+    assert len(waited) == 2
+    jax.jit(loops.product(op))(jax.device_put(d, spread))
+    assert len(waited) == 2

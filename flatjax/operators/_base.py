@@ -142,6 +142,8 @@ class Operator(LinearMap):
             raise TypeError("operators multiply vectors and scalars only: chain products by hand.")
         if jnp.ndim(factor) != 0:
             return NotImplemented
+        if jnp.iscomplexobj(factor):
+            raise TypeError(f"operators are real, and cannot be multiplied by {factor}.")
         return ScaledOperator(factor, self)
 
     __rmul__ = __mul__

@@ -92,10 +92,9 @@ def require_params(name: str, params: Tree) -> None:
     nodes = jax.tree.leaves(params, is_leaf=lambda a: isinstance(a, optax.MaskedNode))
     if any(isinstance(a, optax.MaskedNode) for a in nodes):
         raise ValueError(
-            f"{name} needs the whole params to evaluate the gradient, but stands inside "
-            "optax.masked or optax.partition. Put it outside, at the head of the chain, and "
-            "choose the leaves of a perturbation with Ascent(mask=), those of a gradient penalty "
-            "with its `mask`."
+            f"{name} needs the whole params, but stands inside optax.masked or optax.partition. "
+            "Put it outside; the leaves of a perturbation are chosen with Ascent(mask=), those of "
+            "a gradient penalty with its `mask`."
         )
 
 

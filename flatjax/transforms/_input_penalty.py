@@ -82,16 +82,18 @@ def input_gradient_penalty(
                 raise TypeError(
                     f"input_gradient_penalty needs floating inputs, got dtype {leaf.dtype}."
                 )
-        n = jax.tree.leaves(inputs)[0].shape[0]
         here, inputs = collectives.varying((params, inputs), axis_name)
 
         def mean(w, x):
-            return loss(outputs(w, x), targets).mean()
+            return means.of_outputs(loss, outputs(w, x), targets, axis_name)
 
-        v = base.scaled(float(n), jax.grad(mean, argnums=1)(here, inputs))
-        squared = means.average(trees.vdot(v, v), axis_name) / n
-        along = product.derivative(lambda x: jax.grad(mean)(here, x), inputs, v)
-        return means.average(along, axis_name), squared
+        # Every example's gradient of its own loss, of which the mean has a share.
+        gradient, shares = jax.grad(mean, argnums=1, has_aux=True)(here, inputs)
+        factors = jnp.where(shares > 0, 1 / jnp.where(shares > 0, shares, 1), 0)
+        v = jax.tree.map(lambda g: g * trees.per_row(factors, g), gradient)
+        squared = collectives.total(trees.vdot(v, gradient), axis_name)
+        along = product.derivative(lambda x: jax.grad(mean, has_aux=True)(here, x)[0], inputs, v)
+        return collectives.total(along, axis_name), squared
 
     return model_penalty(
         "input_gradient_penalty", term, model_fn, loss, coef=coef, every=every,

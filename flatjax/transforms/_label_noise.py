@@ -114,9 +114,12 @@ def label_noise(
         other = jax.lax.stop_gradient(noised(keys, outputs, targets, count))
 
         def change(z):
-            return (output_loss(z, other) - output_loss(z, targets)).mean()
+            noisy, clean = (
+                means.of_outputs(output_loss, z, t, axis_name)[0] for t in (other, targets)
+            )
+            return noisy - clean
 
         (noise,) = pull(jax.grad(change)(outputs))
-        return means.average(noise, axis_name)
+        return collectives.total(noise, axis_name)
 
     return noise_transform(draw, seed, axis_name)

@@ -177,9 +177,13 @@ def _on_labels(draw, product, axis_name):
         keys = base.keys_of_examples(key, n, axis_name)
         here = collectives.varying(params, axis_name)
         labels = jax.lax.stop_gradient(draw(loss, keys, outputs(here, inputs), targets))
-        gradient = means.averaged(
-            jax.grad(lambda w: loss(outputs(w, inputs), labels).mean()), axis_name
-        )
+
+        def gradient(w):
+            def mean(w):
+                return means.of_outputs(loss, outputs(w, inputs), labels, axis_name)[0]
+
+            return collectives.total(jax.grad(mean)(collectives.varying(w, axis_name)), axis_name)
+
         found = product.of_squared_norm(lambda w: (gradient(w), None), params)
         return found.product, found.value
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flatjax import _collectives as collectives
 from flatjax import _trees as trees
 from flatjax._trees import Tree
+from flatjax.losses import OutputLoss
 
 
 def average(tree: Tree, axis_name: collectives.AxisName, weight: Any = None) -> Tree:
@@ -47,6 +48,33 @@ def mean_of_stacked(tree: Tree, weights: Any = None) -> Tree:
         return jax.tree.map(lambda a: a.mean(axis=0).astype(a.dtype), tree)
     summands = shares(tree, weights, weights.sum())
     return jax.tree.map(lambda a: a.sum(axis=0).astype(a.dtype), summands)
+
+
+def of_outputs(
+    loss: OutputLoss, outputs: Any, targets: Tree, axis_name: collectives.AxisName
+) -> tuple[jax.Array, jax.Array]:
+    """This device's summand of the mean of an output loss, and every example's share of that mean.
+
+    Padding does not count, on any device: the sum of the summands over the devices is the mean
+    over the rest, and zero where there is none.
+
+    Args:
+      loss: the output loss.
+      outputs: the model's outputs of this device's examples.
+      targets: their targets.
+      axis_name: the axes of the batch.
+
+    Returns:
+      A scalar, and shares of shape ``(n,)``, which over all devices add up to one.
+    """
+    values, n = loss(outputs, targets), jax.tree.leaves(targets)[0].shape[0]
+    dtype = trees.compute_dtype(values.dtype)
+    weights = jnp.full(n, values.size / n, dtype)
+    if loss.masks:
+        weights = loss.row_weights(outputs, targets).astype(dtype).reshape(n, -1).sum(axis=1)
+    total = collectives.total(weights.sum(), axis_name)
+    share = 1 / jnp.where(total > 0, total, 1)
+    return values.astype(dtype).sum() * share, weights * share
 
 
 def averaged(fn: Callable[[Tree], Tree], axis_name: collectives.AxisName) -> Callable[[Tree], Tree]:

@@ -52,9 +52,11 @@ def model_penalty(
         inputs, targets = at.batch
 
         def mean(w):
-            return output_loss(model_fn(w, inputs, *at.args), targets).mean()
+            outputs = model_fn(w, inputs, *at.args)
+            return means.of_outputs(output_loss, outputs, targets, axis_name)[0]
 
-        return means.average(jax.grad(mean)(collectives.varying(params, axis_name)), axis_name)
+        found = jax.grad(mean)(collectives.varying(params, axis_name))
+        return collectives.total(found, axis_name)
 
     return penalty(name, on_sub_batch, axis_name=axis_name, gradient=gradient, **options)
 

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from flatjax import _balls as balls
 from flatjax import _trees as trees
@@ -75,7 +76,8 @@ def perturbed_gradient(
         out = total
 
     dtype = trees.dtype(params)
-    gap = jnp.full((), jnp.nan, dtype)
+    # No number, made on the host: under jax_debug_nans one that is computed is an error.
+    gap = jax.device_put(np.asarray(np.nan, dtype))
     if value_fn is not None:
         gap = (value_fn(point) - value_fn(params)).astype(dtype)
     return Perturbed(out, trees.norm(epsilon).astype(dtype), gap)

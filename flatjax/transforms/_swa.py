@@ -181,11 +181,17 @@ def swag(
 
         square = jax.tree.map(second, state.square, state.average, average, new)
         deviations = state.deviations
+        held = {a.shape[0] for a in jax.tree.leaves(deviations)}
+        if held - {columns}:
+            raise ValueError(
+                f"this state of swag holds {max(held)} deviations, and rank={rank}: go on with the "
+                "rank that it was begun with, or begin anew."
+            )
         if columns:
             slot = jnp.maximum(collected - 1, 0) % columns
 
             def column(d, a, w):
-                return jnp.where(due, d.at[slot].set(w - a), d)
+                return jnp.where(due, jnp.asarray(d).at[slot].set(w - a), d)
 
             deviations = jax.tree.map(column, deviations, average, new)
         return updates, SWAGState(count, collected, average, square, deviations)

@@ -206,3 +206,9 @@ class TestVectors:
     def test_numpy_vectors(self):
         product = self.H @ {"a": np.ones(3)}
         np.testing.assert_array_equal(product["a"], np.full(3, 6.0))
+
+
+def test_no_complex_factors():
+    op = flatjax.operators.as_operator(lambda v: v, jnp.ones(2))
+    with pytest.raises(TypeError, match="operators are real"):
+        _ = 1j * op

@@ -86,18 +86,6 @@ def test_labels_change_from_step_to_step(net):
     assert np.abs(first - second).max() > 1e-6
 
 
-def test_padding_stays_padding():
-    # Padded rows (label -1) must not get a label: they would count in the gradient.
-    params, batch = network()
-    padded = (batch[0], batch[1].at[4:].set(-1))
-    tx = ft.fisher_penalty(model, Rigged(), coef=0.5, every=1)
-    zero = jax.tree.map(jnp.zeros_like, params)
-    update = jax.jit(lambda b: tx.update(zero, tx.init(params), params, batch=b)[0])
-    out, half = update(padded), update(tuple(jnp.concatenate([a[:4], a[:4]]) for a in batch))
-    # The mean is over all 8 rows, half of them zero: gradient and Hessian are half as large.
-    np.testing.assert_allclose(flat(out), flat(half) / 4, rtol=1e-4, atol=1e-6)
-
-
 @pytest.mark.slow
 def test_expected_penalty_is_the_trace_of_the_fisher():
     # E |g_F|^2 = tr(F) / B' with F the mean over examples, because E grad l(x, y_hat) = 0.

@@ -1,6 +1,7 @@
 """``sam`` against its formulas, in float64 on a small network with a dense Hessian."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -77,3 +78,11 @@ def test_diagnostics(net, dense):
     assert float(metrics.sharpness_gap) == pytest.approx(float(gap), rel=1e-9)
     cosine = unit(dense.g) @ unit(dense.grad(point))
     assert float(metrics.cosine) == pytest.approx(cosine, rel=1e-12)
+
+
+def test_one_eager_call_under_jax_debug_nans():
+    w, grad_fn = jnp.ones(3), jax.grad(lambda w: jnp.sum(w**2))
+    tx = ft.sam(0.1)
+    with jax.debug_nans(True):
+        found, _ = tx.update(grad_fn(w), tx.init(w), w, grad_fn=grad_fn)
+    assert float(found[0]) > 2

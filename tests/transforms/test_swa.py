@@ -53,3 +53,15 @@ def test_swag_samples_have_its_covariance(rank, net):
         expected = 0.25 * u @ covariance @ u
         # Four standard errors of the variance of 4000 Gaussian draws.
         assert (samples @ u).var() == pytest.approx(expected, rel=4 * np.sqrt(2 / 4000))
+
+
+def test_a_state_of_another_rank_is_refused_and_numpy_is_taken(net):
+    params, _ = net
+    few, more = ft.swag(1, rank=3), ft.swag(1, rank=5)
+    state = few.init(params)
+    with pytest.raises(ValueError, match="holds 3 deviations, and rank=5"):
+        more.update(params, state, params)
+    # As a checkpoint gives it back.
+    restored = jax.tree.map(np.asarray, state)
+    found, expected = (flat(few.update(params, s, params)[1]) for s in (restored, state))
+    np.testing.assert_array_equal(found, expected)

@@ -22,7 +22,9 @@ from flatjax._watching import SILENT, Watch
 from flatjax.linalg.probing._estimate import DEFAULT_RTOL, Estimate, cast
 from flatjax.linalg.vectors import _arguments as arguments
 from flatjax.linalg.vectors import _basis as bases
+from flatjax.linalg.vectors import _flat as flat
 from flatjax.linalg.vectors import _probes as probes
+from flatjax.linalg.vectors import _span as spans
 from flatjax.operators._base import Operator, operator
 
 
@@ -87,6 +89,26 @@ def noise(dense: Any, dtype: Any) -> Any:
     # Of small networks (2 to 8 layers, up to 4,096 examples, float32) the gap of Hessians,
     # Gauss-Newton matrices and covariances was 0.4 to 5 units of rounding; a loader's is 1e5.
     return xp.where(gap > 1000 * jnp.finfo(dtype).eps * size, each, xp.zeros_like(each))
+
+
+def residuals(dense: np.ndarray | None, op: Operator, pairs: Any) -> Any:
+    """What a matrix that is not symmetric leaves of each pair; 0 without a matrix.
+
+    No Krylov relation holds of it, and noise of one size in all directions is not what it has.
+
+    Args:
+      dense: the matrix, in the order of the leaves.
+      op: the operator that the pairs are of, packed or not.
+      pairs: their ``values`` and ``vectors``.
+    """
+    if dense is None:
+        return 0.0
+    leaves = jax.tree.leaves(flat.unpack(op, spans.formed(pairs.vectors)))
+    vectors = np.concatenate(
+        [np.asarray(a, np.float64).reshape(len(a), -1) for a in leaves], axis=1
+    )
+    values = np.asarray(pairs.values, np.float64)[:, None]
+    return np.linalg.norm(vectors @ np.asarray(dense, np.float64).T - values * vectors, axis=1)
 
 
 @operator

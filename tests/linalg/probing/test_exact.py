@@ -195,6 +195,29 @@ def test_eigenvalues_of_products_that_differ_are_not_exact():
     assert flatjax.trace_of_function(op, jnp.square, key=KEY).num_products == op.count
 
 
+@pytest.mark.parametrize("leaves", [1, 2])
+def test_the_residuals_of_what_is_not_symmetric_are_true(leaves):
+    n = 40
+    a = np.diag(np.linspace(1, 10, n))
+    a[0, 1:] = 3.0  # of norm 19.8
+    dense = jnp.asarray(a, jnp.float32)
+    structure = jnp.zeros(n) if leaves == 1 else [jnp.zeros(n - 3), jnp.zeros((3, 1))]
+    _, unravel = jax.flatten_util.ravel_pytree(structure)
+    op = lambda v: unravel(dense @ jax.flatten_util.ravel_pytree(v)[0])  # noqa: E731
+    for seed in (0, 6):  # with these Ritz values of 178 and 120
+        found = flatjax.spectrum(op, k=2, num_bottom=2, key=jax.random.key(seed),
+                                 structure=structure)  # fmt: skip
+        for pairs in (found.top, found.bottom):
+            for i in range(2):
+                vector = jax.tree.map(lambda x, i=i: x[i], pairs.vectors)
+                u = np.asarray(jax.flatten_util.ravel_pytree(vector)[0], np.float64)
+                true = np.linalg.norm(a @ u - float(pairs.values[i]) * u)
+                # A sum in float32 of what it measures in float64.
+                assert true <= float(pairs.residual_norms[i]) * (1 + 1e-5)
+                if abs(float(pairs.values[i])) > 20:
+                    assert not bool(pairs.converged[i])
+
+
 def test_what_is_not_symmetric_is_said():
     a = jnp.triu(jnp.ones((20, 20)))
     few = {"key": KEY, "structure": a[0]}
