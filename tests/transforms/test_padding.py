@@ -10,6 +10,7 @@ from jax.sharding import PartitionSpec as P
 
 import flatjax.transforms as ft
 from flatjax import losses
+from flatjax.transforms import _means as means
 from tests.transforms.zoo import Rigged, flat, model, network, one_update
 
 XENT = losses.softmax_cross_entropy
@@ -66,6 +67,17 @@ def test_the_noise_of_a_whole_is_the_mean_of_its_parts(x64):
 def test_nothing_but_padding_is_nothing(x64, make):
     params, batch = network(jnp.float64)
     np.testing.assert_array_equal(alone(make(), params, padded(batch, slice(None))), 0)
+    value, shares = means.of_outputs(XENT, model(params, batch[0]), batch[1] * 0 - 1, None)
+    np.testing.assert_array_equal(value, 0)
+    np.testing.assert_array_equal(shares, np.zeros(8))
+
+
+def test_every_token_counts_alike(x64):
+    outputs, targets = jnp.ones((3, 4, 2)), jnp.zeros((3, 4, 2))
+    token = losses.squared_error(per="token")  # without a mask
+    value, shares = means.of_outputs(token, outputs, targets, None)
+    assert float(value) == pytest.approx(float(token(outputs, targets).mean()), rel=1e-12)
+    np.testing.assert_allclose(shares, np.full(3, 1 / 3), rtol=1e-12)
 
 
 @pytest.mark.parametrize("make", [fisher, inputs, noise])
@@ -74,16 +86,22 @@ def test_padding_need_not_be_shared_out_evenly(x64, make, check_vma):
     params, batch = network(jnp.float64)
     mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))  # the last device has none
 
-    def local(params, batch):
-        tx = make(axis_name="data")
+    options = {} if make is noise else {"diagnostics": True}
+
+    def update(params, batch, **more):
+        tx = make(**options, **more)
         zero = jax.tree.map(jnp.zeros_like, params)
-        return tx.update(zero, tx.init(params), params, batch=batch)[0]
+        found, state = tx.update(zero, tx.init(params), params, batch=batch)
+        return found, state.penalty if options else ()
+
+    def local(params, batch):
+        return update(params, batch, axis_name="data")
 
     spread = jax.shard_map(
         local, mesh=mesh, in_specs=(P(), P("data")), out_specs=P(), check_vma=check_vma
     )
-    found = flat(jax.jit(spread)(params, padded(batch)))
-    np.testing.assert_allclose(found, alone(make(), params, padded(batch)), atol=1e-12)
+    found, expected = jax.jit(spread)(params, padded(batch)), update(params, padded(batch))
+    np.testing.assert_allclose(flat(found), flat(expected), atol=1e-12)
 
 
 def test_the_inputs_of_sequences_of_several_lengths(x64):
