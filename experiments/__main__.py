@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 from experiments import registry
 from experiments.lib.runs import distributed, shares
-from experiments.lib.runs.errors import BadShare, ExperimentError, refusals
+from experiments.lib.runs.errors import BadSeeds, BadShare, ExperimentError, refusals
 
 _USAGE = """\
 usage: python -m experiments --list
@@ -70,6 +70,11 @@ def _main(arguments: Sequence[str] | None) -> int:
         return 2
     config = registry.with_folder(_parse(name, experiment, documentation, options), name)
     try:
+        if config.seeds < 1 or config.first_seed < 0:
+            raise BadSeeds(
+                "--seeds is at least 1 and --first-seed at least 0, "
+                f"got {config.seeds} and {config.first_seed}"
+            )
         share = shares.parse(config.share)
         _check_spreading(name, experiment, share is not None, distributed_options is not None)
     except ExperimentError as error:

@@ -72,6 +72,14 @@ def test_an_absent_preset_names_those_there_are(given, capsys):
     assert "has no preset 'paper'; it has smoke, cpu" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("options", [["--seeds", "0"], ["--first-seed", "-1"]])
+def test_there_are_no_such_seeds(given, capsys, options):
+    assert command.main([NAME, *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("--seeds is at least 1 and --first-seed at least 0, got")
+    assert not given
+
+
 def test_an_unknown_experiment_gets_the_list(capsys):
     assert command.main(["quickstrat"]) == 2
     assert "no experiment 'quickstrat'; there are: " in capsys.readouterr().err

@@ -54,7 +54,7 @@ def model(name: str, classes: int) -> Model:
       BadNetwork: there is none of that name, or a user's own cannot be had.
     """
     if ":" in name:
-        return of_module(user_network(name, classes))
+        return _checked(of_module(user_network(name, classes)), name, classes)
     config = parsed(name)
     made = make_model(config, classes)
     if config.name == "mlp":
@@ -67,6 +67,22 @@ def model(name: str, classes: int) -> Model:
                 f"shape {inputs.shape[1:]}: say --network mlp-64, or package.module:make"
             )
         return made.init(key, inputs)
+
+    return made._replace(init=init)
+
+
+def _checked(made: Model, name: str, classes: int) -> Model:
+    """A user's own network, refused where its outputs are not one for each class."""
+
+    def init(key, inputs):
+        params, state = made.init(key, inputs)
+        found = jax.eval_shape(lambda x: made.apply(params, state, x, train=False)[0], inputs)
+        if (found.shape[:1], found.shape[-1:]) != ((len(inputs),), (classes,)):
+            raise BadNetwork(
+                f"{name} returns outputs of shape {found.shape} for {len(inputs)} examples, not "
+                f"{(len(inputs), classes)}, one for each class"
+            )
+        return params, state
 
     return made._replace(init=init)
 

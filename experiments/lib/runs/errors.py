@@ -36,6 +36,12 @@ class BadShare(ExperimentError):
     exit_status = 2
 
 
+class BadSeeds(ExperimentError):
+    """There are no such seeds."""
+
+    exit_status = 2
+
+
 class CheckpointNotWritten(ExperimentError):
     """A checkpoint could not be written; those before it are sound."""
 

@@ -3,8 +3,11 @@
 import sys
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 import pytest
 
+from experiments.lib.nets import named
 from experiments.lib.nets.user import user_network
 from experiments.lib.runs.errors import BadNetwork
 
@@ -47,6 +50,12 @@ class Shelf:
 
 make = Net
 number = 3
+
+def fewer(num_classes):
+    return Net(2)
+
+def more(num_classes):
+    return Net(num_classes + 2)
 
 def nothing():
     return Net(3)
@@ -110,6 +119,15 @@ def test_what_is_no_network_is_refused(name, message):
     with pytest.raises(BadNetwork, match=message) as caught:
         user_network(name, 7)
     assert "\n" not in str(caught.value)
+
+
+def test_outputs_are_one_for_each_class():
+    inputs, key = jnp.ones((2, 3)), jax.random.key(0)
+    assert named.model("own_nets.nets:make", 7).init(key, inputs)[0]
+    for function in ("fewer", "more"):
+        init = jax.jit(named.model(f"own_nets.nets:{function}", 7).init)
+        with pytest.raises(BadNetwork, match=r"\(2, [29]\) for 2 examples, not \(2, 7\)"):
+            init(key, inputs)
 
 
 def test_errors_of_the_users_own_code_are_shown_as_they_are():
