@@ -50,8 +50,8 @@ def process(module: str, *arguments: object) -> Any:
     if done.returncode == -signal.SIGXCPU:  # in a call that does not come back to Python
         return {"failure": "not within its seconds of the processor, and two minutes more"}
     if done.returncode:
-        last = (done.stderr.splitlines() or [f"the process ended with {done.returncode}"])[-1]
-        return {"failure": last[:200]}
+        said = [line for line in done.stderr.splitlines() if line.strip()]
+        return {"failure": (said or [f"the process ended with {done.returncode}"])[-1][:200]}
     return json.loads(done.stdout.splitlines()[-1])
 
 

@@ -110,7 +110,7 @@ def test_goals_are_judged():
 
 def test_a_process_that_is_out_of_time_says_so(monkeypatch):
     def run(code):
-        done = subprocess.CompletedProcess([], code, stdout='{"a": 1}\n', stderr="why\n")
+        done = subprocess.CompletedProcess([], code, stdout='{"a": 1}\n', stderr="why\n\n")
         monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
         return user_size.process("nothing")
 

@@ -22,6 +22,7 @@ FLOORS = {
     "_programs": 0,
     "_progress": 0,
     "_reading": 0,
+    "_matrix_products": 0,
     "_shifted_products": 0,
     "_sketches": 0,
     "_texts": 0,
