@@ -130,7 +130,8 @@ def eigsh(
         float16 has 8 times the resolution, and loses it in more than some 1e8 numbers, where those
         of a unit vector are below 6e-5. Not of sharded vectors, in blocks, traced, or with
         ``resume`` or ``keep_state``.
-      verify: whether to look for skipped and missed eigenvalues. Every look takes at most as many
+      verify: whether to look for skipped and missed eigenvalues. Without it the fifth of a ViT and
+        of a ResNet was 15 % off at ``tol=1e-2``, where 10 to 14 products were enough. Every look takes at most as many
         products as the run before it, or 8 (k + 1) if that is more, and `Eigenpairs.complete` says
         what came of it.
       block_size: how many vectors to multiply at once.
