@@ -131,9 +131,9 @@ def eigsh(
         of a unit vector are below 6e-5. Not of sharded vectors, in blocks, traced, or with
         ``resume`` or ``keep_state``.
       verify: whether to look for skipped and missed eigenvalues. Without it the fifth of a ViT and
-        of a ResNet was 15 % off at ``tol=1e-2``, where 10 to 14 products were enough. Every look takes at most as many
-        products as the run before it, or 8 (k + 1) if that is more, and `Eigenpairs.complete` says
-        what came of it.
+        of a ResNet was 15 % off at ``tol=1e-2``, where 10 to 14 products were enough. Every look
+        takes at most as many products as the run before it, or 8 (k + 1) if that is more, and
+        `Eigenpairs.complete` says what came of it.
       block_size: how many vectors to multiply at once.
       resume: the ``state`` of earlier pairs of the same operator, or the mapping of its fields that
         a checkpoint gives back when it is loaded without types.
