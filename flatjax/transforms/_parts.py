@@ -95,6 +95,7 @@ class LossOverParts:
 
         def body(i, carry):
             new = summand(at(i + 1))
+            jax.tree.map(_check_agree, carry[2], new[2])
             return jax.tree.map(lambda a, b: a + b if _is_float(a) else a, carry, new)
 
         total, weight, extra = loops.fori(k - 1, body, summand(first))
@@ -173,14 +174,30 @@ def _is_float(a):
     return hasattr(a, "dtype") and jnp.issubdtype(a.dtype, jnp.inexact)
 
 
+def _check_agree(one, other):
+    """Raise where counts of two parts of a batch differ, and both are known."""
+    counts = hasattr(one, "dtype") and (
+        jnp.issubdtype(one.dtype, jnp.integer) or one.dtype == jnp.bool_
+    )
+    if counts and not loops.is_traced(one, other) and not np.array_equal(one, other):
+        raise ValueError(
+            "the auxiliary output has integers or booleans that differ between the parts of the "
+            "batch, which groups= and accumulate= cannot put together: return means of metrics, "
+            "such as (prediction == target).mean(), which are averaged."
+        )
+
+
 def _mean_of_aux(tree, axis_name, stacked):
     """The mean of floating leaves over devices, and over a leading axis if ``stacked``.
 
-    Integers (step counters) are expected to agree and keep their dtype; other leaves (booleans,
-    keys) are taken from the first part.
+    Integers (step counters) and booleans are expected to agree, which eager calls look at, and keep
+    their dtype; other leaves (keys) are taken from the first part.
     """
 
     def leaf(a):
+        if stacked:
+            for part in a[1:]:
+                _check_agree(a[0], part)
         if not hasattr(a, "dtype") or not jnp.issubdtype(a.dtype, jnp.number):
             return a[0] if stacked else a
         if jnp.issubdtype(a.dtype, jnp.inexact):

@@ -59,8 +59,8 @@ def sam_value_and_grad(
       second_order: the exact gradient of $w \mapsto L(w + \epsilon(w))$.
       alpha: the weight of the perturbed gradient.
       has_aux: whether ``loss_fn`` returns ``(loss, aux)``. Of groups, micro-batches and devices the
-        floating leaves of ``aux`` are averaged; the others are expected to agree: return means of
-        metrics, not counts.
+        floating leaves of ``aux`` are averaged; integers and booleans are expected to agree (the
+        parts of an eager call are compared): return means of metrics, not counts.
       groups: m-sharpness: every group of the *global* batch has a perturbation of its own, whatever
         the number of devices. Typed keys among the arguments are folded with the group's index.
       accumulate: take every gradient as the mean over this many micro-batches, one after another:

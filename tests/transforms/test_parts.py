@@ -198,3 +198,19 @@ def test_accumulated_scalars_must_be_means_over_examples():
     oracle = ft.sam_value_and_grad(counting, accumulate=2)
     counts = [(calls.clear(), oracle(w, batch), len(calls))[2] for _ in range(3)]
     assert counts[0] > counts[1] == counts[2]
+
+
+@pytest.mark.parametrize("cut", ["groups", "accumulate"])
+@pytest.mark.parametrize("what", [lambda x: (x > 0).sum(), lambda x: x > 0], ids=["count", "hits"])
+def test_counts_of_parts_cannot_be_put_together(cut, what):
+    def loss(w, batch, which):
+        metric = what(batch) if which else jnp.int32(3)
+        return ((w * batch) ** 2).mean(), {"metric": metric, "mean": (batch > 0).mean()}
+
+    batch = jnp.array([1.0, 1, 1, -1, 2, 1])
+    fn = ft.sam_value_and_grad(loss, has_aux=True, **{cut: 3})
+    (_, aux), _ = fn(jnp.float32(1), batch, False)  # what agrees, as counters of steps
+    assert int(aux["metric"]) == 3
+    assert float(aux["mean"]) == pytest.approx(5 / 6)
+    with pytest.raises(ValueError, match=r"return means of metrics, such as \(prediction"):
+        fn(jnp.float32(1), batch, True)
