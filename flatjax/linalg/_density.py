@@ -50,12 +50,7 @@ def spectral_density(
     the bulk: at the same cost the result is farther from the truth. By default there is no first
     run either; a short one, ``deflation_steps=20``, for which that many vectors are held, takes the
     outliers out. The bands are then at least as wide as the law of random probes says, and count
-    twice the change between three quarters of the steps and all of them. A basis of 16 bits is no
-    option: for the same bytes and products ``"none"`` after a first run of 40 steps was nearer to
-    the truth (2,000 dimensions, distance of the distribution functions in the bulk over its width:
-    0.006 against 0.007 of full runs in bfloat16 for outliers over a bulk of 1e-2 of the largest,
-    0.006 against 0.09 over one of 1e-4, and 0.0059 against 0.0064 without any; float16 was ahead
-    for eigenvalues 1/i alone, by a sixth).
+    twice the change between three quarters of the steps and all of them.
 
     Costs ``deflation_steps + num_probes * num_steps`` products (where the dimension is no more than
     that, one for every dimension, and all atoms are exact) and as many vectors of memory as the

@@ -67,11 +67,14 @@ def of_outputs(
     Returns:
       A scalar, and shares of shape ``(n,)``, which over all devices add up to one.
     """
-    values, n = loss(outputs, targets), jax.tree.leaves(targets)[0].shape[0]
-    dtype = trees.compute_dtype(values.dtype)
-    weights = jnp.full(n, values.size / n, dtype)
     if loss.masks:
-        weights = loss.row_weights(outputs, targets).astype(dtype).reshape(n, -1).sum(axis=1)
+        mean = loss.mean(outputs, targets)
+        values, weights = mean.total, mean.weight
+    else:  # a function may have outputs of any kind
+        values, n = loss(outputs, targets), jax.tree.leaves(targets)[0].shape[0]
+        weights = jnp.full(n, values.size / n)
+    dtype = trees.compute_dtype(values.dtype)
+    weights = weights.astype(dtype)
     total = collectives.total(weights.sum(), axis_name)
     share = 1 / jnp.where(total > 0, total, 1)
     return values.astype(dtype).sum() * share, weights * share

@@ -95,7 +95,7 @@ class LossOverParts:
 
         def body(i, carry):
             new = summand(at(i + 1))
-            jax.tree.map(_check_agree, carry[2], new[2])
+            jax.tree.map(lambda *parts: _check_agree(parts), carry[2], new[2])
             return jax.tree.map(lambda a, b: a + b if _is_float(a) else a, carry, new)
 
         total, weight, extra = loops.fori(k - 1, body, summand(first))
@@ -174,12 +174,13 @@ def _is_float(a):
     return hasattr(a, "dtype") and jnp.issubdtype(a.dtype, jnp.inexact)
 
 
-def _check_agree(one, other):
-    """Raise where counts of two parts of a batch differ, and both are known."""
-    counts = hasattr(one, "dtype") and (
-        jnp.issubdtype(one.dtype, jnp.integer) or one.dtype == jnp.bool_
-    )
-    if counts and not loops.is_traced(one, other) and not np.array_equal(one, other):
+def _check_agree(parts):
+    """Raise where counts of the parts of a batch are known, and differ."""
+    dtype = getattr(parts[0], "dtype", None) if not loops.is_traced(parts) else None
+    if dtype is None or not (jnp.issubdtype(dtype, jnp.integer) or dtype == jnp.bool_):
+        return
+    first, *others = (np.asarray(a) for a in parts)
+    if not all(np.array_equal(first, other) for other in others):
         raise ValueError(
             "the auxiliary output has integers or booleans that differ between the parts of the "
             "batch, which groups= and accumulate= cannot put together: return means of metrics, "
@@ -196,8 +197,7 @@ def _mean_of_aux(tree, axis_name, stacked):
 
     def leaf(a):
         if stacked:
-            for part in a[1:]:
-                _check_agree(a[0], part)
+            _check_agree(a)
         if not hasattr(a, "dtype") or not jnp.issubdtype(a.dtype, jnp.number):
             return a[0] if stacked else a
         if jnp.issubdtype(a.dtype, jnp.inexact):

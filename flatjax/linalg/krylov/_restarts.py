@@ -124,7 +124,8 @@ class Run:
         if self.w is None and not self.on_device:
             self.w = self.product(self.state.vector)
         while self.filled < first + steps:
-            self.make_room()
+            if self.filled == self.rows:  # and there may be more
+                self.state = krylov.with_room(self.state, self.capacity)
             some = min(first + steps, self.rows) - self.filled
             self.state = krylov.run(self.op, self.state, some, self._taken())
             self.filled += some
@@ -135,11 +136,6 @@ class Run:
             if i + 1 < self.capacity:
                 self.matrix[i, i + 1] = self.matrix[i + 1, i] = betas[i] * scale
         self.beta = betas[self.filled - 1] * scale
-
-    def make_room(self) -> None:
-        """Add rows where all are full and there may be more."""
-        if self.filled == self.rows < self.capacity:
-            self.state = krylov.with_room(self.state, self.capacity)
 
     def combined(self, columns: np.ndarray) -> Tree:
         """Combinations of the rows, one for each column."""

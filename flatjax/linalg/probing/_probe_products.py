@@ -20,10 +20,8 @@ from flatjax.operators._base import Operator
 
 CHECK_EVERY = 8  # probes between two looks of an adaptive estimate at its spread
 LEAST = 16  # a stopping rule that looks at a standard error from fewer samples stops by luck
-# From so many on it stops where the standard error is half of what was asked: with normal samples
-# one that is too large shows as so small in 1 of 100 cases, and the value was off by more than
-# twice the tolerance in .01 to 11 % of 20,000 simulated traces (normal samples and skewed ones,
-# .02 to .4 of the mean), where looks from 16 samples on leave 0 to 10 %.
+# From so many on it stops where the standard error is half of what was asked: of 8 normal samples
+# one that is too large shows as so small in 1 of 100 cases (chi square of 7 degrees of freedom).
 EARLY = 8
 # Probes that share the passes over a basis, and the numbers up to which they are that many. Their
 # products stay one at a time: each has intermediate values of the model's size, and a CPU gains

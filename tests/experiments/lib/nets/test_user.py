@@ -54,6 +54,11 @@ number = 3
 def fewer(num_classes):
     return Net(2)
 
+class Pooled(Net):
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.Dense(self.num_classes)(x).mean(axis=0)
+
 def more(num_classes):
     return Net(num_classes + 2)
 
@@ -128,6 +133,8 @@ def test_outputs_are_one_for_each_class():
         init = jax.jit(named.model(f"own_nets.nets:{function}", 7).init)
         with pytest.raises(BadNetwork, match=r"\(2, [29]\) for 2 examples, not \(2, 7\)"):
             init(key, inputs)
+    with pytest.raises(BadNetwork, match=r"\(7,\) for 2 examples"):
+        named.model("own_nets.nets:Pooled", 7).init(key, inputs)
 
 
 def test_errors_of_the_users_own_code_are_shown_as_they_are():
