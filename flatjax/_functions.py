@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from flatjax import _loops as loops
+from flatjax import _nodes as nodes
 from flatjax._programs import Program, traced
 
 _MEMORY: contextvars.ContextVar[dict[Any, Any] | None] = contextvars.ContextVar(
@@ -30,7 +31,7 @@ _MEMORY: contextvars.ContextVar[dict[Any, Any] | None] = contextvars.ContextVar(
 )
 
 
-@jax.tree_util.register_dataclass
+@nodes.register
 @dataclasses.dataclass(frozen=True)
 class Followed:
     """A user's function at the values that it captured when it was followed; see [`follow`][].
@@ -93,7 +94,7 @@ class Followed:
         )
 
 
-@jax.tree_util.register_dataclass
+@nodes.register
 @dataclasses.dataclass(frozen=True)
 class Constant:
     """An object without arrays of its own as a leafless pytree.

@@ -104,8 +104,9 @@ def _shardings(v):
     return shardings if any(s is not None for s in shardings) else None
 
 
-@partial(convolutions.compiled, static_argnums=2)
-def _product(op, v, shardings):
+@partial(convolutions.compiled, static_argnames=("shardings", "kind"))
+def _product(op, v, shardings, kind):
+    del kind  # told apart from operators of other classes, see flatjax._nodes
     # The product of a vector that is sharded over devices is sharded alike: left to itself the
     # compiler may choose another layout, and every step of a Krylov method moves its vectors twice.
     w = op.mv(v)
@@ -159,10 +160,10 @@ def _on_its_own(op, v, shardings):
     """A product; of vectors that CPU devices share, with nothing else on them."""
     waits = shardings is not None and jax.default_backend() == "cpu" and not is_traced(op, v)
     if not waits:
-        return _product(op, v, shardings)
+        return _product(op, v, shardings, type(op))
     # XLA's CPU devices share their threads: of several programs with reductions at once each may
     # wait for devices that another one holds, for ever.
-    return jax.block_until_ready(_product(op, jax.block_until_ready(v), shardings))
+    return jax.block_until_ready(_product(op, jax.block_until_ready(v), shardings, type(op)))
 
 
 def _compiled(loop, *args):

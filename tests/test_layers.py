@@ -21,6 +21,7 @@ FLOORS = {
     "_loops": 0,
     "_programs": 0,
     "_progress": 0,
+    "_nodes": 0,
     "_reading": 0,
     "_matrix_products": 0,
     "_shifted_products": 0,

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from flatjax import _collectives as collectives
 from flatjax import _loops as loops
+from flatjax import _nodes as nodes
 from flatjax import _trees as trees
 from flatjax.losses._linear_head import LinearHead
 
@@ -131,7 +132,7 @@ def _gradient_product(loss, kind, head, targets, tangents, rows):
     return trees.cast(found, trees.structure_of(tangents))
 
 
-@jax.tree_util.register_dataclass
+@nodes.register
 @dataclasses.dataclass(frozen=True)
 class _Layer:
     kernel: Any

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from flatjax import _checks as checks
 from flatjax import _collectives as collectives
+from flatjax import _nodes as nodes
 from flatjax import _reading as reading
 
 # Of the logits of one block: 128 positions of a vocabulary of 50,000, which
@@ -17,7 +18,7 @@ _BYTES = 2**25
 
 
 @reading.readable
-@jax.tree_util.register_dataclass
+@nodes.register
 @dataclasses.dataclass(frozen=True)
 class LinearHead:
     r"""Logits $z = h W + b$ that are not formed: what a model returns in their place.

@@ -6,12 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from flatjax import _nodes as nodes
 from flatjax import _reading as reading
 from flatjax import _trees as trees
 
 
 @reading.readable
-@jax.tree_util.register_dataclass
+@nodes.register
 @dataclasses.dataclass(frozen=True)
 class Mean:
     r"""A weighted mean in two parts, returned by a loss that is no mean over the examples.

@@ -8,10 +8,11 @@ import jax
 
 from flatjax import _fingerprints as fingerprints
 from flatjax import _functions as functions
+from flatjax import _nodes as nodes
 from flatjax.losses._base import OutputLoss
 
 
-@jax.tree_util.register_dataclass
+@nodes.register
 @dataclasses.dataclass(frozen=True, repr=False)
 class FunctionLoss(OutputLoss):
     """A user's loss: a function ``(outputs, targets) -> (n,)``, or an object with more methods.

@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 
 from flatjax import _functions as functions
 from flatjax import _loops as loops
+from flatjax import _nodes as nodes
 from flatjax import _texts as texts
 from flatjax import _trees as trees
 from flatjax.operators import _scipy
@@ -32,11 +33,7 @@ def operator(cls: type[Class]) -> type[Class]:
 
     Fields made with ``static()`` are metadata (functions, names, flags); all others are leaves.
     """
-    cls = dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls)
-    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
-    meta = [f.name for f in fields if f.metadata.get("static")]
-    data = [f.name for f in fields if not f.metadata.get("static")]
-    return jax.tree_util.register_dataclass(cls, data_fields=data, meta_fields=meta)
+    return nodes.register(dataclasses.dataclass(frozen=True, eq=False, repr=False)(cls), LinearMap)
 
 
 def static(**kwargs: Any) -> Any:

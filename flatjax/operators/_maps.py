@@ -1,5 +1,6 @@
 """What every linear map of trees has: a shape, a dtype, a transpose, and other forms."""
 
+import functools
 from typing import Any
 
 import jax
@@ -89,10 +90,11 @@ def dense_columns(op: Any) -> jax.Array:
     """The products of a linear map with all unit vectors, raveled, one a row."""
     n, dtype = trees.size(op.structure), trees.dtype(op.structure)
     eyes = (np.eye(min(_COLUMNS, n - i), n, i) for i in range(0, n, _COLUMNS))
-    return jnp.concatenate([_products(op, jnp.asarray(eye, dtype)) for eye in eyes])
+    return jnp.concatenate([_products(op, jnp.asarray(eye, dtype), type(op)) for eye in eyes])
 
 
-@jax.jit
-def _products(op, rows):
+@functools.partial(jax.jit, static_argnames="kind")
+def _products(op, rows, kind):
+    del kind  # told apart from operators of other classes, see flatjax._nodes
     unravel = ravel_pytree(trees.zeros(op.structure))[1]
     return jax.vmap(lambda row: ravel_pytree(op.mv(unravel(row)))[0])(rows)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from flatjax import _nodes as nodes
 from flatjax import _reading as reading
 from flatjax import _trees as trees
 from flatjax._trees import Tree
@@ -140,7 +141,7 @@ def _lengths(curve, stops):
     return jax.vmap(one)(stops)
 
 
-@jax.tree_util.register_dataclass
+@nodes.register
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Bezier(Curve):
     """A Bezier curve; made by [`bezier`][]."""
@@ -157,7 +158,7 @@ def _bernstein(n, t):
     return jnp.stack([math.comb(n, j) * t**j * (1 - t) ** (n - j) for j in range(n + 1)])
 
 
-@jax.tree_util.register_dataclass
+@nodes.register
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Chain(Curve):
     """A polygonal chain; made by [`chain`][]."""
@@ -183,7 +184,7 @@ def _chain_lengths(curve, stops):
     return _dot(share, sides)
 
 
-@jax.tree_util.register_dataclass
+@nodes.register
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Simplex(Curve):
     """All points between some vertices; made by [`simplex`][].

@@ -91,13 +91,17 @@ def deep(devices):
     return flatjax.hessian(deep_loss, params, batch, weights=weights), v
 
 
+def product_program(op, v):
+    return loops._product.lower(op, v, loops._shardings(v), type(op)).compile()
+
+
 def spec_of(tree):
     return jax.tree.map(lambda a: a.sharding.spec, tree)
 
 
 def test_a_product_of_sharded_params_gathers_one_layer_at_a_time():
     op, v = deep(4)
-    compiled = loops._product.lower(op, v, loops._shardings(v)).compile()
+    compiled = product_program(op, v)
     gathered = [c.numbers for c in collectives(compiled) if c.kind == "all-gather"]
     # Of the layer, of its tangent, or of both at once; never all layers together.
     assert 0 < max(gathered) <= 2 * WIDTH * WIDTH < trees.size(op.structure)
@@ -149,10 +153,7 @@ def test_a_probe_is_drawn_without_communication():
 
 @pytest.mark.parametrize(
     "program",
-    [
-        orthogonalisation,
-        lambda n: loops._product.lower(*deep(n), loops._shardings(deep(n)[1])).compile(),
-    ],
+    [orthogonalisation, lambda n: product_program(*deep(n))],
     ids=["orthogonalisation", "product"],
 )
 def test_memory_falls_with_the_number_of_devices(program):

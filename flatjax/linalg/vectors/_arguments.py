@@ -1,5 +1,6 @@
 """Start vectors and first products, checked at the door of every estimator."""
 
+import functools
 from typing import Any
 
 import jax
@@ -96,8 +97,13 @@ def check_basis_dtype(what: str, dtype: Any, made: Tree) -> None:
         )
 
 
-@jax.jit
 def block_product(op: Operator, block: Tree) -> Tree:
     """The products with vectors stacked along a leading axis."""
+    return _block_product(op, block, type(op))
+
+
+@functools.partial(jax.jit, static_argnames="kind")
+def _block_product(op, block, kind):
+    del kind  # told apart from operators of other classes, see flatjax._nodes
     # vmap over tangents only: the primals are shared.
     return jax.vmap(op.mv)(block)
