@@ -263,8 +263,8 @@ def eigsh(
             found = found._replace(num_products=found.num_products + 1)
         else:
             grows = low is None and not (keep_state or rotations.is_shared(v0))
-            rows = krylov.rows_at_first(op.size, capacity) if grows else capacity
-            run = Run(op, krylov.start(v0, rows, restarts, low), w, k, capacity)
+            rows, each = krylov.rows_at_first(op.size, capacity) if grows else (capacity, None)
+            run = Run(op, krylov.start(v0, rows, restarts, low, each), w, k, capacity)
             del v0, w  # vectors that would be held to the end
             refine = None if low is None else jax.random.fold_in(key, 4)
             found = thick_restart.solve(

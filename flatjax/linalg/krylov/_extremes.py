@@ -215,10 +215,8 @@ def found(
 
 def _formed(basis, columns, sizes):
     """The first combinations and the others."""
-    return _combined(basis, columns, sizes, whole=rotations.is_shared(basis))
-
-
-_combined = jax.jit(rotations.combine_in_parts, static_argnums=2, static_argnames="whole")
+    whole = rotations.is_shared(basis)
+    return rotations.compiled_combine_in_parts(basis, columns, sizes, whole=whole)
 
 
 def _start(values, weights, exact, size):

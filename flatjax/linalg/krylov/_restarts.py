@@ -139,7 +139,13 @@ class Run:
 
     def combined(self, columns: np.ndarray) -> Tree:
         """Combinations of the rows, one for each column."""
-        return ritz.combine(self.state.basis, columns[: self.rows].astype(self.state.alphas.dtype))
+        c = columns[: self.rows].astype(self.state.alphas.dtype)
+        whole = rotations.is_shared(self.state.basis)
+        # Of a basis in parts the sum over them would be held beside that of the next part.
+        (found,) = rotations.compiled_combine_in_parts(
+            self.state.basis, c, (c.shape[1],), whole=whole
+        )
+        return found
 
     def forget(self) -> None:
         """Hold no vector any more."""

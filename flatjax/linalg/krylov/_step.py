@@ -45,6 +45,8 @@ LARGE, _FEW = 1 << 24, 16
 # So are those above so many (32 MB) where the end is not known: a few eigenvalues often take less
 # than 16 products, and 16 rows more are 715 MB of 11.2e6 numbers; to compile the step again 1.6 s.
 _DEAR = 1 << 23
+# In parts of so many rows, which are passed over until they are begun.
+_EACH = 8
 CHECK_EVERY = 8  # steps between two looks of the host at the coefficients
 
 
@@ -75,21 +77,23 @@ class Krylov(NamedTuple):
     seed: jax.Array
 
 
-def start(v0: Tree, capacity: int, key: jax.Array, basis_dtype: Any = None) -> Krylov:
-    """The state before the first step, from a unit vector.
+def start(
+    v0: Tree, capacity: int, key: jax.Array, basis_dtype: Any = None, each: int | None = None
+) -> Krylov:
+    """The state before the first step, from a unit vector; its basis in parts of ``each`` rows.
 
     With a ``basis_dtype`` every vector of the run is rounded to it, not only where it is stored:
     what is multiplied is the row itself. So rounding enters the Lanczos relation in units of the
     couplings, which behind the first few steps are those of the bulk, and not of the norm.
     """
-    return _start(v0, capacity, key, basis_dtype)  # one program, whether or not a dtype is given
+    return _start(v0, capacity, key, basis_dtype, each)  # one program, whatever is given
 
 
-@functools.partial(jax.jit, static_argnums=(1, 3))
-def _start(v0, capacity, key, basis_dtype):
+@functools.partial(jax.jit, static_argnums=(1, 3, 4))
+def _start(v0, capacity, key, basis_dtype, each):
     scalar = trees.dtype(v0)
     stored = None if basis_dtype is None else blocks.stored_in(basis_dtype)
-    empty = jax.tree.map(lambda x: jnp.zeros((capacity, *x.shape), stored or x.dtype), v0)
+    empty = bases.empty(v0, capacity, stored, each)
     return Krylov(
         basis=bases.set_row(empty, 0, v0),
         # A copy: the run consumes its buffers, and these are not its own.
@@ -129,9 +133,9 @@ def first_rows(size: int, last: int) -> int:
     return min(last, FIRST if size <= LARGE else _FEW)
 
 
-def rows_at_first(size: int, capacity: int) -> int:
-    """The rows to begin a run with that restarts at a capacity, and may be short."""
-    return min(capacity, _FEW) if size > _DEAR else capacity
+def rows_at_first(size: int, capacity: int) -> tuple[int, int | None]:
+    """The rows to begin a run with that restarts at a capacity, and may be short; and in parts."""
+    return min(capacity, _FEW) if size > _DEAR else capacity, _EACH if size > SMALL else None
 
 
 def with_room(state: Krylov, last: int) -> Krylov:
@@ -192,7 +196,7 @@ def _step(state: Krylov, w: Tree) -> Krylov:
     )
 
     def one_pass(carry):
-        h, before = bases.coefficients(state.basis, carry.w)
+        h, before = bases.coefficients(state.basis, carry.w, j + 1)
         # The overlap with the last vector is the one with the largest terms to cancel, and the
         # CPU's matrix-vector product is poor at that: 4e-6 in 5e4 dimensions, 3e-5 in 4e6.
         h = h.at[j].set(trees.vdot(q, carry.w))

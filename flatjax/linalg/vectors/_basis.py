@@ -7,7 +7,8 @@ reduction for a whole pass, whatever the number of leaves and devices.
 A basis that never grows (Ritz vectors, probes, a run of known length) is such a tree. One that
 grows is a [`Basis`][] of several, its parts, each allocated once: growing holds no second copy.
 Every function here takes either. Growing is the host's, which adds a part when all rows are full:
-so there are no empty parts to be passed over, and no collective inside a conditional.
+so there are no empty parts to be passed over, and no collective inside a conditional. On one device
+a [`LocalBasis`][] may have its parts before they are filled.
 
 Coefficients are contracted over whole parts, of which the rows not yet filled are zero. A loop over
 blocks of filled rows reads less, but XLA's CPU backend copies every block it slices: on 57 leaves
@@ -17,6 +18,7 @@ whole 0.10 s.
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -44,13 +46,29 @@ class Basis(NamedTuple):
     parts: tuple[Tree, ...]
 
 
+class LocalBasis(Basis):
+    """A basis on one device, in parts that are passed over while all of their rows are empty."""
+
+
 def parts_of(basis: Tree) -> tuple[Tree, ...]:
     """The trees of stacked vectors that a basis consists of."""
     return basis.parts if isinstance(basis, Basis) else (basis,)
 
 
-def _like(basis: Tree, parts: list[Tree]) -> Tree:
-    return Basis(tuple(parts)) if isinstance(basis, Basis) else parts[0]
+def like(basis: Tree, parts: Sequence[Tree]) -> Tree:
+    """A basis of the kind of another one, with other parts."""
+    return type(basis)(tuple(parts)) if isinstance(basis, Basis) else parts[0]
+
+
+def empty(vector: Tree, rows: int, dtype: Any = None, each: int | None = None) -> Tree:
+    """A basis of rows of zeros, in a dtype other than the vector's; in parts of ``each`` rows."""
+
+    def part(some):
+        return jax.tree.map(lambda x: jnp.zeros((some, *x.shape), dtype or x.dtype), vector)
+
+    if each is None:
+        return part(rows)
+    return LocalBasis(tuple(part(min(each, rows - i)) for i in range(0, rows, each)))
 
 
 def _sizes(basis: Tree) -> list[int]:
@@ -69,7 +87,8 @@ def cut(basis: Tree, c: jax.Array) -> list[jax.Array]:
 
 def grown(basis: Tree, rows: int, vector: Tree) -> Basis:
     """The basis with ``rows`` more, the first of which is ``vector`` and the others zero."""
-    return Basis((*parts_of(basis), _opened(vector, rows)))
+    kind = type(basis) if isinstance(basis, Basis) else Basis
+    return kind((*parts_of(basis), _opened(vector, rows)))
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -121,7 +140,7 @@ def set_row(basis: Tree, index: ArrayLike, v: Tree) -> Tree:
             kept = jax.tree.map(lambda x, y, inside=inside: jnp.where(inside, x, y), v, old)
             parts.append(jax.tree.map(leaf, part, kept))
         first += rows
-    return _like(basis, parts)
+    return like(basis, parts)
 
 
 def rounded(basis: Tree, v: Tree) -> Tree:
@@ -153,12 +172,15 @@ def unstack(basis: Tree) -> list[Tree]:
     return [jax.tree.map(lambda a, i=i: a[i], basis) for i in range(size(basis))]
 
 
-def coefficients(basis: Tree, w: Tree) -> tuple[jax.Array, jax.Array]:
+def coefficients(
+    basis: Tree, w: Tree, filled: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
     r"""The inner products $Q^\top w$ and $w^\top w$, in one reduction.
 
     Args:
       basis: a tree with leading axis ``m``.
       w: a vector.
+      filled: how many rows are not zero; of a `LocalBasis` the parts behind them are not read.
 
     Returns:
       The ``m`` inner products and the squared norm, in at least float32. The norm is accurate to a
@@ -177,9 +199,17 @@ def coefficients(basis: Tree, w: Tree) -> tuple[jax.Array, jax.Array]:
     scalar = trees.dtype(w)
     m = size(basis)
     total = jnp.zeros(m + 1, scalar)
+    first = np.cumsum([0, *_sizes(basis)])
+    skips = isinstance(basis, LocalBasis) and filled is not None
+
+    def inner(b, x, at):
+        if not skips or at == 0:
+            return _inner(b, x)
+        return lax.cond(at < filled, _inner, lambda b, x: jnp.zeros(len(b), x.dtype), b, x)
+
     for *bs, x in _leaves(*parts_of(basis), w):
         axes, x = tuple(range(x.ndim)), x.astype(scalar)
-        h = [_inner(b, x) for b in bs]
+        h = [inner(b, x, at) for b, at in zip(bs, first[:-1], strict=True)]
         squared = lax.dot_general(x, x, ((axes, axes), ((), ())), _HIGHEST)
         total = total + jnp.concatenate([*h, squared[None]])
     return total[:m], total[m]

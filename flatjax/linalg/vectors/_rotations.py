@@ -49,7 +49,7 @@ def rotated(basis: Tree, c: jax.Array, first: jax.Array, *, whole: bool = False)
     found = [leaf(*bs) for bs in zip(*map(jax.tree.leaves, parts), strict=True)]
     treedef = jax.tree.structure(parts[0])
     turned = [jax.tree.unflatten(treedef, own) for own in zip(*found, strict=True)]
-    return bases.Basis(tuple(turned)) if isinstance(basis, bases.Basis) else turned[0]
+    return bases.like(basis, turned)
 
 
 def combine_in_parts(
@@ -86,6 +86,9 @@ def combine_in_parts(
     treedef = jax.tree.structure(bases.parts_of(basis)[0])
     parts = [leaf(*bs) for bs in zip(*map(jax.tree.leaves, bases.parts_of(basis)), strict=True)]
     return tuple(jax.tree.unflatten(treedef, list(found)) for found in zip(*parts, strict=True))
+
+
+compiled_combine_in_parts = jax.jit(combine_in_parts, static_argnums=2, static_argnames="whole")
 
 
 def is_shared(basis: Tree) -> bool:
