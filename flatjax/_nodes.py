@@ -2,9 +2,9 @@
 
 Two tree structures are equal for JAX whatever the classes are that
 ``jax.tree_util.register_dataclass`` has made nodes of: only the number of fields and the values of
-the static ones are compared. The hashes differ, so that it shows by chance: with JAX 0.10.2 a
-function under ``jit`` that has been compiled for one class runs that program for 9 of 100 other
-classes of as many fields. Here the class is compared, too.
+the static ones are compared. The hashes differ, so that it shows by chance: a function under
+``jit`` that has been compiled for one class runs that program for some other classes of as many
+fields (JAX 0.10.2). Here the class is compared, too.
 """
 
 import dataclasses

@@ -199,17 +199,18 @@ def coefficients(
     scalar = trees.dtype(w)
     m = size(basis)
     total = jnp.zeros(m + 1, scalar)
-    first = np.cumsum([0, *_sizes(basis)])
+    sizes = _sizes(basis)
+    firsts = [sum(sizes[:i]) for i in range(len(sizes))]
     skips = isinstance(basis, LocalBasis) and filled is not None
 
-    def inner(b, x, at):
-        if not skips or at == 0:
+    def inner(b, x, first):
+        if not skips or first == 0:
             return _inner(b, x)
-        return lax.cond(at < filled, _inner, lambda b, x: jnp.zeros(len(b), x.dtype), b, x)
+        return lax.cond(first < filled, _inner, lambda b, x: jnp.zeros(len(b), x.dtype), b, x)
 
     for *bs, x in _leaves(*parts_of(basis), w):
         axes, x = tuple(range(x.ndim)), x.astype(scalar)
-        h = [inner(b, x, at) for b, at in zip(bs, first[:-1], strict=True)]
+        h = [inner(b, x, first) for b, first in zip(bs, firsts, strict=True)]
         squared = lax.dot_general(x, x, ((axes, axes), ((), ())), _HIGHEST)
         total = total + jnp.concatenate([*h, squared[None]])
     return total[:m], total[m]

@@ -37,8 +37,10 @@ def test_a_copy_that_the_first_steps_of_a_sweep_do_not_show(x64, which):
 
 
 @pytest.mark.parametrize("which", ["LA", "BE"])
-@pytest.mark.parametrize(("many", "parts"), [(1 << 24, [4, 10]), (0, [4, 4, 4, 2])])
-def test_a_run_that_grows_is_the_same_run(x64, monkeypatch, which, many, parts):
+@pytest.mark.parametrize(
+    ("many", "each", "parts"), [(1 << 24, None, [4, 10]), (0, 3, [3, 1, 4, 4, 2])]
+)
+def test_a_run_that_grows_is_the_same_run(x64, monkeypatch, which, many, each, parts):
     p, built = copies(jnp.float64), []
 
     def solve(seed):
@@ -49,6 +51,8 @@ def test_a_run_that_grows_is_the_same_run(x64, monkeypatch, which, many, parts):
     monkeypatch.setattr(krylov, "_DEAR", 0)
     monkeypatch.setattr(krylov, "_FEW", 4)
     monkeypatch.setattr(krylov, "LARGE", many)
+    monkeypatch.setattr(krylov, "_EACH", each)
+    monkeypatch.setattr(krylov, "SMALL", 0)
     run = thick_restart.Run
     monkeypatch.setattr("flatjax.linalg._eigsh.Run", lambda *a: built.append(run(*a)) or built[-1])
     monkeypatch.setattr(run, "forget", lambda self: None)

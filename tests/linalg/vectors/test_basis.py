@@ -39,6 +39,32 @@ def test_coefficients_are_all_inner_products_and_the_square(tree):
     np.testing.assert_allclose(square, flat(w) @ flat(w), rtol=1e-6)
 
 
+@pytest.mark.parametrize("filled", [1, 2, 3, 5])
+def test_parts_that_are_not_begun_are_not_read(tree, filled):
+    basis, matrix = tree
+    rows = -(-filled // 2) * 2  # a part has two of them, the last one
+    unread = jax.tree.map(lambda a: a.at[rows:].set(jnp.nan), basis)
+    parts = [jax.tree.map(lambda a, i=i: a[i : i + 2], unread) for i in (0, 2, 4)]
+    w = bases.row(basis, 4)
+    h, square = bases.coefficients(bases.LocalBasis(tuple(parts)), w, jnp.int32(filled))
+    expected = np.where(np.arange(M) < rows, matrix @ flat(w), 0)
+    # 40 products of order one in float32.
+    np.testing.assert_allclose(h, expected, atol=1e-5)
+    np.testing.assert_allclose(square, flat(w) @ flat(w), rtol=1e-6)
+    whole, _ = bases.coefficients(bases.Basis(tuple(parts)), w, jnp.int32(filled))
+    assert np.isnan(whole).sum() == max(M - rows, 0)  # the devices of a mesh go through all
+
+
+def test_an_empty_basis_and_one_that_grows(tree):
+    v = bases.row(tree[0], 0)
+    found = bases.empty(v, 5, each=2)
+    assert bases._sizes(found) == [2, 2, 1]
+    assert not any(np.any(a) for a in jax.tree.leaves(found))
+    assert type(bases.grown(found, 3, v)) is bases.LocalBasis
+    assert type(bases.grown(bases.empty(v, 2), 3, v)) is bases.Basis
+    assert all(a.dtype == np.float16 for a in jax.tree.leaves(bases.empty(v, 2, jnp.float16)))
+
+
 def test_combine_one_and_several(tree):
     basis, matrix = tree
     c = np.random.default_rng(1).standard_normal((M, 3)).astype(np.float32)
