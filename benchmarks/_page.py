@@ -284,6 +284,7 @@ def page(found: dict[str, Record]) -> str:
             _sections.products,
         ),
         ("growth", "## Growth\n", _texts.GROWTH, _sections.growths),
+        ("basis_parts", "## A basis in parts\n", _texts.BASIS_PARTS, _sections.basis_parts),
         ("costs", "## Products and solvers\n", _texts.COSTS, _sections.costs),
         ("transforms", "## The transforms\n", _texts.TRANSFORMS, _sections.transforms),
         ("landscape", "## Pictures of the loss surface\n", _texts.LANDSCAPE, _sections.landscape),

@@ -51,6 +51,19 @@ def growths(record: Record) -> str:
     return table(["cost", "against", "from, to", "fitted exponent", "expected"], rows)
 
 
+def basis_parts(record: Record) -> str:
+    """Steps in a whole basis and in one in parts."""
+    rows = []
+    for size, kinds in record["results"].items():
+        whole, parts = kinds["whole"], kinds["parts"]
+        ratio = f"{parts['seconds'] / whole['seconds']:.2f}"
+        spent = [seconds(kind[what]) for what in ("seconds", "compile") for kind in (whole, parts)]
+        held = f"{whole['vectors']:.1f}, {parts['vectors']:.1f}"
+        rows.append([f"{int(size):,}", *spent[:2], ratio, *spent[2:], held])
+    head = ["numbers", "whole", "in parts", "ratio", "compile, whole", "compile, in parts"]
+    return table([*head, "temporary vectors"], rows)
+
+
 def products(record: Record) -> str:
     """Products of `eigsh` beside ARPACK's, their sums last; and of the estimates."""
     found, body = record["results"]["pairs"], []

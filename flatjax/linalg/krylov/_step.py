@@ -45,7 +45,8 @@ LARGE, _FEW = 1 << 24, 16
 # So are those above so many (32 MB) where the end is not known: a few eigenvalues often take less
 # than 16 products, and 16 rows more are 715 MB of 11.2e6 numbers; to compile the step again 1.6 s.
 _DEAR = 1 << 23
-# In parts of so many rows, which are passed over until they are begun.
+# Above `SMALL` in parts of so many rows, which are passed over until they are begun: 26 steps in 32
+# rows then take some two thirds of the time (`python -m benchmarks basis_parts`).
 _EACH = 8
 CHECK_EVERY = 8  # steps between two looks of the host at the coefficients
 
